@@ -1,0 +1,56 @@
+# make run    a virtual environment in .venv, everything installed, and the main job
+# make test   the same environment, then style and tests
+# The plain commands behind these are in README.md.
+
+BASE   := $(shell for p in python3.11 python3 python; do \
+            $$p -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && command -v $$p && break; done)
+BIN    := .venv/bin
+READY  := .venv/.installed
+RUN    := runs/first
+SUITES := savings depot galaxy
+ASK    := Mia has 14 stamps and buys 25 more. Then she gives 12 of them to Leo. How many stamps does Mia have?
+
+# Everything here works without a network; what would look a model up on a hub shall say so instead of waiting for it.
+export HF_HUB_OFFLINE ?= 1
+# Compiling 30,000 files takes longer than installing them: Python compiles those that are used, when they are.
+unexport PYTHONDONTWRITEBYTECODE
+
+.DELETE_ON_ERROR:
+.PHONY: run test lint format benchmarks clean
+
+run: $(READY)
+	@rm -rf $(RUN) && mkdir -p $(RUN)
+	@echo "== 1/3  questions of $(words $(SUITES)) embedded suites, relayed"
+	@$(BIN)/relaylab decode $(SUITES:%=--suite %) --limit 16 --out $(RUN)/traces.jsonl
+	@echo "== 2/3  one question, token by token"
+	@$(BIN)/relaylab solve "$(ASK)"
+	@echo "== 3/3  notebook 00, executed"
+	@cd notebooks && ../$(BIN)/papermill --kernel python3 --no-progress-bar 00_first_relay.ipynb ../$(RUN)/00_first_relay.ipynb
+	@echo "== done: traces and the executed notebook are in $(RUN)"
+
+test: lint
+	$(BIN)/python -m pytest -n auto $(PYTEST_ARGS)
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+benchmarks: $(READY)
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+clean:
+	rm -rf .venv runs dist build .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Done once, and again when what is to be installed changes. `make clean` starts from nothing.
+$(READY): pyproject.toml constraints.txt relaylab/version.py
+	@test -n "$(BASE)" || { echo "relaylab needs Python 3.11 or newer, with venv; none was found on the PATH"; exit 1; }
+	@echo "== $$($(BASE) --version) at $(BASE): making .venv"
+	@$(BASE) -m venv .venv
+	@echo "== installing as pinned in constraints.txt (1.8 GB, some minutes the first time)"
+	@$(BIN)/pip install -qq --no-compile --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@ && echo "== installed"

@@ -1,0 +1,76 @@
+"""Policies: who calls when the student does not, or before it can.
+
+A policy looks at a moment of a row, before the student's next token is drawn, and may return an n: then the command
+``<call>n</call>`` is written as if the student had written it, and the relay goes on as always. An untrained student never
+calls by itself; with a policy it takes part in a relay all the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """What a policy may look at: completion ``position``, tokens ``since`` the last hand-off, answered ``calls`` so far,
+    and the ``entropy`` in nats of the student's next token, where the policy says that it uses it."""
+
+    position: int
+    since: int
+    calls: int
+    entropy: float | None
+
+
+class Policy(Protocol):
+    uses_entropy: bool
+
+    def __call__(self, moment: Moment) -> int | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class CallAt:
+    """Call at given completion positions: ``CallAt({12: 4})`` asks for 4 tokens before the 13th.
+
+    Positions count the command's and the teacher's tokens too; one that a hand-off jumps over is passed by.
+    """
+
+    calls: Mapping[int, int]
+    uses_entropy = False
+
+    def __call__(self, moment: Moment) -> int | None:
+        return self.calls.get(moment.position)
+
+
+@dataclass(frozen=True, slots=True)
+class CallEvery:
+    """Call for ``n`` tokens after every ``every`` tokens of the student."""
+
+    every: int
+    n: int
+    uses_entropy = False
+
+    def __call__(self, moment: Moment) -> int | None:
+        return self.n if moment.since >= self.every else None
+
+
+@dataclass(frozen=True, slots=True)
+class CallWhenUnsure:
+    """Call for ``n`` tokens where the student's entropy is above ``threshold`` nats: a relay without any training.
+
+    ``most`` bounds the calls a row, since a student far from what it knows is unsure of everything.
+
+    >>> CallWhenUnsure(1.0, 4)(Moment(position=9, since=9, calls=0, entropy=1.5))
+    4
+    """
+
+    threshold: float
+    n: int
+    most: int | None = None
+    uses_entropy = True
+
+    def __call__(self, moment: Moment) -> int | None:
+        full = self.most is not None and moment.calls >= self.most
+        assert moment.entropy is not None
+        return self.n if moment.entropy > self.threshold and not full else None

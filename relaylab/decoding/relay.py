@@ -1,0 +1,336 @@
+"""The relay: a student writes, calls, a teacher continues, the student goes on (method: section 3).
+
+One loop for one question in a notebook and for a thousand rollouts in training. Rows are decoded together until each has
+ended or waits for the teacher; then the teacher answers all that wait, together. Since a row's tokens are a function of
+its prompt and seed alone, this order is only a matter of speed.
+
+``Relay.stream`` yields events while it happens; ``Relay.run`` returns the traces.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from relaylab.decoding.policies import Moment, Policy
+from relaylab.decoding.row import Limits, RelayRow
+from relaylab.models.engine import Engine, Row
+from relaylab.models.sampling import sample, token_statistics
+from relaylab.models.teachers import Message, NoTeacher, Teacher
+from relaylab.trace import Call, Trace
+
+Prompt = str | list[Message]
+OnFailure = Literal["carry_on", "raise", "exclude"]
+
+_keys = itertools.count()  # rows are known to teachers by a number that no other row of this process has
+FORBIDDEN_SPAN = 8  # tokens from a fork that forbids a call, in which none may begin
+MAX_LOGITS = 2**27  # floats of one recorded forward pass: a long answer times a large vocabulary fills memory fast
+
+
+@dataclass(frozen=True, slots=True)
+class TokenEvent:
+    """A token at completion ``position`` of row ``row``; ``source`` is ``s`` or ``t`` (a command is known at its end)."""
+
+    row: int
+    position: int
+    id: int
+    text: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class CallOpened:
+    """The student has closed a command: the teacher will be asked. ``call.start`` to ``call.end`` are its tokens."""
+
+    row: int
+    call: Call
+
+
+@dataclass(frozen=True, slots=True)
+class CallClosed:
+    """The teacher has answered, or failed to; its tokens have been sent as events."""
+
+    row: int
+    call: Call
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    row: int
+    trace: Trace
+
+
+Event = TokenEvent | CallOpened | CallClosed | Done
+
+
+class TeacherFailed(RuntimeError):
+    """A teacher failed and the policy is ``raise``. ``traces`` holds all rows as far as they came."""
+
+    def __init__(self, message: str, traces: list[Trace]):
+        super().__init__(message)
+        self.traces = traces
+
+
+@dataclass(slots=True, eq=False)
+class _Live:
+    index: int
+    row: RelayRow
+    cache: Row
+
+
+class Relay:
+    """A student, a teacher, and the terms between them.
+
+    limits: the caps (``Limits``). temperature: 0 is greedy. policy: writes calls for the student (``policies.py``).
+    forbid_calls: teacher-free decoding, no call can be written; always so with ``NoTeacher``. on_failure: what happens
+    where the teacher fails: ``carry_on`` alone with the failed call in the trace, ``raise`` TeacherFailed, or ``exclude``
+    the row, whose trace then ends there. record: keep log-probabilities and entropies of the student; those of teacher
+    tokens that the student never had to run stay None. batch_size: rows decoded at a time.
+
+    >>> from relaylab.models.zoo import load_engine
+    >>> from relaylab.models.teachers import ScriptedTeacher
+    >>> from relaylab.decoding.policies import CallAt
+    >>> relay = Relay(load_engine("student"), ScriptedTeacher(["twelve"]), policy=CallAt({0: 6}), limits=Limits(max_tokens=20))
+    >>> trace = relay.run(["What is 7+5?"])[0]
+    >>> trace.text.startswith("<call>6</call>twelve"), trace.calls[0].granted
+    (True, 6)
+    """
+
+    def __init__(
+        self,
+        student: Engine,
+        teacher: Teacher,
+        *,
+        limits: Limits | None = None,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        policy: Policy | None = None,
+        forbid_calls: bool = False,
+        on_failure: OnFailure = "carry_on",
+        record: bool = False,
+        batch_size: int = 64,
+    ):
+        if on_failure not in ("carry_on", "raise", "exclude"):
+            raise ValueError(f"on_failure is {on_failure!r}; it must be 'carry_on', 'raise' or 'exclude'")
+        if temperature < 0 or not 0 < top_p <= 1 or top_k < 0 or batch_size < 1:
+            raise ValueError("temperature and top_k must not be negative, top_p lies in (0, 1], batch_size is at least 1")
+        self.student, self.teacher = student, teacher
+        self.limits = limits or Limits()
+        self.temperature, self.top_p, self.top_k = temperature, top_p, top_k
+        self.policy, self.on_failure, self.record, self.batch_size = policy, on_failure, record, batch_size
+        self.forbid_calls = forbid_calls or isinstance(teacher, NoTeacher)
+        self._shared = teacher.fingerprint == student.text.fingerprint
+
+    def run(self, prompts: Sequence[Prompt], *, seeds: Sequence[int] | None = None) -> list[Trace]:
+        """Relay all prompts; one trace a prompt, in order. ``seeds``: one a prompt, 0, 1, 2 ... where not given."""
+        stream = self.stream(prompts, seeds=seeds)
+        for _ in stream:
+            pass
+        return stream.traces
+
+    def stream(self, prompts: Sequence[Prompt], *, seeds: Sequence[int] | None = None) -> Stream:
+        """The events of a relay, as it happens. A prompt is a question or a list of chat messages."""
+        seeds = range(len(prompts)) if seeds is None else seeds
+        if len(seeds) != len(prompts):
+            raise ValueError(f"{len(seeds)} seeds for {len(prompts)} prompts")
+        if isinstance(prompts, str):
+            raise ValueError("prompts is one text; pass a list of prompts")
+        return Stream(self, [self._row(p, seed) for p, seed in zip(prompts, seeds)])
+
+    def fork(
+        self,
+        trace: Trace,
+        at: int,
+        *,
+        call: int | None = None,
+        forbid: bool = False,
+        seed: int | None = None,
+        prompt: Prompt | None = None,
+    ) -> Stream:
+        """The relay from completion position ``at`` of a trace on: as it was before, with one thing changed.
+
+        call: a command for so many tokens is written first; a call resized is a fork at its start with another n.
+        forbid: the token at ``at`` must not come again and no call may begin there or shortly after; forbids a call
+        when ``at`` is its start. With the trace's own seed, positions behind the change meet the same luck as before.
+        ``prompt`` are the messages, where they were more than the one question of ``trace.prompt``.
+        """
+        if not 0 <= at <= len(trace.completion_ids):
+            raise ValueError(f"a trace of {len(trace.completion_ids)} tokens cannot be forked at {at}")
+        row = self._row(prompt or trace.prompt, (trace.seed or 0) if seed is None else seed)
+        row.prompt_ids = list(trace.prompt_ids)
+        row.replay(trace, at)
+        if forbid:
+            row.forbidden_until = at + FORBIDDEN_SPAN
+            if at < len(trace.completion_ids):
+                row.forbidden_at = (at, trace.completion_ids[at])
+        elif call is not None:
+            row.force(call)
+        return Stream(self, [row])
+
+    def _row(self, prompt: Prompt, seed: int) -> RelayRow:
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        return RelayRow(
+            self.student.text, messages, self.student.prompt_ids(messages), key=next(_keys), seed=seed,
+            temperature=self.temperature, limits=self.limits, end_ids=self.student.end_ids, shared=self._shared,
+            record=self.record,
+        )
+
+
+class Stream(Iterator[Event]):
+    """The events of some rows. ``traces`` are their records at any time: close it early, and they end ``interrupted``."""
+
+    def __init__(self, relay: Relay, rows: list[RelayRow]):
+        self._relay, self._rows = relay, rows
+        self._live: list[_Live] = []
+        self._events = self._decode()
+
+    def __next__(self) -> Event:
+        return next(self._events)
+
+    def close(self) -> None:
+        """Stop decoding; caches are given back."""
+        self._events.close()
+        for row in self._rows:
+            if row.open:
+                row.finish("interrupted")
+
+    @property
+    def traces(self) -> list[Trace]:
+        return [self._trace(row) for row in self._rows]
+
+    def _trace(self, row: RelayRow) -> Trace:
+        trace = row.trace()
+        trace.student, trace.teacher = self._relay.student.name, self._relay.teacher.name
+        return trace
+
+    def _decode(self) -> Iterator[Event]:
+        queue = list(enumerate(self._rows))[::-1]
+        live = self._live
+        try:
+            while queue or live:
+                while queue and len(live) < self._relay.batch_size:
+                    index, row = queue.pop()
+                    live.append(_Live(index, row, self._relay.student.open(row.prompt_ids + row.ids)))
+                if active := [x for x in live if x.row.open and not x.row.waiting and self._fits(x)]:
+                    yield from self._step(active)
+                elif waiting := [x for x in live if x.row.waiting]:
+                    yield from self._ask(waiting)
+                for x in [x for x in live if not x.row.open]:
+                    live.remove(x)
+                    self._give_back(x)
+                    yield Done(x.index, self._trace(x.row))
+        finally:
+            for x in live:
+                self._give_back(x)
+            live.clear()
+
+    def _fits(self, x: _Live) -> bool:
+        if len(x.cache.ids) > self._relay.student.context:
+            x.row.finish("context")
+        elif x.row.room <= 0:
+            x.row.finish("length")
+        return x.row.open
+
+    def _give_back(self, x: _Live) -> None:
+        self._relay.student.close(x.cache)
+        self._relay.teacher.release([x.row.key])
+
+    # The student ----------------------------------------------------------------------------------------------------------
+
+    def _step(self, active: list[_Live]) -> Iterator[Event]:
+        """One token, or one forced command, for every active row."""
+        relay = self._relay
+        if not relay.record:
+            yield from self._choose(active, relay.student.forward([x.cache for x in active])[:, -1])
+            return
+        # Each pending token that is followed by a completion token has a distribution worth recording.
+        counts = [min(x.cache.pending, len(x.row.ids) + 1) for x in active]
+        most = max(1, MAX_LOGITS // (relay.student.vocabulary * max(counts)))
+        for begin in range(0, len(active), most):
+            part, positions = active[begin : begin + most], max(counts[begin : begin + most])
+            logits = relay.student.forward([x.cache for x in part], positions=positions)
+            logp, entropy = token_statistics(logits)
+            for i, x in enumerate(part):
+                for back in range(1, min(counts[begin + i], positions)):
+                    place = len(x.row.ids) - back
+                    self._note(x.row, place, logp[i, -1 - back], entropy[i, -1 - back])
+            before = [len(x.row.ids) for x in part]
+            yield from self._choose(part, logits[:, -1])
+            for i, x in enumerate(part):
+                self._note(x.row, before[i], logp[i, -1], entropy[i, -1])
+
+    def _note(self, row: RelayRow, place: int, logp, entropy) -> None:
+        if place < len(row.ids):
+            row.logprobs[place] = float(logp[row.ids[place]])
+            row.entropies[place] = float(entropy)
+
+    def _choose(self, active: list[_Live], logits) -> Iterator[Event]:
+        forced = self._policy(active, logits)
+        free = [i for i, n in enumerate(forced) if n is None]
+        rows = [active[i].row for i in free]
+        if free:
+            tokens = sample(
+                logits if len(free) == len(active) else logits[free],
+                temperatures=[r.temperature for r in rows],
+                uniforms=[r.uniforms[len(r.ids)] if r.temperature > 0 else 0.0 for r in rows],
+                top_p=self._relay.top_p,
+                top_k=self._relay.top_k,
+                forbidden=self._forbidden(rows),
+            )
+        drawn = dict(zip(free, tokens)) if free else {}
+        for i, x in enumerate(active):
+            before = len(x.row.ids)
+            call = x.row.student(drawn[i]) if i in drawn else x.row.force(forced[i])
+            self._relay.student.extend(x.cache, x.row.ids[before:])
+            yield from self._tokens(x, before)
+            if call:
+                yield CallOpened(x.index, call)
+
+    def _policy(self, active: list[_Live], logits) -> list[int | None]:
+        policy = self._relay.policy
+        if policy is None:
+            return [None] * len(active)
+        entropies = token_statistics(logits)[1].tolist() if policy.uses_entropy else [None] * len(active)
+        return [
+            policy(Moment(len(x.row.ids), x.row.since_handoff, sum(c.status == "answered" for c in x.row.calls), e))
+            for x, e in zip(active, entropies)
+        ]
+
+    def _forbidden(self, rows: list[RelayRow]) -> dict:
+        bans = {}
+        for i, row in enumerate(rows):
+            here = len(row.ids)
+            if not (self._relay.forbid_calls or here < row.forbidden_until):
+                continue
+            bans[i] = self._relay.student.text.forbidden(row.turn_tail)
+            if row.forbidden_at is not None and row.forbidden_at[0] == here:
+                bans[i] = bans[i].copy()
+                bans[i][row.forbidden_at[1]] = True
+        return bans
+
+    def _tokens(self, x: _Live, before: int) -> Iterator[Event]:
+        for i in range(before, len(x.row.ids)):
+            source = "t" if x.row.source[i] == "t" else "s"
+            yield TokenEvent(x.index, i, x.row.ids[i], x.row.pieces[i], source)
+
+    # The teacher ----------------------------------------------------------------------------------------------------------
+
+    def _ask(self, waiting: list[_Live]) -> Iterator[Event]:
+        relay = self._relay
+        for x in waiting:
+            x.row.hand_over()
+        said = relay.teacher.continue_([x.row.context for x in waiting], [x.row.waiting.granted for x in waiting])
+        for x, continuation in zip(waiting, said, strict=True):
+            before = len(x.row.ids)
+            call = x.row.deliver(continuation, relay.teacher.name)
+            relay.student.extend(x.cache, x.row.ids[before:])
+            if call.error is not None and relay.on_failure == "exclude":
+                x.row.finish("excluded")
+            yield from self._tokens(x, before)
+            yield CallClosed(x.index, call)
+        failed = [c for c in said if c.error is not None]
+        if failed and relay.on_failure == "raise":
+            raise TeacherFailed(f"{relay.teacher.name}: {failed[0].error}", self.traces)

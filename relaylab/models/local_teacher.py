@@ -1,0 +1,123 @@
+"""A teacher in this process: an engine that keeps each row's cache between calls.
+
+Of each context only what is new is run: the student's text since the last call and the last token that the teacher wrote
+itself. The engine may be a student's own (one model in both roles) and may have another tokenizer than the student.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Hashable, Sequence
+
+import torch
+
+from relaylab.models.engine import Engine, Row
+from relaylab.models.sampling import Uniforms, sample
+from relaylab.models.teachers import Context, Continuation, Finish
+
+
+class LocalTeacher:
+    """A teacher over an ``Engine``; greedy at ``temperature`` 0, else sampled with each row's own seed.
+
+    >>> from relaylab.models.zoo import load_engine
+    >>> teacher = LocalTeacher(load_engine("student"))
+    >>> said = teacher.continue_([Context(0, [{"role": "user", "content": "What is 7+5?"}])], [3])[0]
+    >>> len(said.ids) == said.tokens <= 3
+    True
+    """
+
+    def __init__(self, engine: Engine, *, temperature: float = 0.0, top_p: float = 1.0, top_k: int = 0, name: str = ""):
+        self.engine = engine
+        self.name = name or engine.name or "local"
+        self.fingerprint = engine.text.fingerprint
+        self.temperature, self.top_p, self.top_k = temperature, top_p, top_k
+        self._rows: dict[Hashable, _Known] = {}
+
+    def continue_(self, contexts: Sequence[Context], n: Sequence[int]) -> list[Continuation]:
+        started = time.perf_counter()
+        jobs = [_Job(self._known(c), c, count) for c, count in zip(contexts, n, strict=True)]
+        try:
+            self._generate(jobs)
+        except torch.OutOfMemoryError as error:
+            self.release([c.row for c in contexts])
+            text = f"out of memory: {str(error).splitlines()[0]}; lower the batch size or the context"
+            return [Continuation("", "error", error=text) for _ in jobs]
+        latency = time.perf_counter() - started
+        return [self._said(job, latency) for job in jobs]
+
+    def release(self, rows: Sequence[Hashable]) -> None:
+        for key in rows:
+            if known := self._rows.pop(key, None):
+                self.engine.close(known.row)
+
+    def _known(self, context: Context) -> _Known:
+        """The row of a context, brought up to date; what it shares with its past is not run again."""
+        known = self._rows.get(context.row)
+        if known is None:
+            known = self._rows[context.row] = _Known(self.engine.open(self.engine.prompt_ids(context.messages)))
+            known.ids = list(known.row.ids)
+        for segment in context.segments[known.segments :]:
+            known.ids += segment.ids if segment.ids is not None else self.engine.text.encode(segment.text)
+        known.segments = len(context.segments)
+        row = known.row
+        same = next((i for i, (a, b) in enumerate(zip(row.ids, known.ids)) if a != b), min(len(row.ids), len(known.ids)))
+        self.engine.crop(row, same)
+        self.engine.extend(row, known.ids[same:])
+        if not row.pending:  # asked again without a new segment: the last token's distribution is needed once more
+            row.cached -= 1
+        return known
+
+    def _generate(self, jobs: list[_Job]) -> None:
+        active = [j for j in jobs if j.room(self.engine.context)]
+        while active:
+            logits = self.engine.forward([j.known.row for j in active])[:, -1]
+            tokens = sample(
+                logits,
+                temperatures=[self.temperature] * len(active),
+                uniforms=[j.uniform(self.temperature) for j in active],
+                top_p=self.top_p,
+                top_k=self.top_k,
+            )
+            for job, token in zip(active, tokens):
+                if token in self.engine.end_ids:
+                    job.finish = "stop"
+                else:
+                    job.ids.append(token)
+                    self.engine.extend(job.known.row, [token])
+            active = [j for j in active if j.finish == "length" and j.room(self.engine.context)]
+
+    def _said(self, job: _Job, latency: float) -> Continuation:
+        text = self.engine.text
+        data = b"".join(text.bytes[i] for i in job.ids)
+        if job.context.whole_characters:
+            while job.ids and data.decode(errors="ignore") != data.decode(errors="replace"):
+                data = data[: len(data) - len(text.bytes[job.ids.pop()])]
+        if not job.ids and job.finish == "length":
+            why = "the context is full" if len(job.known.row.ids) >= self.engine.context else "no whole character in its tokens"
+            return Continuation("", "error", latency=latency, error=f"{self.name}: {why}")
+        return Continuation(data.decode(errors="replace"), job.finish, tuple(job.ids), len(job.ids), latency)
+
+
+class _Known:
+    """A row that the teacher has met: its engine row, and the ids of the segments taken in so far."""
+
+    def __init__(self, row: Row):
+        self.row, self.ids, self.segments = row, list[int](), 0
+
+
+class _Job:
+    """One context to continue by ``n`` tokens."""
+
+    def __init__(self, known: _Known, context: Context, n: int):
+        self.known, self.context, self.n = known, context, n
+        self.ids: list[int] = []
+        self.finish: Finish = "length"
+        self._begin = len(known.ids)
+        self._uniforms = Uniforms(context.seed, stream=1)
+
+    def room(self, context: int) -> bool:
+        return len(self.ids) < self.n and len(self.known.row.ids) <= context
+
+    def uniform(self, temperature: float) -> float:
+        """The draw for a position of the teacher's view, prompt included."""
+        return self._uniforms[self._begin + len(self.ids)] if temperature > 0 else 0.0

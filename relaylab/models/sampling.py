@@ -1,0 +1,82 @@
+"""Drawing the next token of many rows at once, each row with its own temperature and its own randomness.
+
+The draw for completion position p of a row is a function of (seed, p) alone. So a row's tokens do not depend on its
+batch, and a fork that changes one thing meets the same luck in all the rest (common random numbers).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+
+class Uniforms:
+    """The uniform numbers of one row: ``u[p]`` in [0, 1) for completion position p, a function of the seed and p.
+
+    ``stream`` tells apart those who draw under one seed: the student 0, a teacher 1. Seeds are not negative.
+
+    >>> Uniforms(7)[3] == Uniforms(7)[3] != Uniforms(8)[3]
+    True
+    """
+
+    def __init__(self, seed: int, *, stream: int = 0):
+        self._generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, stream])))
+        self._drawn = np.empty(0)
+
+    def __getitem__(self, position: int) -> float:
+        while position >= len(self._drawn):
+            self._drawn = np.concatenate([self._drawn, self._generator.random(256)])
+        return float(self._drawn[position])
+
+
+def sample(
+    logits: torch.Tensor,
+    *,
+    temperatures: Sequence[float],
+    uniforms: Sequence[float],
+    top_p: float = 1.0,
+    top_k: int = 0,
+    forbidden: dict[int, np.ndarray] | None = None,
+) -> list[int]:
+    """One token a row from logits (B, V): the most probable where the temperature is 0, else by inverting the CDF.
+
+    ``forbidden`` maps rows of the batch to bool arrays (V') of tokens that must not come, V' <= V; what lies beyond V'
+    (the padding of an embedding matrix) is forbidden there too.
+    """
+    if forbidden:
+        logits = logits.clone()
+        for row, ban in forbidden.items():
+            logits[row, : len(ban)].masked_fill_(torch.from_numpy(ban[: logits.shape[1]]).to(logits.device), -torch.inf)
+            logits[row, len(ban) :] = -torch.inf
+    warm = [i for i, t in enumerate(temperatures) if t > 0]
+    chosen = logits.argmax(-1)
+    if warm:
+        t = torch.tensor([temperatures[i] for i in warm], device=logits.device)
+        scaled = logits[warm] / t[:, None]
+        if top_p < 1 or top_k > 0:
+            scaled = _truncate(scaled, top_p, top_k)
+        cdf = torch.softmax(scaled, -1, dtype=torch.float64).cumsum(-1)
+        u = torch.tensor([uniforms[i] for i in warm], device=logits.device, dtype=torch.float64)
+        drawn = torch.searchsorted(cdf, (u * cdf[:, -1])[:, None], right=True)[:, 0]
+        # Rounding may carry u * total to the total itself, past the last token that can come.
+        last = (cdf < cdf[:, -1:]).sum(-1)
+        chosen[warm] = torch.minimum(drawn, last)
+    return chosen.tolist()
+
+
+def _truncate(logits: torch.Tensor, top_p: float, top_k: int) -> torch.Tensor:
+    """Keep the ``top_k`` likeliest tokens (0: all), and of these the fewest that hold ``top_p`` of the probability."""
+    ordered, index = logits.sort(-1, descending=True)
+    if top_k > 0:
+        ordered[:, top_k:] = -torch.inf
+    before = torch.softmax(ordered, -1).cumsum(-1) - torch.softmax(ordered, -1)
+    ordered[before >= top_p] = -torch.inf
+    return torch.full_like(logits, -torch.inf).scatter(-1, index, ordered)
+
+
+def token_statistics(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probabilities (..., V) and entropies (...) in nats at temperature 1."""
+    logp = torch.log_softmax(logits.float(), -1)
+    return logp, -(logp.exp() * logp).nan_to_num(0.0).sum(-1)

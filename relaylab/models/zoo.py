@@ -1,0 +1,103 @@
+"""Names to models: the embedded ones, local directories, hub ids, and LoRA adapters of any of these.
+
+Embedded models are package data and load through the same AutoModelForCausalLM and AutoTokenizer as any other; nothing
+past this module knows that they are small. ``manifest.json`` beside them holds checksums and scores.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from relaylab.models.engine import Engine
+
+WEIGHTS = Path(__file__).parent / "weights"
+MANIFEST = WEIGHTS / "manifest.json"
+CONFIGS = ("config.json", "adapter_config.json")  # a directory with one of them is a model
+
+
+def embedded() -> dict[str, Path]:
+    """The embedded models by name."""
+    return {p.parent.name: p.parent for p in sorted(WEIGHTS.glob("*/*config.json")) if p.name in CONFIGS}
+
+
+def resolve(name: str | Path) -> str:
+    """The path or hub id that a name stands for: an embedded name first, then a directory, else a hub id as it is."""
+    here = embedded()
+    if str(name) in here:
+        return str(here[str(name)])
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not any((path / c).exists() for c in CONFIGS):
+            raise ValueError(f"{path} holds no model: neither {' nor '.join(CONFIGS)} is there")
+        return str(path)
+    if str(name).count("/") != 1 or str(name).startswith((".", "~", "/")):
+        raise ValueError(f"no model {str(name)!r}: it is none of the embedded ones ({', '.join(here)}), no directory, "
+                         "and no hub id of the form owner/name")
+    return str(name)
+
+
+def load_model(
+    name: str | Path, *, dtype: torch.dtype | None = None, device: str | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model and its tokenizer, in evaluation mode; a LoRA adapter comes merged into its base model.
+
+    ``device``: cuda where there is one, else cpu. ``dtype``: float32 on a CPU, else the checkpoint's. Remote code is never
+    run and weights are read from safetensors only.
+    """
+    path = resolve(name)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = dtype or (torch.float32 if device == "cpu" else "auto")
+    options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "trust_remote_code": False}
+    adapter = Path(path) / "adapter_config.json"
+    if adapter.exists():
+        from peft import PeftModel
+
+        base = resolve(json.loads(adapter.read_text())["base_model_name_or_path"])
+        model = AutoModelForCausalLM.from_pretrained(base, **options)
+        model = PeftModel.from_pretrained(model, path).merge_and_unload()
+        path = base if not (Path(path) / "tokenizer.json").exists() else path
+    else:
+        model = AutoModelForCausalLM.from_pretrained(path, **options)
+    return model.to(device).eval(), AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+
+
+def load_engine(name: str | Path, *, keep: int = 0, **options: Any) -> Engine:
+    """An engine over ``load_model(name, **options)``."""
+    model, tokenizer = load_model(name, **options)
+    return Engine(model, tokenizer, keep=keep, name=str(name))
+
+
+def embedded_tokenizer() -> PreTrainedTokenizerBase:
+    """The tokenizer that all embedded models share."""
+    return load_tokenizer("student")
+
+
+def checksum(directory: Path) -> str:
+    """SHA-256 over a model's weights, configurations and tokenizer."""
+    digest = hashlib.sha256()
+    names = ("*.safetensors", "*config.json", "tokenizer.json", "chat_template.jinja")
+    for file in sorted({f for name in names for f in directory.glob(name)}):
+        digest.update(file.name.encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model, without its weights."""
+    return AutoTokenizer.from_pretrained(resolve(name), trust_remote_code=False)
+
+
+def manifest() -> dict[str, dict[str, Any]]:
+    """What is known of the embedded models: ``sha256``, ``parameters``, ``recipe``, ``scores`` and how they were made."""
+    return json.loads(MANIFEST.read_text()) if MANIFEST.exists() else {}
+
+
+def changed() -> list[str]:
+    """The embedded models whose files are not those of the manifest."""
+    known = manifest()
+    return [name for name, path in embedded().items() if known.get(name, {}).get("sha256") != checksum(path)]

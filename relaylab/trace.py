@@ -1,0 +1,244 @@
+"""``Trace``: the one record of a relay. Metrics, rewards, loss masks and views read it and re-derive nothing from text.
+
+Every completion token has one ``source``, a letter: ``s`` student, ``t`` teacher, ``c`` command (a student token that
+holds at least one character of a closed call). Ids are those that were sampled or given, in order.
+
+Files are JSON Lines, one trace a line, each line complete in itself. A last line torn by a crash is left out when
+reading and cut off when appending; a broken line elsewhere is an error that names it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from relaylab.command import strip_calls
+
+if TYPE_CHECKING:
+    import datasets
+    import pandas
+
+VERSION = 1
+STUDENT, TEACHER, COMMAND = "s", "t", "c"
+
+# Why a generation ended: the student's end token; the teacher's; the limit of tokens; the model's context is full; the
+# policy `exclude` after a teacher failure; the caller closed the stream.
+STOPS = ("end", "teacher_end", "length", "context", "excluded", "interrupted")
+
+
+@dataclass(slots=True)
+class Call:
+    """One call of the student. Positions count completion tokens; ``end`` is where the teacher's tokens begin.
+
+    status: ``answered``; ``failed`` (the teacher could not, see ``error``); ``refused`` (a cap left nothing to grant);
+    or the problem of the command: ``empty``, ``malformed``, ``zero``, ``too_large``, ``unclosed``.
+    """
+
+    start: int
+    end: int
+    requested: int | None = None
+    granted: int = 0  # after the caps, in the teacher's tokens
+    delivered: int = 0  # completion tokens that came of it, in the student's tokens
+    written: int = 0  # tokens the teacher wrote, in its own; differs from `delivered` between tokenizers
+    status: str = "answered"
+    finish: str | None = None  # the teacher's: `length`, or `stop` where it ended the answer
+    teacher: str | None = None
+    latency: float | None = None  # seconds, retries included
+    error: str | None = None
+    forced: bool = False  # written by a policy or a fork, not by the student
+
+
+@dataclass(slots=True)
+class Trace:
+    """One prompt and its relayed completion.
+
+    >>> t = Trace(prompt="2*3?", prompt_ids=[1], completion_ids=[5, 6, 7, 8], source="scct",
+    ...           pieces=["=", "<call>1", "</call>", "6"], calls=[Call(1, 3, 1, 1, 1, 1)], stop="end")
+    >>> t.text, t.teacher_view, t.call_ratio
+    ('=<call>1</call>6', '=6', 0.25)
+    """
+
+    prompt: str
+    prompt_ids: list[int]
+    completion_ids: list[int] = field(default_factory=list)
+    source: str = ""
+    pieces: list[str] = field(default_factory=list)  # the text of each token; joined they are the completion's text
+    calls: list[Call] = field(default_factory=list)
+    stop: str = ""
+    logprobs: list[float | None] | None = None  # of each token under the student, at temperature 1, in nats
+    entropies: list[float | None] | None = None  # of the student's distribution before each token, in nats
+    seed: int | None = None
+    temperature: float = 0.0
+    student: str = ""
+    teacher: str = ""
+    id: str = ""
+    problem: dict[str, Any] = field(default_factory=dict)  # question, answer, suite ... of the task
+    correct: bool | None = None
+
+    def __post_init__(self) -> None:
+        self.check()
+
+    def check(self) -> None:
+        """Raise ValueError unless the parallel lists are of one length and the calls lie within them."""
+        n = len(self.completion_ids)
+        for name in ("source", "pieces", "logprobs", "entropies"):
+            value = getattr(self, name)
+            if value is not None and len(value) != n:
+                raise ValueError(f"trace {self.id!r}: {name} has {len(value)} entries for {n} completion tokens")
+        if extra := set(self.source) - {STUDENT, TEACHER, COMMAND}:
+            raise ValueError(f"trace {self.id!r}: unknown sources {sorted(extra)}; known are s, t and c")
+        for call in self.calls:
+            if not 0 <= call.start <= call.end <= call.end + call.delivered <= n:
+                raise ValueError(f"trace {self.id!r}: call {call} lies outside of its {n} tokens")
+
+    @property
+    def text(self) -> str:
+        """The completion as the student sees it, commands included."""
+        return "".join(self.pieces)
+
+    @property
+    def teacher_view(self) -> str:
+        """The completion as the teacher sees it: the student's commands removed, the teacher's own text untouched."""
+        return "".join(text if source == TEACHER else strip_calls(text) for source, text in self.segments())
+
+    def segments(self) -> Iterator[tuple[str, str]]:
+        """Turns: ("s", text with its commands) and ("t", text) as they alternate; two calls in a row meet in one "t"."""
+        start = 0
+        for i in range(1, len(self.source) + 1):
+            if i == len(self.source) or (self.source[i] == TEACHER) != (self.source[start] == TEACHER):
+                yield (TEACHER if self.source[start] == TEACHER else STUDENT), "".join(self.pieces[start:i])
+                start = i
+
+    def count(self, source: str) -> int:
+        """Completion tokens of one source."""
+        return self.source.count(source)
+
+    @property
+    def answered(self) -> list[Call]:
+        return [c for c in self.calls if c.status == "answered"]
+
+    @property
+    def call_ratio(self) -> float:
+        """rho: delivered teacher tokens over all completion tokens, commands included (section 3); 0 where empty."""
+        return self.count(TEACHER) / len(self.completion_ids) if self.completion_ids else 0.0
+
+    @property
+    def first_call(self) -> int | None:
+        """Completion position of the first answered call's command, or None."""
+        return min((c.start for c in self.answered), default=None)
+
+    @property
+    def mean_n(self) -> float | None:
+        """Mean delivered tokens an answered call, or None without one."""
+        calls = self.answered
+        return sum(c.delivered for c in calls) / len(calls) if calls else None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"version": VERSION} | asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Trace:
+        data = dict(data)
+        if (version := data.pop("version", None)) != VERSION:
+            raise ValueError(f"this is a trace of version {version!r}; this relaylab reads version {VERSION}")
+        if unknown := set(data) - {f.name for f in fields(cls)}:
+            raise ValueError(f"unknown trace fields {sorted(unknown)}")
+        return cls(**data | {"calls": [Call(**c) for c in data.get("calls", [])]})
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), ensure_ascii=True, separators=(",", ":"))
+
+
+def read_traces(path: str | os.PathLike) -> Iterator[Trace]:
+    """The traces of a file, one at a time; a torn last line is left out.
+
+    Raises ValueError, with file and line, for a broken line that is not the last.
+    """
+    with open(path, "rb") as f:
+        for number, line in enumerate(f, 1):
+            if not line.endswith(b"\n"):
+                return  # every whole line ends with a line break: this one was being written when its writer died
+            try:
+                yield Trace.from_dict(json.loads(line))
+            except (ValueError, TypeError) as error:
+                raise ValueError(f"{path}, line {number}: not a trace ({error})") from error
+
+
+class TraceWriter:
+    """Appends traces to a file, each flushed whole, after cutting off a torn last line.
+
+    >>> import tempfile, pathlib
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "t.jsonl"
+    >>> with TraceWriter(path) as out: out.write(Trace("q", [1], id="a"))
+    >>> [t.id for t in read_traces(path)]
+    ['a']
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.path.exists():
+            whole = self.path.read_bytes()
+            if whole and not whole.endswith(b"\n"):
+                os.truncate(self.path, whole.rfind(b"\n") + 1)
+        self._file = open(self.path, "ab")
+
+    def write(self, trace: Trace) -> None:
+        trace.check()
+        self._file.write(trace.to_json().encode() + b"\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> TraceWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def to_dataset(traces: Iterable[Trace]) -> datasets.Dataset:
+    """A ``datasets.Dataset`` with one row a trace; ``problem`` and ``calls`` are JSON text, so that any mix fits."""
+    import datasets
+
+    rows = [t.to_dict() | {"problem": json.dumps(t.problem), "calls": json.dumps([asdict(c) for c in t.calls])} for t in traces]
+    return datasets.Dataset.from_list(rows)
+
+
+def from_dataset(dataset: datasets.Dataset) -> Iterator[Trace]:
+    """The traces of a dataset made by ``to_dataset``."""
+    for row in dataset:
+        yield Trace.from_dict(row | {"problem": json.loads(row["problem"]), "calls": json.loads(row["calls"])})
+
+
+def to_frame(traces: Iterable[Trace]) -> pandas.DataFrame:
+    """A tidy pandas frame, one row a trace: identity, outcome, and the counts that analyses start from."""
+    import pandas
+
+    return pandas.DataFrame(
+        {
+            "id": t.id,
+            "suite": t.problem.get("suite"),
+            "student": t.student,
+            "teacher": t.teacher,
+            "seed": t.seed,
+            "temperature": t.temperature,
+            "correct": t.correct,
+            "stop": t.stop,
+            "tokens": len(t.completion_ids),
+            "student_tokens": t.count(STUDENT),
+            "teacher_tokens": t.count(TEACHER),
+            "command_tokens": t.count(COMMAND),
+            "call_ratio": t.call_ratio,
+            "calls": len(t.answered),
+            "unanswered_calls": len(t.calls) - len(t.answered),
+            "mean_n": t.mean_n,
+            "first_call": t.first_call,
+        }
+        for t in traces
+    )

@@ -1,0 +1,24 @@
+"""What holds for all tests. These variables must stand before torch and transformers are imported."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+from misbehaving_server import MisbehavingServer
+
+# No test waits for a network: what would ask a hub fails at once, and says so.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if "PYTEST_XDIST_WORKER" in os.environ:  # one worker a core: threads within them would only fight
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture
+def misbehaving_server() -> Iterator[MisbehavingServer]:
+    """An API server of our own for faults of every kind; its dialect and its script are set on it."""
+    server = MisbehavingServer()
+    yield server
+    server.stop()

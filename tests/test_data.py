@@ -1,0 +1,130 @@
+"""A user's own questions: what loads, and what the errors say; and real benchmark files where there are any."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from relaylab.tasks.data import load_problems
+from relaylab.tasks.grading import grade_details
+from relaylab.tasks.suites import Problem
+
+SHARED = Path(os.environ.get("RELAYLAB_SHARED", Path(__file__).resolve().parents[2] / "shared")) / "benchmarks"
+BENCHMARKS = {
+    "aime24": 15,
+    "aime25": 15,
+    "amc23": 20,
+    "bbeh_mini": 230,
+    "gsm8k": 660,
+    "gsm8k_train": 2000,
+    "math500": 250,
+    "minerva_math": 136,
+    "olympiadbench": 338,
+}
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(name: str, content: str | bytes) -> Path:
+        path = tmp_path / name
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return path
+
+    return write
+
+
+def row(**columns) -> str:
+    return json.dumps(columns) + "\n"
+
+
+@pytest.mark.parametrize("question", ["question", "problem", "input", "prompt"])
+@pytest.mark.parametrize("answer", ["answer", "target", "final_answer"])
+def test_column_names(write, question, answer):
+    assert load_problems(write("a.jsonl", row(**{question: "2+2?", answer: "4"}))) == [Problem("a-1", "a", "2+2?", "4")]
+
+
+@pytest.mark.parametrize(
+    ("columns", "answer", "solution"),
+    [
+        ({"answer": "2*3=6\n6*7=42\n#### 42"}, "42", "2*3=6\n6*7=42"),
+        ({"answer": "#### 1,234"}, "1,234", ""),
+        ({"answer": "x #### 5", "solution": "mine"}, "5", "mine"),
+        ({"answer": 27.0}, "27", ""),
+        ({"answer": 0}, "0", ""),
+        ({"answer": 2.5}, "2.5", ""),
+        ({"final_answer": ["$2^{9}$"]}, "$2^{9}$", ""),
+        ({"final_answer": ["1", 2.0]}, "1, 2", ""),
+        ({"solution": r"\boxed{1}, no, \boxed{\frac{1}{2}}"}, r"\frac{1}{2}", r"\boxed{1}, no, \boxed{\frac{1}{2}}"),
+        ({"answer": None, "target": "6"}, "6", ""),
+    ],
+)
+def test_answers(write, columns, answer, solution):
+    (problem,) = load_problems(write("a.jsonl", row(question="q", **columns)))
+    assert (problem.answer, problem.solution) == (answer, solution)
+
+
+def test_ids_levels_blank_lines_and_limit(write):
+    path = write("a.jsonl", row(id=7, problem="p", answer=1, level=3) + "\n" + row(problem="q", answer=2) + "broken")
+    assert [(p.id, p.level) for p in load_problems(path, limit=2)] == [("7", "3"), ("a-3", "")]
+
+
+def test_json_and_csv_say_the_same(write):
+    expected = [("1", 'two "words",\nhere', "4"), ("2", "ü", "5")]
+    rows = [{"id": i, "question": q, "answer": a} for i, q, a in expected]
+    for path in (
+        write("a.json", json.dumps(rows)),
+        write("a.csv", b"\xef\xbb\xbf" + 'id,question,answer\n1,"two ""words"",\nhere",4\n2,ü,5\n'.encode()),
+        write("B.JSONL", "".join(map(json.dumps, rows)).replace("}{", "}\r\n{")),
+    ):
+        assert [(p.id, p.question, p.answer) for p in load_problems(path)] == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", "", r"a\.txt: unknown ending '\.txt'; use one of \.jsonl, \.json, \.csv"),
+        ("a.jsonl", row(question="q", answer="1") + "{", r"a\.jsonl, line 2: not JSON .*one JSON object"),
+        ("a.jsonl", "[" * 100_000, r"a\.jsonl, line 1: not JSON"),
+        ("a.jsonl", "[1]", r"line 1: a JSON list; each row must be an object"),
+        ("a.jsonl", row(q="x", answer="1"), r"line 1: no question; name its column one of question, .*has q, answer"),
+        ("a.jsonl", row(question=" ", answer="1"), r"line 1: no question"),
+        ("a.jsonl", row(question="q"), r"line 1: no answer; name its column one of answer, .*\\boxed\{\}"),
+        ("a.jsonl", row(question="q", answer=True), "line 1: no answer"),
+        ("a.jsonl", row(question="q", answer="so ####"), "line 1: no answer"),
+        ("a.jsonl", row(id=1, question="q", answer="1") * 2, r"line 2: the id '1' comes twice; make the ids unique"),
+        ("a.jsonl", "\n\n", r"a\.jsonl: no questions in it"),
+        ("a.jsonl", b'{"question": "\xff"}', r"a\.jsonl: not UTF-8 text .*save the file as UTF-8"),
+        ("a.json", '{"question": "q"}', r"a\.json: holds a JSON dict; the file must be one JSON list"),
+        ("a.json", '[{"question": "q", "answer": "1"}, 5]', r"a\.json, item 2: a JSON int"),
+        ("a.json", "[", r"a\.json: not JSON"),
+        ("a.csv", "question,answer\nq,1\nq,1,000\n", r"a\.csv, line 3: more fields than the header; put fields"),
+        ("a.csv", 'question,answer\n"q"x,1\n', r"a\.csv, after line 1: not CSV .*double quotes"),
+        ("a.csv", "question,answer\nq\n", r"a\.csv, line 2: no answer"),
+    ],
+)
+def test_errors_name_file_line_and_remedy(write, name, content, message):
+    with pytest.raises(ValueError, match=message):
+        load_problems(write(name, content))
+
+
+def test_limit_must_be_positive(write):
+    with pytest.raises(ValueError, match="at least 1"):
+        load_problems(write("a.jsonl", row(question="q", answer="1")), limit=0)
+
+
+def test_a_missing_file_is_an_os_error(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"none\.jsonl"):
+        load_problems(tmp_path / "none.jsonl")
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_benchmark_files_load_and_their_answers_grade_as_correct(name):
+    path = SHARED / f"{name}.jsonl"
+    if not path.exists():
+        pytest.skip(f"{path} is not here; set RELAYLAB_SHARED to the folder that holds benchmarks/")
+    problems = load_problems(path)
+    assert len(problems) == BENCHMARKS[name]
+    for problem in problems[::3]:
+        for answer in {problem.answer, problem.answer.replace("$", "")}:
+            assert grade_details(rf"\boxed{{{answer}}}", problem.answer).correct, (problem.id, answer)

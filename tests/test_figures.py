@@ -1,0 +1,188 @@
+"""Figures hold the numbers of the traces, exactly, and say them in words too."""
+
+import shutil
+import time
+
+import numpy as np
+import plotly.io as pio
+import pytest
+
+from relaylab.trace import Call, Trace
+from relaylab.viz import figures
+from relaylab.viz.theme import ROLES, described
+from relaylab.viz.view import trace_summary
+
+
+def trace(name: str, source: str, calls: list[Call], **more) -> Trace:
+    return Trace("q", [1], list(range(len(source))), source, list(source), calls, id=name, **more)
+
+
+def three() -> list[Trace]:
+    return [
+        trace("none", "s" * 8, []),
+        trace("late", "sssssscctts" + "s" * 9, [Call(6, 8, 9, 5, 2, 2)]),
+        trace("early", "sscctscccs", [Call(2, 4, 1, 1, 1, 1), Call(6, 9, None, status="empty")], correct=True),
+    ]
+
+
+def drawn(fig) -> dict[str, list[tuple]]:
+    """Bars by name: (row, first token, length)."""
+    return {b.name: list(zip(b.y, b.base, b.x, strict=True)) for b in fig.data if b.type == "bar"}
+
+
+def marks(fig) -> dict[str, list[tuple]]:
+    return {
+        m.name: [(round(y + 0.42), x) for x, y in zip(m.x, m.y, strict=True)] for m in fig.data if m.type == "scatter"
+    }
+
+
+def test_call_positions_are_those_of_the_traces_earliest_first():
+    fig = figures.call_positions(three())
+    assert drawn(fig) == {
+        "student tokens": [(0, 0, 10), (1, 0, 20), (2, 0, 8)],
+        "teacher tokens": [(0, 4, 1), (1, 8, 2)],
+        "command": [(0, 2, 2), (1, 6, 2)],
+        "command nobody answered": [(0, 6, 3)],
+    }
+    assert marks(fig) == {"command": [(0, 2), (1, 6)], "command nobody answered": [(0, 6)]}
+    assert [fig.layout.yaxis.ticktext[i] for i in range(3)] == ["✓ early", "late", "none"]
+    assert "(tokens)" in fig.layout.xaxis.title.text
+    symbols = {m.name: m.marker.symbol for m in fig.data if m.type == "scatter"}
+    assert symbols == {"command": ROLES["c"].symbol, "command nobody answered": "x"}
+
+
+def test_relative_positions_are_per_cent_of_each_completion():
+    bars = drawn(figures.call_positions(three(), relative=True))
+    assert bars["command"] == [(0, pytest.approx(20), pytest.approx(20)), (1, pytest.approx(30), pytest.approx(10))]
+    assert [length for _, _, length in bars["student tokens"]] == pytest.approx([100, 100, 100])
+    # By tokens "x" calls later than "y", by its share of the completion earlier.
+    x, y = trace("x", "s" * 6 + "ct" + "s" * 92, [Call(6, 7, 1, 1, 1)]), trace("y", "sssct", [Call(3, 4, 1, 1, 1)])
+    assert figures.call_positions([x, y]).layout.yaxis.ticktext[0] == "y"
+    assert figures.call_positions([x, y], relative=True).layout.yaxis.ticktext[0] == "x"
+
+
+def test_hover_names_the_call():
+    fig = figures.call_positions(three())
+    teacher = next(b for b in fig.data if b.name == "teacher tokens")
+    assert teacher.hovertext[1] == "<b>call 1</b> of late, at token 6<br>asked 9, granted 5, delivered 2<br>wrote “tt”"
+    lost = next(b for b in fig.data if b.name == "command nobody answered")
+    assert lost.hovertext[0] == "<b>call 2</b> of early, at token 6<br>asked no number, granted 0, delivered 0<br>empty"
+
+
+def test_text_alternative_has_the_numbers():
+    alt = figures.call_positions(three()).layout.meta["alt"]
+    assert alt == (
+        "Where 3 traces call the teacher: 2 of them call, 3 calls in all; half of the first calls come by token 2; "
+        "the teacher wrote 7.9 % of all tokens."
+    )
+
+
+def test_many_traces_become_shares():
+    # 402 rows of four tokens: half write s t s s, the others nothing of the teacher and only two tokens.
+    called = [trace(f"a{i}", "sts" + "s", [Call(1, 1, 1, 1, 1, forced=True)]) for i in range(201)]
+    fig = figures.call_positions([trace(f"b{i}", "ss", []) for i in range(201)] + called)
+    (heat,) = fig.data
+    z, starts = np.array(heat.z), np.array(heat.customdata)
+    assert z.shape == (320, 4)
+    assert z[0].tolist() == [0, 100, 0, 0]
+    assert z[-1, :2].tolist() == [0, 0]
+    assert np.isnan(z[-1, 2:]).all()
+    assert starts.sum() == starts[:, 1].sum() == 201
+    assert (heat.x0, heat.dx) == (0.5, 1)
+
+    relative = np.array(figures.call_positions(called * 2, relative=True).data[0].z)
+    assert relative.shape == (320, 100)
+    assert np.flatnonzero(relative[0] == 100).tolist() == [25]
+
+
+def test_five_thousand_traces_are_fast():
+    rows = [trace(str(i), "s" * 100 + "ccctttt" + "s" * 93, [Call(100, 103, 4, 4, 4, 4)]) for i in range(5000)]
+    start = time.perf_counter()
+    fig = figures.call_positions(rows)
+    assert time.perf_counter() - start < 3
+    assert len(fig.to_json()) < 3e6
+
+
+def test_rows_get_thinner_with_their_number():
+    heights = [figures.call_positions(three()[1:2] * n).layout.height for n in (1, 10, 200)]
+    assert heights == sorted(heights)
+    assert heights[0] < 250
+    assert heights[2] < 900
+    assert figures.call_positions(three()[1:2] * 200).layout.yaxis.showticklabels is False
+
+
+def test_one_trace_alone_and_none():
+    assert drawn(figures.call_positions(three()[1])) == drawn(figures.call_positions(three()[1:2]))
+    with pytest.raises(ValueError, match="no trace"):
+        figures.call_positions([])
+    empty = figures.call_positions(Trace("q", [1]))
+    assert "the teacher wrote 0.0 %" in empty.layout.meta["alt"]
+
+
+def test_hostile_text_stays_text():
+    bad = "</script><a href='x'>$x$\x1b\u202e"
+    t = trace(bad, "sct", [Call(1, 2, 1, 1, 1, error=bad)], entropies=[0.1, 0.2, None])
+    t.pieces[2] = bad
+    for fig in (figures.call_positions(t), figures.token_entropy(t)):
+        texts = [text for d in fig.data for text in (d.hovertext if isinstance(d.hovertext, tuple) else [])]
+        texts += fig.layout.yaxis.ticktext or fig.layout.xaxis.ticktext
+        joined = "".join(texts).replace("<br>", "").replace("<b>", "").replace("</b>", "")
+        assert not set("<$\x1b\u202e") & set(joined)
+        assert "\\x1b" in joined
+        assert described(fig).html.count("</script>") == described(figures.call_positions(three())).html.count(
+            "</script>"
+        )
+    assert trace_summary(t).startswith("</script>")  # a line of text is no page: only steering characters are changed
+
+
+def test_token_entropy_holds_the_recorded_values():
+    t = trace("e", "sscctts", [Call(2, 4, 2, 2, 2, 2)], entropies=[0.5, 0.25, 2.0, 0.25, None, None, 1.0])
+    fig = figures.token_entropy(t)
+    bars, line, begins = fig.data
+    assert (list(bars.x), list(bars.width)) == ([5], [2])  # tokens 4 and 5 cover 4 to 6
+    assert list(line.x) == [0.5, 1.5, 2.5, 3.5, 4.5, 5.5, 6.5]
+    np.testing.assert_equal(list(line.y), [0.5, 0.25, 2.0, 0.25, np.nan, np.nan, 1.0])
+    assert (list(begins.x), list(begins.y)) == ([2.5], [2.0])
+    assert begins.marker.symbol == ROLES["c"].symbol
+    assert "nats" in fig.layout.yaxis.title.text
+    assert fig.layout.meta["alt"] == (
+        "Entropy of the student along 7 tokens: mean 0.80 nats, highest 2.00 at token 2; "
+        "where commands begin, mean 2.00 nats."
+    )
+    for nothing in (None, [None] * 7):
+        t.entropies = nothing
+        with pytest.raises(ValueError, match="no entropies"):
+            figures.token_entropy(t)
+
+
+def test_templates_and_the_figure_in_words():
+    assert pio.templates["relaylab"].layout.paper_bgcolor == "rgba(0,0,0,0)"
+    fig = figures.call_positions(three())
+    bundle = described(fig)._repr_mimebundle_()
+    assert bundle["text/plain"] == fig.layout.meta["alt"]
+    assert f'aria-label="{fig.layout.meta["alt"]}"' in bundle["text/html"]
+    assert "<script src" not in bundle["text/html"]
+    assert len(bundle["text/html"]) < 40_000  # the library is elsewhere
+    fig.layout.meta = None
+    with pytest.raises(ValueError, match="text alternative"):
+        described(fig)
+
+
+def test_saving_without_a_browser_writes_html_and_says_why(tmp_path, monkeypatch):
+    def no_browser(*_):
+        raise RuntimeError("Kaleido requires Google Chrome\nlong story")
+
+    monkeypatch.setattr(figures, "_render", no_browser)
+    with pytest.warns(UserWarning, match="apt-get install chromium.*Kaleido requires Google Chrome$"):
+        path = figures.save_figure(figures.call_positions(three()), tmp_path / "new" / "calls.png")
+    assert path == tmp_path / "new" / "calls.html"
+    assert "Where the student calls the teacher" in path.read_text()
+    with pytest.raises(ValueError, match=r"\.png"):
+        figures.save_figure(figures.call_positions(three()), tmp_path / "calls.doc")
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="needs a Chromium")
+def test_saving_a_picture(tmp_path):
+    pytest.importorskip("kaleido")
+    path = figures.save_figure(figures.call_positions(three()), tmp_path / "calls.svg")
+    assert "position in the completion (tokens)" in path.read_text()

@@ -1,0 +1,399 @@
+"""Grading: the right answer is found, and no text can raise, hang, or exhaust memory."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from relaylab.tasks import grading
+from relaylab.tasks.grading import Grade, extract_boxed, grade, grade_details, grade_many
+
+SLACK = 15.0  # seconds that a busy machine may add to a bounded time
+
+
+def boxed(answer: str) -> str:
+    return rf"So it is \boxed{{{answer}}}."
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """A short limit, so that hostile answers cost the tests less; results of other limits are forgotten."""
+    monkeypatch.setattr(grading, "CPU_SECONDS", 0.25)
+    grading._verify.cache_clear()
+    yield
+    grading._verify.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("no box", None),
+        ("", None),
+        (r"\boxed{5}", "5"),
+        (r"\boxed{1} then \boxed{2}", "2"),
+        (r"\boxed{1} then \boxed{2", "1"),
+        (r"\boxed{", None),
+        (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
+        (r"\boxed{\boxed{5}}", "5"),
+        (r"\boxed{x = \boxed{5} m}", "5"),
+        (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
+        (r"\boxed{\{1, 2)}", r"\{1, 2)"),
+        (r"\boxed{a \\{b}}", r"a \\{b}"),
+        (r"x \\\boxed{5}", "5"),
+        (r"x \\boxed{5}", "5"),
+        (r"\boxed {5}", "5"),
+        ("\\boxed\n{5}", "5"),
+        (r"$\boxed 5$", "5"),
+        (r"\boxed 42.", "42"),
+        (r"\boxed -3/4 is it", "-3/4"),
+        (r"\boxed x", "x"),
+        (r"put it in \boxed and stop", None),
+        (r"\fbox{7}", "7"),
+        (r"\boxedx{7}", None),
+        (r"\boxed{}", ""),
+        (r"} { \boxed{3} }", "3"),
+        ("\\boxed{a\nb}", "a\nb"),
+    ],
+)
+def test_extract_boxed(text, expected):
+    assert extract_boxed(text) == expected
+
+
+def reference_extract(text: str) -> str | None:
+    """The definition, in quadratic time: the last box from whose brace the depth comes back to zero."""
+    for start in reversed(range(len(text))):
+        if text.startswith(r"\boxed{", start):
+            depth, i = 0, start + 6
+            while i < len(text):
+                if text[i] == "\\":
+                    i += 2
+                    continue
+                depth += (text[i] == "{") - (text[i] == "}")
+                if depth == 0:
+                    return text[start + 7 : i]
+                i += 1
+    return None
+
+
+@given(st.lists(st.sampled_from([r"\boxed{", "{", "}", r"\{", r"\}", "a", "5 "]), max_size=14).map("".join))
+def test_extract_boxed_follows_its_definition(text):
+    assert extract_boxed(text) == reference_extract(text)
+
+
+@settings(max_examples=50)
+@given(st.text(max_size=40) | st.text(alphabet="\\boxedf{} 5", max_size=60))
+def test_extract_boxed_takes_any_text(text):
+    found = extract_boxed(text)
+    assert found is None or found in text
+
+
+@pytest.mark.parametrize(
+    "piece", [r"\boxed{", r"\boxed{5}", r"\boxed 1", "\\boxed" + " " * 9, "{", "}", "\\", "\\\\{", "9", "\\boxed{}{"]
+)
+def test_extract_boxed_is_linear(piece):
+    def seconds(size: int) -> float:
+        start = time.process_time()
+        extract_boxed(piece * (size // len(piece)))
+        return time.process_time() - start
+
+    assert seconds(800_000) < 1.0 + 40 * seconds(100_000)  # quadratic time would be 64 times, and minutes
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference"),
+    [
+        ("5", "5"),
+        ("5.0", "5"),
+        ("5.", "5"),
+        ("1,024", "1024"),
+        (".5", "0.5"),
+        ("007", "7"),
+        ("-0", "0"),
+        (r"\$18", "18"),
+        (r"\frac12", "0.5"),
+        (r"\dfrac{1}{2}", r"\frac{1}{2}"),
+        ("1/2", "0.5"),
+        ("2^{10}", "1024"),
+        ("10^{100}", "1" + "0" * 100),
+        ("x = 5", "5"),
+        ("2, 1", "1, 2"),
+        (r"18 \text{ cm}", "18"),
+        (r"50\%", "0.5"),
+        (r"\sqrt{8}", r"2\sqrt{2}"),
+        ("x(x+1)", "x^2+x"),
+        (r"2^{1009}", r"$2^{1009}$"),
+        ("Evelyn", r"\text{Evelyn}"),
+        ("Yes", "yes"),
+        ("(C)", "C"),
+        (r"\frac{2}{3}.", r"\frac{2}{3}"),
+    ],
+)
+def test_equal(answer, reference):
+    assert grade_details(boxed(answer), reference) == Grade(True, answer, "equal")
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference"),
+    [
+        ("5", "6"),
+        ("-5", "5"),
+        ("5.01", "5"),
+        ("0.333", "1/3"),
+        ("1024", "1025"),
+        ("10^{100}", "10^{101}"),
+        ("123456789012345678", "123456789012345679"),
+        ("(2,1)", "(1,2)"),
+        ("x+1", "x+2"),
+        ("wehttaM", "Matthew"),
+    ],
+)
+def test_unequal(answer, reference):
+    assert grade_details(boxed(answer), reference) == Grade(False, answer, "unequal")
+
+
+def test_reasons():
+    assert grade_details("It is 5.", "5") == Grade(False, None, "no_box")
+    assert grade_details(boxed("9" * 3000), "5").reason == "too_long"
+    assert grade_details(boxed("5"), "9" * 3000).reason == "too_long"
+    assert grade_details(boxed("((("), "5").reason == "unparsable"
+    assert grade_details(boxed(""), "").reason == "unparsable"
+
+
+def test_grade_many():
+    assert grade_many([boxed("4"), "4", boxed("x+x")], ["4", "4", "2x"]) == [True, False, True]
+    with pytest.raises(ValueError, match="shorter"):
+        grade_many([boxed("4")] * 2, ["4"])
+
+
+def random_number(r: random.Random) -> str:
+    plain, grouped, padded = str(r.randrange(10 ** r.randint(1, 9))), f"{r.randrange(10**6):,}", f"00{r.randrange(99)}"
+    whole = r.choice([plain, grouped, padded, ""])
+    decimals = "." + str(r.randrange(10 ** r.randint(1, 8))) if not whole or r.random() < 0.4 else ""
+    return r.choice(["", "", "-"]) + whole + decimals
+
+
+def test_the_fast_path_agrees_with_math_verify():
+    r, compared = random.Random(0), 0
+    while compared < 400:
+        a = random_number(r)
+        b = r.choice([random_number(r), a + "0" if "." in a else a + ".0", a.replace(",", ""), a[:-1] + "5"])
+        if grading._number(a) is not None and grading._number(b) is not None:
+            assert grading._compare(a, b) == grading._verify(a, b), (a, b)
+            compared += 1
+
+
+def test_plain_numbers_are_fast_and_need_no_worker():
+    text = "Tiles of a row: 12+34=46.\nAll: 46*12=552.\nThe tiles left: 552-2=550.\nThe answer is \\boxed{550}."
+    grading._stop()
+    start = time.process_time()
+    assert all(grade(text, "550") for _ in range(4000))
+    assert time.process_time() - start < 4000 / 20_000
+    assert grading._worker is None
+
+
+HOSTILE = [
+    "9^9^9^9",
+    "10^{10^{10}}",
+    "factorial(10**9)",
+    "(10^9)!",
+    r"\sum_{i=1}^{10^{12}} i",
+    r"\sum_{i=1}^{10^{12}} \frac{1}{i^2}",
+    "(x+1)^{100000}",
+    r"\begin{pmatrix}" + r"\\".join("&".join("1" * 25) for _ in range(25)) + r"\end{pmatrix}",
+    r"\begin{pmatrix}" + r"\\".join("&".join("1" * 300) for _ in range(300)) + r"\end{pmatrix}",
+    "{" * 100_000 + "}" * 100_000,
+    "(" * 100_000,
+    "(" * 900 + ")" * 900,
+    "[" * 100_000 + "]" * 100_000,
+    r"\boxed{" * 100_000,
+    r"\frac" * 300,
+    "9" * 1_000_000,
+    "9" * 1999,
+    "1e999999999",
+    "-" * 500 + "5",
+    "$" * 1500,
+    "|" * 300,
+    "\0",
+    "5\0",
+    "\ud800",
+    "\u202e5",
+    "\u0665",
+    "5\u200b",
+    "\\",
+    "\r\n\u2028\u2029",
+]
+MORE = [
+    "2^{4000000000}",
+    "5" + "!" * 20,
+    r"\binom{10^9}{5\cdot 10^8}",
+    r"\prod_{i=1}^{10^9} i",
+    r"\int_0^1 \sin(x^x) dx",
+    r"\sqrt{" * 200 + "2" + "}" * 200,
+    "=".join("x" * 100),
+    "9^{9^{9^9}}",
+    "{" * 900 + "1" + "}" * 900,
+]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [*HOSTILE, *(pytest.param(answer, marks=pytest.mark.slow) for answer in MORE)],
+    ids=lambda answer: ascii(answer[:24]),
+)
+def test_hostile_answers(answer, impatient):
+    start = time.monotonic()
+    result = grade_details(boxed(answer), "5")
+    assert not result.correct
+    assert time.monotonic() - start < grading.CPU_SECONDS + SLACK
+    assert grade(boxed("x+x"), "2x")  # and the next answer is graded as ever
+
+
+def test_hostile_references(impatient):
+    assert grade_details(boxed(r"\frac{1}{2}"), r"\prod_{i=1}^{10^9} i").reason == "timeout"
+
+
+LATEX = r"""
+\frac \sqrt \boxed \text{ \left( \right) \begin{pmatrix} \end{pmatrix} \sum_ \int \cdot \pi \% \$ \\ \{ \} ^ _ { } ( )
+[ ] , . = < > + - * / ! | & ~ $ 0 1 7 12 999 1e9 10^ x y i e or and nan oo inf True lambda __import__('os')
+""".split()  # noqa: SIM905 - as a list it fills a screen
+FRAGMENTS = [*LATEX, "\0", "\ud800", "\u202e", "\u0665", "\u00bd", "\u221e", "\ufeff", "\U0001f600", " ", "\n"]
+
+
+def fuzzed(r: random.Random) -> str:
+    """Mostly numbers, since each new expression costs milliseconds in SymPy."""
+    fragments = "".join(r.choices(FRAGMENTS, k=r.randint(0, 8))) * r.choice([1] * 19 + [20])
+    content = random_number(r) if r.random() < 0.9 else fragments
+    return r.choice([r"\boxed{%s}"] * 7 + [r"\boxed{%s", r"\fbox{%s}}", "%s"]).replace("%s", content)
+
+
+def test_ten_thousand_fuzzed_answers(impatient):
+    r = random.Random(1)
+    references = ["5", "00", "-1.5"] * 5 + [r"\frac{1}{2}", "x"]
+    start = time.monotonic()
+    reasons = [grade_details(fuzzed(r), r.choice(references)).reason for _ in range(10_000)]
+    assert time.monotonic() - start < 60 + SLACK
+    assert set(reasons) <= {"equal", "unequal", "no_box", "unparsable", "too_long", "timeout"}
+    assert reasons.count("timeout") < 20
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text(max_size=30) | st.lists(st.sampled_from(FRAGMENTS), max_size=8).map("".join), st.text(max_size=8))
+def test_any_answer_against_any_reference(answer, reference):
+    result = grade_details(rf"\boxed{{{answer}}}", reference)
+    assert result.correct == (result.reason == "equal")
+
+
+def test_threads_share_a_worker():
+    results: dict[int, bool] = {}
+
+    def work(k: int) -> None:
+        results[k] = all(grade(boxed(f"x+{i}+{k}"), f"{i + k}+x") for i in range(5))
+
+    threads = [threading.Thread(target=work, args=(k,)) for k in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == dict.fromkeys(range(4), True)
+
+
+def test_a_dead_worker_is_replaced():
+    assert grade(boxed("x+y"), "y+x")
+    grading._worker.process.kill()
+    grading._worker.process.wait()
+    assert grade(boxed("x+z"), "z+x")
+
+
+def test_an_interrupt_leaves_no_reply_behind(monkeypatch):
+    assert grade(boxed("a+b"), "b+a")
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(grading._Worker, "ask", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            grade(boxed("a+c"), "c+a")
+    assert grading._worker is None
+    assert grade(boxed("a+d"), "d+a")
+
+
+def run_script(tmp_path, code: str) -> subprocess.CompletedProcess:
+    script = tmp_path / "script.py"
+    script.write_text(textwrap.dedent(code))
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    return subprocess.run([sys.executable, script], env=env, capture_output=True, text=True, timeout=100)
+
+
+def test_a_script_without_main_guard_grades_prints_nothing_more_and_leaves_no_process(tmp_path):
+    done = run_script(
+        tmp_path,
+        r"""
+        from relaylab.tasks import grading
+        print(grading.grade(r"\boxed{x+x}", "2x"), grading._worker.process.pid)
+        """,
+    )
+    answer, pid = done.stdout.split()
+    assert (done.returncode, answer, done.stderr) == (0, "True", "")
+    if os.name == "posix":
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(pid), 0)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_forked_child_grades_with_its_own_worker(tmp_path):
+    done = run_script(
+        tmp_path,
+        r"""
+        import os
+        from relaylab.tasks import grading
+        assert grading.grade(r"\boxed{x+x}", "2x")
+        grading._lock.acquire()  # a thread may hold it at the fork
+        child = os.fork()
+        if child:
+            grading._lock.release()
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert grading.grade(r"\boxed{y+y}", "2y")
+        """,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_without_math_verify_the_error_says_what_to_install(tmp_path):
+    (tmp_path / "math_verify.py").write_text("raise ImportError('No module named math_verify')")
+    done = run_script(
+        tmp_path,
+        r"""
+        from relaylab.tasks.grading import grade
+        assert grade(r"\boxed{5}", "5")
+        grade(r"\boxed{x}", "x")
+        """,
+    )
+    assert "RuntimeError: the grading worker did not start: ImportError" in done.stderr
+    assert "pip install" in done.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux enforces the limit on memory")
+def test_a_worker_short_of_memory_answers_and_retires():
+    code = "from relaylab.tasks import grading; grading.MEMORY_BYTES = 100 << 20; grading._serve()"
+    questions = [None, ["2^{1600000000}", "x", 20], ["never read", "x", 20]]
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        input="".join(json.dumps(question) + "\n" for question in questions),
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    hello, reply = map(json.loads, done.stdout.splitlines())
+    assert hello == {"error": ""}
+    assert reply["reason"] in ("unequal", "unparsable")
+    assert reply["last"]

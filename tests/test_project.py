@@ -1,0 +1,65 @@
+"""What is imported is declared, what is declared is pinned and explained, and nothing points at a private index."""
+
+from __future__ import annotations
+
+import re
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from test_layering import PACKAGE, ROOT, imports
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+RUNTIME = [Requirement(line) for line in PROJECT["dependencies"]]
+EXTRAS = {extra: [Requirement(line) for line in lines] for extra, lines in PROJECT["optional-dependencies"].items()}
+DECLARED = RUNTIME + [r for requirements in EXTRAS.values() for r in requirements]
+LINES = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
+
+
+def pinned() -> dict[str, str]:
+    return {canonicalize_name(name): version for name, _, version in (line.partition("==") for line in LINES)}
+
+
+def test_constraints_pin_every_line_once():
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.]+", line) for line in LINES)
+    assert len(pinned()) == len(LINES)
+
+
+def test_declared_versions_admit_the_tested_ones():
+    tested = pinned()
+    requirements = [r for r in DECLARED if r not in EXTRAS["vllm"]]  # it has a torch of its own
+    assert not [str(r) for r in requirements if tested.get(canonicalize_name(r.name), "") not in r.specifier]
+
+
+def test_every_import_of_the_package_is_declared():
+    declared = {canonicalize_name(r.name) for r in DECLARED}
+    providers = packages_distributions()
+    known = sys.stdlib_module_names | {"relaylab"}
+    undeclared = {}
+    for file in PACKAGE.rglob("*.py"):
+        for module in {name.split(".")[0] for name in imports(file, PACKAGE)} - known:
+            if not declared & {canonicalize_name(d) for d in providers.get(module, [module])}:
+                undeclared.setdefault(module, []).append(file.name)
+    assert not undeclared
+
+
+def test_every_dependency_has_its_line_of_reason():
+    text = (ROOT / "docs" / "dependencies.md").read_text()
+    explained = [canonicalize_name(name) for name in re.findall(r"^\| `([^`]+)` \|", text, re.MULTILINE)]
+    assert sorted(explained) == sorted(canonicalize_name(r.name) for r in DECLARED)
+
+
+def test_one_version():
+    from relaylab.version import __version__
+
+    assert PROJECT["dynamic"] == ["version"]
+    assert re.fullmatch(r"\d+\.\d+\.\d+", __version__)
+    assert f"{__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["pyproject.toml", "constraints.txt", "environment.yml", "Makefile", ".ci/run"])
+def test_no_index_and_no_host_is_named(name):
+    assert not re.search(r"https?://|index-url|find-links|trusted-host", (ROOT / name).read_text())

@@ -1,0 +1,116 @@
+"""The embedded suites: reproducible, split cleanly, and arithmetically right."""
+
+import hashlib
+import itertools
+import operator
+import random
+import re
+from fractions import Fraction
+
+import pytest
+
+from relaylab.tasks.grading import extract_boxed, grade
+from relaylab.tasks.stories import ITEMS, NAMES, SCENES
+from relaylab.tasks.suites import PLANS, SUITES, level_of, mixture, problem, problems, split_of
+
+# Models ship that were trained on these texts: a change of a word or of a draw must be a decision.
+PINNED = {
+    "savings": "13b1d4dc77f90012",
+    "shopping": "42ac66973b28afe5",
+    "sharing": "54c5d04c9c4a1bcf",
+    "bakery": "8191a412f9d48091",
+    "convoy": "0764cec29ba582e1",
+    "tiles": "302f2a64b046dbcc",
+    "depot": "0a3cd99f16741ac0",
+    "harvest": "1d5f07f8fedd7561",
+    "galaxy": "2fa3d3998d5b8c35",
+}
+
+OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": Fraction}
+
+
+def evaluate(expression: str) -> Fraction:
+    a, sign, b = re.fullmatch(r"(\d+)([-+*/])(\d+)", expression).groups()
+    return Fraction(OPERATORS[sign](int(a), int(b)))
+
+
+def digest(suite: str) -> str:
+    some = [problems(suite, 5, split=split, seed=seed) for split in ("train", "test") for seed in (0, 7)]
+    return hashlib.blake2b(repr(some).encode(), digest_size=8).hexdigest()
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_problems_are_pinned(suite):
+    assert digest(suite) == PINNED[suite]
+
+
+def test_problems_are_functions_of_their_arguments():
+    assert problems("depot", 3, start=5) == [problem("depot", i) for i in (5, 6, 7)]
+    assert problem("depot", 1, seed=1) != problem("depot", 1, seed=2)
+    assert [p.suite for p in itertools.islice(mixture(), 12)] == [*SUITES, *SUITES[:3]]
+    assert next(mixture(split="test", seed=3, suites=("tiles",))) == problem("tiles", 0, split="test", seed=3)
+
+
+def test_errors_name_what_is_known():
+    with pytest.raises(ValueError, match=r"unknown suite 'soup'.*savings.*galaxy"):
+        problem("soup", 0)
+    with pytest.raises(ValueError, match="'train' or 'test'"):
+        problem("savings", 0, split="dev")
+
+
+def test_train_and_test_share_no_question():
+    draws = list(itertools.product(SUITES, (0, 1, 12345)))
+    questions = {
+        split: {p.question for suite, seed in draws for p in problems(suite, 200, split=split, seed=seed)}
+        for split in ("train", "test")
+    }
+    assert min(map(len, questions.values())) > 5000  # so questions hardly repeat either
+    assert not questions["train"] & questions["test"]
+    assert all(split_of(question) == split for split in questions for question in questions[split])
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_solutions_are_right(suite):
+    for p in problems(suite, 300, split="train", seed=3):
+        *lines, last = p.solution.splitlines()
+        known = set(re.findall(r"\d+", p.question))
+        for line, step in zip(lines, p.steps, strict=True):
+            assert re.fullmatch(r"[A-Z][A-Za-z ]+: (.+)\.", line)[1] == f"{step.expression}={step.result}"
+            assert evaluate(step.expression) == step.result > 0
+            assert set(re.findall(r"\d+", step.expression)) <= known  # the question and earlier lines have all numbers
+            known.add(str(step.result))
+        assert last == rf"The answer is \boxed{{{p.answer}}}."
+        assert extract_boxed(p.solution) == p.answer == str(p.steps[-1].result)
+        assert grade(p.solution, p.answer)
+        assert not grade(p.solution, str(int(p.answer) + 1))
+        assert (p.suite, p.level) == (suite, level_of(suite))
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_hard_steps_are_where_the_level_says(suite):
+    hard = {"easy": 0, "medium": 0, "hard": 1, "beyond": 1}[level_of(suite)]
+    for p in problems(suite, 300, split="train", seed=4):
+        assert sum(step.hard for step in p.steps) == hard
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_each_suite_has_at_least_24_templates(suite):
+    words = re.compile(rf"\b({'|'.join(NAMES + ITEMS)}|\d+)\b")
+    assert len({words.sub("#", p.question) for p in problems(suite, 800, split="train", seed=5)}) >= 24
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_every_phrasing_of_a_scene_tells_its_numbers(suite):
+    numbers = PLANS[suite][1](random.Random(0))[0]
+    for scene in SCENES[suite]:
+        told = []
+        for sentence in scene.sentences:
+            fields = {frozenset(re.findall(r"{([a-e])}", phrasing)) for phrasing in sentence}
+            assert len(fields) == 1, sentence  # another phrasing must not drop a number
+            told += fields.pop()
+        assert sorted(told) == sorted(numbers)
+
+
+def test_about_one_question_in_eight_is_for_testing():
+    share = sum(split_of(str(i)) == "test" for i in range(8000)) / 8000
+    assert 0.11 < share < 0.14
