@@ -51,6 +51,6 @@ $(READY): pyproject.toml constraints.txt relaylab/version.py
 	@test -n "$(BASE)" || { echo "relaylab needs Python 3.11 or newer, with venv; none was found on the PATH"; exit 1; }
 	@echo "== $$($(BASE) --version) at $(BASE): making .venv"
 	@$(BASE) -m venv .venv
-	@echo "== installing as pinned in constraints.txt (1.8 GB, some minutes the first time)"
+	@echo "== installing as pinned in constraints.txt (1.5 GB, some minutes)"
 	@$(BIN)/pip install -qq --no-compile --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@ && echo "== installed"

@@ -219,6 +219,13 @@ def test_ids_come_back_without_the_end_token(server, connect, tokenizer):
     assert (said.text, said.ids, said.tokens, said.finish, said.error) == ("6.", (0x36, 0x2E), 2, "stop", None)
 
 
+@pytest.mark.parametrize("knows", [True, False])
+def test_the_end_token_is_not_counted_where_that_can_be_known(server, connect, tokenizer, knows):
+    server.writes, server.token_ids = "6.", False
+    said = ask(connect(tokenizer=tokenizer if knows else None), n=50)
+    assert (said.text, said.ids, said.tokens, said.finish) == ("6.", None, 2 if knows else 3, "stop")
+
+
 def test_n_tokens_come_back_as_length(server, connect, tokenizer):
     said = ask(connect(tokenizer=tokenizer), n=3)
     assert (said.text, said.ids, said.tokens, said.finish) == ("and", tuple(b"and"), 3, "length")
@@ -232,6 +239,12 @@ def test_a_stop_string_that_only_the_ids_hold_leaves_the_text(server, connect, t
     assert (said.text, said.ids, said.finish) == ("6", None, "stop")
 
 
+def test_a_special_token_that_ends_nothing_stays_among_the_ids(server, connect, tokenizer):
+    teacher = connect(tokenizer=tokenizer)
+    server.script(Reply(body={"choices": [{"text": "6", "finish_reason": "length", "token_ids": [0x36, BEGIN]}]}))
+    assert ask(teacher, n=2).ids == (0x36, BEGIN)
+
+
 def test_an_answer_that_ends_at_once_is_an_answer(server, connect):
     server.writes = ""
     said = ask(connect())
@@ -239,8 +252,9 @@ def test_an_answer_that_ends_at_once_is_an_answer(server, connect):
 
 
 @pytest.mark.parametrize("token_ids", [True, False])
-def test_never_more_than_n_tokens(server, connect, tokenizer, token_ids):
-    server.extra, server.token_ids = 4, token_ids
+@pytest.mark.parametrize("writes", ["and so on and on", "and so."])
+def test_never_more_than_n_tokens_and_more_would_come(server, connect, tokenizer, token_ids, writes):
+    server.extra, server.token_ids, server.writes = 4, token_ids, writes
     said = ask(connect(tokenizer=tokenizer), n=6)
     assert (said.text, said.tokens, said.finish) == ("and so", 6, "length")
     assert said.ids == (tuple(b"and so") if token_ids else None)
@@ -270,8 +284,11 @@ def test_text_is_cut_to_whole_characters(server, connect, n, text):
 def test_half_a_character_alone_is_an_error_as_text_and_fine_as_ids(server, connect, tokenizer):
     server.writes = "é" * 9
     assert ask(connect(), n=1).finish == "error"
-    said = ask(connect(tokenizer=tokenizer), n=1)
-    assert (said.ids, said.tokens, said.finish) == ((0xC3,), 1, "length")
+    teacher = connect(tokenizer=tokenizer)
+    for text in ("\ufffd", ""):  # llama.cpp and vLLM differ in what they show of it
+        server.script(Reply(change=lambda body, text=text: body["choices"][0].update(text=text)))
+        said = ask(teacher, n=1)
+        assert (said.ids, said.tokens, said.finish) == ((0xC3,), 1, "length")
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
@@ -355,6 +372,13 @@ def test_a_server_that_was_down_is_asked_again(server):
         assert not teacher.probe().reachable
         assert "HTTP 503" not in ask(teacher).error
         assert ask(teacher).text == "and s"
+
+
+def test_a_passing_fault_is_no_answer_to_what_a_server_can_do(server):
+    with APITeacher(server.url, "m", retries=0) as teacher:
+        server.script(OK, OK, Reply(status=503))
+        assert "HTTP 503" in teacher.probe().error
+        assert teacher.probe().token_prompts
 
 
 @pytest.mark.parametrize(("chat", "remedy"), [("new turn", "mode='completions'"), ("refused", "mode='completions'")])
@@ -661,7 +685,7 @@ def test_the_key_is_sent_and_shown_nowhere(server, connect, caplog, monkeypatch)
     monkeypatch.setenv("OPENAI_API_KEY", "sk-from-the-environment")
     teacher = connect(api_key=KEY + "\n", name=f"mine {KEY}")  # a key read from a file has a line break
     # Cut at its 300th character the message would end in half of the key.
-    leak = {"error": {"message": "x" * 290 + f"bad key {KEY}"}}
+    leak = {"error": {"message": "x" * 280 + f"bad key {KEY}"}}
     server.script(Reply(status=401, body=leak), Reply(status=400, body=f"Bearer {KEY}"))
     shown = [ask(teacher).error, ask(teacher).error, repr(teacher), str(teacher), teacher.name, str(teacher.probe())]
     assert server.requests[0].headers["authorization"] == f"Bearer {KEY}"

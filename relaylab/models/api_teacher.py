@@ -123,8 +123,9 @@ class APITeacher:
 
         Never more than n tokens: what a server writes beyond is cut by its ids, else by the tokenizer, and is an error
         where there is neither. Where ids are not known, text that ends within a character is cut to whole characters.
-        ``tokens`` counts ids, else what the server counted (an end token may be among them), else what the tokenizer
-        counts, else n. ``latency`` is from the call of this method to the row's answer, waits and retries included.
+        ``tokens`` counts ids; else it is what the server counted (without a tokenizer an end token may be among them);
+        else what the tokenizer counts; else n. ``latency`` is the time from this call to the row's answer, waits and
+        retries included.
 
         Raises ValueError for an n below 1 (to some servers it means "no limit"). An interrupt cancels all requests.
         """
@@ -269,6 +270,8 @@ class APITeacher:
                 if len(kept) > n:
                     text, finish = self._decode(kept[:n]), "length"
                 tokens = min(len(kept), n)
+            elif self.tokenizer and finish == "stop":
+                tokens = min(tokens, len(self._encode(text)))  # servers count the end token, too
             if tokens is not None and tokens > n:
                 raise Fault(f"the server wrote {tokens} tokens where {n} were asked for; a tokenizer could cut them")
             tokens = n if tokens is None else tokens

@@ -1,0 +1,289 @@
+"""The relay against the slow reference, model.generate, itself in other batches, and its own forks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from reference import slow_relay
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+from relaylab.decoding.policies import CallAt, CallEvery, CallWhenUnsure
+from relaylab.decoding.relay import CallClosed, CallOpened, Done, Relay, TokenEvent
+from relaylab.decoding.row import Limits
+from relaylab.models.engine import Engine
+from relaylab.models.local_teacher import LocalTeacher
+from relaylab.models.teachers import NoTeacher, ScriptedTeacher
+from relaylab.models.zoo import embedded_tokenizer, load_engine
+from relaylab.tasks.suites import SUITES, problem
+
+QUESTIONS = [problem(SUITES[i % len(SUITES)], i).question for i in range(64)]
+
+
+def random_engine(kind: str, seed: int) -> Engine:
+    """A tiny random model of another architecture or head layout, with the embedded tokenizer."""
+    tokenizer = embedded_tokenizer()
+    torch.manual_seed(seed)
+    sizes = dict(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=1, head_dim=8, max_position_embeddings=512, eos_token_id=tokenizer.eos_token_id,
+        initializer_range=0.3,
+    )  # fmt: skip
+    if kind == "qwen3":
+        return Engine(Qwen3ForCausalLM(Qwen3Config(**sizes)), tokenizer, name=kind)
+    return Engine(LlamaForCausalLM(LlamaConfig(**sizes | {"num_key_value_heads": 4})), tokenizer, name=kind)
+
+
+@pytest.fixture(scope="module")
+def engines():
+    return {
+        "embedded": (load_engine("warm"), load_engine("teacher")),
+        "qwen3": (random_engine("qwen3", 0), random_engine("qwen3", 1)),
+        "llama": (random_engine("llama", 0), random_engine("llama", 1)),
+    }
+
+
+def texts(traces):
+    return [t.completion_ids for t in traces]
+
+
+@pytest.mark.parametrize("kind", ["embedded", "qwen3", "llama"])
+def test_without_calls_greedy_equals_generate(engines, kind):
+    engine = engines[kind][0]
+    ours = Relay(engine, NoTeacher(), limits=Limits(max_tokens=40)).run(QUESTIONS[:12])
+    # The relay forbids calls here; generate must not be able to write one either for the comparison to mean something.
+    engine.tokenizer.padding_side = "left"
+    prompts = [engine.prompt_ids([{"role": "user", "content": q}]) for q in QUESTIONS[:12]]
+    batch = engine.tokenizer.pad({"input_ids": prompts}, return_tensors="pt")
+    bad = [[i] for i, b in enumerate(engine.text.bytes) if b"<call" in b]
+    theirs = engine.model.generate(**batch, max_new_tokens=40, do_sample=False, bad_words_ids=bad)
+    for trace, row in zip(ours, theirs[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
+        assert trace.completion_ids == row[: len(trace.completion_ids)]
+        assert set(row[len(trace.completion_ids) :]) <= {engine.tokenizer.pad_token_id}
+        assert trace.stop == ("end" if row[len(trace.completion_ids) - 1] in engine.end_ids else "length")
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("kind", ["embedded", "qwen3", "llama"])
+def test_a_ragged_batch_equals_the_slow_reference(engines, kind, temperature):
+    """Calls at different times in each row, by the student itself and by a policy; ids, sources, calls, log-probs."""
+    student, teacher = engines[kind]
+    rows = 6
+
+    class Ragged:  # a policy may look at nothing but the moment: rows differ by their own lengths of text
+        uses_entropy = False
+
+        def __call__(self, moment):
+            return {7: 3, 30: 1, 41: 12}.get(moment.position)
+
+    relay = Relay(
+        student, LocalTeacher(teacher), limits=Limits(max_tokens=60, max_call_tokens=9), temperature=temperature,
+        policy=Ragged(), record=True,
+    )  # fmt: skip
+    fast = relay.run(QUESTIONS[:rows], seeds=range(10, 10 + rows))
+    for i, trace in enumerate(fast):
+        slow = slow_relay(
+            student.model, teacher.model, student.tokenizer, trace.prompt_ids, end_ids=student.end_ids, max_tokens=60,
+            seed=10 + i, temperature=temperature, policy={7: 3, 30: 1, 41: 12}.get, caps=9,
+        )  # fmt: skip
+        assert trace.completion_ids == slow.ids
+        assert trace.source == slow.source
+        assert trace.stop == slow.stop
+        assert [(c.start, c.end, c.delivered) for c in trace.answered] == slow.calls
+        known = [(a, b) for a, b in zip(trace.logprobs, slow.logprobs, strict=True) if a is not None]
+        assert max(abs(a - b) for a, b in known) < 1e-4
+        # Only an answer at the very end, and the command before it, were never looked at by the student.
+        unknown = [k for k, p in enumerate(trace.logprobs) if p is None]
+        assert unknown == list(range(len(trace.logprobs) - len(unknown), len(trace.logprobs)))
+        assert {trace.source[k] for k in unknown} <= {"t", "c"}
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("kind", ["embedded", "qwen3"])
+def test_a_row_alone_equals_the_row_in_a_batch_of_64(engines, kind, temperature):
+    student, teacher = engines[kind]
+
+    def run(questions, seeds, **options):
+        relay = Relay(student, LocalTeacher(teacher, temperature=temperature), limits=Limits(max_tokens=48),
+                      temperature=temperature, policy=CallEvery(13, 4), **options)  # fmt: skip
+        return texts(relay.run(questions, seeds=seeds))
+
+    together = run(QUESTIONS, range(64))
+    assert together == run(QUESTIONS, range(64), batch_size=7)
+    for i in range(0, 64, 9):
+        assert run([QUESTIONS[i]], [i]) == [together[i]]
+    assert len({tuple(t) for t in together}) > 32  # rows differ at all
+
+
+def test_no_token_is_run_twice(engines):
+    """Student: every token but the last once. Teacher: every token of its view once, but for its last words."""
+    for kind, every in (("embedded", 5), ("qwen3", 9), ("llama", 3)):
+        student, teacher = engines[kind]
+        local = LocalTeacher(teacher)
+        # Generous caps, and no end of text by the teacher, so that each count is exact.
+        relay = Relay(student, local, limits=Limits(max_tokens=70), policy=CallEvery(every, 4))
+        s, t = student.forwarded, teacher.forwarded
+        traces = relay.run(QUESTIONS[:8])
+        assert sum(len(x.answered) for x in traces) > 16
+        ran = sum(len(x.prompt_ids) + len(x.completion_ids) for x in traces)
+        # What the student never had to look at: a last token, and the teacher's last words where they end the answer.
+        unread = sum(_unread(x) for x in traces)
+        assert student.forwarded - s == ran - unread
+        expected = 0
+        for x in traces:
+            calls = [c for c in x.answered if c.written]
+            if not x.answered:
+                continue
+            last = x.answered[-1]
+            view = len(x.prompt_ids) + sum(x.source[i] != "c" for i in range(last.end)) + last.written
+            expected += view - (last.finish == "length" and last.written > 0)
+            assert calls
+        assert teacher.forwarded - t == expected
+
+
+def _unread(trace) -> int:
+    """Tokens at the end of a completion that were never run through the student."""
+    if trace.stop == "end" or trace.source[-1] == "s":
+        return 1
+    last = trace.answered[-1] if trace.answered else None
+    if last and last.end + last.delivered == len(trace.completion_ids):
+        return last.delivered + (last.end - last.start if last.forced else 1)
+    return 1
+
+
+def test_forks_replay_exactly_and_change_one_thing(engines):
+    student, teacher = engines["embedded"]
+    relay = Relay(student, LocalTeacher(teacher), limits=Limits(max_tokens=90), temperature=0.7, policy=CallAt({20: 5, 50: 4}))
+    trace = relay.run([QUESTIONS[4]], seeds=[3])[0]
+    call = trace.answered[0]
+    for at in (0, 9, call.start, call.end, call.end + call.delivered, len(trace.completion_ids)):
+        assert list(relay.fork(trace, at))[-1].trace.to_dict() | {"calls": None} == trace.to_dict() | {"calls": None}, at
+
+    free = Relay(student, LocalTeacher(teacher), limits=Limits(max_tokens=90), temperature=0.7)
+    resized = list(free.fork(trace, call.start, call=2))[-1].trace
+    assert resized.completion_ids[: call.start] == trace.completion_ids[: call.start]
+    assert (resized.calls[0].requested, resized.calls[0].delivered) == (2, 2)
+    end = resized.calls[0].end
+    assert resized.completion_ids[end : end + 2] == trace.completion_ids[call.end : call.end + 2]
+
+    forbidden = list(free.fork(trace, call.start, forbid=True))[-1].trace
+    assert forbidden.completion_ids[: call.start] == trace.completion_ids[: call.start]
+    assert forbidden.completion_ids[call.start] != trace.completion_ids[call.start]
+    assert not any(call.start <= c.start < call.start + 8 for c in forbidden.calls)
+
+    forced = list(free.fork(trace, 7, call=3))[-1].trace
+    assert forced.source[:7] == "sssssss"
+    assert (forced.calls[0].start, forced.calls[0].forced, forced.calls[0].delivered) == (7, True, 3)
+    with pytest.raises(ValueError, match="cannot be forked"):
+        relay.fork(trace, 10_000)
+
+
+def test_a_kept_cache_serves_the_next_question_and_changes_nothing():
+    plain, keeping = load_engine("warm"), load_engine("warm", keep=4)
+    results = []
+    for engine in (plain, keeping):
+        relay = Relay(engine, NoTeacher(), limits=Limits(max_tokens=40))
+        first = relay.run([QUESTIONS[2]])[0]
+        before = engine.forwarded
+        second = list(relay.fork(first, 30))[-1].trace
+        results.append((first.completion_ids, second.completion_ids, engine.forwarded - before))
+    assert results[0][:2] == results[1][:2]
+    assert results[0][2] > len(first.prompt_ids) + 29  # the prefix is run again
+    assert results[1][2] <= 11  # it is not
+
+
+def test_events_tell_the_trace(engines):
+    student, teacher = engines["embedded"]
+    relay = Relay(student, LocalTeacher(teacher), limits=Limits(max_tokens=40), policy=CallAt({5: 3, 20: 2}))
+    events = list(relay.stream(QUESTIONS[:3]))
+    done = {e.row: e.trace for e in events if isinstance(e, Done)}
+    for row, trace in done.items():
+        tokens = [e for e in events if isinstance(e, TokenEvent) and e.row == row]
+        assert [e.id for e in tokens] == trace.completion_ids
+        assert [e.position for e in tokens] == list(range(len(tokens)))
+        assert "".join(e.text for e in tokens) == trace.text
+        assert ["t" if e.source == "t" else "s" for e in tokens] == ["t" if c == "t" else "s" for c in trace.source]
+        opened = [e for e in events if isinstance(e, CallOpened) and e.row == row]
+        closed = [e for e in events if isinstance(e, CallClosed) and e.row == row]
+        assert len(opened) == len(closed) == len(trace.answered) >= 2
+
+
+def test_a_closed_stream_keeps_what_there_is_and_frees_the_caches(engines):
+    student, teacher = engines["embedded"]
+    stream = Relay(student, LocalTeacher(teacher), limits=Limits(max_tokens=40)).stream(QUESTIONS[:3])
+    for _ in range(20):
+        next(stream)
+    stream.close()
+    assert [t.stop for t in stream.traces] == ["interrupted"] * 3
+    assert sum(len(t.completion_ids) for t in stream.traces) in (20, 21)
+    assert not student.rows
+    assert not teacher.rows
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0, 5.0])
+def test_forbidden_calls_cannot_be_written(engines, temperature):
+    student, _ = engines["embedded"]
+    relay = Relay(student, NoTeacher(), limits=Limits(max_tokens=60), temperature=temperature)
+    for trace in relay.run(QUESTIONS[:32]):
+        assert "<call" not in trace.text
+        assert not trace.calls
+
+
+def test_caps_bound_what_is_granted(engines):
+    student, teacher = engines["qwen3"]
+
+    def run(**caps):
+        relay = Relay(student, LocalTeacher(teacher), limits=Limits(**{"max_tokens": 60} | caps), policy=CallEvery(6, 8))
+        return relay.run(QUESTIONS[:8])
+
+    assert max(len(t.answered) for t in run()) >= 3
+    for trace in run(max_calls=2):
+        assert len(trace.answered) <= 2
+        assert all(c.status == "refused" and c.granted == 0 for c in trace.calls[2:] if c.forced)
+    assert all(c.granted == 5 for t in run(max_call_tokens=5) for c in t.answered[:2])
+    for trace in run(max_teacher_tokens=11):
+        assert trace.count("t") <= 11
+    for trace in run(max_tokens=25):
+        assert len(trace.completion_ids) <= 25
+    with pytest.raises(ValueError, match="max_tokens is 0"):
+        Limits(max_tokens=0)
+
+
+def test_entropy_policy_calls_where_the_student_is_unsure(engines):
+    student, teacher = engines["embedded"]
+    relay = Relay(
+        student, LocalTeacher(teacher), policy=CallWhenUnsure(0.5, 3, most=4), record=True, limits=Limits(max_tokens=120)
+    )
+    forced = 0
+    for trace in relay.run(QUESTIONS[:9]):
+        for call in trace.calls:
+            if call.forced:
+                forced += 1
+                assert trace.entropies[call.start] > 0.5
+        calm = [i for i, s in enumerate(trace.source) if s == "s" and sum(c.start < i for c in trace.answered) < 4]
+        assert all(trace.entropies[i] <= 0.5 for i in calm)
+    assert forced > 3
+
+
+def test_a_scripted_teacher_and_a_student_with_another_tokenizer(engines):
+    """Text that crosses is tokenised once on arrival; the student's command is not part of what the teacher sees."""
+    student, _ = engines["embedded"]
+    teacher = ScriptedTeacher(lambda context, n: "é<call>9</call>x"[:n])
+    relay = Relay(student, teacher, policy=CallAt({4: 30}), limits=Limits(max_tokens=60))
+    trace = relay.run([QUESTIONS[0]])[0]
+    call = next(c for c in trace.calls if c.forced)
+    assert "".join(trace.pieces[call.end : call.end + call.delivered]) == "é<call>9</call>x"
+    assert teacher.asked[0] == ("".join(trace.pieces[:4]), 30)
+    assert sum(c.status == "answered" for c in trace.calls) == len(teacher.asked)  # the teacher's tag called nobody
+    assert "<call>9</call>" in trace.teacher_view
+
+
+def test_bad_arguments_say_what_to_do(engines):
+    student, teacher = engines["embedded"]
+    with pytest.raises(ValueError, match="carry_on"):
+        Relay(student, LocalTeacher(teacher), on_failure="ignore")
+    with pytest.raises(ValueError, match="list of prompts"):
+        Relay(student, NoTeacher()).run("one text")
+    with pytest.raises(ValueError, match="2 seeds for 1"):
+        Relay(student, NoTeacher()).run(["a"], seeds=[1, 2])
+    long = Relay(student, NoTeacher()).run(["word " * 3000, QUESTIONS[0]])
+    assert [t.stop for t in long] == ["context", "end"]

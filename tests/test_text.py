@@ -1,0 +1,158 @@
+"""Tokens and bytes: commands found in any tokenisation, cut anywhere in the stream."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_command import TEXTS, slow_find
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from relaylab.models.text import FORBIDDEN, TokenText, Turn, fingerprint
+from relaylab.models.zoo import embedded_tokenizer
+
+TEXT = TokenText(embedded_tokenizer())
+SINGLE = {b: i for i, b in enumerate(TEXT.bytes) if len(b) == 1}
+
+
+def any_tokenisation(data: st.DataObject, raw: bytes) -> list[int]:
+    """A random way to cut bytes into tokens of the vocabulary, not only the tokenizer's own."""
+    ids, at = [], 0
+    table = {b: i for i, b in enumerate(TEXT.bytes) if b}
+    while at < len(raw):
+        fits = [k for k in range(1, 9) if raw[at : at + k] in table and at + k <= len(raw)]
+        k = data.draw(st.sampled_from(fits))
+        ids.append(table[raw[at : at + k]])
+        at += k
+    return ids
+
+
+def merging_tokenizer() -> PreTrainedTokenizerFast:
+    """A vocabulary in which a command's ends merge with their neighbours: "(<", ">=", ">x", "</call>7" and whole commands."""
+    words = ["(<", "<", "call", ">", "</", "5", "1", "=", "x", "(", ">=", ">x", "</call>7", "7", "<call>5</call>", "=<call>1</call>x", " ", "é"]
+    alphabet = {chr(b): b for b in range(33, 127)}
+    spelled = [w if all(c in alphabet for c in w) else {" ": "Ġ", "é": "Ã©"}[w] for w in words]
+    vocab = {w: i for i, w in enumerate(dict.fromkeys([*spelled, "Ã", "©", *alphabet]))}
+    inner = Tokenizer(models.BPE(vocab, []))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    inner.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=inner)
+
+
+MERGING = TokenText(merging_tokenizer())
+
+
+@given(st.text(max_size=80))
+def test_bytes_are_those_of_the_text(text):
+    ids = TEXT.encode(text)
+    assert b"".join(TEXT.bytes[i] for i in ids).decode() == text
+    assert "".join(TEXT.pieces(ids)) == text
+
+
+@given(st.lists(st.integers(0, TEXT.size - 1), max_size=40))
+def test_pieces_are_what_the_tokenizer_decodes(ids):
+    assert "".join(TEXT.pieces(ids)) == TEXT.tokenizer.decode(ids, skip_special_tokens=False)
+    assert len(TEXT.pieces(ids)) == len(ids)
+
+
+def test_text_that_looks_like_a_special_token_stays_text():
+    ids = TEXT.encode("a<|im_end|>b")
+    assert not set(ids) & set(TEXT.tokenizer.all_special_ids)
+    assert "".join(TEXT.pieces(ids)) == "a<|im_end|>b"
+
+
+@settings(max_examples=300)
+@given(TEXTS, st.data())
+def test_calls_are_found_in_any_tokenisation_as_in_the_text(text, data):
+    raw = text.encode()
+    turn = Turn(TEXT)
+    for token in any_tokenisation(data, raw):
+        turn.append(token)
+    # Offsets are of bytes; Latin-1 gives the slow grammar a character a byte.
+    expected = slow_find(raw.decode("latin-1"))
+    closed = [(c.start, c.end, c.n, c.problem) for c in turn.calls]
+    assert closed == [c for c in expected if c[3] != "unclosed"]
+    assert [(c.start, c.end) for c in turn.unclosed()] == [c[:2] for c in expected if c[3] == "unclosed"]
+
+
+@settings(max_examples=200)
+@given(st.lists(st.integers(0, len(MERGING.bytes) - 1), max_size=12))
+def test_the_teachers_view_keeps_every_byte_outside_of_the_calls(ids):
+    turn = Turn(MERGING)
+    for token in ids:
+        turn.append(token)
+    raw = bytes(turn.bytes)
+    kept = bytes(b for k, b in enumerate(raw) if not any(s <= k < e for s, e, _, p in slow_find(raw.decode("latin-1")) if p != "unclosed"))
+    view, data = turn.without_calls()
+    assert data == kept
+    assert b"".join(MERGING.bytes[i] for i in view) == kept
+    if not turn.calls:
+        assert view == ids  # nothing removed, nothing encoded anew
+
+
+def test_a_straddling_token_leaves_its_rest_and_all_others_their_ids():
+    by_text = {b.decode(errors="replace"): i for i, b in enumerate(MERGING.bytes)}
+    turn = Turn(MERGING)
+    ids = [by_text[t] for t in ("x", "(<", "call", ">", "5", "</", "call", ">=", "7")]
+    closed = [turn.append(i) for i in ids]
+    assert [len(c) for c in closed] == [0, 0, 0, 0, 0, 0, 0, 1, 0]
+    assert turn.tokens(turn.calls[0].start, turn.calls[0].end) == range(1, 8)
+    view, data = turn.without_calls()
+    assert data == b"x(=7"
+    assert view == [by_text[t] for t in ("x", "(", "=", "7")]
+
+
+def test_one_token_may_close_two_calls():
+    by_text = {b.decode(errors="replace"): i for i, b in enumerate(MERGING.bytes)}
+    turn = Turn(MERGING)
+    turn.append(by_text["<call>5</call>"])
+    assert [c.n for c in turn.append(by_text["=<call>1</call>x"])] == [1]
+    assert turn.without_calls()[1] == b"=x"
+
+
+@settings(max_examples=100)
+@given(st.data())
+def test_no_tokenisation_of_a_call_slips_through_the_ban(data):
+    ids = any_tokenisation(data, (data.draw(st.text("a<c", max_size=4)) + "<call>12</call>").encode())
+    turn = b""
+    for token in ids:
+        if TEXT.forbidden(turn)[token]:
+            break
+        turn += TEXT.bytes[token]
+    else:
+        pytest.fail(f"{ids} was never stopped")
+    assert FORBIDDEN not in turn
+
+
+def test_the_ban_forbids_nothing_else():
+    table = {b: i for i, b in enumerate(TEXT.bytes)}
+    for before, token, banned in (
+        (b"", b"<", False), (b"", b"<call", True), (b"<", b"call", True), (b"x", b"call", False), (b"<cal", b"l", True),
+        (b"<c", b"c", False), (b"<ca", b"<", False),
+    ):  # fmt: skip
+        assert bool(TEXT.forbidden(before)[table[token]]) == banned, (before, token)
+
+
+def test_fingerprints_tell_tokenizers_apart():
+    assert fingerprint(embedded_tokenizer()) == TEXT.fingerprint
+    assert MERGING.fingerprint != TEXT.fingerprint
+    other = embedded_tokenizer()
+    other.add_tokens([AddedToken("<extra>")])
+    assert fingerprint(other) != TEXT.fingerprint
+
+
+def test_metaspace_tokenizers_with_byte_fallback():
+    words = ["▁", "a", "b", "<call>", "▁<", "c", ">", *(f"<0x{b:02X}>" for b in range(256))]
+    inner = Tokenizer(models.BPE({w: i for i, w in enumerate(words)}, [], byte_fallback=True))
+    inner.normalizer = normalizers.Replace(" ", "▁")
+    inner.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    text = TokenText(PreTrainedTokenizerFast(tokenizer_object=inner))
+    ids = inner.encode("a b<c>é").ids
+    assert "".join(text.pieces(ids)) == "a b<c>é"
+    assert text.pieces(ids)[-2:] == ["", "é"]  # a character of two tokens belongs to the second
+
+
+def test_a_slow_tokenizer_is_refused_with_a_reason():
+    with pytest.raises(ValueError, match="fast tokenizer"):
+        TokenText(object())

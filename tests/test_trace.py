@@ -1,0 +1,104 @@
+"""The record: lengths, ratios, files that survive a crash."""
+
+from __future__ import annotations
+
+import json
+from itertools import groupby
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relaylab.trace import Call, Trace, TraceWriter, from_dataset, read_traces, to_dataset, to_frame
+
+
+@st.composite
+def traces(draw) -> Trace:
+    n = draw(st.integers(0, 12))
+    pieces = draw(st.lists(st.text(max_size=6), min_size=n, max_size=n))
+    source = "".join(draw(st.lists(st.sampled_from("stc"), min_size=n, max_size=n)))
+    numbers = st.lists(st.none() | st.floats(-50, 0), min_size=n, max_size=n)
+    calls = []
+    if n >= 3:
+        calls = [Call(0, 1, draw(st.none() | st.integers(1, 99)), 2, draw(st.integers(0, 2)), status=draw(st.sampled_from(["answered", "failed", "empty"])))]
+    return Trace(
+        prompt=draw(st.text(max_size=20)), prompt_ids=draw(st.lists(st.integers(0, 999), max_size=5)),
+        completion_ids=list(range(n)), source=source, pieces=pieces, calls=calls, stop=draw(st.sampled_from(["end", "length", ""])),
+        logprobs=draw(st.none() | numbers), entropies=draw(st.none() | numbers), seed=draw(st.none() | st.integers(0, 2**40)),
+        id=draw(st.text(max_size=9)), problem=draw(st.just({}) | st.just({"suite": "x", "answer": "1"})), correct=draw(st.none() | st.booleans()),
+    )  # fmt: skip
+
+
+@given(traces())
+def test_json_there_and_back(trace):
+    line = trace.to_json()
+    assert "\n" not in line
+    assert Trace.from_dict(json.loads(line)) == trace
+
+
+@given(traces())
+def test_counts_and_ratio(trace):
+    n = len(trace.completion_ids)
+    assert sum(trace.count(s) for s in "stc") == n
+    assert trace.call_ratio == (trace.source.count("t") / n if n else 0.0)
+    assert "".join(text for _, text in trace.segments()) == trace.text
+    turns = [kind for kind, _ in groupby(trace.source.replace("c", "s"))]
+    assert [kind for kind, _ in trace.segments()] == turns
+
+
+def test_the_teachers_view_keeps_its_own_tags():
+    trace = Trace("q", [1], [1, 2, 3, 4], "scts", ["a", "<call>1</call>", "<call>7</call>", "b"], [Call(1, 2, 1, 1, 1)])
+    assert trace.teacher_view == "a<call>7</call>b"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(source="ss"), "source has 2 entries for 3"),
+        (dict(pieces=["a"]), "pieces has 1"),
+        (dict(logprobs=[0.0]), "logprobs has 1"),
+        (dict(source="sxs"), "unknown sources"),
+        (dict(calls=[Call(1, 2, 5, 5, 5)]), "outside of its 3 tokens"),
+    ],
+)
+def test_a_record_that_does_not_fit_is_refused(change, message):
+    good = dict(prompt="q", prompt_ids=[1], completion_ids=[1, 2, 3], source="sct", pieces=["a", "b", "c"])
+    with pytest.raises(ValueError, match=message):
+        Trace(**good | change)
+
+
+@given(st.lists(traces(), max_size=4), st.integers(1, 40))
+def test_a_file_torn_anywhere_in_its_last_line_loses_that_line_alone(tmp_path_factory, batch, cut):
+    path = tmp_path_factory.mktemp("traces") / "t.jsonl"
+    with TraceWriter(path) as out:
+        for t in batch:
+            out.write(t)
+    whole = path.read_bytes()
+    last = whole.rstrip(b"\n").rfind(b"\n") + 1
+    torn = whole[: max(last, len(whole) - cut)]
+    path.write_bytes(torn)
+    kept = batch if torn == whole else batch[:-1]
+    assert list(read_traces(path)) == kept
+    with TraceWriter(path) as out:  # appending cuts the torn line off first
+        out.write(Trace("more", [1], id="z"))
+    assert [*kept, Trace("more", [1], id="z")] == list(read_traces(path))
+
+
+def test_a_broken_line_in_the_middle_is_an_error_that_names_it(tmp_path):
+    path = tmp_path / "t.jsonl"
+    good = Trace("q", [1]).to_json()
+    path.write_text(f"{good}\n{{\n{good}\n")
+    with pytest.raises(ValueError, match=r"t\.jsonl, line 2"):
+        list(read_traces(path))
+    path.write_text(good.replace('"version":1', '"version":99') + "\n")
+    with pytest.raises(ValueError, match="version 99"):
+        list(read_traces(path))
+
+
+def test_dataset_and_frame():
+    one = Trace("q", [1], [1, 2, 3, 4], "scts", list("abcd"), [Call(1, 2, 3, 3, 1, 1)], problem={"suite": "x"}, correct=True, stop="end")
+    two = Trace("r", [1], seed=3)
+    assert list(from_dataset(to_dataset([one, two]))) == [one, two]
+    row = to_frame([one, two]).iloc[0]
+    assert (row.tokens, row.teacher_tokens, row.command_tokens, row.call_ratio, row.calls, row.mean_n, row.first_call) == (4, 1, 1, 0.25, 1, 1.0, 1)
+    assert to_frame([one, two]).iloc[1].call_ratio == 0
