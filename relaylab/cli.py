@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -114,8 +113,9 @@ def show(
     if id_ and not chosen:
         raise ValueError(f"{traces} has no trace {id_!r}")
     if html:
-        head = '<!doctype html><meta charset="utf-8"><meta name="color-scheme" content="light dark"><title>relaylab</title>'
-        html.write_text(head + "\n".join(trace_html(t) for t in chosen), encoding="utf-8")
+        head = '<!doctype html><meta charset="utf-8"><meta name="color-scheme" content="light dark">'
+        body = "\n".join(trace_html(t) for t in chosen)
+        html.write_text(f"{head}<title>relaylab</title>{body}", encoding="utf-8")
         console.print(f"{len(chosen)} traces in {html}", highlight=False, markup=False)
         return
     for trace in chosen:

@@ -106,7 +106,7 @@ class Trace:
         return "".join(text if source == TEACHER else strip_calls(text) for source, text in self.segments())
 
     def segments(self) -> Iterator[tuple[str, str]]:
-        """Turns: ("s", text with its commands) and ("t", text) as they alternate; two calls in a row meet in one "t"."""
+        """Turns: ("s", text with its commands) and ("t", text) in turn."""
         start = 0
         for i in range(1, len(self.source) + 1):
             if i == len(self.source) or (self.source[i] == TEACHER) != (self.source[start] == TEACHER):
@@ -185,7 +185,7 @@ class TraceWriter:
             whole = self.path.read_bytes()
             if whole and not whole.endswith(b"\n"):
                 os.truncate(self.path, whole.rfind(b"\n") + 1)
-        self._file = open(self.path, "ab")
+        self._file = open(self.path, "ab")  # noqa: SIM115 - it stays open until close()
 
     def write(self, trace: Trace) -> None:
         trace.check()
@@ -206,7 +206,10 @@ def to_dataset(traces: Iterable[Trace]) -> datasets.Dataset:
     """A ``datasets.Dataset`` with one row a trace; ``problem`` and ``calls`` are JSON text, so that any mix fits."""
     import datasets
 
-    rows = [t.to_dict() | {"problem": json.dumps(t.problem), "calls": json.dumps([asdict(c) for c in t.calls])} for t in traces]
+    rows = [
+        t.to_dict() | {"problem": json.dumps(t.problem), "calls": json.dumps([asdict(c) for c in t.calls])}
+        for t in traces
+    ]
     return datasets.Dataset.from_list(rows)
 
 

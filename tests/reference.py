@@ -25,7 +25,9 @@ class Slow:
 
 
 @torch.no_grad()
-def slow_relay(student, teacher, tokenizer, prompt, *, end_ids, max_tokens, seed=0, temperature=0.0, policy=None, caps=None):
+def slow_relay(
+    student, teacher, tokenizer, prompt, *, end_ids, max_tokens, seed=0, temperature=0.0, policy=None, caps=None
+):
     """One row. ``policy(position) -> n | None``; ``caps`` bounds granted n. The teacher is greedy, same tokenizer."""
     out = Slow()
     done_turns: list[tuple[str, list[int]]] = []  # finished turns as the teacher sees them

@@ -11,7 +11,27 @@ from hypothesis import strategies as st
 from relaylab.command import LIMIT, find_calls, format_call, strip_calls
 
 # Text that is rich in what matters: tags, halves of tags, digits of several scripts, spaces.
-SCRAPS = ["<call>", "</call>", "<", ">", "<call", "call>", "/", "7", "12", "0", " ", "\n", "\t", "٣", "³", "x", "-", "é", "="]
+SCRAPS = [
+    "<call>",
+    "</call>",
+    "<",
+    ">",
+    "<call",
+    "call>",
+    "/",
+    "7",
+    "12",
+    "0",
+    " ",
+    "\n",
+    "\t",
+    "٣",
+    "³",
+    "x",
+    "-",
+    "é",
+    "=",
+]
 TEXTS = st.lists(st.sampled_from(SCRAPS), max_size=24).map("".join) | st.text(max_size=60)
 
 

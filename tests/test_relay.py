@@ -152,11 +152,15 @@ def _unread(trace) -> int:
 
 def test_forks_replay_exactly_and_change_one_thing(engines):
     student, teacher = engines["embedded"]
-    relay = Relay(student, LocalTeacher(teacher), limits=Limits(max_tokens=90), temperature=0.7, policy=CallAt({20: 5, 50: 4}))
+    relay = Relay(
+        student, LocalTeacher(teacher), limits=Limits(max_tokens=90), temperature=0.7, policy=CallAt({20: 5, 50: 4})
+    )
     trace = relay.run([QUESTIONS[4]], seeds=[3])[0]
     call = trace.answered[0]
     for at in (0, 9, call.start, call.end, call.end + call.delivered, len(trace.completion_ids)):
-        assert list(relay.fork(trace, at))[-1].trace.to_dict() | {"calls": None} == trace.to_dict() | {"calls": None}, at
+        assert list(relay.fork(trace, at))[-1].trace.to_dict() | {"calls": None} == trace.to_dict() | {"calls": None}, (
+            at
+        )
 
     free = Relay(student, LocalTeacher(teacher), limits=Limits(max_tokens=90), temperature=0.7)
     resized = list(free.fork(trace, call.start, call=2))[-1].trace
@@ -232,7 +236,9 @@ def test_caps_bound_what_is_granted(engines):
     student, teacher = engines["qwen3"]
 
     def run(**caps):
-        relay = Relay(student, LocalTeacher(teacher), limits=Limits(**{"max_tokens": 60} | caps), policy=CallEvery(6, 8))
+        relay = Relay(
+            student, LocalTeacher(teacher), limits=Limits(**{"max_tokens": 60} | caps), policy=CallEvery(6, 8)
+        )
         return relay.run(QUESTIONS[:8])
 
     assert max(len(t.answered) for t in run()) >= 3
@@ -251,7 +257,11 @@ def test_caps_bound_what_is_granted(engines):
 def test_entropy_policy_calls_where_the_student_is_unsure(engines):
     student, teacher = engines["embedded"]
     relay = Relay(
-        student, LocalTeacher(teacher), policy=CallWhenUnsure(0.5, 3, most=4), record=True, limits=Limits(max_tokens=120)
+        student,
+        LocalTeacher(teacher),
+        policy=CallWhenUnsure(0.5, 3, most=4),
+        record=True,
+        limits=Limits(max_tokens=120),
     )
     forced = 0
     for trace in relay.run(QUESTIONS[:9]):

@@ -29,8 +29,27 @@ def any_tokenisation(data: st.DataObject, raw: bytes) -> list[int]:
 
 
 def merging_tokenizer() -> PreTrainedTokenizerFast:
-    """A vocabulary in which a command's ends merge with their neighbours: "(<", ">=", ">x", "</call>7" and whole commands."""
-    words = ["(<", "<", "call", ">", "</", "5", "1", "=", "x", "(", ">=", ">x", "</call>7", "7", "<call>5</call>", "=<call>1</call>x", " ", "é"]
+    """A vocabulary in which a command's ends merge with their neighbours, and with whole commands in one token."""
+    words = [
+        "(<",
+        "<",
+        "call",
+        ">",
+        "</",
+        "5",
+        "1",
+        "=",
+        "x",
+        "(",
+        ">=",
+        ">x",
+        "</call>7",
+        "7",
+        "<call>5</call>",
+        "=<call>1</call>x",
+        " ",
+        "é",
+    ]
     alphabet = {chr(b): b for b in range(33, 127)}
     spelled = [w if all(c in alphabet for c in w) else {" ": "Ġ", "é": "Ã©"}[w] for w in words]
     vocab = {w: i for i, w in enumerate(dict.fromkeys([*spelled, "Ã", "©", *alphabet]))}
@@ -83,7 +102,11 @@ def test_the_teachers_view_keeps_every_byte_outside_of_the_calls(ids):
     for token in ids:
         turn.append(token)
     raw = bytes(turn.bytes)
-    kept = bytes(b for k, b in enumerate(raw) if not any(s <= k < e for s, e, _, p in slow_find(raw.decode("latin-1")) if p != "unclosed"))
+    kept = bytes(
+        b
+        for k, b in enumerate(raw)
+        if not any(s <= k < e for s, e, _, p in slow_find(raw.decode("latin-1")) if p != "unclosed")
+    )
     view, data = turn.without_calls()
     assert data == kept
     assert b"".join(MERGING.bytes[i] for i in view) == kept

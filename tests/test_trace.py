@@ -20,12 +20,22 @@ def traces(draw) -> Trace:
     numbers = st.lists(st.none() | st.floats(-50, 0), min_size=n, max_size=n)
     calls = []
     if n >= 3:
-        calls = [Call(0, 1, draw(st.none() | st.integers(1, 99)), 2, draw(st.integers(0, 2)), status=draw(st.sampled_from(["answered", "failed", "empty"])))]
+        calls = [
+            Call(
+                0,
+                1,
+                draw(st.none() | st.integers(1, 99)),
+                2,
+                draw(st.integers(0, 2)),
+                status=draw(st.sampled_from(["answered", "failed", "empty"])),
+            )
+        ]
     return Trace(
         prompt=draw(st.text(max_size=20)), prompt_ids=draw(st.lists(st.integers(0, 999), max_size=5)),
-        completion_ids=list(range(n)), source=source, pieces=pieces, calls=calls, stop=draw(st.sampled_from(["end", "length", ""])),
-        logprobs=draw(st.none() | numbers), entropies=draw(st.none() | numbers), seed=draw(st.none() | st.integers(0, 2**40)),
-        id=draw(st.text(max_size=9)), problem=draw(st.just({}) | st.just({"suite": "x", "answer": "1"})), correct=draw(st.none() | st.booleans()),
+        completion_ids=list(range(n)), source=source, pieces=pieces, calls=calls, stop=draw(st.sampled_from(["end",
+        "length", ""])), logprobs=draw(st.none() | numbers), entropies=draw(st.none() | numbers), seed=draw(st.none()
+        | st.integers(0, 2**40)), id=draw(st.text(max_size=9)), problem=draw(st.just({}) | st.just({"suite": "x",
+        "answer": "1"})), correct=draw(st.none() | st.booleans()),
     )  # fmt: skip
 
 
@@ -96,9 +106,27 @@ def test_a_broken_line_in_the_middle_is_an_error_that_names_it(tmp_path):
 
 
 def test_dataset_and_frame():
-    one = Trace("q", [1], [1, 2, 3, 4], "scts", list("abcd"), [Call(1, 2, 3, 3, 1, 1)], problem={"suite": "x"}, correct=True, stop="end")
+    one = Trace(
+        "q",
+        [1],
+        [1, 2, 3, 4],
+        "scts",
+        list("abcd"),
+        [Call(1, 2, 3, 3, 1, 1)],
+        problem={"suite": "x"},
+        correct=True,
+        stop="end",
+    )
     two = Trace("r", [1], seed=3)
     assert list(from_dataset(to_dataset([one, two]))) == [one, two]
     row = to_frame([one, two]).iloc[0]
-    assert (row.tokens, row.teacher_tokens, row.command_tokens, row.call_ratio, row.calls, row.mean_n, row.first_call) == (4, 1, 1, 0.25, 1, 1.0, 1)
+    assert (
+        row.tokens,
+        row.teacher_tokens,
+        row.command_tokens,
+        row.call_ratio,
+        row.calls,
+        row.mean_n,
+        row.first_call,
+    ) == (4, 1, 1, 0.25, 1, 1.0, 1)
     assert to_frame([one, two]).iloc[1].call_ratio == 0

@@ -33,7 +33,12 @@ class Score:
 
 
 def suite_scores(
-    engine: Engine, *, count: int = 200, temperature: float = 1.0, seed: int = 0, suites: Sequence[str] = SUITES,
+    engine: Engine,
+    *,
+    count: int = 200,
+    temperature: float = 1.0,
+    seed: int = 0,
+    suites: Sequence[str] = SUITES,
     max_tokens: int = 160,
 ) -> list[Score]:
     """Sampled accuracy on the first ``count`` test problems of each suite, calls forbidden."""
@@ -41,7 +46,12 @@ def suite_scores(
     scores = []
     for suite in suites:
         traces = pair.decode(
-            problems(suite, count), seed=seed, temperature=temperature, max_tokens=max_tokens, batch_size=100, progress=False
+            problems(suite, count),
+            seed=seed,
+            temperature=temperature,
+            max_tokens=max_tokens,
+            batch_size=100,
+            progress=False,
         )
         scores.append(Score(suite, level_of(suite), sum(bool(t.correct) for t in traces), count))
     return scores

@@ -52,8 +52,13 @@ class Pair:
         return trace if isinstance(question, str) else graded(trace, question)
 
     def decode(
-        self, problems: Sequence[Problem], *, seed: int = 0, out: str | os.PathLike | None = None,
-        progress: bool = True, **options: Any,
+        self,
+        problems: Sequence[Problem],
+        *,
+        seed: int = 0,
+        out: str | os.PathLike | None = None,
+        progress: bool = True,
+        **options: Any,
     ) -> list[Trace]:
         """Relay and grade many problems together; their traces, in the problems' order.
 
@@ -117,7 +122,11 @@ def load_teacher(name: str, *, tokenizer: str | None = None, temperature: float 
 
 
 def load_pair(
-    student: str | Path = "warm", teacher: str | Path | Teacher = "teacher", *, teacher_options: Iterable = (), **options: Any
+    student: str | Path = "warm",
+    teacher: str | Path | Teacher = "teacher",
+    *,
+    teacher_options: Iterable = (),
+    **options: Any,
 ) -> Pair:
     """Load a pair: the embedded one, or any names that ``zoo.resolve`` and ``load_teacher`` know.
 

@@ -1,8 +1,8 @@
 """Policies: who calls when the student does not, or before it can.
 
 A policy looks at a moment of a row, before the student's next token is drawn, and may return an n: then the command
-``<call>n</call>`` is written as if the student had written it, and the relay goes on as always. An untrained student never
-calls by itself; with a policy it takes part in a relay all the same.
+``<call>n</call>`` is written as if the student had written it, and the relay goes on as always. An untrained student
+never calls by itself; with a policy it takes part in a relay all the same.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """What a policy may look at: completion ``position``, tokens ``since`` the last hand-off, answered ``calls`` so far,
-    and the ``entropy`` in nats of the student's next token, where the policy says that it uses it."""
+    """What a policy may look at: completion ``position``, tokens ``since`` the last hand-off, answered ``calls`` so
+    far, and the ``entropy`` in nats of the student's next token, where the policy says that it uses it."""
 
     position: int
     since: int

@@ -1,8 +1,8 @@
 """The relay: a student writes, calls, a teacher continues, the student goes on (method: section 3).
 
-One loop for one question in a notebook and for a thousand rollouts in training. Rows are decoded together until each has
-ended or waits for the teacher; then the teacher answers all that wait, together. Since a row's tokens are a function of
-its prompt and seed alone, this order is only a matter of speed.
+One loop for one question in a notebook and for a thousand rollouts in training. Rows are decoded together until each
+has ended or waits for the teacher; then the teacher answers all that wait, together. Since a row's tokens are a
+function of its prompt and seed alone, this order is only a matter of speed.
 
 ``Relay.stream`` yields events while it happens; ``Relay.run`` returns the traces.
 """
@@ -31,7 +31,7 @@ MAX_LOGITS = 2**27  # floats of one recorded forward pass: a long answer times a
 
 @dataclass(frozen=True, slots=True)
 class TokenEvent:
-    """A token at completion ``position`` of row ``row``; ``source`` is ``s`` or ``t`` (a command is known at its end)."""
+    """A token at completion ``position`` of row ``row``; ``source`` is ``s`` or ``t``: a command is known at its end."""
 
     row: int
     position: int
@@ -85,14 +85,14 @@ class Relay:
 
     limits: the caps (``Limits``). temperature: 0 is greedy. policy: writes calls for the student (``policies.py``).
     forbid_calls: teacher-free decoding, no call can be written; always so with ``NoTeacher``. on_failure: what happens
-    where the teacher fails: ``carry_on`` alone with the failed call in the trace, ``raise`` TeacherFailed, or ``exclude``
-    the row, whose trace then ends there. record: keep log-probabilities and entropies of the student; those of teacher
-    tokens that the student never had to run stay None. batch_size: rows decoded at a time.
+    where the teacher fails: ``carry_on`` alone with the failed call in the trace, ``raise`` TeacherFailed, or
+    ``exclude`` the row, whose trace then ends there. record: keep log-probabilities and entropies of the student;
+    those of teacher tokens that the student never had to run stay None. batch_size: rows decoded at a time.
 
     >>> from relaylab.models.zoo import load_engine
     >>> from relaylab.models.teachers import ScriptedTeacher
     >>> from relaylab.decoding.policies import CallAt
-    >>> relay = Relay(load_engine("student"), ScriptedTeacher(["twelve"]), policy=CallAt({0: 6}), limits=Limits(max_tokens=20))
+    >>> relay = Relay(load_engine("student"), ScriptedTeacher(["twelve"]), policy=CallAt({0: 6}))
     >>> trace = relay.run(["What is 7+5?"])[0]
     >>> trace.text.startswith("<call>6</call>twelve"), trace.calls[0].granted
     (True, 6)
@@ -116,7 +116,9 @@ class Relay:
         if on_failure not in ("carry_on", "raise", "exclude"):
             raise ValueError(f"on_failure is {on_failure!r}; it must be 'carry_on', 'raise' or 'exclude'")
         if temperature < 0 or not 0 < top_p <= 1 or top_k < 0 or batch_size < 1:
-            raise ValueError("temperature and top_k must not be negative, top_p lies in (0, 1], batch_size is at least 1")
+            raise ValueError(
+                "temperature and top_k must not be negative, top_p lies in (0, 1], batch_size is at least 1"
+            )
         self.student, self.teacher = student, teacher
         self.limits = limits or Limits()
         self.temperature, self.top_p, self.top_k = temperature, top_p, top_k
@@ -173,14 +175,21 @@ class Relay:
     def _row(self, prompt: Prompt, seed: int) -> RelayRow:
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         return RelayRow(
-            self.student.text, messages, self.student.prompt_ids(messages), key=next(_keys), seed=seed,
-            temperature=self.temperature, limits=self.limits, end_ids=self.student.end_ids, shared=self._shared,
+            self.student.text,
+            messages,
+            self.student.prompt_ids(messages),
+            key=next(_keys),
+            seed=seed,
+            temperature=self.temperature,
+            limits=self.limits,
+            end_ids=self.student.end_ids,
+            shared=self._shared,
             record=self.record,
         )
 
 
 class Stream(Iterator[Event]):
-    """The events of some rows. ``traces`` are their records at any time: close it early, and they end ``interrupted``."""
+    """The events of some rows. ``traces`` are their records at any time; closed early, they end ``interrupted``."""
 
     def __init__(self, relay: Relay, rows: list[RelayRow]):
         self._relay, self._rows = relay, rows
@@ -238,7 +247,7 @@ class Stream(Iterator[Event]):
         self._relay.student.close(x.cache)
         self._relay.teacher.release([x.row.key])
 
-    # The student ----------------------------------------------------------------------------------------------------------
+    # The student ------------------------------------------------------------------------------------------------------
 
     def _step(self, active: list[_Live]) -> Iterator[Event]:
         """One token, or one forced command, for every active row."""
@@ -316,7 +325,7 @@ class Stream(Iterator[Event]):
             source = "t" if x.row.source[i] == "t" else "s"
             yield TokenEvent(x.index, i, x.row.ids[i], x.row.pieces[i], source)
 
-    # The teacher ----------------------------------------------------------------------------------------------------------
+    # The teacher ------------------------------------------------------------------------------------------------------
 
     def _ask(self, waiting: list[_Live]) -> Iterator[Event]:
         relay = self._relay

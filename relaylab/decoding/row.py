@@ -1,8 +1,8 @@
 """One row of a relay: the student's history, the teacher's view of it, and the record of both.
 
-The row is where tokens become a ``Trace``: every token goes through ``student`` (sampled), ``force`` (a command written by
-a policy or a fork) or ``deliver`` (from the teacher), and each of these keeps ids, sources, calls and the teacher's
-context in step. Running models is the relay's business.
+The row is where tokens become a ``Trace``: every token goes through ``student`` (sampled), ``force`` (a command
+written by a policy or a fork) or ``deliver`` (from the teacher), and each of these keeps ids, sources, calls and the
+teacher's context in step. Running models is the relay's business.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class RelayRow:
     def open(self) -> bool:
         return not self.stop
 
-    # What is written ----------------------------------------------------------------------------------------------------
+    # What is written --------------------------------------------------------------------------------------------------
 
     def student(self, token: int) -> Call | None:
         """A token of the student; the call that it closes and that somebody has to answer, if any."""
@@ -171,7 +171,11 @@ class RelayRow:
                 self.finish("length")
             return call
         if ids is None:
-            ids = list(said.ids[: call.granted]) if self._shared and said.ids is not None else self._text.encode(said.text)
+            ids = (
+                list(said.ids[: call.granted])
+                if self._shared and said.ids is not None
+                else self._text.encode(said.text)
+            )
         ids = ids[: self.room]
         for token in ids:
             self._append(token, TEACHER, self._decoder.decode(self._text.bytes[token]))
@@ -212,7 +216,8 @@ class RelayRow:
     def replay(self, trace: Trace, at: int) -> None:
         """Take over the first ``at`` completion tokens of a trace, with their sources, calls and statistics.
 
-        A cut directly behind a command leaves its call to be answered anew; a cut within an answer keeps that much of it.
+        A cut directly behind a command leaves its call to be answered anew; a cut within an answer keeps that much of
+        it.
         """
         limits, self.limits = self.limits, Limits(max_tokens=2**62)  # what was granted was granted
         old = {c.end: c for c in trace.calls if c.status != "unclosed"}

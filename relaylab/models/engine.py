@@ -40,8 +40,13 @@ class Row:
 
 
 def _grouped_attention(
-    module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
-    attention_mask: torch.Tensor, scaling: float | None = None, **options: object,
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor,
+    scaling: float | None = None,
+    **options: object,
 ) -> tuple[torch.Tensor, None]:
     """Attention in which the query heads that share a key head stand as further queries of it.
 
@@ -112,8 +117,10 @@ class Engine:
         config = model.config.get_text_config()
         odd = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
         if odd or config.is_encoder_decoder:
-            raise ValueError(f"{type(model).__name__} has layers of type {sorted(odd) or 'encoder-decoder'}; "
-                             "relaylab keeps caches of full attention only")
+            raise ValueError(
+                f"{type(model).__name__} has layers of type {sorted(odd) or 'encoder-decoder'}; "
+                "relaylab keeps caches of full attention only"
+            )
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.text = TokenText(tokenizer)
@@ -136,7 +143,9 @@ class Engine:
 
     def prompt_ids(self, messages: list[dict[str, str]]) -> list[int]:
         """The chat template applied, ready for an answer, in non-thinking mode where a model has one."""
-        text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False, enable_thinking=False)
+        text = self.tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=False, enable_thinking=False
+        )
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     # Rows -------------------------------------------------------------------------------------------------------------
@@ -224,7 +233,7 @@ class Engine:
             if row.slot >= len(rows):
                 self._swap(free.pop(), row.slot)
 
-    # Forward passes -----------------------------------------------------------------------------------------------------
+    # Forward passes ---------------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
     def forward(self, rows: Sequence[Row], *, positions: int = 1) -> torch.Tensor:
@@ -316,6 +325,6 @@ def _end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> froz
 
 
 def merged(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy of a PEFT model with its adapter merged into the weights, for decoding: unmerged LoRA costs a quarter of the
-    speed, and merging in place would drift the base weights in bfloat16."""
+    """A copy of a PEFT model with its adapter merged into the weights, for decoding: unmerged LoRA costs a quarter of
+    the speed, and merging in place would drift the base weights in bfloat16."""
     return copy.deepcopy(model).merge_and_unload()

@@ -1,7 +1,8 @@
 """A teacher in this process: an engine that keeps each row's cache between calls.
 
-Of each context only what is new is run: the student's text since the last call and the last token that the teacher wrote
-itself. The engine may be a student's own (one model in both roles) and may have another tokenizer than the student.
+Of each context only what is new is run: the student's text since the last call and the last token that the teacher
+wrote itself. The engine may be a student's own (one model in both roles) and may have another tokenizer than the
+student.
 """
 
 from __future__ import annotations
@@ -60,7 +61,9 @@ class LocalTeacher:
             known.ids += segment.ids if segment.ids is not None else self.engine.text.encode(segment.text)
         known.segments = len(context.segments)
         row = known.row
-        same = next((i for i, (a, b) in enumerate(zip(row.ids, known.ids)) if a != b), min(len(row.ids), len(known.ids)))
+        same = next(
+            (i for i, (a, b) in enumerate(zip(row.ids, known.ids)) if a != b), min(len(row.ids), len(known.ids))
+        )
         self.engine.crop(row, same)
         self.engine.extend(row, known.ids[same:])
         if not row.pending:  # asked again without a new segment: the last token's distribution is needed once more
@@ -93,7 +96,11 @@ class LocalTeacher:
             while job.ids and data.decode(errors="ignore") != data.decode(errors="replace"):
                 data = data[: len(data) - len(text.bytes[job.ids.pop()])]
         if not job.ids and job.finish == "length":
-            why = "the context is full" if len(job.known.row.ids) >= self.engine.context else "no whole character in its tokens"
+            why = (
+                "the context is full"
+                if len(job.known.row.ids) >= self.engine.context
+                else "no whole character in its tokens"
+            )
             return Continuation("", "error", latency=latency, error=f"{self.name}: {why}")
         return Continuation(data.decode(errors="replace"), job.finish, tuple(job.ids), len(job.ids), latency)
 

@@ -3,8 +3,8 @@
 A teacher never sees the student's commands. What it sees of a row is a ``Context``: the chat messages and a growing
 list of segments, the student's text and its own, which is never rewritten, so that a teacher can keep its cache.
 
-A teacher does not raise when it cannot answer: it returns a ``Continuation`` with an ``error``, for that row alone. What
-to do then (carry on, raise, exclude the rollout) is the relay's policy.
+A teacher does not raise when it cannot answer: it returns a ``Continuation`` with an ``error``, for that row alone.
+What to do then (carry on, raise, exclude the rollout) is the relay's policy.
 
 ``LocalTeacher`` is in ``local_teacher.py``, ``APITeacher`` in ``api_teacher.py``.
 """
@@ -109,7 +109,9 @@ class ScriptedTeacher:
 
     fingerprint = None
 
-    def __init__(self, script: Sequence[str | Continuation] | Callable[[Context, int], str | Continuation], name: str = "script"):
+    def __init__(
+        self, script: Sequence[str | Continuation] | Callable[[Context, int], str | Continuation], name: str = "script"
+    ):
         self.name = name
         self._script = script
         self._next = 0

@@ -2,8 +2,8 @@
 
 Ids are never derived from decoded text: decoding and encoding again moves token boundaries. Instead every token has its
 bytes, a completion's text is their concatenation, and a character span is mapped to the tokens that overlap it. Spans
-are byte offsets, which for the ASCII grammar of a call are as good as characters: no byte of a longer UTF-8 character is
-an ASCII one.
+are byte offsets, which for the ASCII grammar of a call are as good as characters: no byte of a longer UTF-8 character
+is an ASCII one.
 """
 
 from __future__ import annotations
@@ -31,14 +31,15 @@ def _byte_alphabet() -> dict[str, int]:
 
 
 def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A digest of what turns text into ids and back; equal for tokenizers whose ids may be passed from one to the other."""
+    """A digest of what turns text into ids and back; equal for tokenizers that can exchange ids."""
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     parts = {k: state.get(k) for k in ("added_tokens", "normalizer", "pre_tokenizer", "model", "decoder")}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 class TokenText:
-    """The bytes of every token of a tokenizer, byte-level (Qwen, Llama 3, GPT-2) or with byte fallback (Llama 2, Gemma).
+    """The bytes of every token of a tokenizer, byte-level (Qwen, Llama 3, GPT-2) or with byte fallback (Llama 2,
+    Gemma).
 
     >>> from relaylab.models.zoo import embedded_tokenizer
     >>> text = TokenText(embedded_tokenizer())
@@ -49,7 +50,9 @@ class TokenText:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
         if not getattr(tokenizer, "is_fast", False):
-            raise ValueError(f"{type(tokenizer).__name__} is not backed by the tokenizers library; use a fast tokenizer")
+            raise ValueError(
+                f"{type(tokenizer).__name__} is not backed by the tokenizers library; use a fast tokenizer"
+            )
         self.tokenizer = tokenizer
         self.fingerprint = fingerprint(tokenizer)
         self.size = len(tokenizer)
@@ -155,7 +158,11 @@ class Turn:
             touching = [c for c in self.calls if c.start < end and c.end > begin]
             inside = begin == end and any(c.start < begin < c.end for c in self.calls)
             if touching:
-                rest = bytes(b for k, b in enumerate(self.bytes[begin:end], begin) if not any(c.start <= k < c.end for c in touching))
+                rest = bytes(
+                    b
+                    for k, b in enumerate(self.bytes[begin:end], begin)
+                    if not any(c.start <= k < c.end for c in touching)
+                )
                 ids += self._text.encode_bytes(rest) if rest else []
                 kept += rest
             elif not inside:

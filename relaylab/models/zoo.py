@@ -37,8 +37,10 @@ def resolve(name: str | Path) -> str:
             raise ValueError(f"{path} holds no model: neither {' nor '.join(CONFIGS)} is there")
         return str(path)
     if str(name).count("/") != 1 or str(name).startswith((".", "~", "/")):
-        raise ValueError(f"no model {str(name)!r}: it is none of the embedded ones ({', '.join(here)}), no directory, "
-                         "and no hub id of the form owner/name")
+        raise ValueError(
+            f"no model {str(name)!r}: it is none of the embedded ones ({', '.join(here)}), no directory, "
+            "and no hub id of the form owner/name"
+        )
     return str(name)
 
 
@@ -47,8 +49,8 @@ def load_model(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A model and its tokenizer, in evaluation mode; a LoRA adapter comes merged into its base model.
 
-    ``device``: cuda where there is one, else cpu. ``dtype``: float32 on a CPU, else the checkpoint's. Remote code is never
-    run and weights are read from safetensors only.
+    ``device``: cuda where there is one, else cpu. ``dtype``: float32 on a CPU, else the checkpoint's. Remote code is
+    never run and weights are read from safetensors only.
     """
     path = resolve(name)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -93,7 +95,7 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
 
 
 def manifest() -> dict[str, dict[str, Any]]:
-    """What is known of the embedded models: ``sha256``, ``parameters``, ``recipe``, ``scores`` and how they were made."""
+    """What is known of the embedded models: ``sha256``, ``parameters``, ``recipe``, ``scores``, how they were made."""
     return json.loads(MANIFEST.read_text()) if MANIFEST.exists() else {}
 
 

@@ -7,7 +7,8 @@ the capacity for. All suites are in the training data of both models in the same
 could not learn.
 
 A problem is a function of (suite, split, seed, index). The split is decided by a hash of the question's text, so no
-question of one split can appear in the other. Arithmetic facts (47*83) are shared between the splits; questions are not.
+question of one split can appear in the other. Arithmetic facts (47*83) are shared between the splits; questions are
+not.
 
 This module does not grade (``grading.py``) and does not know any model.
 """

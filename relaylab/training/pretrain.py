@@ -1,7 +1,7 @@
 """How the embedded models were made: tokenizer, drills, and training from scratch.
 
-Both models see the same mixture: *drills*, packed lines such as ``47*83=3901.``, which teach the arithmetic densely, and
-solved problems of all suites. Operands are drawn the same way for both; only width, depth and the number of steps
+Both models see the same mixture: *drills*, packed lines such as ``47*83=3901.``, which teach the arithmetic densely,
+and solved problems of all suites. Operands are drawn the same way for both; only width, depth and the number of steps
 differ. The loss covers results and solutions, not operands and questions.
 
 Muon trains the matrices, AdamW the rest. A run writes a checkpoint every ``save_every`` steps and continues from it.
@@ -48,8 +48,8 @@ class Recipe:
 
 
 RECIPES = {
-    "student": Recipe(width=48, layers=2, heads=4, steps=6000, seed=1),
-    "teacher": Recipe(width=128, layers=4, heads=4, steps=5000, seed=2),
+    "student": Recipe(width=48, layers=2, heads=4, steps=4500, seed=1),
+    "teacher": Recipe(width=128, layers=4, heads=4, steps=4000, seed=2),
 }
 
 # kind -> (weight in the drills, draw of "expression", result)
@@ -102,7 +102,8 @@ def train_tokenizer(vocabulary: int, *, problems: int = 6000) -> PreTrainedToken
     texts = []
     for i in range(problems):
         p = next(stream)
-        # Calls are in the corpus so that `<call>` is a few tokens, as in a large vocabulary; no model is trained on them here.
+        # Calls are in the corpus so that `<call>` is a few tokens, as in a large vocabulary; no model is trained on
+        # them here.
         texts.append(f"user\n{p.question}\nassistant\n{p.solution}\n{format_call(i % 9 + 1)}")
     tokenizer.train_from_iterator(texts, trainer)
     fast = PreTrainedTokenizerFast(
@@ -155,8 +156,12 @@ class Batches:
     def _problems(self, r: random.Random) -> tuple[torch.Tensor, torch.Tensor]:
         stream = mixture(seed=r.getrandbits(48) + 1)
         chosen = [next(stream) for _ in range(self.batch)]
-        chats = [self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": p.question}], add_generation_prompt=True, tokenize=False) for p in chosen]
+        chats = [
+            self.tokenizer.apply_chat_template(
+                [{"role": "user", "content": p.question}], add_generation_prompt=True, tokenize=False
+            )
+            for p in chosen
+        ]
         prompts = self.tokenizer(chats, add_special_tokens=False)["input_ids"]
         answers = self.tokenizer([p.solution + "<|im_end|>" for p in chosen], add_special_tokens=False)["input_ids"]
         width = max(len(p) + len(a) for p, a in zip(prompts, answers))
@@ -169,13 +174,15 @@ class Batches:
 
 
 def _loss(model: Qwen3ForCausalLM, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of the labelled tokens; logits are made for these alone, which saves half of a small model's time."""
+    """Cross-entropy of the labelled tokens; logits are made for these alone: half of a small model's time."""
     hidden = model.model(input_ids=ids[:, :-1]).last_hidden_state
     wanted = labels[:, 1:] >= 0
     return torch.nn.functional.cross_entropy(model.lm_head(hidden[wanted]), labels[:, 1:][wanted])
 
 
-def pretrain(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, out: Path, *, device: str = "cpu", save_every: int = 200):
+def pretrain(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerFast, out: Path, *, device: str = "cpu", save_every: int = 200
+):
     """Train one embedded model and save it to ``out`` with ``training.json`` (recipe, time, losses).
 
     Interrupted, it continues from ``out/checkpoint.pt`` when called again with the same recipe.
@@ -222,15 +229,29 @@ def pretrain(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, out: Path, *, d
             losses.append([step, round(loss.item(), 4)])
             bar.set_postfix(loss=losses[-1][1])
             spent = seconds + time.monotonic() - started
-            state = dict(recipe=asdict(recipe), model=model.state_dict(), step=step, seconds=spent, losses=losses,
-                         optimizers=[o.state_dict() for o in optimizers])
+            state = dict(
+                recipe=asdict(recipe),
+                model=model.state_dict(),
+                step=step,
+                seconds=spent,
+                losses=losses,
+                optimizers=[o.state_dict() for o in optimizers],
+            )
             torch.save(state, checkpoint.with_suffix(".tmp"))
             checkpoint.with_suffix(".tmp").rename(checkpoint)
     bar.close()
-    model.eval().to(torch.bfloat16).save_pretrained(out)  # stored in half the space; the scores are those of the rounded weights
+    model.eval().to(torch.bfloat16).save_pretrained(
+        out
+    )  # stored in half the space; the scores are those of the rounded weights
     tokenizer.save_pretrained(out)
-    record = dict(recipe=asdict(recipe), seconds=round(seconds + time.monotonic() - started), device=device,
-                  threads=torch.get_num_threads(), parameters=model.num_parameters(), losses=losses)
+    record = dict(
+        recipe=asdict(recipe),
+        seconds=round(seconds + time.monotonic() - started),
+        device=device,
+        threads=torch.get_num_threads(),
+        parameters=model.num_parameters(),
+        losses=losses,
+    )
     (out / "training.json").write_text(json.dumps(record, indent=1))
     checkpoint.unlink(missing_ok=True)
     return model

@@ -1,11 +1,11 @@
 """Stage 1, the supervised warm-up: the student learns the syntax of a call, not when to call (method: stage 1).
 
-Responses are sampled from the student itself, so nothing but the commands is new to it. Commands go in at random *token*
-positions and ask for n = d * 10**k tokens, d in 1..9, clipped to what is left of the response; the ids around them stay
-as they were sampled. The loss is cross-entropy over the whole response.
+Responses are sampled from the student itself, so nothing but the commands is new to it. Commands go in at random
+*token* positions and ask for n = d * 10**k tokens, d in 1..9, clipped to what is left of the response; the ids around
+them stay as they were sampled. The loss is cross-entropy over the whole response.
 
-The paper draws k from 0..3. With answers of 75 tokens nearly all of these are clipped to "all the rest", so the embedded
-student is warmed up with k = 0 alone.
+The paper draws k from 0..3. With answers of 75 tokens nearly all of these are clipped to "all the rest", so the
+embedded student is warmed up with k = 0 alone.
 """
 
 from __future__ import annotations
@@ -29,18 +29,25 @@ from relaylab.trace import Trace
 
 
 def insert_calls(
-    ids: Sequence[int], encode, *, rng: random.Random, counts: Sequence[float] = (0.5, 0.35, 0.15), exponents: Sequence[int] = (0, 1, 2, 3)
+    ids: Sequence[int],
+    encode,
+    *,
+    rng: random.Random,
+    counts: Sequence[float] = (0.5, 0.35, 0.15),
+    exponents: Sequence[int] = (0, 1, 2, 3),
 ) -> list[int]:
     """A response with commands put in at random token positions.
 
-    counts: the probability of 0, 1, 2 ... commands. Each asks for d * 10**k tokens, k from ``exponents``, clipped to what
-    is left before the end token. ``encode`` turns the command's text into ids.
+    counts: the probability of 0, 1, 2 ... commands. Each asks for d * 10**k tokens, k from ``exponents``, clipped to
+    what is left before the end token. ``encode`` turns the command's text into ids.
 
     >>> insert_calls([5, 6, 7, 8, 2], lambda text: [text], rng=random.Random(3), counts=(0, 1))
     [5, 6, '<call>2</call>', 7, 8, 2]
     """
     many = rng.choices(range(len(counts)), counts)[0]
-    places = sorted(rng.sample(range(len(ids) - 1), min(many, len(ids) - 1)))  # never after the last token, the end token
+    places = sorted(
+        rng.sample(range(len(ids) - 1), min(many, len(ids) - 1))
+    )  # never after the last token, the end token
     out: list[int] = []
     for i, token in enumerate(ids):
         if i in places:
@@ -51,14 +58,23 @@ def insert_calls(
 
 
 def warmup_data(
-    student: Engine, problems: Sequence[Problem], *, temperature: float = 0.7, keep_correct: bool = False, seed: int = 0,
-    exponents: Sequence[int] = (0, 1, 2, 3), counts: Sequence[float] = (0.5, 0.35, 0.15), max_tokens: int = 512,
+    student: Engine,
+    problems: Sequence[Problem],
+    *,
+    temperature: float = 0.7,
+    keep_correct: bool = False,
+    seed: int = 0,
+    exponents: Sequence[int] = (0, 1, 2, 3),
+    counts: Sequence[float] = (0.5, 0.35, 0.15),
+    max_tokens: int = 512,
 ) -> Dataset:
     """Pre-tokenised rows (``input_ids``, ``labels``) of the student's own responses, with commands.
 
     Responses that did not end are left out; so are wrong ones with ``keep_correct``.
     """
-    traces = Pair(student, NoTeacher()).decode(problems, seed=seed, temperature=temperature, limits=Limits(max_tokens=max_tokens))
+    traces = Pair(student, NoTeacher()).decode(
+        problems, seed=seed, temperature=temperature, limits=Limits(max_tokens=max_tokens)
+    )
     rng = random.Random(seed)
     rows = []
     for trace in traces:
@@ -77,16 +93,36 @@ def _why(traces: Sequence[Trace]) -> str:
 
 
 def warmup(
-    student: Engine, data: Dataset, out: Path, *, base: str, steps: int = 500, batch_size: int = 32,
-    learning_rate: float = 1e-3, rank: int = 16, seed: int = 0,
+    student: Engine,
+    data: Dataset,
+    out: Path,
+    *,
+    base: str,
+    steps: int = 500,
+    batch_size: int = 32,
+    learning_rate: float = 1e-3,
+    rank: int = 16,
+    seed: int = 0,
 ) -> None:
     """Train a LoRA adapter on ``data`` with TRL's SFTTrainer and save it to ``out``; ``base`` is the student's name."""
     set_seed(seed)
     config = SFTConfig(
-        output_dir=str(out / "run"), max_steps=steps, per_device_train_batch_size=batch_size, learning_rate=learning_rate,
-        lr_scheduler_type="cosine", warmup_steps=20, weight_decay=0.0, seed=seed, save_strategy="no", report_to="none",
-        logging_steps=50, bf16=False, gradient_checkpointing=False, max_length=None, use_cpu=student.device.type == "cpu",
-    )  # fmt: skip
+        output_dir=str(out / "run"),
+        max_steps=steps,
+        per_device_train_batch_size=batch_size,
+        learning_rate=learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=20,
+        weight_decay=0.0,
+        seed=seed,
+        save_strategy="no",
+        report_to="none",
+        logging_steps=50,
+        bf16=False,
+        gradient_checkpointing=False,
+        max_length=None,
+        use_cpu=student.device.type == "cpu",
+    )
     lora = LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
     trainer = SFTTrainer(
         model=student.model, args=config, train_dataset=data, processing_class=student.tokenizer, peft_config=lora
