@@ -3,32 +3,53 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from relaylab.trace import Trace, read_traces, to_frame
 from relaylab.version import __version__
-from relaylab.viz.view import trace_text
+from relaylab.viz.view import trace_text, visible
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 zoo_app = typer.Typer(no_args_is_help=True, help="The embedded models: what they are, how they were made.")
 app.add_typer(zoo_app, name="zoo")
 console = Console()
 
+OnFailure = StrEnum("OnFailure", {name: name for name in ("carry_on", "raise", "exclude")})
+
 Student = Annotated[str, typer.Option(help="An embedded name, a directory, or a hub id.")]
 Teacher = Annotated[str, typer.Option(help="The same, the URL of an OpenAI-compatible server, or 'none'.")]
 Tokenizer = Annotated[str | None, typer.Option(help="For a URL: the model whose tokenizer the server uses.")]
-Temperature = Annotated[float, typer.Option(min=0, help="0 is greedy.")]
+TeacherTemperature = Annotated[float, typer.Option(min=0, help="The teacher's; 0 is greedy.")]
+Temperature = Annotated[float, typer.Option(min=0, help="The student's; 0 is greedy.")]
+TopP = Annotated[float, typer.Option(min=0, max=1, help="Sample the student from its most probable tokens alone.")]
 MaxTokens = Annotated[int, typer.Option(min=1, help="Completion tokens in all.")]
 MaxCalls = Annotated[int | None, typer.Option(min=0, help="Answered calls a response; no cap by default.")]
 MaxCallTokens = Annotated[int | None, typer.Option(min=1, help="Tokens a call may be granted; no cap by default.")]
 Unsure = Annotated[float | None, typer.Option(help="Call wherever the student's entropy is above this many nats.")]
-CallTokens = Annotated[int, typer.Option(min=1, help="Tokens asked for by --call-when-unsure.")]
-Seed = Annotated[int, typer.Option(min=0, help="The first row's seed; matters when sampling.")]
+Every = Annotated[int | None, typer.Option(min=1, help="Call wherever so many tokens have gone by without a call.")]
+CallTokens = Annotated[int, typer.Option(min=1, help="Tokens asked for by --call-when-unsure and --call-every.")]
+Failure = Annotated[OnFailure, typer.Option(help="Where the teacher fails: go on alone, stop all, or end that row.")]
+Seed = Annotated[int, typer.Option(min=0, help="Matters when sampling.")]
+
+
+@contextmanager
+def _resumable() -> Iterator[None]:
+    """For commands that keep what they have done: an interrupt says so."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        text = "interrupted; what was finished is kept, and the same command goes on from there"
+        print(f"\n{text}", file=sys.stderr)
+        raise typer.Exit(130) from None
 
 
 def _version(value: bool) -> None:
@@ -48,24 +69,30 @@ def solve(
     student: Student = "warm",
     teacher: Teacher = "teacher",
     tokenizer: Tokenizer = None,
+    teacher_temperature: TeacherTemperature = 0.0,
     temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
     max_tokens: MaxTokens = 512,
     max_calls: MaxCalls = None,
     max_call_tokens: MaxCallTokens = None,
     call_when_unsure: Unsure = None,
+    call_every: Every = None,
     call_tokens: CallTokens = 4,
+    on_failure: Failure = OnFailure.carry_on,
     seed: Seed = 0,
     json_: Annotated[bool, typer.Option("--json", help="Print the trace as JSON.")] = False,
 ) -> None:
     """Relay one question and show the trace."""
-    trace = _pair(student, teacher, tokenizer, temperature).solve(
-        question, seed=seed, temperature=temperature, max_tokens=max_tokens, max_calls=max_calls,
-        max_call_tokens=max_call_tokens, policy=_policy(call_when_unsure, call_tokens),
+    policy = _policy(call_when_unsure, call_every, call_tokens)
+    trace = _pair(student, teacher, tokenizer, teacher_temperature).solve(
+        question, seed=seed, temperature=temperature, top_p=top_p, max_tokens=max_tokens, max_calls=max_calls,
+        max_call_tokens=max_call_tokens, policy=policy, on_failure=on_failure.value,
     )  # fmt: skip
     print(trace.to_json() if json_ else trace_text(trace))
 
 
 @app.command()
+@_resumable()
 def decode(
     out: Annotated[Path, typer.Option(help="JSONL file of traces; run again to go on after an interrupt.")],
     suite: Annotated[list[str] | None, typer.Option(help="An embedded suite; several times for several.")] = None,
@@ -74,12 +101,16 @@ def decode(
     student: Student = "warm",
     teacher: Teacher = "teacher",
     tokenizer: Tokenizer = None,
+    teacher_temperature: TeacherTemperature = 0.0,
     temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
     max_tokens: MaxTokens = 512,
     max_calls: MaxCalls = None,
     max_call_tokens: MaxCallTokens = None,
     call_when_unsure: Unsure = None,
+    call_every: Every = None,
     call_tokens: CallTokens = 4,
+    on_failure: Failure = OnFailure.carry_on,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows decoded at a time.")] = 64,
     seed: Seed = 0,
 ) -> None:
@@ -90,9 +121,10 @@ def decode(
     if bool(suite) == bool(data):
         raise ValueError("name either --suite or --data")
     chosen = load_problems(data, limit=limit) if data else [p for s in suite for p in problems(s, limit)]
-    traces = _pair(student, teacher, tokenizer, temperature).decode(
-        chosen, out=out, seed=seed, temperature=temperature, max_tokens=max_tokens, max_calls=max_calls,
-        max_call_tokens=max_call_tokens, policy=_policy(call_when_unsure, call_tokens), batch_size=batch_size,
+    policy = _policy(call_when_unsure, call_every, call_tokens)
+    traces = _pair(student, teacher, tokenizer, teacher_temperature).decode(
+        chosen, out=out, seed=seed, temperature=temperature, top_p=top_p, max_tokens=max_tokens, max_calls=max_calls,
+        max_call_tokens=max_call_tokens, policy=policy, on_failure=on_failure.value, batch_size=batch_size,
     )  # fmt: skip
     console.print(_table(traces))
     console.print(f"{len(traces)} traces in {out}", highlight=False, markup=False)
@@ -126,21 +158,26 @@ def show(
 @zoo_app.command("list")
 def zoo_list() -> None:
     """The embedded models with their sizes and scores."""
+    from relaylab.analysis.verify import accuracy, percent
     from relaylab.models import zoo
 
-    table = Table(title="Embedded models", caption="accuracy at temperature 1 on test problems, calls forbidden")
-    known = zoo.manifest()
-    suites = list(next((m["scores"] for m in known.values() if m.get("scores")), {}))
-    for column in ("model", "parameters", *suites):
-        table.add_column(column, justify="left" if column == "model" else "right")
-    for name in zoo.embedded():
-        entry = known.get(name, {})
-        scores = [f"{100 * s['right'] / s['count']:.0f} %" for s in entry.get("scores", {}).values()]
-        table.add_row(name, f"{entry.get('parameters', 0):,}", *scores)
+    known, names = zoo.manifest(), list(zoo.embedded())
+    table = Table(
+        "", "", title="Embedded models", caption="accuracy at temperature 1 on test problems, calls forbidden"
+    )
+    for name in names:
+        table.add_column(name, justify="right")
+    entries = [known.get(name, {}) for name in names]
+    table.add_row("parameters", "", *(f"{e['parameters']:,}" if "parameters" in e else "-" for e in entries))
+    for suite in dict.fromkeys(suite for entry in entries for suite in entry.get("scores", {})):
+        scores = [entry.get("scores", {}).get(suite) for entry in entries]
+        level = next(score["level"] for score in scores if score)
+        table.add_row(suite, level, *(percent(accuracy(score)) for score in scores))
     console.print(table)
 
 
 @zoo_app.command("train")
+@_resumable()
 def zoo_train(
     name: Annotated[str, typer.Argument(help="student, teacher or warm")],
     out: Annotated[Path, typer.Option(help="Where to put the model.")],
@@ -163,14 +200,16 @@ def zoo_verify(
     count: Annotated[int, typer.Option(min=0, help="Test problems a suite to score anew; 0 checks files alone.")] = 100,
     write: Annotated[bool, typer.Option(help="Write checksums and scores to the manifest instead.")] = False,
 ) -> None:
-    """Check the embedded models' checksums, and their scores against the manifest's."""
+    """Check the embedded models: checksums, scores against the manifest's, and what is required of the pair."""
     from relaylab.analysis.verify import verify, write_manifest
 
     if write:
         write_manifest(count=count)
-    findings = verify(count=count)
+    findings = verify(count=0 if write else count)  # what was scored just now would come out the same
     for finding in findings:
-        console.print(("ok    " if finding.ok else "WRONG ") + finding.text, highlight=False, markup=False)
+        console.print(
+            ("ok    " if finding.ok else "WRONG ") + finding.text, highlight=False, markup=False, soft_wrap=True
+        )
     if not all(f.ok for f in findings):
         raise typer.Exit(1)
 
@@ -184,33 +223,36 @@ def doctor(api: Annotated[str | None, typer.Option(help="The URL of a server to 
         raise typer.Exit(1)
 
 
-def _pair(student: str, teacher: str, tokenizer: str | None, temperature: float):
+def _pair(student: str, teacher: str, tokenizer: str | None, teacher_temperature: float):
     from relaylab.decoding.pair import load_pair
 
     url = teacher.startswith(("http://", "https://"))
     if tokenizer and not url:
         raise ValueError("--tokenizer is for a teacher behind a URL; a local one brings its own")
-    options = {"temperature": temperature} | ({"tokenizer": tokenizer} if tokenizer else {})
-    return load_pair(student, teacher, teacher_options={} if teacher == "none" else options)
+    return load_pair(student, teacher, teacher_options={"temperature": teacher_temperature, "tokenizer": tokenizer})
 
 
-def _policy(threshold: float | None, n: int):
-    from relaylab.decoding.policies import CallWhenUnsure
+def _policy(threshold: float | None, every: int | None, n: int):
+    from relaylab.decoding.policies import CallEvery, CallWhenUnsure
 
+    if threshold is not None and every is not None:
+        raise ValueError("name --call-when-unsure or --call-every, not both")
+    if every is not None:
+        return CallEvery(every, n)
     return None if threshold is None else CallWhenUnsure(threshold, n)
 
 
 def _table(traces: list[Trace]) -> Table:
-    """One row a suite: problems, accuracy, call ratio, calls."""
+    """One row a suite: problems, accuracy, call ratio, calls. What a file calls a suite may be anything."""
     table = Table()
     for column in ("suite", "problems", "correct", "teacher tokens", "calls a response", "tokens a response"):
         table.add_column(column, justify="left" if column == "suite" else "right")
     frame = to_frame(traces)
-    frame["suite"] = frame["suite"].fillna("-")
+    frame["suite"] = [visible(str(t.problem.get("suite") or "-")) for t in traces]
     for suite, rows in frame.groupby("suite", sort=False):
         correct = rows["correct"].dropna()
         table.add_row(
-            str(suite),
+            Text(suite),
             str(len(rows)),
             f"{100 * correct.mean():.1f} %" if len(correct) else "-",
             f"{100 * rows['teacher_tokens'].sum() / max(1, rows['tokens'].sum()):.1f} %",
@@ -221,14 +263,9 @@ def _table(traces: list[Trace]) -> Table:
 
 
 def main() -> None:
-    """The entry point: errors a user can mend are one line, an interrupt says how to go on."""
+    """The entry point: an error that a user can mend is one line on stderr, with exit code 2."""
     try:
-        app(standalone_mode=False)
-    except typer.Exit as stop:
-        sys.exit(stop.exit_code)
-    except KeyboardInterrupt:
-        print("\ninterrupted; what was finished is kept, and the same command goes on from there", file=sys.stderr)
-        sys.exit(130)
+        app(prog_name="relaylab")
     except (ValueError, OSError, RuntimeError) as error:
-        print(f"relaylab: {error}", file=sys.stderr)
+        print(f"relaylab: {visible(' '.join(str(error).split()))}", file=sys.stderr)
         sys.exit(2)

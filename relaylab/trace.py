@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 VERSION = 1
 STUDENT, TEACHER, COMMAND = "s", "t", "c"
+NESTED = ("calls", "problem", "terms")  # the fields of a trace that a table holds as JSON text
 
 # Why a generation ended: the student's end token; the teacher's; the limit of tokens; the model's context is full; the
 # policy `exclude` after a teacher failure; the caller closed the stream.
@@ -34,8 +35,9 @@ STOPS = ("end", "teacher_end", "length", "context", "excluded", "interrupted")
 class Call:
     """One call of the student. Positions count completion tokens; ``end`` is where the teacher's tokens begin.
 
-    status: ``answered``; ``failed`` (the teacher could not, see ``error``); ``refused`` (a cap left nothing to grant);
-    or the problem of the command: ``empty``, ``malformed``, ``zero``, ``too_large``, ``unclosed``.
+    status: ``waiting`` (for the teacher, while it happens); ``answered``; ``failed`` (the teacher could not, see
+    ``error``); ``interrupted`` (before it was answered); ``refused`` (a cap left nothing to grant); or the problem of
+    the command: ``empty``, ``malformed``, ``zero``, ``too_large``, ``unclosed``.
     """
 
     start: int
@@ -78,6 +80,7 @@ class Trace:
     id: str = ""
     problem: dict[str, Any] = field(default_factory=dict)  # question, answer, suite ... of the task
     correct: bool | None = None
+    terms: dict[str, Any] = field(default_factory=dict)  # what decided it, where `Pair.decode` made it
 
     def __post_init__(self) -> None:
         self.check()
@@ -182,9 +185,9 @@ class TraceWriter:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path.exists():
-            whole = self.path.read_bytes()
-            if whole and not whole.endswith(b"\n"):
-                os.truncate(self.path, whole.rfind(b"\n") + 1)
+            whole = _whole(self.path)
+            if whole < self.path.stat().st_size:
+                os.truncate(self.path, whole)
         self._file = open(self.path, "ab")  # noqa: SIM115 - it stays open until close()
 
     def write(self, trace: Trace) -> None:
@@ -202,21 +205,31 @@ class TraceWriter:
         self.close()
 
 
+def _whole(path: Path, block: int = 2**16) -> int:
+    """The bytes of a file up to its last line break, which is looked for from the end: the file may be large."""
+    with open(path, "rb") as f:
+        end = f.seek(0, os.SEEK_END)
+        while end:
+            start = max(0, end - block)
+            f.seek(start)
+            if (found := f.read(end - start).rfind(b"\n")) >= 0:
+                return start + found + 1
+            end = start
+    return 0
+
+
 def to_dataset(traces: Iterable[Trace]) -> datasets.Dataset:
-    """A ``datasets.Dataset`` with one row a trace; ``problem`` and ``calls`` are JSON text, so that any mix fits."""
+    """A ``datasets.Dataset`` with one row a trace; what is nested is JSON text, so that any mix fits."""
     import datasets
 
-    rows = [
-        t.to_dict() | {"problem": json.dumps(t.problem), "calls": json.dumps([asdict(c) for c in t.calls])}
-        for t in traces
-    ]
+    rows = [data | {k: json.dumps(data[k]) for k in NESTED} for data in (t.to_dict() for t in traces)]
     return datasets.Dataset.from_list(rows)
 
 
 def from_dataset(dataset: datasets.Dataset) -> Iterator[Trace]:
     """The traces of a dataset made by ``to_dataset``."""
     for row in dataset:
-        yield Trace.from_dict(row | {"problem": json.loads(row["problem"]), "calls": json.loads(row["calls"])})
+        yield Trace.from_dict(row | {k: json.loads(row[k]) for k in NESTED})
 
 
 def to_frame(traces: Iterable[Trace]) -> pandas.DataFrame:

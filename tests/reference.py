@@ -44,7 +44,9 @@ def slow_relay(
         return tokenizer.decode(ids, skip_special_tokens=False)
 
     while not out.stop:
-        n = policy(len(out.ids)) if policy else None
+        n = policy(len(out.ids)) if policy and not within_call(text_of(turn)) else None
+        if n and len(tokenizer(format_call(n), add_special_tokens=False)["input_ids"]) >= max_tokens - len(out.ids):
+            n = None  # a command that does not fit is not written
         forced = tokenizer(format_call(n), add_special_tokens=False)["input_ids"] if n else [None]
         closed = None
         for want in forced:
@@ -103,6 +105,14 @@ def slow_relay(
         elif len(out.ids) >= max_tokens:
             out.stop = "length"
     return out
+
+
+def within_call(text):
+    """Whether a call may still be closed: a policy waits until the student has finished or given up its own."""
+    done = find_closed(text)
+    tail = text[done[-1].end :] if done else text
+    begin = tail.rfind("<call")
+    return begin >= 0 and len(tail) - begin < len("<call></call>") + 32
 
 
 def find_closed(text):

@@ -176,6 +176,43 @@ def test_metaspace_tokenizers_with_byte_fallback():
     assert text.pieces(ids)[-2:] == ["", "é"]  # a character of two tokens belongs to the second
 
 
+def metaspace(normalizer, words=()) -> TokenText:
+    """As Llama 2 has it: a space before every text, merges across it, and bytes for what has no token."""
+    letters = ["▁", "a", "b", "é", *words]
+    vocab = {w: i for i, w in enumerate([*letters, "▁a", "ab", "▁ab", *(f"<0x{b:02X}>" for b in range(256))])}
+    inner = Tokenizer(models.BPE(vocab, [("▁", "a"), ("a", "b"), ("▁a", "b")], byte_fallback=True, fuse_unk=True))
+    inner.normalizer = normalizer
+    inner.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    return TokenText(PreTrainedTokenizerFast(tokenizer_object=inner))
+
+
+@given(st.text("ab é\n\u0301<", max_size=12))
+def test_encoding_adds_no_space_and_changes_no_byte(text):
+    spaced = [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    for normalizer in (normalizers.Sequence(spaced), normalizers.Sequence([normalizers.NFC(), *spaced])):
+        reader = metaspace(normalizer)
+        assert b"".join(reader.bytes[i] for i in reader.encode(text)) == text.encode()
+
+
+def test_encoding_keeps_to_the_tokenizers_own_tokens():
+    reader = metaspace(normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]))
+    assert [reader.bytes[i] for i in reader.encode("ab ab")] == [b"ab", b" ab"]
+    assert [reader.bytes[i] for i in reader.encode(" ab")] == [b" ab"]
+    assert reader.encode("") == []
+    # No token and no bytes for a capital letter: what the tokenizer makes of it is all there is.
+    small = merging_tokenizer()
+    small.backend_tokenizer.normalizer = normalizers.Replace("X", "x")
+    inner = TokenText(small)
+    inner._single = {}
+    assert [inner.bytes[i] for i in inner.encode("1X")] == [b"1", b"x"]
+
+
+def test_holes_in_the_vocabulary_are_known():
+    inner = Tokenizer(models.WordLevel({"a": 0, "b": 3}, unk_token="a"))
+    inner.decoder = decoders.ByteLevel()
+    assert TokenText(PreTrainedTokenizerFast(tokenizer_object=inner)).known.tolist() == [True, False, False, True]
+
+
 def test_a_slow_tokenizer_is_refused_with_a_reason():
     with pytest.raises(ValueError, match="fast tokenizer"):
         TokenText(object())

@@ -42,6 +42,8 @@ def suite_scores(
     max_tokens: int = 160,
 ) -> list[Score]:
     """Sampled accuracy on the first ``count`` test problems of each suite, calls forbidden."""
+    if count < 1:
+        raise ValueError(f"count is {count}; a score needs at least one problem")
     pair = Pair(engine, NoTeacher())
     scores = []
     for suite in suites:

@@ -1,4 +1,5 @@
-"""Are the embedded models those of the manifest, and as good as it says? Behind ``relaylab zoo verify``."""
+"""Are the embedded models those of the manifest, as good as it says, and as good as they have to be? Behind
+``relaylab zoo verify``."""
 
 from __future__ import annotations
 
@@ -10,6 +11,17 @@ from scipy.stats import binomtest
 
 from relaylab.analysis.scores import Score, suite_scores
 from relaylab.models import zoo
+from relaylab.tasks.suites import SUITES, level_of
+
+# What makes the pair a pair: its accuracy at temperature 1, calls forbidden, on every suite of a level.
+REQUIRED = (
+    ("student", "easy", "at least", 0.85),
+    ("student", "hard", "below", 0.25),
+    ("teacher", "easy", "at least", 0.95),
+    ("teacher", "hard", "at least", 0.95),
+    ("teacher", "beyond", "below", 0.30),
+)
+MAX_BYTES = 12_000_000  # of all embedded models together: they travel with the package
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,8 +30,23 @@ class Finding:
     text: str
 
 
+def accuracy(entry: dict[str, int] | None) -> float | None:
+    """The accuracy of a suite's entry in the manifest; None where there is no entry, or nothing was scored."""
+    return entry["right"] / entry["count"] if entry and entry["count"] else None
+
+
+def percent(share: float | None) -> str:
+    """
+    >>> percent(0.955), percent(None)
+    ('95.5 %', '-')
+    """
+    return "-" if share is None else f"{100 * share:.1f} %"
+
+
 def write_manifest(*, count: int) -> None:
-    """Checksums, recipes and fresh scores of all embedded models."""
+    """Checksums, recipes and fresh scores, on ``count`` >= 1 problems a suite, of all embedded models."""
+    if count < 1:
+        raise ValueError(f"count is {count}; the manifest holds scores, which need at least one problem a suite")
     entries: dict[str, Any] = {}
     for name, path in zoo.embedded().items():
         engine = zoo.load_engine(name)
@@ -39,28 +66,46 @@ def write_manifest(*, count: int) -> None:
 
 
 def verify(*, count: int) -> list[Finding]:
-    """Checksums, and where ``count`` > 0, scores on that many problems a suite.
+    """Checksums, what is required of the pair by the manifest's scores, and where ``count`` > 0, fresh scores on that
+    many problems a suite.
 
     A fresh score is wrong where an exact binomial test against the manifest's accuracy gives p < 0.001.
     """
-    known, findings = zoo.manifest(), []
-    for name in sorted(known.keys() | zoo.embedded().keys()):
-        if name not in known or name not in zoo.embedded():
+    known, here, changed, findings = zoo.manifest(), zoo.embedded(), zoo.changed(), []
+    for name in sorted(known.keys() | here.keys()):
+        if name not in known or name not in here:
             findings.append(Finding(False, f"{name}: {'no such files' if name in known else 'not in the manifest'}"))
             continue
-        same = name not in zoo.changed()
+        same = name not in changed
         findings.append(
             Finding(same, f"{name}: checksum {'as in the manifest' if same else 'differs from the manifest'}")
         )
         if count:
             scores = suite_scores(zoo.load_engine(name), count=count)
-            findings += [_compared(name, s, known[name]["scores"][s.suite]) for s in scores]
-    return findings
+            findings += [_compared(name, s, known[name].get("scores", {}).get(s.suite)) for s in scores]
+    return findings + required(known)
 
 
-def _compared(name: str, score: Score, entry: dict[str, int]) -> Finding:
+def required(known: dict[str, dict[str, Any]]) -> list[Finding]:
+    """Is the pair of this manifest what it should be: one finding a model and level, and one on the size of all."""
+    findings = []
+    for name, level, relation, bound in REQUIRED:
+        entries, ok, told = known.get(name, {}).get("scores", {}), True, []
+        for suite in (s for s in SUITES if level_of(s) == level):
+            score = accuracy(entries.get(suite))
+            ok &= score is not None and (score >= bound if relation == "at least" else score < bound)
+            told.append(f"{suite} {percent(score)}")
+        findings.append(Finding(ok, f"{name}: {level} suites {relation} {percent(bound)}: {', '.join(told)}"))
+    size = sum(file.stat().st_size for file in zoo.WEIGHTS.rglob("*") if file.is_file())
+    text = f"all models together below {MAX_BYTES / 1e6:.0f} MB: {size / 1e6:.1f} MB"
+    return [*findings, Finding(size < MAX_BYTES, text)]
+
+
+def _compared(name: str, score: Score, entry: dict[str, int] | None) -> Finding:
+    expected = accuracy(entry)
     # Kept off 0 and 1, where a single slip would be impossible rather than unlikely.
-    expected = min(max(entry["right"] / entry["count"], 0.01), 0.99)
-    likely = binomtest(score.right, score.count, expected).pvalue >= 0.001
-    text = f"{name}: {score.suite} ({score.level}) {100 * score.accuracy:.0f} %, manifest {100 * expected:.0f} %"
+    likely = (
+        expected is not None and binomtest(score.right, score.count, min(max(expected, 0.01), 0.99)).pvalue >= 0.001
+    )
+    text = f"{name}: {score.suite} ({score.level}) {percent(score.accuracy)}, manifest {percent(expected)}"
     return Finding(bool(likely), text)

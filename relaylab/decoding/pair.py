@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Iterable, Sequence
+import re
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,7 @@ from relaylab.tasks.grading import grade
 from relaylab.tasks.suites import Problem
 from relaylab.trace import Trace, TraceWriter, read_traces
 
+UNFINISHED = ("excluded", "interrupted")  # how traces stop that are decoded anew on resuming
 KEEP = 8  # closed rows whose caches wait for a similar question; enough for one person who tries things
 
 
@@ -46,7 +50,7 @@ class Pair:
         return Relay(self.student, self.teacher, **({"limits": Limits(**caps)} if caps else {}), **options)
 
     def solve(self, question: str | Problem, *, seed: int = 0, record: bool = True, **options: Any) -> Trace:
-        """Relay one question; a ``Problem`` is graded too."""
+        """Relay one question with this very ``seed``; a ``Problem`` is graded too."""
         text = question if isinstance(question, str) else question.question
         trace = self.relay(record=record, **options).run([text], seeds=[seed])[0]
         return trace if isinstance(question, str) else graded(trace, question)
@@ -62,21 +66,27 @@ class Pair:
     ) -> list[Trace]:
         """Relay and grade many problems together; their traces, in the problems' order.
 
-        ``out`` is a JSONL file that gets every trace as soon as it is done. Interrupted, the same call goes on where it
-        stopped: a problem whose id is in the file is not decoded again. ValueError where the file was made by another
-        pair or with other terms.
+        Each problem has a seed of its own, a function of ``seed`` and its id. ``out`` is a JSONL file that gets every
+        trace as soon as it is done. Interrupted, the same call goes on where it stopped: a problem whose id is in the
+        file is not decoded again, unless it was excluded after a teacher failure; then its old line goes.
+
+        Raises ValueError where two problems share an id, and where the file was made by another pair, with other terms
+        (all that decide a trace: see ``Trace.terms``), or has another question or answer under the same id.
         """
+        if twice := [name for name, count in Counter(p.id for p in problems).items() if count > 1]:
+            raise ValueError(f"the problem {twice[0]!r} comes twice; ids must differ")
         relay = self.relay(**options)
-        terms = {"student": self.student.name, "teacher": self.teacher.name, "temperature": relay.temperature}
-        done = _resume(Path(out), terms) if out is not None and Path(out).exists() else {}
-        todo = [(i, p) for i, p in enumerate(problems) if p.id not in done]
-        stream = relay.stream([p.question for _, p in todo], seeds=[seed + i for i, _ in todo])
+        terms = _terms(relay, seed)
+        done = _resume(Path(out), terms, problems) if out is not None and Path(out).exists() else {}
+        todo = [p for p in problems if p.id not in done]
+        stream = relay.stream([p.question for p in todo], seeds=[problem_seed(seed, p.id) for p in todo])
         writer = TraceWriter(out) if out is not None else None
         bar = tqdm(total=len(problems), initial=len(problems) - len(todo), desc="decoding", disable=not progress)
         try:
             for event in stream:
                 if isinstance(event, Done):
-                    problem = todo[event.row][1]
+                    problem = todo[event.row]
+                    event.trace.terms = dict(terms)
                     done[problem.id] = graded(event.trace, problem)
                     if writer:
                         writer.write(done[problem.id])
@@ -90,19 +100,61 @@ class Pair:
 
 
 def graded(trace: Trace, problem: Problem) -> Trace:
-    """The trace with its problem and whether its answer is right."""
+    """The trace with its problem, as a file gives it back, and whether its answer is right."""
     trace.id = problem.id
-    trace.problem = asdict(problem)
+    trace.problem = asdict(problem) | {"steps": [asdict(step) for step in problem.steps]}
     trace.correct = grade(trace.teacher_view, problem.answer)
     return trace
 
 
-def _resume(path: Path, terms: dict[str, Any]) -> dict[str, Trace]:
-    done = {}
-    for trace in read_traces(path):
-        if other := {k: getattr(trace, k) for k, v in terms.items() if getattr(trace, k) != v}:
-            raise ValueError(f"{path} was made with {other}, this run has {terms}; choose another file or remove it")
-        done[trace.id] = trace
+def problem_seed(seed: int, name: str) -> int:
+    """The seed of the problem with this id in a run with this seed: below 2^63, the same whatever else is decoded.
+
+    >>> problem_seed(0, "savings-test-0-0")
+    3626896153702499980
+    """
+    text = f"{seed}/{name}".encode(errors="surrogatepass")
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest()) >> 1
+
+
+def _terms(relay: Relay, seed: int) -> dict[str, Any]:
+    """All that decides the traces of a relay, as JSON can hold it; of the teacher, what it tells of itself."""
+    teacher = {k: getattr(relay.teacher, k, None) for k in ("temperature", "top_p", "top_k", "fingerprint")}
+    return {
+        "student": relay.student.name,
+        "teacher": relay.teacher.name,
+        "seed": seed,
+        "temperature": relay.temperature,
+        "top_p": relay.top_p,
+        "top_k": relay.top_k,
+        **asdict(relay.limits),
+        # Where an object has no repr of its own, its address is not the same in the next run.
+        "policy": re.sub(r" at 0x[0-9a-fA-F]+", "", repr(relay.policy)),
+        "forbid_calls": relay.forbid_calls,
+        "on_failure": relay.on_failure,
+        "record": relay.record,
+        **{f"teacher_{k}": v for k, v in teacher.items()},
+    }
+
+
+def _resume(path: Path, terms: dict[str, Any], problems: Sequence[Problem]) -> dict[str, Trace]:
+    """The traces of a file that are done, by id; those that are not are taken out of the file."""
+    known, found = {p.id: p for p in problems}, list(read_traces(path))
+    for trace in found:
+        if other := sorted(k for k in terms.keys() | trace.terms.keys() if terms.get(k) != trace.terms.get(k)):
+            was, now = ({k: t.get(k) for k in other} for t in (trace.terms, terms))
+            raise ValueError(f"{path} was made with {was}, this run has {now}; choose another file or remove it")
+        for name in ("question", "answer") if trace.id in known else ():
+            if trace.problem.get(name) != getattr(known[trace.id], name):
+                raise ValueError(f"{path} has another {name} under the id {trace.id!r}; choose another file")
+    done = {t.id: t for t in found if not (t.stop in UNFINISHED and t.id in known)}
+    if len(done) < len(found):
+        rest = path.with_name(f"{path.name}.tmp")
+        rest.unlink(missing_ok=True)
+        with TraceWriter(rest) as writer:
+            for trace in done.values():
+                writer.write(trace)
+        rest.replace(path)
     return done
 
 
@@ -125,12 +177,12 @@ def load_pair(
     student: str | Path = "warm",
     teacher: str | Path | Teacher = "teacher",
     *,
-    teacher_options: Iterable = (),
+    teacher_options: dict[str, Any] | None = None,
     **options: Any,
 ) -> Pair:
     """Load a pair: the embedded one, or any names that ``zoo.resolve`` and ``load_teacher`` know.
 
-    ``options`` (device, dtype) are for the student, and for a local teacher too unless ``teacher_options`` are given.
+    ``options`` (device, dtype) are for the student and for a local teacher, ``teacher_options`` for the teacher alone.
 
     >>> load_pair(teacher="none")
     Pair(student='warm', teacher='none')
@@ -138,5 +190,7 @@ def load_pair(
     engine = load_engine(student, keep=KEEP, **options)
     if isinstance(teacher, (str, Path)):
         local = not str(teacher).startswith(("http://", "https://"))
-        teacher = load_teacher(str(teacher), **(dict(teacher_options) or (options if local else {})))
+        teacher = load_teacher(str(teacher), **(options if local else {}) | (teacher_options or {}))
+    elif teacher_options:
+        raise ValueError("teacher_options are for a teacher that is loaded by name; this one is made already")
     return Pair(engine, teacher)

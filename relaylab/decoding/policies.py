@@ -3,6 +3,9 @@
 A policy looks at a moment of a row, before the student's next token is drawn, and may return an n: then the command
 ``<call>n</call>`` is written as if the student had written it, and the relay goes on as always. An untrained student
 never calls by itself; with a policy it takes part in a relay all the same.
+
+No policy is asked where calls are forbidden, where the caps leave nothing to grant, inside a call that the student is
+writing itself, or directly behind a call that got no answer.
 """
 
 from __future__ import annotations
@@ -14,13 +17,18 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """What a policy may look at: completion ``position``, tokens ``since`` the last hand-off, answered ``calls`` so
-    far, and the ``entropy`` in nats of the student's next token, where the policy says that it uses it."""
+    """What a policy may look at.
+
+    position: in the completion. since: tokens since the last closed call and its answer, or since the beginning. calls:
+    closed calls so far, answered or not. entropy: of the student's next token in nats, where the policy uses it.
+    seed: the row's, for policies that draw.
+    """
 
     position: int
     since: int
     calls: int
     entropy: float | None
+    seed: int = 0
 
 
 class Policy(Protocol):
@@ -45,7 +53,7 @@ class CallAt:
 
 @dataclass(frozen=True, slots=True)
 class CallEvery:
-    """Call for ``n`` tokens after every ``every`` tokens of the student."""
+    """Call for ``n`` tokens wherever ``every`` tokens have gone by since the last call."""
 
     every: int
     n: int

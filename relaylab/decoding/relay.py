@@ -11,9 +11,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
+import torch
+
+from relaylab.command import format_call
 from relaylab.decoding.policies import Moment, Policy
 from relaylab.decoding.row import Limits, RelayRow
 from relaylab.models.engine import Engine, Row
@@ -31,7 +34,7 @@ MAX_LOGITS = 2**27  # floats of one recorded forward pass: a long answer times a
 
 @dataclass(frozen=True, slots=True)
 class TokenEvent:
-    """A token at completion ``position`` of row ``row``; ``source`` is ``s`` or ``t``: a command is known at its end."""
+    """A token at completion ``position`` of row ``row``; ``source`` is ``s`` or ``t``; calls come later."""
 
     row: int
     position: int
@@ -42,7 +45,7 @@ class TokenEvent:
 
 @dataclass(frozen=True, slots=True)
 class CallOpened:
-    """The student has closed a command: the teacher will be asked. ``call.start`` to ``call.end`` are its tokens."""
+    """The teacher is asked; ``call.start`` to ``call.end`` are the tokens of the command."""
 
     row: int
     call: Call
@@ -135,11 +138,11 @@ class Relay:
 
     def stream(self, prompts: Sequence[Prompt], *, seeds: Sequence[int] | None = None) -> Stream:
         """The events of a relay, as it happens. A prompt is a question or a list of chat messages."""
+        if isinstance(prompts, str):
+            raise ValueError("prompts is one text; pass a list of prompts")
         seeds = range(len(prompts)) if seeds is None else seeds
         if len(seeds) != len(prompts):
             raise ValueError(f"{len(seeds)} seeds for {len(prompts)} prompts")
-        if isinstance(prompts, str):
-            raise ValueError("prompts is one text; pass a list of prompts")
         return Stream(self, [self._row(p, seed) for p, seed in zip(prompts, seeds)])
 
     def fork(
@@ -169,7 +172,12 @@ class Relay:
             if at < len(trace.completion_ids):
                 row.forbidden_at = (at, trace.completion_ids[at])
         elif call is not None:
-            row.force(call)
+            if self.forbid_calls or not row.open:
+                raise ValueError(
+                    "no call can be forced: " + ("calls are forbidden" if row.open else "the answer ended")
+                )
+            format_call(call)  # ValueError for a number that is none
+            row.force_next = call
         return Stream(self, [row])
 
     def _row(self, prompt: Prompt, seed: int) -> RelayRow:
@@ -202,9 +210,7 @@ class Stream(Iterator[Event]):
     def close(self) -> None:
         """Stop decoding; caches are given back."""
         self._events.close()
-        for row in self._rows:
-            if row.open:
-                row.finish("interrupted")
+        self._interrupt()  # a stream that was never begun has nothing else to end it
 
     @property
     def traces(self) -> list[Trace]:
@@ -222,7 +228,7 @@ class Stream(Iterator[Event]):
             while queue or live:
                 while queue and len(live) < self._relay.batch_size:
                     index, row = queue.pop()
-                    live.append(_Live(index, row, self._relay.student.open(row.prompt_ids + row.ids)))
+                    live.append(_Live(index, row, self._open(row)))
                 if active := [x for x in live if x.row.open and not x.row.waiting and self._fits(x)]:
                     yield from self._step(active)
                 elif waiting := [x for x in live if x.row.waiting]:
@@ -232,9 +238,24 @@ class Stream(Iterator[Event]):
                     self._give_back(x)
                     yield Done(x.index, self._trace(x.row))
         finally:
+            self._interrupt()
             for x in live:
                 self._give_back(x)
             live.clear()
+
+    def _open(self, row: RelayRow) -> Row:
+        """A place in the engine. Kept caches may lend what has its statistics already, or needs none."""
+        student = self._relay.student
+        if row.logprobs is None or None not in row.logprobs:
+            return student.open(row.prompt_ids + row.ids)
+        cache = student.open(row.prompt_ids)
+        student.extend(cache, row.ids)
+        return cache
+
+    def _interrupt(self) -> None:
+        for row in self._rows:
+            if row.open:
+                row.finish("interrupted")
 
     def _fits(self, x: _Live) -> bool:
         if len(x.cache.ids) > self._relay.student.context:
@@ -252,33 +273,22 @@ class Stream(Iterator[Event]):
     def _step(self, active: list[_Live]) -> Iterator[Event]:
         """One token, or one forced command, for every active row."""
         relay = self._relay
-        if not relay.record:
-            yield from self._choose(active, relay.student.forward([x.cache for x in active])[:, -1])
-            return
         # Each pending token that is followed by a completion token has a distribution worth recording.
-        counts = [min(x.cache.pending, len(x.row.ids) + 1) for x in active]
+        counts = [min(x.cache.pending, len(x.row.ids) + 1) if relay.record else 1 for x in active]
         most = max(1, MAX_LOGITS // (relay.student.vocabulary * max(counts)))
         for begin in range(0, len(active), most):
-            part, positions = active[begin : begin + most], max(counts[begin : begin + most])
-            logits = relay.student.forward([x.cache for x in part], positions=positions)
-            logp, entropy = token_statistics(logits)
-            for i, x in enumerate(part):
-                for back in range(1, min(counts[begin + i], positions)):
-                    place = len(x.row.ids) - back
-                    self._note(x.row, place, logp[i, -1 - back], entropy[i, -1 - back])
+            part, wanted = active[begin : begin + most], counts[begin : begin + most]
+            logits = relay.student.forward([x.cache for x in part], positions=max(wanted))
             before = [len(x.row.ids) for x in part]
-            yield from self._choose(part, logits[:, -1])
-            for i, x in enumerate(part):
-                self._note(x.row, before[i], logp[i, -1], entropy[i, -1])
+            self._choose(part, logits[:, -1])
+            if relay.record:
+                _record(part, before, wanted, logits)
+            for x, start in zip(part, before):
+                yield from self._tokens(x, start)
 
-    def _note(self, row: RelayRow, place: int, logp, entropy) -> None:
-        if place < len(row.ids):
-            row.logprobs[place] = float(logp[row.ids[place]])
-            row.entropies[place] = float(entropy)
-
-    def _choose(self, active: list[_Live], logits) -> Iterator[Event]:
-        forced = self._policy(active, logits)
-        free = [i for i, n in enumerate(forced) if n is None]
+    def _choose(self, active: list[_Live], logits: torch.Tensor) -> None:
+        forced = self._forced(active, logits)
+        free = [i for i, done in enumerate(forced) if not done]
         rows = [active[i].row for i in free]
         if free:
             tokens = sample(
@@ -289,24 +299,25 @@ class Stream(Iterator[Event]):
                 top_k=self._relay.top_k,
                 forbidden=self._forbidden(rows),
             )
-        drawn = dict(zip(free, tokens)) if free else {}
-        for i, x in enumerate(active):
-            before = len(x.row.ids)
-            call = x.row.student(drawn[i]) if i in drawn else x.row.force(forced[i])
-            self._relay.student.extend(x.cache, x.row.ids[before:])
-            yield from self._tokens(x, before)
-            if call:
-                yield CallOpened(x.index, call)
+            for row, token in zip(rows, tokens):
+                row.student(token)
+        for x in active:
+            self._relay.student.extend(x.cache, x.row.ids[len(x.cache.ids) - len(x.row.prompt_ids) :])
 
-    def _policy(self, active: list[_Live], logits) -> list[int | None]:
+    def _forced(self, active: list[_Live], logits: torch.Tensor) -> list[bool]:
+        """Write the calls that a fork or the policy asks for; which rows got one."""
         policy = self._relay.policy
-        if policy is None:
-            return [None] * len(active)
-        entropies = token_statistics(logits)[1].tolist() if policy.uses_entropy else [None] * len(active)
-        return [
-            policy(Moment(len(x.row.ids), x.row.since_handoff, sum(c.status == "answered" for c in x.row.calls), e))
-            for x, e in zip(active, entropies)
-        ]
+        entropies = token_statistics(logits)[1].tolist() if policy and policy.uses_entropy else [None] * len(active)
+        return [self._force(x.row, policy, entropy) for x, entropy in zip(active, entropies)]
+
+    def _force(self, row: RelayRow, policy: Policy | None, entropy: float | None) -> bool:
+        if row.force_next is not None:
+            n, row.force_next = row.force_next, None
+            return row.force(n)
+        if policy is None or self._relay.forbid_calls or len(row.ids) < row.forbidden_until or not row.may_force():
+            return False
+        n = policy(Moment(len(row.ids), row.since_call, len(row.closed_calls), entropy, row.seed))
+        return n is not None and row.force(n)
 
     def _forbidden(self, rows: list[RelayRow]) -> dict:
         bans = {}
@@ -331,6 +342,7 @@ class Stream(Iterator[Event]):
         relay = self._relay
         for x in waiting:
             x.row.hand_over()
+            yield CallOpened(x.index, replace(x.row.waiting))
         said = relay.teacher.continue_([x.row.context for x in waiting], [x.row.waiting.granted for x in waiting])
         for x, continuation in zip(waiting, said, strict=True):
             before = len(x.row.ids)
@@ -339,7 +351,24 @@ class Stream(Iterator[Event]):
             if call.error is not None and relay.on_failure == "exclude":
                 x.row.finish("excluded")
             yield from self._tokens(x, before)
-            yield CallClosed(x.index, call)
+            yield CallClosed(x.index, replace(call))
         failed = [c for c in said if c.error is not None]
         if failed and relay.on_failure == "raise":
+            self._interrupt()
             raise TeacherFailed(f"{relay.teacher.name}: {failed[0].error}", self.traces)
+
+
+def _record(part: list[_Live], before: list[int], wanted: list[int], logits: torch.Tensor) -> None:
+    """Log-probabilities and entropies of the tokens that the last ``wanted`` distributions of each row were for.
+
+    logits (B, K, V) are right-aligned: the last ones were for the token now at ``before``, the others for those in
+    front of it.
+    """
+    logp, entropy = token_statistics(logits)
+    targets = torch.zeros(logits.shape[:2], dtype=torch.long)
+    for i, (x, end, count) in enumerate(zip(part, before, wanted)):
+        targets[i, -count:] = torch.tensor(x.row.ids[end + 1 - count : end + 1])
+    chosen = logp.gather(-1, targets.to(logp.device)[..., None])[..., 0].tolist()
+    for i, (x, end, count) in enumerate(zip(part, before, wanted)):
+        x.row.logprobs[end + 1 - count : end + 1] = chosen[i][-count:]
+        x.row.entropies[end + 1 - count : end + 1] = entropy[i, -count:].tolist()

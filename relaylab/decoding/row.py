@@ -68,11 +68,14 @@ class RelayRow:
         self.entropies: list[float | None] | None = [] if record else None
         self.stop = ""
         self.waiting: Call | None = None  # the call that a teacher has to answer
+        self.force_next: int | None = None  # a fork's call, to be written before the next token
         self.forbidden_until = 0  # no call may begin before this completion position
         self.forbidden_at: tuple[int, int] | None = None  # a completion position, and a token that must not come there
         self.context = Context(key, messages, seed=seed, whole_characters=not shared)
         self._turn = Turn(text)
         self._turn_start = 0
+        self._call_end = 0
+        self._recorded: list[Call] | None = None  # during a replay: the calls still to come, the next one last
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     @property
@@ -81,9 +84,13 @@ class RelayRow:
         return bytes(self._turn.bytes[-16:])
 
     @property
-    def since_handoff(self) -> int:
-        """Tokens since the teacher's last one, or since the beginning."""
-        return len(self.ids) - self._turn_start
+    def since_call(self) -> int:
+        """Tokens since the last closed call and its answer, or since the beginning."""
+        return len(self.ids) - self._call_end
+
+    @property
+    def closed_calls(self) -> list[Call]:
+        return [c for c in self.calls if c.status != "unclosed"]
 
     @property
     def room(self) -> int:
@@ -94,31 +101,38 @@ class RelayRow:
     def open(self) -> bool:
         return not self.stop
 
+    def may_force(self) -> bool:
+        """Whether a policy may write a call here: not where the caps leave nothing, not inside a call that the student
+        is writing itself, and not directly behind a call that got no answer, which would be asked for ever."""
+        calls = self.closed_calls
+        unanswered = bool(calls) and calls[-1].status != "answered" and self.since_call == 0
+        return self._allowance() > 0 and not unanswered and not self._turn.in_call
+
     # What is written --------------------------------------------------------------------------------------------------
 
-    def student(self, token: int) -> Call | None:
-        """A token of the student; the call that it closes and that somebody has to answer, if any."""
+    def student(self, token: int) -> None:
+        """A token of the student. A call that it closes, and that somebody has to answer, is then ``waiting``."""
         if token in self._end_ids:
             self._append(token, STUDENT, self._decoder.decode(b"", final=True))
             self.finish("end")
-            return None
-        return self._write(token, forced=False)
+        else:
+            self._write(token, forced=False)
 
-    def force(self, n: int) -> Call | None:
-        """Write the command for n tokens as if the student had; less room than it needs ends the row at its limit."""
-        for token in self._text.encode(format_call(n)):
-            if not self.open:
-                break
+    def force(self, n: int) -> bool:
+        """Write the command for n tokens as if the student had; False, and nothing, where it does not fit."""
+        tokens = self._text.encode(format_call(n))
+        if len(tokens) >= self.room:
+            return False
+        for token in tokens:
             self._write(token, forced=True)
-        return self.waiting
+        return True
 
-    def _write(self, token: int, *, forced: bool) -> Call | None:
+    def _write(self, token: int, *, forced: bool) -> None:
         self._append(token, STUDENT, self._decoder.decode(self._text.bytes[token]))
         for command in self._turn.append(token):
             self._close_call(command, forced)
         if not self.waiting and self.room <= 0:
             self.finish("length")
-        return self.waiting
 
     def _append(self, token: int, source: str, piece: str) -> None:
         self.ids.append(token)
@@ -129,66 +143,35 @@ class RelayRow:
             self.entropies.append(None)
 
     def _close_call(self, command: Command, forced: bool) -> None:
-        tokens = self._turn.tokens(command.start, command.end)
-        start = self._turn_start + tokens.start
+        start = self._turn_start + self._turn.tokens(command.start, command.end).start
         for i in range(start, len(self.ids)):
             if self.source[i] == STUDENT:
                 self.source[i] = COMMAND
-        call = Call(start, len(self.ids), command.n, status=command.problem or "answered", forced=forced)
-        self.calls.append(call)
-        if not command.problem:
+        self._call_end = len(self.ids)
+        call = Call(start, len(self.ids), command.n, status=command.problem or "waiting", forced=forced)
+        if self._recorded is not None:
+            call = self._recorded_call(call)
+        elif call.status == "waiting":
             self._grant(call)
+        self.calls.append(call)
+        if call.status == "waiting":
+            self.waiting = call
+
+    def _allowance(self) -> int:
+        """The most tokens that the caps leave for a call; 0 where it would be refused."""
+        limits = self.limits
+        if limits.max_calls is not None and sum(c.status == "answered" for c in self.calls) >= limits.max_calls:
+            return 0
+        budget = None
+        if limits.max_teacher_tokens is not None:
+            budget = limits.max_teacher_tokens - self.source.count(TEACHER)
+        return max(0, min(c for c in (self.room, limits.max_call_tokens, budget) if c is not None))
 
     def _grant(self, call: Call) -> None:
-        """What the caps leave of a request; nothing left, or a call that waits already, refuses it."""
-        limits = self.limits
-        spent = self.source.count(TEACHER)
-        budget = None if limits.max_teacher_tokens is None else limits.max_teacher_tokens - spent
-        caps = [c for c in (call.requested, limits.max_call_tokens, budget, self.room) if c is not None]
-        answered = sum(c.status == "answered" and c is not call for c in self.calls)
-        full = limits.max_calls is not None and answered >= limits.max_calls
-        busy = self.waiting is not None and self.waiting is not call  # a token can close two calls: the first is asked
-        call.granted = 0 if full or busy else max(0, min(caps))
-        if call.granted:
-            self.waiting = call
-        else:
-            call.status = "refused"
-            self.waiting = self.waiting if busy else None
-
-    def deliver(self, said: Continuation, teacher: str, *, ids: list[int] | None = None) -> Call:
-        """The teacher's answer to the call that waits; returns the call, filled in.
-
-        ``ids`` are the student's tokens for it where a replay knows them. Else they are the teacher's own where the two
-        share a tokenizer, and otherwise its text, tokenised here and never again.
-        """
-        call = self.waiting
-        assert call is not None
-        self.waiting = None
-        call.teacher, call.latency = teacher, said.latency
-        if said.error is not None:
-            call.status, call.error = "failed", said.error
-            if self.room <= 0:
-                self.finish("length")
-            return call
-        if ids is None:
-            ids = (
-                list(said.ids[: call.granted])
-                if self._shared and said.ids is not None
-                else self._text.encode(said.text)
-            )
-        ids = ids[: self.room]
-        for token in ids:
-            self._append(token, TEACHER, self._decoder.decode(self._text.bytes[token]))
-        own = said.ids if said.ids is not None else tuple(ids) if self._shared else None
-        if said.text or own:
-            self.context.segments.append(Segment(said.text, own))
-        self._turn_start = len(self.ids)
-        call.delivered, call.written, call.finish = len(ids), said.tokens or len(ids), said.finish
-        if said.finish == "stop":
-            self.finish("teacher_end")
-        elif self.room <= 0:
-            self.finish("length")
-        return call
+        """What the caps leave of a request; nothing, or a call that waits already, refuses it: one token can close two
+        calls, and the first of them is asked."""
+        call.granted = 0 if self.waiting else min(call.requested, self._allowance())
+        call.status = "waiting" if call.granted else "refused"
 
     def hand_over(self) -> None:
         """Show the teacher what the student wrote since the last hand-off, without the calls: its turn ends here."""
@@ -198,48 +181,103 @@ class RelayRow:
             self.context.segments.append(Segment(data.decode(errors="replace"), tuple(ids) if self._shared else None))
         self._turn, self._turn_start = Turn(self._text), len(self.ids)
 
+    def deliver(self, said: Continuation, teacher: str) -> Call:
+        """The teacher's answer to the call that waits; returns the call, filled in.
+
+        The teacher's ids are taken as they are where the two share a tokenizer; otherwise its text is tokenised here
+        and never again. More than was granted, or than there is room for, is cut off.
+        """
+        call = self.waiting
+        assert call is not None
+        self.waiting = None
+        call.teacher, call.latency, call.error = teacher, said.latency, said.error
+        if said.error is not None:
+            call.status = "failed"
+        else:
+            allowed = min(self._allowance(), call.granted if self._shared else self.room)
+            exact = self._shared and said.ids is not None
+            every = list(said.ids) if exact else self._text.encode(said.text)
+            ids = every[:allowed]
+            cut = len(ids) < len(every)
+            text = "".join(self._text.pieces(ids)) if cut else said.text
+            self._take(ids, text, tuple(ids) if self._shared else None if cut else said.ids)
+            call.status, call.delivered, call.written = "answered", len(ids), said.tokens or len(ids)
+            call.finish = "length" if cut else said.finish
+        if call.finish == "stop":
+            self.finish("teacher_end")
+        elif self.room <= 0:
+            self.finish("length")
+        return call
+
+    def _take(self, ids: list[int], text: str, own: tuple[int, ...] | None) -> None:
+        """Tokens of the teacher: the student's ids for them, and its own where they are known."""
+        for token in ids:
+            self._append(token, TEACHER, self._decoder.decode(self._text.bytes[token]))
+        if text or own:
+            self.context.segments.append(Segment(text, own))
+        self._turn_start = self._call_end = len(self.ids)
+
     def _note_unclosed(self) -> None:
         for command in self._turn.unclosed():
             tokens = self._turn.tokens(command.start, command.end)
-            place = self._turn_start + tokens.start
-            self.calls.append(Call(place, self._turn_start + tokens.stop, status="unclosed"))
+            self.calls.append(Call(self._turn_start + tokens.start, self._turn_start + tokens.stop, status="unclosed"))
         self.calls.sort(key=lambda c: c.start)
 
     def finish(self, why: str) -> None:
         """End the row; ``why`` is one of ``trace.STOPS``."""
         self.stop = why
+        if self.waiting:
+            self.waiting.status, self.waiting = "interrupted", None
         self._note_unclosed()
         self._turn, self._turn_start = Turn(self._text), len(self.ids)
         if self.pieces:
             self.pieces[-1] += self._decoder.decode(b"", final=True)
 
+    # Taking over a trace ----------------------------------------------------------------------------------------------
+
     def replay(self, trace: Trace, at: int) -> None:
         """Take over the first ``at`` completion tokens of a trace, with their sources, calls and statistics.
 
-        A cut directly behind a command leaves its call to be answered anew; a cut within an answer keeps that much of
-        it.
+        What was granted, refused or failed stays so, whatever the caps are now. Only a call that the cut lies directly
+        behind is asked anew; a cut within an answer keeps that much of it. A finished trace taken whole is finished.
+        ValueError where the trace does not fit this tokenizer.
         """
-        limits, self.limits = self.limits, Limits(max_tokens=2**62)  # what was granted was granted
-        old = {c.end: c for c in trace.calls if c.status != "unclosed"}
+        limits, self.limits = self.limits, Limits(max_tokens=2**62)
+        self._recorded = [c for c in trace.calls if c.status != "unclosed"][::-1]
         while len(self.ids) < at:
-            self._write(trace.completion_ids[len(self.ids)], forced=False)
-            if self.waiting and not (len(self.ids) == at and old[at].status == "answered"):
-                call = old[len(self.ids)]
-                ids = trace.completion_ids[call.end : min(call.end + call.delivered, at)]
-                text = "".join(trace.pieces[call.end : call.end + len(ids)])
-                failed = None if call.status == "answered" else call.error or call.status
-                said = Continuation(text, "error" if failed else "length", error=failed)
+            token = trace.completion_ids[len(self.ids)]
+            if token in self._end_ids:
+                self._append(token, STUDENT, self._decoder.decode(b"", final=True))
+                break
+            self._write(token, forced=False)
+            if (call := self.waiting) and len(self.ids) < at:
+                self.waiting = None
                 self.hand_over()
-                self.deliver(said, call.teacher or "", ids=ids)
-        self.limits = limits
-        for i, call in enumerate(self.calls):
-            if (was := old.get(call.end)) and call is not self.waiting:
-                self.calls[i] = replace(was, delivered=min(was.delivered, at - was.end))
+                call.status = "answered" if call.delivered else "failed"
+                ids = trace.completion_ids[call.end : min(call.end + call.delivered, at)]
+                call.delivered = len(ids)
+                text = "".join(trace.pieces[call.end : call.end + len(ids)])
+                self._take(ids, text, tuple(ids) if self._shared else None)
+        self._recorded, self.limits = None, limits
         if self.waiting:
-            self._grant(self.waiting)
+            call, self.waiting = self.waiting, None
+            call.teacher = call.latency = call.error = call.finish = None
+            call.delivered = call.written = 0
+            self._grant(call)
+            self.waiting = call if call.granted else None
         for name in ("logprobs", "entropies"):
             if getattr(self, name) is not None and getattr(trace, name) is not None:
                 setattr(self, name, getattr(trace, name)[:at])
+        if at == len(trace.completion_ids) and trace.stop in ("end", "teacher_end"):
+            self.finish(trace.stop)
+
+    def _recorded_call(self, found: Call) -> Call:
+        """The record of a call that a replay has come to; one that the teacher was asked waits for its answer again."""
+        old = self._recorded.pop() if self._recorded else None
+        if old is None or (old.start, old.end, old.requested) != (found.start, found.end, found.requested):
+            raise ValueError(f"the trace has {old} where its tokens hold {found}: was it made with another tokenizer?")
+        asked = old.status in ("answered", "failed", "interrupted")
+        return replace(old, status="waiting" if asked else old.status)
 
     def trace(self) -> Trace:
         """The record so far; a copy that later tokens do not change."""

@@ -14,12 +14,14 @@ recurrent layers or encoders.
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from transformers import AttentionInterface, Cache, PreTrainedModel, PreTrainedTokenizerBase
+from torch import Tensor, nn
+from transformers import AttentionInterface, Cache, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from relaylab.models.text import TokenText
 
@@ -28,7 +30,10 @@ MAX_CHUNK_TOKENS = 8192  # tokens of one forward pass, padding included: bounds 
 
 @dataclass(slots=True, eq=False)
 class Row:
-    """A row of an engine. ``ids`` are all its tokens; the first ``cached`` of them have been run."""
+    """A row of an engine. ``ids`` are all its tokens; the first ``cached`` of them have been run.
+
+    ``slot`` is its place in the caches, -1 once it has none.
+    """
 
     slot: int
     ids: list[int] = field(default_factory=list)
@@ -40,14 +45,8 @@ class Row:
 
 
 def _grouped_attention(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor,
-    scaling: float | None = None,
-    **options: object,
-) -> tuple[torch.Tensor, None]:
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, *, scaling: float | None, **options: Any
+) -> tuple[Tensor, None]:
     """Attention in which the query heads that share a key head stand as further queries of it.
 
     The same sums as transformers' own, which copies keys and values once a query head: several times faster when
@@ -58,11 +57,11 @@ def _grouped_attention(
     batch, heads, time, size = query.shape
     kv_heads = key.shape[1]
     group = heads // kv_heads
-    mask = attention_mask if time == 1 else attention_mask.repeat(1, 1, group, 1)
-    out = torch.nn.functional.scaled_dot_product_attention(
+    mask = mask if time == 1 else mask.repeat(1, 1, group, 1)
+    out = nn.functional.scaled_dot_product_attention(
         query.reshape(batch, kv_heads, group * time, size), key, value, attn_mask=mask, scale=scaling
     )
-    return out.view(batch, heads, time, size).transpose(1, 2).contiguous(), None
+    return out.reshape(batch, heads, time, size).transpose(1, 2).contiguous(), None
 
 
 ATTENTION = "relaylab_grouped"
@@ -72,26 +71,19 @@ AttentionInterface.register(ATTENTION, _grouped_attention)
 class _FrontCache(Cache):
     """What the model sees as its cache during one forward pass: the rows in the first slots, written in place."""
 
-    def __init__(self, keys: list[torch.Tensor], values: list[torch.Tensor]):
+    def __init__(self, keys: list[Tensor], values: list[Tensor]):
         super().__init__(layers=[])
         self.keys, self.values = keys, values
-        self.columns = self.rows = torch.empty(0)
-        self.length = 0
 
-    def aim(self, columns: torch.Tensor, length: int) -> None:
+    def aim(self, columns: Tensor, length: int) -> None:
         """columns (B, T): where each token of the chunk goes; attention reads the first ``length`` columns."""
-        self.columns, self.length = columns, length
-        self.rows = torch.arange(columns.shape[0], device=columns.device)[:, None]
+        rows, heads = (torch.arange(n, device=columns.device)[:, None] for n in (len(columns), self.keys[0].shape[1]))
+        self.places, self.length = (rows[:, None], heads, columns[:, None]), length
 
-    def update(self, key: torch.Tensor, value: torch.Tensor, layer_idx: int, *_: object, **__: object):
-        keys, values, batch = self.keys[layer_idx], self.values[layer_idx], key.shape[0]
-        if key.shape[2] == 1:  # decoding: a plain scatter, without the transposes
-            keys[self.rows[:, 0], :, self.columns[:, 0]] = key[:, :, 0]
-            values[self.rows[:, 0], :, self.columns[:, 0]] = value[:, :, 0]
-        else:
-            keys[self.rows, :, self.columns] = key.transpose(1, 2)
-            values[self.rows, :, self.columns] = value.transpose(1, 2)
-        return keys[:batch, :, : self.length], values[:batch, :, : self.length]
+    def update(self, key: Tensor, value: Tensor, layer_idx: int, *_: object, **__: object):
+        keys, values = self.keys[layer_idx], self.values[layer_idx]
+        keys[self.places], values[self.places] = key, value
+        return keys[: len(key), :, : self.length], values[: len(key), :, : self.length]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.length
@@ -104,7 +96,11 @@ class Engine:
     rows stay in memory, the latest first out last, and lend their caches to new rows with the same beginning: worth
     having where a person tries one question many times, a waste in training.
 
-    Raises ValueError for a model whose cache is not one key and value a token in every layer.
+    Raises ValueError for a model whose cache is not one key and value a token in every layer, or whose logits through
+    the engine are not the model's own: a few tokens are tried at once.
+
+    A model may be trained between forward passes, in training mode too; its rows are stale once the weights have
+    changed: close the open ones and ``forget`` the kept ones.
 
     >>> from relaylab.models.zoo import load_engine
     >>> engine = load_engine("student")
@@ -115,37 +111,53 @@ class Engine:
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, keep: int = 0, name: str = ""):
         config = model.config.get_text_config()
-        odd = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
-        if odd or config.is_encoder_decoder:
-            raise ValueError(
-                f"{type(model).__name__} has layers of type {sorted(odd) or 'encoder-decoder'}; "
-                "relaylab keeps caches of full attention only"
-            )
+        _check_attention(model, config)
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.text = TokenText(tokenizer)
         self.name = name
         self.keep = keep
-        self.forwarded = self.passes = 0
         self._config = config
         self.vocabulary = config.vocab_size
         self.context = config.max_position_embeddings
         self.device, self.dtype = model.device, model.dtype
         self.end_ids = _end_ids(model, tokenizer)
+        known = torch.from_numpy(self.text.known[: self.vocabulary])
+        unknown = nn.functional.pad(~known, (0, self.vocabulary - len(known)), value=True).to(self.device)
+        self._unknown = unknown if unknown.any() else None  # the ids without a token: padding of the embedding matrix
         self._heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         self._size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        self._layers = config.num_hidden_layers
-        self._keys: list[torch.Tensor] = [torch.empty(0)] * self._layers
-        self._values: list[torch.Tensor] = [torch.empty(0)] * self._layers
-        self._allocate(0, 0)
+        self._keys: list[Tensor] = [torch.empty(0)] * config.num_hidden_layers
+        self._values: list[Tensor] = [torch.empty(0)] * config.num_hidden_layers
+        self._cache = _FrontCache(self._keys, self._values)
+        self._slots = self._columns = 0  # the room in every layer; the last column is the spare one
         self._at: list[Row | None] = []  # the row in each slot
-        self._kept: list[Row] = []
+        self._free: set[int] = set()  # the slots without one
+        self._kept: dict[Row, None] = {}  # closed rows, the oldest first
+        self._try()
+
+    @torch.inference_mode()
+    def _try(self) -> None:
+        """Compare a prefill and one token more with the model's own forward pass."""
+        self.forwarded = self.passes = 0
+        ids = self.text.encode("What is 12 + 34? It is 46.")[: min(12, self.context)]
+        row = self.open(ids[:-1])
+        self.forward([row])
+        self.extend(row, ids[-1:])
+        ours = self.forward([row])[0, -1]
+        self.close(row)
+        self.forget()
+        self.forwarded = self.passes = 0
+        theirs = self.model(torch.tensor([ids], device=self.device), use_cache=False).logits[0, -1].float()
+        error = (ours - theirs)[ours > -torch.inf].abs().max().item()
+        if not error <= (0.002 if self.dtype == torch.float32 else 0.05) * theirs.abs().max().item():
+            name = type(self.model).__name__
+            raise ValueError(f"relaylab's engine cannot run {name}: logits differ from the model's own by {error:.2g}")
 
     def prompt_ids(self, messages: list[dict[str, str]]) -> list[int]:
         """The chat template applied, ready for an answer, in non-thinking mode where a model has one."""
-        text = self.tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=False, enable_thinking=False
-        )
+        options = {"add_generation_prompt": True, "tokenize": False, "enable_thinking": False}
+        text = self.tokenizer.apply_chat_template(messages, **options)
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     # Rows -------------------------------------------------------------------------------------------------------------
@@ -186,116 +198,177 @@ class Engine:
         row.cached = min(row.cached, length)
 
     def close(self, row: Row) -> None:
-        """Give the row's place away, now or, for the last ``keep`` rows, when it is needed."""
-        if self._at[row.slot] is not row or row in self._kept:
-            return
-        self._kept.append(row)
-        while len(self._kept) > self.keep:
-            self._at[self._kept.pop(0).slot] = None
+        """Give the row's place away: at once, or with ``keep`` once more rows than that have been closed after it."""
+        if row.slot >= 0:
+            self._kept[row] = None
+            self._trim(self.keep)
+
+    def forget(self) -> None:
+        """Drop the kept rows, because the weights have changed or their memory is needed."""
+        self._trim(0)
+
+    def _trim(self, keep: int) -> None:
+        while len(self._kept) > keep:
+            row = next(iter(self._kept))
+            del self._kept[row]
+            self._put(row.slot, None)
+            row.slot, row.cached = -1, 0
+        self._shrink()
 
     def _place(self) -> Row:
-        slot = next((i for i, r in enumerate(self._at) if r is None), len(self._at))
-        if slot == len(self._at):
+        if not self._free:
+            self._free.add(len(self._at))
             self._at.append(None)
-        if slot >= self._keys[0].shape[0]:
-            self._allocate(max(4, 2 * slot), self._keys[0].shape[2])
-        row = Row(slot)
-        self._at[slot] = row
+        row = Row(min(self._free))
+        if row.slot >= self._slots:
+            self._allocate(max(4, 2 * row.slot), self._columns)
+        self._put(row.slot, row)
         return row
 
+    def _put(self, slot: int, row: Row | None) -> None:
+        self._at[slot] = row
+        (self._free.add if row is None else self._free.discard)(slot)
+        if row is not None:
+            row.slot = slot
+
+    @torch.inference_mode(False)
     def _allocate(self, slots: int, columns: int) -> None:
-        """Make room, keeping what is there."""
+        """Make this much room, keeping what fits; where memory runs out on the way, the smaller room of both remains.
+
+        Ordinary tensors, so that ``fork`` may write to them in any mode.
+        """
+        self._slots, self._columns = s, c = min(slots, self._slots), min(columns, self._columns)
         for tensors in (self._keys, self._values):
             for i, old in enumerate(tensors):
                 new = torch.zeros(slots, self._heads, columns, self._size, dtype=self.dtype, device=self.device)
-                if old.numel():
-                    new[: old.shape[0], :, : old.shape[2]] = old
+                if s and c:
+                    new[:s, :, :c] = old[:s, :, :c]
                 tensors[i] = new
-        self._cache = _FrontCache(self._keys, self._values)
+        self._slots, self._columns = slots, columns
+
+    def _enough(self, length: int) -> int:
+        """Columns for rows of a length: with some to grow, within the context, and the spare one."""
+        return min(length + max(64, length // 2), self.context) + 1
+
+    def _shrink(self) -> None:
+        """Give memory back where a quarter of it would do."""
+        held = [r for r in self._at if r is not None]
+        columns = self._enough(max(len(r.ids) for r in held)) if held else 0
+        if 4 * len(held) * columns <= self._slots * self._columns:
+            self._to_front(held)
+            del self._at[len(held) :]
+            self._free.clear()
+            self._allocate(len(held), columns)
 
     def _swap(self, a: int, b: int) -> None:
-        if a == b:
-            return
         one, two = self._at[a], self._at[b]
         columns = max(r.cached for r in (one, two) if r is not None)
-        pair, swapped = [a, b], [b, a]
         for tensor in (*self._keys, *self._values):
-            tensor[pair, :, :columns] = tensor[swapped, :, :columns]
-        self._at[a], self._at[b] = two, one
-        for slot, row in ((a, two), (b, one)):
-            if row is not None:
-                row.slot = slot
+            tensor[[a, b], :, :columns] = tensor[[b, a], :, :columns]
+        self._put(a, two)
+        self._put(b, one)
 
     def _to_front(self, rows: Sequence[Row]) -> None:
-        wanted = {id(r) for r in rows}
-        free = [s for s in range(len(rows)) if self._at[s] is None or id(self._at[s]) not in wanted]
-        for row in rows:
-            if row.slot >= len(rows):
+        behind = [r for r in rows if r.slot >= len(rows)]
+        if behind:
+            wanted = set(rows)
+            free = [s for s in range(len(rows)) if self._at[s] not in wanted]
+            for row in behind:
                 self._swap(free.pop(), row.slot)
 
     # Forward passes ---------------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
-    def forward(self, rows: Sequence[Row], *, positions: int = 1) -> torch.Tensor:
+    def forward(self, rows: Sequence[Row], *, positions: int = 1) -> Tensor:
         """Run the rows' pending tokens, at least one each.
 
         Returns float32 logits (B, ``positions``, vocabulary) of each row's last tokens, right-aligned: ``[:, -1]`` is
         the distribution after the last token. Where a row had fewer pending tokens, its first entries mean nothing.
         """
-        if any(not r.pending for r in rows):
-            raise ValueError("a row without pending tokens has nothing to run; extend it first")
-        if too_long := [len(r.ids) for r in rows if len(r.ids) > self.context]:
-            raise ValueError(f"a row of {max(too_long)} tokens does not fit the model's context of {self.context}")
-        if len({id(r) for r in rows}) != len(rows):
+        if not all(r.pending and r.slot >= 0 for r in rows):
+            raise ValueError("a row that is closed or has no pending tokens has nothing to run; extend it first")
+        if (longest := max(len(r.ids) for r in rows)) > self.context:
+            raise ValueError(f"a row of {longest} tokens does not fit the model's context of {self.context}")
+        if len(set(rows)) != len(rows):
             raise ValueError("a row is named twice")
-        out: torch.Tensor | None = None
-        for group in _groups(rows):
-            logits = self._run([rows[i] for i in group], positions)
-            if len(group) == len(rows) and group == list(range(len(rows))):
-                return logits
-            if out is None:
-                out = logits.new_empty(len(rows), positions, logits.shape[-1])
-            out[group] = logits
-        assert out is not None
-        return out
+        groups = _groups(rows)
+        parts = [self._run([rows[i] for i in group], positions) for group in groups]
+        back = torch.tensor([i for group in groups for i in group], device=self.device).argsort()
+        return parts[0] if len(parts) == 1 else torch.cat(parts)[back]
 
-    def _run(self, rows: list[Row], positions: int) -> torch.Tensor:
+    def _run(self, rows: list[Row], positions: int) -> Tensor:
+        """All pending tokens of a group: one pass, or for a row alone as many as its tokens need."""
+        parts = []
+        while rows[0].pending:
+            parts.append(self._pass(rows, positions))
+        logits = parts[0] if len(parts) == 1 else torch.cat(parts, 1)[:, -positions:]
+        if self._unknown is not None:
+            logits.masked_fill_(self._unknown, -torch.inf)
+        if logits.shape[1] < positions:
+            logits = nn.functional.pad(logits, (0, 0, positions - logits.shape[1], 0))
+        return logits
+
+    def _pass(self, rows: list[Row], positions: int) -> Tensor:
         self._to_front(rows)
         order = sorted(rows, key=lambda r: r.slot)
-        width = max(r.pending for r in rows)
-        length = max(len(r.ids) for r in rows)
-        if length >= self._keys[0].shape[2]:  # one spare column for padding
-            self._allocate(self._keys[0].shape[0], length + max(64, length // 2))
-        spare = self._keys[0].shape[2] - 1
-        ids = torch.tensor([[0] * (width - r.pending) + r.ids[r.cached :] for r in order], device=self.device)
-        begins = torch.tensor([len(r.ids) - width for r in order], device=self.device)
-        places = begins[:, None] + torch.arange(width, device=self.device)  # (B, T), the row's own positions
-        padding = torch.tensor([width - r.pending for r in order], device=self.device)
-        real = torch.arange(width, device=self.device) >= padding[:, None]
-        self._cache.aim(torch.where(real, places, spare), length)
-        # (B, 1, T, columns): a token sees its row's columns up to its own; padding sees column 0 and is not looked at.
-        visible = torch.arange(length, device=self.device) <= places.clamp(min=0)[:, :, None]
-        # Only for this call: a trainer may hold the same model and its own idea of attention.
-        usual, self._config._attn_implementation = self._config._attn_implementation, ATTENTION
-        try:
+        ends = [min(len(r.ids), r.cached + MAX_CHUNK_TOKENS) for r in order]
+        counts = [end - r.cached for r, end in zip(order, ends)]
+        width, length, later = max(counts), max(ends), order[0].pending - counts[0]
+        if length >= self._columns:
+            self._allocate(self._slots, self._enough(length))
+        ids = [[0] * (width - n) + r.ids[r.cached : end] for r, n, end in zip(order, counts, ends)]
+        chunk = torch.arange(width, device=self.device)
+        places = torch.tensor(ends, device=self.device)[:, None] + (chunk - width)  # (B, T), the rows' own positions
+        columns = places
+        if width > min(counts):
+            padding = torch.tensor([width - n for n in counts], device=self.device)[:, None]
+            columns = torch.where(chunk >= padding, places, self._columns - 1)
+            places = places.clamp(min=0)
+        self._cache.aim(columns, length)
+        # (B, 1, T, columns): a token sees its row's columns up to its own; what padding sees is not looked at.
+        hidden = torch.arange(length, device=self.device) > places[:, None, :, None]
+        mask = torch.zeros(hidden.shape, dtype=self.dtype, device=self.device).masked_fill_(hidden, -torch.inf)
+        with self._lent():
             logits = self.model(
-                input_ids=ids,
-                attention_mask=visible[:, None],
-                position_ids=places.clamp(min=0),
+                input_ids=torch.tensor(ids, device=self.device),
+                attention_mask=mask,
+                position_ids=places,
                 past_key_values=self._cache,
                 use_cache=True,
-                logits_to_keep=min(positions, width),
+                logits_to_keep=min(width, max(1, positions - later)),
             ).logits.float()
+        self.passes += 1
+        self.forwarded += sum(counts)
+        for row, end in zip(order, ends):
+            row.cached = end
+        return logits if order == rows else logits[[r.slot for r in rows]]
+
+    @contextmanager
+    def _lent(self) -> Iterator[None]:
+        """The model with our attention and in evaluation mode; a trainer that holds it too gets it back as it was."""
+        usual, self._config._attn_implementation = self._config._attn_implementation, ATTENTION
+        training = [m for m in self.model.modules() if m.training] if self.model.training else []
+        try:
+            for module in training:
+                module.training = False
+            yield
         finally:
             self._config._attn_implementation = usual
-        self.passes += 1
-        for row in rows:
-            self.forwarded += row.pending
-            row.cached = len(row.ids)
-        if logits.shape[1] < positions:
-            logits = torch.nn.functional.pad(logits, (0, 0, positions - logits.shape[1], 0))
-        slots = [r.slot for r in rows]
-        return logits if slots == list(range(len(rows))) else logits[slots]
+            for module in training:
+                module.training = True
+
+
+def _check_attention(model: PreTrainedModel, config: PreTrainedConfig) -> None:
+    """What can be seen without running the model."""
+    name, types = type(model).__name__, getattr(config, "layer_types", None)
+    odd = sorted(set(types or ()) - {"full_attention"})
+    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    if types is None and window is not None and window < config.max_position_embeddings:
+        odd = [f"sliding_attention (window of {window})"]
+    if odd or config.is_encoder_decoder:
+        raise ValueError(f"{name} has {odd or 'encoder'} layers; relaylab keeps caches of full attention only")
+    if not getattr(model, "_supports_attention_backend", False):
+        raise ValueError(f"{name} does not use transformers' AttentionInterface, through which relaylab's engine works")
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:
@@ -304,6 +377,9 @@ def _common(a: Sequence[int], b: Sequence[int]) -> int:
 
 def _groups(rows: Sequence[Row]) -> list[list[int]]:
     """Indices of rows to run together: of similar pending length, so that padding stays below the tokens themselves."""
+    tokens = [r.pending for r in rows]
+    if max(tokens) * len(rows) <= min(2 * sum(tokens) + 64, MAX_CHUNK_TOKENS):
+        return [list(range(len(rows)))]
     order = sorted(range(len(rows)), key=lambda i: rows[i].pending)
     groups: list[list[int]] = [[]]
     tokens = 0
@@ -322,9 +398,3 @@ def _end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> froz
     """The tokens that end an answer: the generation config's and the tokenizer's."""
     named = [model.generation_config.eos_token_id if model.generation_config else None, tokenizer.eos_token_id]
     return frozenset(i for x in named if x is not None for i in (x if isinstance(x, list) else [x]))
-
-
-def merged(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy of a PEFT model with its adapter merged into the weights, for decoding: unmerged LoRA costs a quarter of
-    the speed, and merging in place would drift the base weights in bfloat16."""
-    return copy.deepcopy(model).merge_and_unload()

@@ -36,15 +36,19 @@ class LocalTeacher:
 
     def continue_(self, contexts: Sequence[Context], n: Sequence[int]) -> list[Continuation]:
         started = time.perf_counter()
-        jobs = [_Job(self._known(c), c, count) for c, count in zip(contexts, n, strict=True)]
         try:
+            jobs = [_Job(self._known(c), c, count) for c, count in zip(contexts, n, strict=True)]
             self._generate(jobs)
-        except torch.OutOfMemoryError as error:
-            self.release([c.row for c in contexts])
-            text = f"out of memory: {str(error).splitlines()[0]}; lower the batch size or the context"
-            return [Continuation("", "error", error=text) for _ in jobs]
-        latency = time.perf_counter() - started
-        return [self._said(job, latency) for job in jobs]
+        except RuntimeError as error:
+            if not _out_of_memory(error):
+                raise
+            why = f"{self.name}: out of memory: {str(error).splitlines()[0]}; lower the batch size or the context"
+        else:
+            latency = time.perf_counter() - started
+            return [self._said(job, latency) for job in jobs]
+        self.release([c.row for c in contexts])  # only here: within the handler, the error still holds the failed pass
+        self.engine.forget()
+        return [Continuation("", "error", latency=time.perf_counter() - started, error=why) for _ in contexts]
 
     def release(self, rows: Sequence[Hashable]) -> None:
         for key in rows:
@@ -103,6 +107,12 @@ class LocalTeacher:
             )
             return Continuation("", "error", latency=latency, error=f"{self.name}: {why}")
         return Continuation(data.decode(errors="replace"), job.finish, tuple(job.ids), len(job.ids), latency)
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    """An accelerator has an exception of its own for it; a CPU's says so in its text only."""
+    texts = ("can't allocate memory", "not enough memory")
+    return isinstance(error, torch.OutOfMemoryError) or any(t in str(error) for t in texts)
 
 
 class _Known:

@@ -16,7 +16,7 @@ import json
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from relaylab.command import OPEN, Command, find_calls
+from relaylab.command import CLOSE, MAX_BODY, OPEN, Command, find_calls
 
 # No text that the sampler can write may contain this; a shorter prefix than the whole tag leaves less debris.
 FORBIDDEN = OPEN[:-1].encode()
@@ -57,6 +57,8 @@ class TokenText:
         self.fingerprint = fingerprint(tokenizer)
         self.size = len(tokenizer)
         self.bytes = self._table()
+        self.known = np.zeros(len(self.bytes), bool)  # which ids have a token at all
+        self.known[list(tokenizer.get_vocab().values())] = True
         self._bans: dict[int, np.ndarray] = {}
 
     def _table(self) -> list[bytes]:
@@ -77,7 +79,26 @@ class TokenText:
         return table
 
     def encode(self, text: str) -> list[int]:
-        """Ids of untrusted text: what looks like a special token in it stays text."""
+        """Ids of untrusted text, with its very bytes: what looks like a special token in it stays text.
+
+        Some tokenizers put a space before every text (Llama 2); such a text is encoded behind a newline that is taken
+        off again. Where a normaliser changes characters (NFC), these are encoded one by one, and as bytes where the
+        vocabulary has them; only a character that it cannot spell at all comes out as the tokenizer wants it.
+        """
+        data = text.encode()
+        for before in ("", "\n"):
+            ids = self._encode(before + text)
+            begin, missing = len(ids), len(data)
+            while begin > 0 and missing > 0:
+                begin -= 1
+                missing -= len(self.bytes[ids[begin]])
+            if b"".join(self.bytes[i] for i in ids[begin:]) == data:
+                return ids[begin:]
+        if len(text) > 1:
+            return self.encode(text[: len(text) // 2]) + self.encode(text[len(text) // 2 :])
+        return [self._single[b] for b in data] if all(b in self._single for b in data) else self._encode(text)
+
+    def _encode(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
     def encode_bytes(self, data: bytes) -> list[int]:
@@ -136,6 +157,13 @@ class Turn:
         closed = [Command(c.start + start, c.end + start, c.n, c.problem) for c in found if c.closed]
         self.calls += closed
         return closed
+
+    @property
+    def in_call(self) -> bool:
+        """Whether the turn ends within an opening tag or the body of a call that may still be closed."""
+        tail = self.bytes[self.calls[-1].end if self.calls else 0 :]
+        begin = tail.rfind(FORBIDDEN)
+        return begin >= 0 and len(tail) - begin < len(OPEN) + MAX_BODY + len(CLOSE)
 
     def unclosed(self) -> list[Command]:
         """Opening tags that were never closed; final once the turn is over."""

@@ -60,6 +60,8 @@ def load_model(
     if adapter.exists():
         from peft import PeftModel
 
+        if not (Path(path) / "adapter_model.safetensors").exists():  # PEFT would look for a pickle next
+            raise ValueError(f"{path} holds an adapter without adapter_model.safetensors")
         base = resolve(json.loads(adapter.read_text())["base_model_name_or_path"])
         model = AutoModelForCausalLM.from_pretrained(base, **options)
         model = PeftModel.from_pretrained(model, path).merge_and_unload()

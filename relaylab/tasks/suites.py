@@ -1,8 +1,8 @@
 """The embedded suites: endless, seeded word problems with worked solutions, for models small enough to ship.
 
 Nine suites, graded by the arithmetic they need. In the *easy* ones every step is one that a very small model learns; in
-the *hard* ones exactly one or two steps need a product or a quotient of two-digit numbers, written down without
-intermediate lines, while everything around them stays easy; *beyond* asks for products that neither embedded model has
+the *hard* ones exactly one step is a product of two two-digit numbers, written down without intermediate lines, while
+everything around it stays easy; *beyond* asks for products that neither embedded model has
 the capacity for. All suites are in the training data of both models in the same proportions: what a model cannot do, it
 could not learn.
 

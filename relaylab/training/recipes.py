@@ -12,7 +12,7 @@ from relaylab.models.zoo import load_engine
 from relaylab.tasks.suites import mixture
 from relaylab.training.pretrain import RECIPES, pretrain, train_tokenizer
 
-WARMUP = dict(problems=4500, temperature=0.7, exponents=[0], steps=500, rank=16, learning_rate=1e-3, seed=3)
+WARMUP = dict(problems=2700, temperature=0.7, exponents=[0], steps=300, learning_rate=1e-3, seed=3)
 
 
 def make(name: str, out: Path, *, device: str = "cpu", steps: int | None = None) -> None:
@@ -32,15 +32,17 @@ def _warm(out: Path, device: str, steps: int) -> None:
 
     started = time.monotonic()
     options = WARMUP | {"steps": steps}
+    seed = options["seed"]
     student = load_engine("student", device=device)
-    problems = list(islice(mixture(seed=options["seed"]), options["problems"]))
+    problems = list(islice(mixture(seed=seed), options["problems"]))
     data = warmup_data(
-        student, problems, temperature=options["temperature"], exponents=options["exponents"], seed=options["seed"],
+        student,
+        problems,
+        temperature=options["temperature"],
+        exponents=options["exponents"],
+        seed=seed,
         max_tokens=160,
-    )  # fmt: skip
-    warmup(
-        student, data, out, base="student", steps=steps, rank=options["rank"], learning_rate=options["learning_rate"],
-        seed=options["seed"],
-    )  # fmt: skip
+    )
+    warmup(student, data, out, steps=steps, learning_rate=options["learning_rate"], seed=seed)
     record = dict(recipe=options, rows=len(data), seconds=round(time.monotonic() - started), device=device)
     (out / "training.json").write_text(json.dumps(record, indent=1))

@@ -10,12 +10,14 @@ embedded student is warmed up with k = 0 alone.
 
 from __future__ import annotations
 
+import copy
 import random
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from datasets import Dataset
-from peft import LoraConfig
 from transformers import set_seed
 from trl import SFTConfig, SFTTrainer
 
@@ -97,14 +99,17 @@ def warmup(
     data: Dataset,
     out: Path,
     *,
-    base: str,
     steps: int = 500,
     batch_size: int = 32,
     learning_rate: float = 1e-3,
-    rank: int = 16,
     seed: int = 0,
 ) -> None:
-    """Train a LoRA adapter on ``data`` with TRL's SFTTrainer and save it to ``out``; ``base`` is the student's name."""
+    """Fine-tune the student on ``data`` with TRL's SFTTrainer, all weights, and save the model to ``out``.
+
+    All weights, because a student may never have seen the tokens of the tags: the embedded one holds them at
+    log-probabilities near -30, and an adapter of the layers alone can only lift them together with every other token
+    that it never saw. Works on a copy; the engine's model stays as it is.
+    """
     set_seed(seed)
     config = SFTConfig(
         output_dir=str(out / "run"),
@@ -123,12 +128,8 @@ def warmup(
         max_length=None,
         use_cpu=student.device.type == "cpu",
     )
-    lora = LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
-    trainer = SFTTrainer(
-        model=student.model, args=config, train_dataset=data, processing_class=student.tokenizer, peft_config=lora
-    )
-    trainer.train()
-    model = trainer.model
-    model.peft_config["default"].base_model_name_or_path = base
-    model.save_pretrained(out)
-    (out / "README.md").unlink(missing_ok=True)
+    model = copy.deepcopy(student.model)
+    SFTTrainer(model=model, args=config, train_dataset=data, processing_class=student.tokenizer).train()
+    model.eval().to(torch.bfloat16).save_pretrained(out)
+    student.tokenizer.save_pretrained(out)
+    shutil.rmtree(out / "run", ignore_errors=True)

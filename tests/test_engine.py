@@ -1,0 +1,283 @@
+"""Rows of the engine against fresh forward passes of the model over all their tokens."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from relaylab.models import engine as module
+from relaylab.models.engine import Engine
+from relaylab.models.sampling import sample
+from relaylab.models.zoo import embedded_tokenizer
+
+TOKENIZER = embedded_tokenizer()
+SIZES = dict(
+    vocab_size=len(TOKENIZER), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+    num_key_value_heads=2, head_dim=8, max_position_embeddings=128, initializer_range=0.3,
+)  # fmt: skip
+
+
+def make(kind: str = "qwen3", keep: int = 0, **changes) -> Engine:
+    torch.manual_seed(0)
+    if kind == "qwen3":
+        model = Qwen3ForCausalLM(Qwen3Config(**SIZES | changes))
+    else:
+        model = LlamaForCausalLM(LlamaConfig(**SIZES | {"num_key_value_heads": 4} | changes))
+    return Engine(model, TOKENIZER, keep=keep)
+
+
+ENGINES = {kind: make(kind) for kind in ("qwen3", "llama")}
+
+
+def fresh(engine: Engine, ids: list[int], positions: int = 1) -> torch.Tensor:
+    with torch.no_grad():
+        return engine.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -positions:].float()
+
+
+def close_to(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return torch.allclose(a, b, atol=1e-4, rtol=1e-4)
+
+
+def ids(n: int, start: int = 0) -> list[int]:
+    return [(start + 37 * k) % SIZES["vocab_size"] for k in range(n)]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from(list(ENGINES)), st.booleans(), st.data())
+def test_any_sequence_of_operations_leaves_every_row_as_if_run_afresh(kind, keeps, data):
+    engine = ENGINES[kind]
+    for row in engine.rows:  # of an example that failed
+        engine.close(row)
+    engine.forget()
+    engine.keep = 2 if keeps else 0
+    open_rows, counted, passes, start = [], 0, engine.passes, engine.forwarded
+    token = st.integers(0, SIZES["vocab_size"] - 1)
+    for _ in range(data.draw(st.integers(1, 14))):
+        action = data.draw(st.sampled_from(["open", "open", "extend", "fork", "crop", "close", "forward", "forward"]))
+        row = data.draw(st.sampled_from(open_rows)) if open_rows else None
+        if action == "open":
+            open_rows.append(engine.open(data.draw(st.lists(token, min_size=1, max_size=30))))
+        elif row is None:
+            continue
+        elif action == "extend":
+            engine.extend(row, data.draw(st.lists(token, min_size=1, max_size=3)))
+        elif action == "fork":
+            length = data.draw(st.integers(1, len(row.ids)))
+            open_rows.append(engine.fork(row, length))
+            assert open_rows[-1].ids == row.ids[:length]
+        elif action == "crop":
+            engine.crop(row, data.draw(st.integers(1, len(row.ids))))
+        elif action == "close":
+            engine.close(row)
+            open_rows.remove(row)
+        else:
+            some = [r for r in open_rows if r.pending and len(r.ids) <= engine.context and data.draw(st.booleans())]
+            if some:
+                some = data.draw(st.permutations(some))
+                counted += sum(r.pending for r in some)
+                passes += len(module._groups(some))
+                for logits, r in zip(engine.forward(some), some, strict=True):
+                    assert close_to(logits[-1], fresh(engine, r.ids)[-1])
+                    assert r.cached == len(r.ids)
+        assert set(engine.rows) == set(open_rows)
+        assert all(engine._at[r.slot] is r for r in open_rows)
+    assert (engine.forwarded - start, engine.passes) == (counted, passes)
+    for row in open_rows:
+        engine.close(row)
+    engine.forget()
+    assert engine._keys[0].numel() == 0
+
+
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+def test_forks_in_any_mode(mode):
+    engine = make()
+    row = engine.open(ids(9))
+    engine.forward([row])
+    with mode():
+        forks = [engine.fork(row, 5 + k) for k in range(5)]  # the last ones make the caches grow
+        for fork in forks:
+            engine.extend(fork, [7])
+    logits = engine.forward([forks[4], forks[1]])  # swapped to the front
+    assert close_to(logits[0], fresh(engine, [*ids(9), 7]))
+    assert close_to(logits[1], fresh(engine, [*ids(6), 7]))
+
+
+def test_positions_are_right_aligned_and_groups_ragged():
+    engine = make()
+    lengths = [40, 1, 3, 80, 2]
+    rows = [engine.open(ids(n, n)) for n in lengths]
+    groups = module._groups(rows)
+    assert len(groups) > 1
+    assert sorted(i for group in groups for i in group) == [0, 1, 2, 3, 4]
+    logits = engine.forward(rows, positions=5)
+    assert logits.shape == (5, 5, engine.vocabulary)
+    for row, n, got in zip(rows, lengths, logits, strict=True):
+        k = min(n, 5)
+        assert close_to(got[-k:], fresh(engine, row.ids, k))
+    assert (engine.forwarded, engine.passes) == (sum(lengths), len(groups))
+
+
+@pytest.mark.parametrize("positions", [1, 3, 4, 9, 23])
+def test_a_long_row_is_run_in_chunks(monkeypatch, positions):
+    engine = make()
+    whole = engine.forward([engine.open(ids(23))], positions=positions)
+    monkeypatch.setattr(module, "MAX_CHUNK_TOKENS", 4)
+    engine.forwarded = engine.passes = 0
+    row, other = engine.open(ids(23)), engine.open(ids(2))
+    chunked = engine.forward([row, other], positions=positions)
+    assert torch.allclose(chunked[:1], whole, atol=1e-5)
+    assert (engine.forwarded, engine.passes) == (25, 7)
+
+
+def test_kept_rows_lend_their_beginning_until_forgotten():
+    engine = make(keep=2)
+    first = engine.open(ids(10))
+    engine.forward([first])
+    engine.close(first)
+    assert engine.rows == []
+    second = engine.open([*ids(8), 3, 4])
+    assert second.cached == 8
+    assert close_to(engine.forward([second])[0], fresh(engine, second.ids))
+    assert engine.forwarded == 12
+    assert engine.open(ids(10)).cached == 9  # the last token is run again: its logits are wanted
+    engine.forget()
+    assert engine.open(ids(10)).cached == 0
+
+
+def test_only_the_latest_closed_rows_are_kept():
+    engine = make(keep=2)
+    rows = [engine.open(ids(5, start)) for start in (1, 2, 3)]
+    engine.forward(rows)
+    for row in rows:
+        engine.close(row)
+        engine.close(row)  # closing twice is nothing
+    assert [engine.open(ids(6, start)).cached for start in (1, 2, 3)] == [0, 5, 5]
+    with pytest.raises(ValueError, match="closed"):
+        engine.forward([rows[0]])
+
+
+def test_caches_stay_within_the_context_and_are_given_back():
+    engine = make()
+    rows = [engine.open(ids(4, k)) for k in range(16)]
+    engine.forward(rows)
+    shape = engine._keys[0].shape
+    assert shape[:2] == (16, 2)
+    for row in rows[:4]:
+        engine.close(row)
+    rows[:4] = [engine.open(ids(4)) for _ in range(4)]
+    assert engine._keys[0].shape == shape  # rows that come and go move nothing
+    engine.extend(rows[-1], ids(engine.context - 4))
+    logits = engine.forward(rows[-1:])
+    assert engine._keys[0].shape[2] == engine.context + 1
+    assert close_to(logits[0], fresh(engine, rows[-1].ids))
+    engine.extend(rows[-1], [1])
+    with pytest.raises(ValueError, match="context"):
+        engine.forward(rows[-1:])
+    for row in rows[2:]:
+        engine.close(row)
+    assert engine._slots * engine._columns < 4 * 2 * engine._enough(4)  # two short rows are left
+    engine.extend(rows[1], [9])
+    assert close_to(engine.forward([rows[1]])[0], fresh(engine, rows[1].ids))
+    for row in rows[:2]:
+        engine.close(row)
+    assert engine._keys[0].numel() == 0
+
+
+def test_memory_that_runs_out_while_growing_leaves_the_rows_whole(monkeypatch):
+    engine = make()
+    row = engine.open(ids(10))
+    engine.forward([row])
+    engine.extend(row, ids(80))
+    zeros, made = torch.zeros, []
+
+    def scarce(*shape, **options):
+        made.append(shape)
+        if len(made) > 1:
+            raise torch.OutOfMemoryError("none left")
+        return zeros(*shape, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "zeros", scarce)
+        with pytest.raises(torch.OutOfMemoryError):
+            engine.forward([row])
+    engine.crop(row, 12)
+    assert close_to(engine.forward([row])[0], fresh(engine, row.ids))
+    engine.extend(row, ids(80))
+    assert close_to(engine.forward([row])[0], fresh(engine, row.ids))
+
+
+def test_ids_without_a_token_never_come():
+    engine = make(vocab_size=len(TOKENIZER) + 20)
+    engine.model.get_output_embeddings().weight.data[len(TOKENIZER) :] *= 100
+    logits = engine.forward([engine.open(ids(4))])[:, -1]
+    assert bool((logits[:, len(TOKENIZER) :] == -torch.inf).all())
+    assert torch.isfinite(logits[:, : len(TOKENIZER)]).all()
+    draws = [sample(logits, temperatures=[5.0], uniforms=[k / 50])[0] for k in range(50)]
+    assert max(draws) < len(engine.text.bytes)
+
+
+def test_a_trainer_gets_its_model_back_as_it_was():
+    engine = make(attention_dropout=0.5)
+    model = engine.model.train()
+    model.gradient_checkpointing_enable()
+    model.model.layers[0].eval()
+    before = {name: m.training for name, m in model.named_modules()}
+    row = engine.open(ids(6))
+    first = engine.forward([row])
+    assert {name: m.training for name, m in model.named_modules()} == before
+    assert model.config._attn_implementation != module.ATTENTION
+    model.eval()
+    assert close_to(first[0], fresh(engine, row.ids))
+    model.train()
+    fork = engine.fork(row)  # among training steps, outside of any mode
+    model(input_ids=torch.tensor([ids(6)]), labels=torch.tensor([ids(6)])).loss.backward()
+    engine.extend(fork, [3])
+    assert engine.forward([fork]).shape == (1, 1, engine.vocabulary)
+
+
+def test_models_that_would_be_run_wrong_are_refused():
+    for changes in (dict(sliding_window=8), dict(sliding_window=127)):
+        with pytest.raises(ValueError, match="sliding"):
+            Engine(MistralForCausalLM(MistralConfig(**SIZES | changes)), TOKENIZER)
+    assert Engine(MistralForCausalLM(MistralConfig(**SIZES | dict(sliding_window=None))), TOKENIZER).passes == 0
+    model = Qwen3ForCausalLM(Qwen3Config(**SIZES))
+    model._supports_attention_backend = False
+    with pytest.raises(ValueError, match="AttentionInterface"):
+        Engine(model, TOKENIZER)
+
+
+def test_the_trial_at_construction_finds_wrong_logits(monkeypatch):
+    right = module._grouped_attention
+    wrong = lambda *args, **options: (right(*args, **options)[0] * 1.1, None)  # noqa: E731
+    module.AttentionInterface.register(module.ATTENTION, wrong)
+    try:
+        with pytest.raises(ValueError, match="differ"):
+            make()
+    finally:
+        module.AttentionInterface.register(module.ATTENTION, right)
+    engine = make(keep=3)
+    assert (engine.forwarded, engine.passes, engine.rows, engine._keys[0].numel()) == (0, 0, [], 0)
+
+
+def test_misuse_says_what_is_wrong():
+    engine = make()
+    row = engine.open(ids(3))
+    with pytest.raises(ValueError, match="twice"):
+        engine.forward([row, row])
+    engine.forward([row])
+    with pytest.raises(ValueError, match="pending"):
+        engine.forward([row])
+    with pytest.raises(ValueError, match="at least one token"):
+        engine.open([])
+    with pytest.raises(ValueError, match="no first"):
+        engine.fork(row, 9)

@@ -1,0 +1,135 @@
+"""The teacher in this process: what it runs again (nothing), and how it fails (as an answer)."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from test_text import merging_tokenizer
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from relaylab.models.engine import Engine
+from relaylab.models.local_teacher import LocalTeacher
+from relaylab.models.teachers import Context, Segment
+from relaylab.models.text import TokenText
+from relaylab.models.zoo import load_engine
+
+ASK = [{"role": "user", "content": "What is 12+34?"}]
+
+
+@pytest.fixture
+def teacher():
+    return LocalTeacher(load_engine("student", device="cpu"))
+
+
+@pytest.fixture
+def greek():
+    """A teacher of another vocabulary, in which é is two tokens, and which always writes the first of them."""
+    tokenizer = merging_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}x{% endfor %}"
+    config = Qwen3Config(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=8, max_position_embeddings=24,
+    )  # fmt: skip
+    engine = Engine(Qwen3ForCausalLM(config), tokenizer)
+    engine.end_ids = frozenset()
+    first, second = (engine.text.bytes.index("é".encode()[k : k + 1]) for k in (0, 1))
+    return LocalTeacher(engine), first, second
+
+
+def saying(monkeypatch, tokens):
+    """Whatever the logits, these tokens come, over and over."""
+    script = iter(tokens * 100)
+    monkeypatch.setattr("relaylab.models.local_teacher.sample", lambda logits, **_: [next(script) for _ in logits])
+
+
+def test_nothing_is_run_twice(teacher):
+    context = Context(0, ASK)
+    prompt = len(teacher.engine.prompt_ids(ASK))
+    said = teacher.continue_([context], [3])[0]
+    assert (said.tokens, said.finish) == (3, "length")
+    assert teacher.engine.forwarded == prompt + 2  # its last token is not run yet
+    own = teacher.engine.text.encode("12")
+    context.segments += [Segment(said.text, said.ids), Segment("12", tuple(own))]
+    again = teacher.continue_([context], [2])[0]
+    assert teacher.engine.forwarded == prompt + 2 + 1 + len(own) + 1
+    fresh = Context(1, ASK, list(context.segments))
+    assert teacher.continue_([fresh], [2])[0].ids == again.ids
+    teacher.release([0, 1])
+    assert not teacher.engine.rows
+
+
+def test_asked_again_without_a_new_segment_it_says_the_same(teacher):
+    first, second = (teacher.continue_([Context(0, ASK)], [4])[0] for _ in range(2))
+    assert first.ids == second.ids
+
+
+def test_the_seed_decides_and_not_the_batch():
+    teacher = LocalTeacher(load_engine("student", device="cpu"), temperature=1.5)
+    together = teacher.continue_([Context(i, ASK, seed=i) for i in range(6)], [8] * 6)
+    alone = [teacher.continue_([Context(10 + i, ASK, seed=i)], [8])[0] for i in range(6)]
+    assert [x.ids for x in together] == [x.ids for x in alone]
+    assert len({x.ids for x in together}) > 1
+
+
+def test_whole_characters_are_not_cut(greek, monkeypatch):
+    teacher, first, second = greek
+    saying(monkeypatch, [first, second])
+    cut = teacher.continue_([Context(0, ASK)], [3])[0]
+    assert (cut.text, cut.ids) == ("é\ufffd", (first, second, first))
+    saying(monkeypatch, [first, second])
+    whole = teacher.continue_([Context(2, ASK, whole_characters=True)], [3])[0]
+    assert (whole.text, whole.tokens, whole.finish) == ("é", 2, "length")
+    saying(monkeypatch, [first])
+    nothing = teacher.continue_([Context(3, ASK, whole_characters=True)], [1])[0]
+    assert nothing.finish == "error"
+    assert "no whole character" in nothing.error
+
+
+def test_the_text_of_another_tokenizer_is_encoded_once(greek):
+    teacher = greek[0]
+    context = Context(0, ASK, [Segment("5=x")])
+    teacher.continue_([context], [1])
+    row = next(iter(teacher._rows.values())).row
+    assert TokenText(merging_tokenizer()).encode("5=x") == row.ids[1:4]
+
+
+def test_stop_with_no_token(teacher, monkeypatch):
+    saying(monkeypatch, [next(iter(teacher.engine.end_ids))])
+    said = teacher.continue_([Context(0, ASK)], [5])[0]
+    assert (said.text, said.finish, said.ids, said.tokens) == ("", "stop", (), 0)
+
+
+def test_a_full_context_is_an_error_of_its_row_alone(greek):
+    teacher = greek[0]
+    full, free = teacher.continue_([Context(0, ASK, [Segment("x" * 24)]), Context(1, ASK)], [2, 2])
+    assert full.finish == "error"
+    assert "context is full" in full.error
+    assert (free.finish, free.tokens) == ("length", 2)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("not enough memory: 9")])
+@pytest.mark.parametrize("where", ["model", "caches"])
+def test_out_of_memory_is_an_answer(teacher, monkeypatch, error, where):
+    zeros = torch.zeros
+
+    def fail(*shape, **options):
+        if where == "caches" and 0 in shape:
+            return zeros(*shape, **options)
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*((teacher.engine.model, "forward") if where == "model" else (torch, "zeros")), fail)
+        said = teacher.continue_([Context(i, ASK) for i in range(3)], [2] * 3)
+    assert [x.finish for x in said] == ["error"] * 3
+    assert all("out of memory" in x.error for x in said)
+    assert not teacher.engine.rows
+    assert [x.tokens for x in teacher.continue_([Context(i, ASK) for i in range(3)], [2] * 3)] == [2] * 3
+
+
+def test_other_errors_are_not_hidden(teacher, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("a shape is wrong")
+
+    monkeypatch.setattr(Engine, "forward", fail)
+    with pytest.raises(RuntimeError, match="shape"):
+        teacher.continue_([Context(0, ASK)], [1])

@@ -1,0 +1,234 @@
+"""The front door in Python: files that go on where they stopped, seeds, terms; and that the embedded pair is one."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from relaylab.analysis.verify import required, verify, write_manifest
+from relaylab.decoding.pair import Pair, load_pair, load_teacher
+from relaylab.decoding.policies import CallAt
+from relaylab.decoding.row import Limits
+from relaylab.models import zoo
+from relaylab.models.teachers import Continuation, NoTeacher, ScriptedTeacher
+from relaylab.models.zoo import load_engine
+from relaylab.tasks.grading import grade
+from relaylab.tasks.suites import SUITES, level_of, problem, problems
+from relaylab.trace import TraceWriter, read_traces
+
+PROBLEMS = [*problems("savings", 3), *problems("depot", 3)]
+CALLS = CallAt({6: 2})
+TERMS = dict(policy=CALLS, temperature=1.0, max_tokens=40, progress=False)
+
+
+@pytest.fixture(scope="module")
+def student():
+    return load_engine("student")
+
+
+def pair(student, script=lambda context, n: "12"[:n], **attributes) -> Pair:
+    teacher = ScriptedTeacher(script)
+    for name, value in attributes.items():
+        setattr(teacher, name, value)
+    return Pair(student, teacher)
+
+
+def test_a_torn_file_is_taken_up_where_it_stopped(student, tmp_path):
+    out = tmp_path / "deep" / "t.jsonl"
+    whole = pair(student).decode(PROBLEMS, out=out, **TERMS)
+    assert [t.id for t in whole] == [p.id for p in PROBLEMS]
+    lines = out.read_bytes().splitlines(keepends=True)
+    out.write_bytes(b"".join(lines[:2]) + b'{"version":1,' + b" " * 200_000)  # longer than what is read at a time
+    second = pair(student)
+    assert second.decode(PROBLEMS, out=out, **TERMS) == whole
+    assert len(second.teacher.asked) == 4  # one call a row, and four rows were left
+    assert {t.id: t for t in read_traces(out)} == {t.id: t for t in whole}
+    assert len(out.read_bytes().splitlines()) == 6
+    third = pair(student)
+    assert third.decode(PROBLEMS[:2], out=out, **TERMS) == whole[:2]
+    assert not third.teacher.asked
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        dict(temperature=0.5),
+        dict(top_p=0.9),
+        dict(top_k=5),
+        dict(max_tokens=41),
+        dict(max_calls=1),
+        dict(max_call_tokens=1),
+        dict(policy=CallAt({6: 3})),
+        dict(policy=None),
+        dict(forbid_calls=True),
+        dict(on_failure="exclude"),
+        dict(record=True),
+        dict(seed=1),
+    ],
+    ids=str,
+)
+def test_a_file_of_other_terms_is_refused(student, tmp_path, other):
+    out = tmp_path / "t.jsonl"
+    pair(student).decode(PROBLEMS[:1], out=out, **TERMS)
+    before = out.read_bytes()
+    with pytest.raises(ValueError, match=rf"t\.jsonl was made with \{{'{next(iter(other))}': .*choose another"):
+        pair(student).decode(PROBLEMS, out=out, **TERMS | other)
+    assert out.read_bytes() == before
+
+
+def test_a_file_of_another_pair_is_refused(student, tmp_path):
+    out = tmp_path / "t.jsonl"
+    pair(student, temperature=0.0).decode(PROBLEMS[:1], out=out, **TERMS)
+    with pytest.raises(ValueError, match=r"'teacher_temperature': 0\.0"):
+        pair(student, temperature=1.0).decode(PROBLEMS, out=out, **TERMS)
+    with pytest.raises(ValueError, match="'teacher': 'script'"):
+        pair(student, temperature=0.0, name="other").decode(PROBLEMS, out=out, **TERMS)
+    with TraceWriter(out) as writer:  # a trace that no decode made
+        writer.write(replace(next(read_traces(out)), terms={}))
+    with pytest.raises(ValueError, match="'seed': None"):
+        pair(student, temperature=0.0).decode(PROBLEMS, out=out, **TERMS)
+
+
+def test_a_policy_is_known_again_though_it_has_no_repr_of_its_own(student, tmp_path):
+    class Never:
+        uses_entropy = False
+
+        def __call__(self, moment):
+            return None
+
+    for _ in range(2):
+        traces = pair(student).decode(PROBLEMS[:1], out=tmp_path / "t.jsonl", **TERMS | dict(policy=Never()))
+    assert traces[0].terms["policy"].endswith("Never object>")
+
+
+@pytest.mark.parametrize("name", ["question", "answer"])
+def test_another_problem_under_the_same_id_is_refused(student, tmp_path, name):
+    out = tmp_path / "t.jsonl"
+    pair(student).decode(PROBLEMS[:2], out=out, **TERMS)
+    with pytest.raises(ValueError, match=f"another {name} under the id 'savings-test-0-1'"):
+        pair(student).decode([PROBLEMS[0], replace(PROBLEMS[1], **{name: "7"})], out=out, **TERMS)
+
+
+def test_ids_must_differ(student):
+    with pytest.raises(ValueError, match="'savings-test-0-1' comes twice"):
+        pair(student).decode([*PROBLEMS, PROBLEMS[1]], **TERMS)
+
+
+def test_excluded_rows_are_decoded_anew_and_their_old_lines_go(student, tmp_path):
+    out, failing = tmp_path / "t.jsonl", {PROBLEMS[1].question, PROBLEMS[4].question}
+
+    def broken(context, n):
+        return Continuation("", "error", error="down") if context.messages[-1]["content"] in failing else "12"
+
+    terms = TERMS | dict(on_failure="exclude")
+    first = pair(student, broken).decode(PROBLEMS, out=out, **terms)
+    assert [t.stop == "excluded" for t in first] == [p.question in failing for p in PROBLEMS]
+    pair(student).decode(PROBLEMS[:2], out=out, **terms)  # asks for one of the two: the other keeps its line
+    assert sorted(t.id for t in read_traces(out)) == sorted(p.id for p in PROBLEMS)
+    last = pair(student).decode(PROBLEMS, out=out, **terms)
+    assert last == pair(student).decode(PROBLEMS, **terms)
+    assert {t.id: t for t in read_traces(out)} == {t.id: t for t in last}
+    assert len(out.read_bytes().splitlines()) == 6
+    assert [f.name for f in tmp_path.iterdir()] == ["t.jsonl"]
+
+
+def test_a_problems_seed_depends_on_the_run_and_its_id_alone(student):
+    def seeds(chosen, seed=0):
+        traces = Pair(student, NoTeacher()).decode(chosen, seed=seed, temperature=1.0, max_tokens=20, progress=False)
+        return {t.id: (t.seed, t.completion_ids) for t in traces}
+
+    whole = seeds(PROBLEMS)
+    assert seeds(PROBLEMS[::-1]) == whole
+    assert seeds(PROBLEMS[2:4]) == {p.id: whole[p.id] for p in PROBLEMS[2:4]}
+    other = seeds(PROBLEMS, seed=1)
+    assert len({seed for seed, _ in [*whole.values(), *other.values()]}) == 12
+    assert all(0 <= seed < 2**63 for seed, _ in whole.values())
+
+
+def test_traces_are_graded_and_know_their_problem(student):
+    p = problem("savings", 0)
+    alone = Pair(student, NoTeacher())
+    trace = alone.decode([p], progress=False)[0]
+    assert trace.correct is grade(trace.teacher_view, p.answer)
+    assert (trace.id, trace.problem["suite"], trace.problem["steps"][0]["kind"]) == (p.id, "savings", "sum")
+    assert alone.solve(p, seed=trace.seed, record=False).completion_ids == trace.completion_ids
+    assert alone.solve(p).correct is trace.correct
+    assert alone.solve(p.question).correct is None
+    said = iter([f"\\boxed{{{p.answer}}}", "\\boxed{1}"])
+    told = pair(student, lambda context, n: Continuation(next(said), "stop"))
+    assert [told.solve(p, policy=CallAt({0: 40})).correct for _ in range(2)] == [True, False]
+
+
+def test_caps_come_as_limits_or_one_by_one(student):
+    both = pair(student)
+    assert both.relay(max_tokens=7, max_calls=0, temperature=1.0).limits == Limits(max_tokens=7, max_calls=0)
+    assert both.relay(limits=Limits(max_tokens=8)).limits.max_tokens == 8
+    with pytest.raises(ValueError, match="give limits or max_tokens, not both"):
+        both.relay(limits=Limits(), max_tokens=7)
+
+
+def test_teachers_by_name():
+    assert isinstance(load_teacher("none"), NoTeacher)
+    both = load_pair("student", "student", device="cpu", teacher_options=dict(temperature=0.5))
+    assert both.teacher.temperature == 0.5
+    assert both.teacher.engine is not both.student
+    assert load_pair("student", ScriptedTeacher(["1"])).teacher.name == "script"
+    with pytest.raises(ValueError, match="made already"):
+        load_pair("student", ScriptedTeacher(["1"]), teacher_options=dict(temperature=1.0))
+    with pytest.raises(ValueError, match="no model 'nobody'"):
+        load_teacher("nobody")
+
+
+# The embedded pair ----------------------------------------------------------------------------------------------------
+
+
+def test_the_embedded_pair_is_what_the_manifest_says_and_what_it_should_be():
+    assert zoo.MANIFEST.exists(), "make it with: relaylab zoo verify --write --count 200"
+    assert [f.text for f in verify(count=0) if not f.ok] == []
+
+
+def scored(**levels: int) -> dict:
+    return {"scores": {s: {"level": level_of(s), "right": levels.get(level_of(s), 50), "count": 100} for s in SUITES}}
+
+
+def test_what_is_required_of_a_pair():
+    good = {"student": scored(easy=85, hard=24), "teacher": scored(easy=95, hard=95, beyond=29)}
+    assert all(f.ok for f in required(good))
+    for name, levels in [
+        ("student", dict(easy=84, hard=24)),
+        ("student", dict(easy=85, hard=25)),
+        ("teacher", dict(easy=94, hard=95, beyond=29)),
+        ("teacher", dict(easy=95, hard=94, beyond=29)),
+        ("teacher", dict(easy=95, hard=95, beyond=30)),
+    ]:
+        wrong = [f.text for f in required(good | {name: scored(**levels)}) if not f.ok]
+        assert len(wrong) == 1
+        assert wrong[0].startswith(name)
+    one = scored(easy=85, hard=24)
+    one["scores"]["depot"] = {"level": "hard", "right": 0, "count": 0}
+    assert [f.text for f in required(good | {"student": one}) if not f.ok] == [
+        "student: hard suites below 25.0 %: tiles 24.0 %, depot -, harvest 24.0 %"
+    ]
+    assert sum(not f.ok for f in required({})) == 5
+
+
+def test_a_manifest_needs_scores(tmp_path, monkeypatch):
+    monkeypatch.setattr(zoo, "MANIFEST", tmp_path / "manifest.json")
+    with pytest.raises(ValueError, match="count is 0"):
+        write_manifest(count=0)
+    assert not zoo.MANIFEST.exists()
+
+
+def test_fresh_scores_are_compared(student, tmp_path, monkeypatch):
+    entry = {"sha256": zoo.checksum(zoo.embedded()["student"]), "scores": {"savings": {"right": 0, "count": 10}}}
+    monkeypatch.setattr(zoo, "MANIFEST", tmp_path / "manifest.json")
+    zoo.MANIFEST.write_text(json.dumps({"student": entry}))
+    monkeypatch.setattr("relaylab.models.zoo.embedded", lambda: {"student": zoo.WEIGHTS / "student"})
+    told = {f.text: f.ok for f in verify(count=10) if "manifest" in f.text}
+    assert told["student: checksum as in the manifest"]
+    del told["student: checksum as in the manifest"]
+    assert next(text for text in told if "savings" in text).endswith("manifest 0.0 %")
+    assert sum(text.endswith("manifest -") for text in told) == len(told) - 1
+    assert not any(told.values())

@@ -1,0 +1,75 @@
+"""Names to models, and adapters that come merged."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from relaylab.models.zoo import checksum, embedded, load_engine, load_model, resolve
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory):
+    """A LoRA adapter of the embedded student with random weights, and the logits of the model under it."""
+    out = tmp_path_factory.mktemp("adapter")
+    torch.manual_seed(0)
+    config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
+    model = get_peft_model(load_model("student", device="cpu")[0], config).eval()
+    model.peft_config["default"].base_model_name_or_path = "student"
+    model.save_pretrained(out, save_embedding_layers=False)
+    with torch.no_grad():
+        return out, model(input_ids=torch.arange(20)[None]).logits
+
+
+def test_an_embedded_name_comes_first():
+    assert {"student", "teacher"} <= set(embedded())
+    assert resolve("student") == str(embedded()["student"])
+    engine = load_engine("student", device="cpu")
+    assert (engine.name, engine.dtype, engine.model.training) == ("student", torch.float32, False)
+
+
+def test_hub_ids_stay_as_they_are():
+    assert resolve("someone/something") == "someone/something"
+
+
+@pytest.mark.parametrize("name", ["no-such-model", "a/b/c", "./somewhere/else", "~/nowhere", "/no/where"])
+def test_what_stands_for_nothing_says_what_would(name):
+    with pytest.raises(ValueError, match="student"):
+        resolve(name)
+
+
+def test_a_directory_without_a_model_says_what_is_missing(tmp_path):
+    with pytest.raises(ValueError, match=r"config\.json"):
+        resolve(tmp_path)
+
+
+def test_an_adapter_is_merged_into_its_base(adapter):
+    path, expected = adapter
+    model, tokenizer = load_model(path, device="cpu")
+    assert not any("lora" in name for name, _ in model.named_parameters())
+    with torch.no_grad():
+        logits = model(input_ids=torch.arange(20)[None]).logits
+    assert torch.allclose(logits, expected, atol=1e-4)
+    base = load_model("student", device="cpu")[0]
+    with torch.no_grad():
+        assert not torch.allclose(base(input_ids=torch.arange(20)[None]).logits, expected, atol=1e-2)
+    assert tokenizer.get_vocab() == load_model("student", device="cpu")[1].get_vocab()
+
+
+def test_an_adapter_without_safetensors_is_refused_before_any_pickle_is_read(tmp_path):
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "student"}))
+    (tmp_path / "adapter_model.bin").write_bytes(b"not to be read")
+    with pytest.raises(ValueError, match=r"adapter_model\.safetensors"):
+        load_model(tmp_path, device="cpu")
+
+
+def test_a_checksum_sees_every_file_that_matters(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    before = checksum(tmp_path)
+    (tmp_path / "notes.txt").write_text("aside")
+    assert checksum(tmp_path) == before
+    (tmp_path / "config.json").write_text("{ }")
+    assert checksum(tmp_path) != before
