@@ -293,8 +293,8 @@ class Engine:
             raise ValueError("a row is named twice")
         groups = _groups(rows)
         parts = [self._run([rows[i] for i in group], positions) for group in groups]
-        back = torch.tensor([i for group in groups for i in group], device=self.device).argsort()
-        return parts[0] if len(parts) == 1 else torch.cat(parts)[back]
+        order = [i for group in groups for i in group]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)[torch.tensor(order, device=self.device).argsort()]
 
     def _run(self, rows: list[Row], positions: int) -> Tensor:
         """All pending tokens of a group: one pass, or for a row alone as many as its tokens need."""

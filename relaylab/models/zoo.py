@@ -74,7 +74,7 @@ def load_model(
 def load_engine(name: str | Path, *, keep: int = 0, **options: Any) -> Engine:
     """An engine over ``load_model(name, **options)``."""
     model, tokenizer = load_model(name, **options)
-    return Engine(model, tokenizer, keep=keep, name=str(name))
+    return Engine(model, tokenizer, keep=keep, name=Path(name).name if Path(name).is_dir() else str(name))
 
 
 def embedded_tokenizer() -> PreTrainedTokenizerBase:

@@ -12,7 +12,7 @@ from relaylab.models.zoo import load_engine
 from relaylab.tasks.suites import mixture
 from relaylab.training.pretrain import RECIPES, pretrain, train_tokenizer
 
-WARMUP = dict(problems=2700, temperature=0.7, exponents=[0], steps=300, learning_rate=1e-3, seed=3)
+WARMUP = dict(problems=2700, temperature=0.7, exponents=[0], steps=400, learning_rate=5e-3, seed=3)
 
 
 def make(name: str, out: Path, *, device: str = "cpu", steps: int | None = None) -> None:
