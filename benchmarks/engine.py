@@ -54,7 +54,9 @@ def generate(engine: Engine, contexts: list[list[int]], n: int) -> list[list[int
     width = max(map(len, contexts))
     ids = torch.tensor([[0] * (width - len(c)) + c for c in contexts], device=engine.device)
     mask = torch.tensor([[0] * (width - len(c)) + [1] * len(c) for c in contexts], device=engine.device)
-    out = engine.model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=n, do_sample=False, repetition_penalty=1.0)
+    out = engine.model.generate(
+        input_ids=ids, attention_mask=mask, max_new_tokens=n, do_sample=False, repetition_penalty=1.0
+    )
     return out[:, width:].tolist()
 
 

@@ -277,7 +277,7 @@ def test_a_refused_call_of_the_student_is_recorded_and_it_goes_on(engines):
     stream = strict.fork(prefix, command.end - 1)
     row = stream._rows[0]
     row.student(text.completion_ids[command.end - 1])  # the ">" that closes it
-    trace = [e for e in stream if isinstance(e, Done)][0].trace
+    trace = next(e for e in stream if isinstance(e, Done)).trace
     assert (trace.calls[0].status, trace.calls[0].granted, trace.calls[0].requested) == ("refused", 0, 4)
     assert trace.count("t") == 0
     assert len(trace.completion_ids) > command.end

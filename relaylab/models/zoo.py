@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from relaylab.models.engine import Engine
 
@@ -53,6 +54,8 @@ def load_model(
     never run and weights are read from safetensors only.
     """
     path = resolve(name)
+    if str(name) in embedded():  # they load in milliseconds; a bar in every notebook cell would be noise
+        logging.disable_progress_bar()
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = dtype or (torch.float32 if device == "cpu" else "auto")
     options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "trust_remote_code": False}
