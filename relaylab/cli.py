@@ -246,7 +246,8 @@ def _table(traces: list[Trace]) -> Table:
     """One row a suite: problems, accuracy, call ratio, calls. What a file calls a suite may be anything."""
     table = Table()
     for column in ("suite", "problems", "correct", "teacher tokens", "calls a response", "tokens a response"):
-        table.add_column(column, justify="left" if column == "suite" else "right")
+        name = column == "suite"
+        table.add_column(column, justify="left" if name else "right", no_wrap=name)
     frame = to_frame(traces)
     frame["suite"] = [visible(str(t.problem.get("suite") or "-")) for t in traces]
     for suite, rows in frame.groupby("suite", sort=False):

@@ -106,7 +106,7 @@ def test_solve_shows_the_trace(relaylab):
 
 def test_solve_prints_a_trace_as_json(relaylab):
     options = ["--call-every", 8, "--call-tokens", 2, "--max-tokens", 30, "--temperature", 0.5, "--top-p", 0.9]
-    result = relaylab("solve", QUESTION, "--json", *options)
+    result = relaylab("solve", QUESTION, "--json", "--student", "student", *options)
     assert result.code == 0
     trace = Trace.from_dict(json.loads(result.out))
     assert (trace.prompt, trace.temperature, trace.teacher, len(trace.completion_ids)) == (QUESTION, 0.5, "teacher", 30)

@@ -243,8 +243,10 @@ def _serve() -> None:
 
     questions.readline()
     try:
+        import psutil  # not `resource`: its peak begins with the memory of the parent, torch and all
         from math_verify import parse, verify
 
+        process = psutil.Process()
         halves = (parse(rf"\boxed{{{half}}}", parsing_timeout=None) for half in (r"x+\frac{1}{2}", r"\frac{2x+1}{2}"))
         verify(*halves, timeout_seconds=None)  # loads tables and modules on nobody's time
     except Exception as error:
@@ -266,7 +268,7 @@ def _serve() -> None:
         except Exception:  # SymPy's are of every kind; RecursionError and MemoryError are among them
             reason = "unparsable"
         _limit_time(0)
-        last = _peak_memory() > MEMORY_BYTES // 2  # what remains in caches would fail the answers to come
+        last = process.memory_info().rss > MEMORY_BYTES // 2  # what remains in caches would fail the answers to come
         reply(reason=reason, last=last)
         if last:
             return
@@ -283,15 +285,6 @@ def _limit_memory() -> None:
         import resource
 
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-
-
-def _peak_memory() -> int:
-    """Bytes, or 0 where the system does not say."""
-    try:
-        import resource
-    except ImportError:
-        return 0
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ def insert_calls(
     what is left before the end token. ``encode`` turns the command's text into ids.
 
     >>> insert_calls([5, 6, 7, 8, 2], lambda text: [text], rng=random.Random(3), counts=(0, 1))
-    [5, 6, '<call>2</call>', 7, 8, 2]
+    [5, '<call>3</call>', 6, 7, 8, 2]
     """
     many = rng.choices(range(len(counts)), counts)[0]
     places = sorted(
