@@ -9,6 +9,7 @@ from fractions import Fraction
 
 import pytest
 
+from relaylab.models.zoo import embedded_tokenizer
 from relaylab.tasks.grading import extract_boxed, grade
 from relaylab.tasks.stories import ITEMS, NAMES, SCENES
 from relaylab.tasks.suites import PLANS, SUITES, level_of, mixture, problem, problems, split_of
@@ -114,3 +115,12 @@ def test_every_phrasing_of_a_scene_tells_its_numbers(suite):
 def test_about_one_question_in_eight_is_for_testing():
     share = sum(split_of(str(i)) == "test" for i in range(8000)) / 8000
     assert 0.11 < share < 0.14
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_a_solution_runs_over_40_to_150_tokens_and_its_hard_step_is_a_small_part(suite):
+    tokenizer = embedded_tokenizer()
+    for p in problems(suite, 60):
+        length = len(tokenizer(p.solution)["input_ids"])
+        assert 40 <= length <= 150
+        assert all(len(str(step.result)) <= 0.12 * length for step in p.steps if step.hard)
