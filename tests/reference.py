@@ -1,4 +1,4 @@
-"""A slow relay that shares no code with the fast one but the grammar: both full contexts are run anew for every token.
+"""A slow relay that shares the grammar and the sampler with the fast one, no more: both contexts are run anew always.
 
 No cache, no batch, no spans kept between tokens: after each token the turn is decoded as a whole and searched, and the
 teacher's context is put together from the beginning. What the engine, the rows and the relay do must equal this.

@@ -286,6 +286,17 @@ def test_a_refused_call_of_the_student_is_recorded_and_it_goes_on(engines):
     assert again.calls == trace.calls
 
 
+def test_a_teacher_that_ends_the_answer_without_a_word_is_replayed_as_it_was(engines):
+    student, _ = engines["embedded"]
+    teacher = ScriptedTeacher([Continuation("", "stop")])
+    relay = Relay(student, teacher, policy=CallAt({6: 3}), limits=Limits(max_tokens=40))
+    trace = relay.run([QUESTIONS[0]])[0]
+    assert (trace.stop, trace.calls[-1].status, trace.calls[-1].delivered) == ("teacher_end", "answered", 0)
+    again = list(relay.fork(trace, len(trace.completion_ids)))[-1].trace
+    assert without_latency(again) == without_latency(trace)
+    assert len(teacher.asked) == 1  # it is not asked again
+
+
 def test_a_policy_cannot_call_where_calls_are_forbidden(engines):
     student, teacher = engines["embedded"]
     trace = Relay(student, NoTeacher(), limits=Limits(max_tokens=40), policy=CallAt({3: 4})).run([QUESTIONS[0]])[0]

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scipy.stats import binomtest
-
 from relaylab.decoding.pair import Pair
 from relaylab.models.engine import Engine
 from relaylab.models.teachers import NoTeacher
@@ -15,7 +13,7 @@ from relaylab.tasks.suites import SUITES, level_of, problems
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Accuracy on one suite: ``right`` of ``count`` test problems, with a 95 % interval (Wilson)."""
+    """Accuracy on one suite: ``right`` of ``count`` test problems."""
 
     suite: str
     level: str
@@ -25,11 +23,6 @@ class Score:
     @property
     def accuracy(self) -> float:
         return self.right / self.count
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        low, high = binomtest(self.right, self.count).proportion_ci(method="wilson")
-        return float(low), float(high)
 
 
 def suite_scores(

@@ -67,7 +67,8 @@ class CallEvery:
 class CallWhenUnsure:
     """Call for ``n`` tokens where the student's entropy is above ``threshold`` nats: a relay without any training.
 
-    ``most`` bounds the calls a row, since a student far from what it knows is unsure of everything.
+    It is silent once a row has ``most`` calls, since a student far from what it knows is unsure of everything; calls
+    that the student writes itself count, and only ``Limits.max_calls`` can refuse them.
 
     >>> CallWhenUnsure(1.0, 4)(Moment(position=9, since=9, calls=0, entropy=1.5))
     4

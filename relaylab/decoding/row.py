@@ -244,16 +244,17 @@ class RelayRow:
         """
         limits, self.limits = self.limits, Limits(max_tokens=2**62)
         self._recorded = [c for c in trace.calls if c.status != "unclosed"][::-1]
+        finished = at == len(trace.completion_ids) and trace.stop in ("end", "teacher_end")
         while len(self.ids) < at:
             token = trace.completion_ids[len(self.ids)]
             if token in self._end_ids:
                 self._append(token, STUDENT, self._decoder.decode(b"", final=True))
                 break
             self._write(token, forced=False)
-            if (call := self.waiting) and len(self.ids) < at:
+            if (call := self.waiting) and (len(self.ids) < at or finished):
                 self.waiting = None
                 self.hand_over()
-                call.status = "answered" if call.delivered else "failed"
+                call.status = "failed" if call.error else "answered"
                 ids = trace.completion_ids[call.end : min(call.end + call.delivered, at)]
                 call.delivered = len(ids)
                 text = "".join(trace.pieces[call.end : call.end + len(ids)])
@@ -268,7 +269,7 @@ class RelayRow:
         for name in ("logprobs", "entropies"):
             if getattr(self, name) is not None and getattr(trace, name) is not None:
                 setattr(self, name, getattr(trace, name)[:at])
-        if at == len(trace.completion_ids) and trace.stop in ("end", "teacher_end"):
+        if finished:
             self.finish(trace.stop)
 
     def _recorded_call(self, found: Call) -> Call:
