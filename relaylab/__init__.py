@@ -37,6 +37,12 @@ _HOME = {
     "problems": "tasks.suites",
     "load_problems": "tasks.data",
     "grade": "tasks.grading",
+    "warmup": "training.warmup",
+    "train": "training.run",
+    "read_metrics": "training.record",
+    "pass_rates": "training.filtering",
+    "LiveCurves": "viz.curves",
+    "learning_curves": "viz.curves",
     "call_positions": "viz.figures",
     "token_entropy": "viz.figures",
 }

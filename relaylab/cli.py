@@ -1,4 +1,4 @@
-"""The command line: ``relaylab solve | decode | show | zoo | doctor``."""
+"""The command line: ``relaylab solve | decode | show | warmup | filter | train | zoo | doctor``."""
 
 from __future__ import annotations
 
@@ -38,6 +38,9 @@ Unsure = Annotated[float | None, typer.Option(help="Call wherever the student's 
 Every = Annotated[int | None, typer.Option(min=1, help="Call wherever so many tokens have gone by without a call.")]
 CallTokens = Annotated[int, typer.Option(min=1, help="Tokens asked for by --call-when-unsure and --call-every.")]
 Failure = Annotated[OnFailure, typer.Option(help="Where the teacher fails: go on alone, stop all, or end that row.")]
+Suite = Annotated[list[str] | None, typer.Option(help="An embedded suite; several times for several.")]
+Data = Annotated[Path | None, typer.Option(help="A JSONL, JSON or CSV file of questions and answers.")]
+Suffix = Annotated[str, typer.Option(help="Put behind each question.")]
 Seed = Annotated[int, typer.Option(min=0, help="Matters when sampling.")]
 
 
@@ -95,8 +98,8 @@ def solve(
 @_resumable()
 def decode(
     out: Annotated[Path, typer.Option(help="JSONL file of traces; run again to go on after an interrupt.")],
-    suite: Annotated[list[str] | None, typer.Option(help="An embedded suite; several times for several.")] = None,
-    data: Annotated[Path | None, typer.Option(help="A JSONL, JSON or CSV file of questions and answers.")] = None,
+    suite: Suite = None,
+    data: Data = None,
     limit: Annotated[int, typer.Option(min=1, help="Problems of each suite, or of the file.")] = 100,
     student: Student = "warm",
     teacher: Teacher = "teacher",
@@ -115,12 +118,7 @@ def decode(
     seed: Seed = 0,
 ) -> None:
     """Relay and grade many questions; resumes where it stopped."""
-    from relaylab.tasks.data import load_problems
-    from relaylab.tasks.suites import problems
-
-    if bool(suite) == bool(data):
-        raise ValueError("name either --suite or --data")
-    chosen = load_problems(data, limit=limit) if data else [p for s in suite for p in problems(s, limit)]
+    chosen = _problems(suite, data, limit, "test")
     policy = _policy(call_when_unsure, call_every, call_tokens)
     traces = _pair(student, teacher, tokenizer, teacher_temperature).decode(
         chosen, out=out, seed=seed, temperature=temperature, top_p=top_p, max_tokens=max_tokens, max_calls=max_calls,
@@ -153,6 +151,93 @@ def show(
     for trace in chosen:
         print(trace_text(trace), end="\n\n")
     console.print(_table(found))
+
+
+@app.command()
+def warmup(
+    out: Annotated[Path, typer.Option(help="Folder of the warmed-up student.")],
+    suite: Suite = None,
+    data: Data = None,
+    limit: Annotated[int, typer.Option(min=1, help="Training problems of each suite, or of the file.")] = 400,
+    check: Annotated[int, typer.Option(min=0, help="Test problems a suite to measure accuracy on; 0: none.")] = 50,
+    student: Student = "student",
+    temperature: Annotated[float, typer.Option(min=0, help="At which responses are sampled.")] = 1.0,
+    samples: Annotated[int, typer.Option(min=1, help="Responses of each problem.")] = 1,
+    keep_correct: Annotated[bool, typer.Option(help="Leave wrong responses out.")] = False,
+    exponent: Annotated[list[int] | None, typer.Option(help="n = d * 10^k: the k, several times; 0 1 2 3.")] = None,
+    max_tokens: MaxTokens = 512,
+    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 250,
+    batch_size: Annotated[int, typer.Option(min=1, help="Responses a step.")] = 32,
+    learning_rate: float = 1e-3,
+    full: Annotated[bool, typer.Option(help="Train all weights instead of an adapter.")] = False,
+    seed: Seed = 0,
+) -> None:
+    """Stage 1: teach a student the syntax of a call on its own responses."""
+    from relaylab.tasks.suites import problems
+    from relaylab.training.warmup import warmup
+
+    tests = [p for s in suite or () for p in problems(s, check)] if check else []
+    done = warmup(
+        student, _problems(suite, data, limit, "train"), out, check=tests, steps=steps, batch_size=batch_size,
+        learning_rate=learning_rate, full=full, seed=seed, temperature=temperature, samples=samples,
+        keep_correct=keep_correct, exponents=exponent or (0, 1, 2, 3), max_tokens=max_tokens,
+    )  # fmt: skip
+    console.print(str(done), highlight=False, markup=False)
+
+
+@app.command("filter")
+@_resumable()
+def filter_(
+    out: Annotated[Path, typer.Option(help="JSONL file of rates; run again to go on after an interrupt.")],
+    suite: Suite = None,
+    data: Data = None,
+    limit: Annotated[int, typer.Option(min=1, help="Training problems of each suite, or of the file.")] = 100,
+    teacher: Teacher = "teacher",
+    tokenizer: Tokenizer = None,
+    teacher_temperature: TeacherTemperature = 1.0,
+    samples: Annotated[int, typer.Option(min=1, help="Responses of each problem.")] = 10,
+    threshold: Annotated[float, typer.Option(min=0, max=1, help="Only for the summary: rates are kept whole.")] = 0.5,
+    suffix: Suffix = "",
+    max_tokens: MaxTokens = 512,
+    batch_size: Annotated[int, typer.Option(min=1, help="Responses written at a time.")] = 128,
+    seed: Seed = 0,
+) -> None:
+    """Stage 2, first half: how often the teacher solves each problem, for the data filter."""
+    from relaylab.decoding.pair import load_teacher
+    from relaylab.training.filtering import keep, pass_rates
+
+    options = {"tokenizer": tokenizer} if tokenizer else {}
+    rates = pass_rates(
+        load_teacher(teacher, temperature=teacher_temperature, **options), _problems(suite, data, limit, "train"), out,
+        samples=samples, max_tokens=max_tokens, suffix=suffix, seed=seed, batch_size=batch_size,
+    )  # fmt: skip
+    told = f"{len(keep(rates, threshold))} of {len(rates)} problems have a pass rate of at least {threshold}"
+    console.print(f"{told}; all rates are in {out}", highlight=False, markup=False)
+
+
+@app.command()
+@_resumable()
+def train(
+    config: Annotated[Path, typer.Argument(help="A YAML file of settings; see configs/.")],
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", "-s", help="NAME=VALUE, over the file; VALUE is YAML.")
+    ] = None,
+) -> None:
+    """Stage 2: GRPO with the relay; resumes where it stopped."""
+    import yaml
+
+    from relaylab.training.run import train
+
+    given = {}
+    for pair in set_ or ():
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise ValueError(f"--set {pair}: write NAME=VALUE")
+        given[name] = yaml.safe_load(value)
+    out = train(config, **given)
+    console.print(
+        f"the trained student is in {out}; try: relaylab solve --student {out} ...", highlight=False, markup=False
+    )
 
 
 @zoo_app.command("list")
@@ -230,6 +315,15 @@ def _pair(student: str, teacher: str, tokenizer: str | None, teacher_temperature
     if tokenizer and not url:
         raise ValueError("--tokenizer is for a teacher behind a URL; a local one brings its own")
     return load_pair(student, teacher, teacher_options={"temperature": teacher_temperature, "tokenizer": tokenizer})
+
+
+def _problems(suite: list[str] | None, data: Path | None, limit: int, split: str) -> list:
+    from relaylab.tasks.data import load_problems
+    from relaylab.tasks.suites import problems
+
+    if bool(suite) == bool(data):
+        raise ValueError("name either --suite or --data")
+    return load_problems(data, limit=limit) if data else [p for s in suite for p in problems(s, limit, split=split)]
 
 
 def _policy(threshold: float | None, every: int | None, n: int):

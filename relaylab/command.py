@@ -18,6 +18,7 @@ MAX_BODY = 32
 
 # The body may not hold another opening tag, so an unclosed tag can be told from what follows without looking further.
 _CALL = re.compile(rf"{OPEN}(?:((?:(?!{OPEN}).){{0,{MAX_BODY}}}?){CLOSE})?", re.DOTALL)
+TAG = re.compile("</?call>?")  # a tag or the debris of one, wherever it stands
 _NUMBER = re.compile(r"[ \t\r\n]*([0-9]+)[ \t\r\n]*")
 
 

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from relaylab.command import strip_calls
+from relaylab.command import TAG, strip_calls
 
 if TYPE_CHECKING:
     import datasets
@@ -128,6 +128,28 @@ class Trace:
     def call_ratio(self) -> float:
         """rho: delivered teacher tokens over all completion tokens, commands included (section 3); 0 where empty."""
         return self.count(TEACHER) / len(self.completion_ids) if self.completion_ids else 0.0
+
+    @property
+    def tag_tokens(self) -> int:
+        """Student tokens that hold no content: those of commands, and any that touch a stray or broken tag."""
+        tags = [m.span() for m in TAG.finditer(self.text)]
+        count = begin = 0
+        for piece, source in zip(self.pieces, self.source):
+            end = begin + len(piece)
+            touched = any(start < end and stop > begin for start, stop in tags)
+            count += source == COMMAND or (source == STUDENT and touched)
+            begin = end
+        return count
+
+    @property
+    def content_ratio(self) -> float:
+        """Delivered teacher tokens over all tokens but those of tags: ``call_ratio`` that stray commands cannot dilute.
+
+        >>> Trace("q", [1], [5, 6, 7], "sst", ["<call", ">", "x"]).content_ratio
+        1.0
+        """
+        content = len(self.completion_ids) - self.tag_tokens
+        return self.count(TEACHER) / content if content else 0.0
 
     @property
     def first_call(self) -> int | None:

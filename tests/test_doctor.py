@@ -65,17 +65,26 @@ def test_an_estimate_is_the_sum_of_its_terms_and_shows_them():
 
 @pytest.mark.parametrize(
     ("machine", "verdicts"),
-    [(LAPTOP, [False, False, False, False]), (CARD_24, [True, True, False, True]), (CARD_80, [True, True, True, True])],
+    [
+        (LAPTOP, {False}),
+        (CARD_24, {"decoding": True, "24gb-4bit": True, "24gb-server": True, "80gb": False}),
+        (CARD_80, {True}),
+    ],
     ids=["laptop", "24 GB", "80 GB"],
 )
 def test_what_machines_can_run(machine, verdicts):
-    assert [e.ok for e in estimates(machine)[1:]] == verdicts
+    found = {e.name: e.ok for e in estimates(machine)[1:]}
+    assert len(found) == 8
+    if isinstance(verdicts, dict):
+        assert found == {name: next(ok for end, ok in verdicts.items() if name.endswith(end)) for name in found}
+    else:
+        assert set(found.values()) == verdicts
 
 
 def test_a_verdict_says_what_is_short_and_what_would_help():
     by_name = {e.name: e for e in estimates(CARD_24)}
-    large = by_name["GRPO with LoRA, Qwen3-0.6B + Qwen3-8B, 64 rows"]
-    assert large.why == "30.8 GB short; with its teacher behind an API it takes at most 38.4 GB and does not fit either"
+    large = by_name["GRPO, qwen3/17b-80gb"]
+    assert large.why == "43.9 GB short; with its teacher behind an API it takes at most 51.5 GB and does not fit either"
     # On a CPU weights are loaded in fp32.
     pair = {e.name: e for e in estimates(LAPTOP)}["Qwen3-0.6B + Qwen3-8B, decoding"]
     assert "8.19 B x 4 B" in pair.arithmetic
@@ -91,7 +100,7 @@ def test_as_many_rows_fit_as_it_says():
 
 def test_training_wants_a_gpu_whatever_the_memory():
     server = Machine(64, 1000 * GB, 900 * GB)
-    assert [e.ok for e in estimates(server)[1:]] == [True, True, False, False]
+    assert [e.ok for e in estimates(server)[1:]] == [True, True, *6 * [False]]
     assert estimates(server)[3].why == "made for a GPU, and there is none"
 
 

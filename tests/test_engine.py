@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -17,6 +19,7 @@ from transformers import (
 
 from relaylab.models import engine as module
 from relaylab.models.engine import Engine
+from relaylab.models.kernels import FewTokens
 from relaylab.models.sampling import sample
 from relaylab.models.zoo import embedded_tokenizer
 
@@ -281,3 +284,30 @@ def test_misuse_says_what_is_wrong():
         engine.open([])
     with pytest.raises(ValueError, match="no first"):
         engine.fork(row, 9)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_few_tokens_of_a_wide_model_take_another_kernel_to_the_same_logits(bias):
+    """Only models of 512 units and more on a CPU; 2 to 4 tokens in a pass."""
+    engine = make(hidden_size=512, attention_bias=bias)
+    model = engine.model
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter)
+    seen = []
+    original = FewTokens.__torch_function__
+
+    def spy(self, function, types, args=(), kwargs=None):
+        seen.append(function)
+        return original(self, function, types, args, kwargs)
+
+    with mock.patch.object(FewTokens, "__torch_function__", spy):
+        rows = [engine.open([5 + k, 9, 11 + k]) for k in range(3)]
+        engine.forward(rows)  # 9 tokens: the usual kernel
+        assert not seen
+        for row in rows:
+            engine.extend(row, [7])
+        logits = engine.forward(rows)[:, -1]
+    assert torch.nn.functional.linear in seen
+    expected = model(torch.tensor([r.ids for r in rows])).logits[:, -1]
+    assert torch.allclose(logits, expected, atol=1e-4)

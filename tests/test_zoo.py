@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM
 
+from relaylab.decoding.pair import load_teacher
+from relaylab.models import zoo
 from relaylab.models.zoo import checksum, embedded, load_engine, load_model, resolve
 
 
@@ -73,3 +77,50 @@ def test_a_checksum_sees_every_file_that_matters(tmp_path):
     assert checksum(tmp_path) == before
     (tmp_path / "config.json").write_text("{ }")
     assert checksum(tmp_path) != before
+
+
+# 4 bits -----------------------------------------------------------------------------------------------------------
+
+
+def with_cuda(monkeypatch, package=True):
+    """A machine with a CUDA device, with or without bitsandbytes; what is asked of transformers instead of a model."""
+    asked = {}
+
+    def from_pretrained(path, **options):
+        asked.update(options, path=path)
+        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path))
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(zoo, "find_spec", lambda name: package or None)
+    monkeypatch.setattr(zoo, "AutoModelForCausalLM", SimpleNamespace(from_pretrained=from_pretrained))
+    return asked
+
+
+def test_four_bits_are_loaded_to_where_they_are_run(monkeypatch):
+    asked = with_cuda(monkeypatch)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    teacher = load_teacher("teacher", quantize="4bit")
+    config = asked["quantization_config"]
+    assert (config.load_in_4bit, config.bnb_4bit_quant_type, config.bnb_4bit_use_double_quant) == (True, "nf4", True)
+    assert config.bnb_4bit_compute_dtype == asked["dtype"] == torch.bfloat16
+    assert asked["device_map"] == {"": "cuda"}
+    assert asked["use_safetensors"] is True and asked["trust_remote_code"] is False
+    assert teacher.name == "teacher (4bit)"  # a run with a teacher in 4 bits is not one with the teacher itself
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    load_model("teacher", quantize="4bit")
+    assert asked["device_map"] == {"": "cuda:2"}
+
+
+def test_four_bits_that_cannot_be_say_what_would_help(monkeypatch, adapter):
+    with pytest.raises(ValueError, match="can be '4bit'"):
+        load_model("teacher", quantize="8bit")
+    with pytest.raises(ValueError, match="not merged into 4-bit weights; load it without quantize"):
+        load_model(adapter[0], quantize="4bit")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="need a CUDA device, and there is none; leave quantize out, or serve"):
+        load_teacher("teacher", quantize="4bit")
+    with_cuda(monkeypatch, package=False)
+    with pytest.raises(ValueError, match="the model is to go to 'cpu'"):
+        load_model("teacher", device="cpu", quantize="4bit")
+    with pytest.raises(ValueError, match=r"pip install 'relaylab\[quant\]'"):
+        load_model("teacher", quantize="4bit")

@@ -24,17 +24,19 @@ class Limits:
 
     max_tokens: completion tokens in all, commands included. max_calls: answered calls; later ones are refused and the
     student goes on. max_call_tokens: tokens a call may be granted. max_teacher_tokens: delivered tokens in all.
+    call_tokens: grant every call so many, whatever it asks for: the fixed call length of table 5.
     """
 
     max_tokens: int = 512
     max_calls: int | None = None
     max_call_tokens: int | None = None
     max_teacher_tokens: int | None = None
+    call_tokens: int | None = None
 
     def __post_init__(self) -> None:
         for name in self.__dataclass_fields__:
             value = getattr(self, name)
-            if value is not None and value < (1 if name == "max_tokens" else 0):
+            if value is not None and value < (1 if name in ("max_tokens", "call_tokens") else 0):
                 raise ValueError(f"{name} is {value}; a cap is a positive number, or None for no cap")
 
 
@@ -170,7 +172,8 @@ class RelayRow:
     def _grant(self, call: Call) -> None:
         """What the caps leave of a request; nothing, or a call that waits already, refuses it: one token can close two
         calls, and the first of them is asked."""
-        call.granted = 0 if self.waiting else min(call.requested, self._allowance())
+        wanted = self.limits.call_tokens or call.requested
+        call.granted = 0 if self.waiting else min(wanted, self._allowance())
         call.status = "waiting" if call.granted else "refused"
 
     def hand_over(self) -> None:

@@ -15,14 +15,14 @@ recurrent layers or encoders.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, Cache, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import Cache, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from relaylab.models.kernels import ATTENTION, FewTokens
 from relaylab.models.text import TokenText
 
 MAX_CHUNK_TOKENS = 8192  # tokens of one forward pass, padding included: bounds the memory of a prefill
@@ -42,30 +42,6 @@ class Row:
     @property
     def pending(self) -> int:
         return len(self.ids) - self.cached
-
-
-def _grouped_attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, *, scaling: float | None, **options: Any
-) -> tuple[Tensor, None]:
-    """Attention in which the query heads that share a key head stand as further queries of it.
-
-    The same sums as transformers' own, which copies keys and values once a query head: several times faster when
-    decoding. query (B, heads, T, D), key and value (B, kv heads, columns, D), mask (B, 1, T, columns).
-    """
-    if odd := [k for k in ("softcap", "s_aux") if options.get(k) is not None]:
-        raise ValueError(f"{type(module).__name__} wants {odd}, which relaylab's engine does not compute")
-    batch, heads, time, size = query.shape
-    kv_heads = key.shape[1]
-    group = heads // kv_heads
-    mask = mask if time == 1 else mask.repeat(1, 1, group, 1)
-    out = nn.functional.scaled_dot_product_attention(
-        query.reshape(batch, kv_heads, group * time, size), key, value, attn_mask=mask, scale=scaling
-    )
-    return out.reshape(batch, heads, time, size).transpose(1, 2).contiguous(), None
-
-
-ATTENTION = "relaylab_grouped"
-AttentionInterface.register(ATTENTION, _grouped_attention)
 
 
 class _FrontCache(Cache):
@@ -121,6 +97,7 @@ class Engine:
         self.vocabulary = config.vocab_size
         self.context = config.max_position_embeddings
         self.device, self.dtype = model.device, model.dtype
+        self._large = self.device.type == "cpu" and self.dtype == torch.float32 and config.hidden_size >= 512
         self.end_ids = _end_ids(model, tokenizer)
         known = torch.from_numpy(self.text.known[: self.vocabulary])
         unknown = nn.functional.pad(~known, (0, self.vocabulary - len(known)), value=True).to(self.device)
@@ -328,7 +305,8 @@ class Engine:
         # (B, 1, T, columns): a token sees its row's columns up to its own; what padding sees is not looked at.
         hidden = torch.arange(length, device=self.device) > places[:, None, :, None]
         mask = torch.zeros(hidden.shape, dtype=self.dtype, device=self.device).masked_fill_(hidden, -torch.inf)
-        with self._lent():
+        few = FewTokens() if self._large and len(ids) * width <= 4 else nullcontext()
+        with self._lent(), few:
             logits = self.model(
                 input_ids=torch.tensor(ids, device=self.device),
                 attention_mask=mask,

@@ -8,11 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging
 
 from relaylab.models.engine import Engine
@@ -20,6 +28,7 @@ from relaylab.models.engine import Engine
 WEIGHTS = Path(__file__).parent / "weights"
 MANIFEST = WEIGHTS / "manifest.json"
 CONFIGS = ("config.json", "adapter_config.json")  # a directory with one of them is a model
+SAFE = {"use_safetensors": True, "trust_remote_code": False}
 
 
 def embedded() -> dict[str, Path]:
@@ -46,20 +55,32 @@ def resolve(name: str | Path) -> str:
 
 
 def load_model(
-    name: str | Path, *, dtype: torch.dtype | None = None, device: str | None = None
+    name: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    device: str | None = None,
+    quantize: str | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A model and its tokenizer, in evaluation mode; a LoRA adapter comes merged into its base model.
 
-    ``device``: cuda where there is one, else cpu. ``dtype``: float32 on a CPU, else the checkpoint's. Remote code is
-    never run and weights are read from safetensors only.
+    ``device``: cuda where there is one (under a launcher of several processes, the process's own), else cpu. ``dtype``:
+    float32 on a CPU, else the checkpoint's. ``quantize="4bit"`` rounds the layers' matrices to 4 bits while loading
+    (bitsandbytes' nf4 with double quantisation, multiplied in bfloat16): for a teacher that would not fit else.
+
+    Raises ValueError for a name that stands for nothing, and for 4 bits without a CUDA device, without bitsandbytes, or
+    of an adapter. Remote code is never run and weights are read from safetensors only.
     """
     path = resolve(name)
     if str(name) in embedded():  # they load in milliseconds; a bar in every notebook cell would be noise
         logging.disable_progress_bar()
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = dtype or (torch.float32 if device == "cpu" else "auto")
-    options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "trust_remote_code": False}
+    device = device or _device()
     adapter = Path(path) / "adapter_config.json"
+    if quantize is not None:
+        _check_quantize(quantize, device, path if adapter.exists() else "")
+        model = AutoModelForCausalLM.from_pretrained(path, **_four_bit(dtype or torch.bfloat16, device))
+        return model.eval(), AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    dtype = dtype or (torch.float32 if device == "cpu" else "auto")
+    options: dict[str, Any] = {"dtype": dtype} | SAFE
     if adapter.exists():
         from peft import PeftModel
 
@@ -74,10 +95,42 @@ def load_model(
     return model.to(device).eval(), AutoTokenizer.from_pretrained(path, trust_remote_code=False)
 
 
+def _device() -> str:
+    """accelerate and torchrun number the processes of a machine; each has the GPU of its number."""
+    if not torch.cuda.is_available():
+        return "cpu"
+    return f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ else "cuda"
+
+
+def _check_quantize(quantize: str, device: str, adapter: str) -> None:
+    if quantize != "4bit":
+        raise ValueError(f"quantize is {quantize!r}; it can be '4bit', or None for the weights as they are")
+    if adapter:
+        raise ValueError(f"{adapter} is an adapter, which is not merged into 4-bit weights; load it without quantize")
+    if torch.device(device).type != "cuda" or not torch.cuda.is_available():
+        where = "there is none" if not torch.cuda.is_available() else f"the model is to go to {device!r}"
+        raise ValueError(f"4 bits need a CUDA device, and {where}; leave quantize out, or serve the model elsewhere")
+    if find_spec("bitsandbytes") is None:
+        raise ValueError("4 bits need bitsandbytes, which is not installed: pip install 'relaylab[quant]'")
+
+
+def _four_bit(dtype: torch.dtype, device: str) -> dict[str, Any]:
+    """Options of from_pretrained. Such a model is put where it belongs by its device map: it cannot be moved later."""
+    config = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+    return {"dtype": dtype, "quantization_config": config, "device_map": {"": device}} | SAFE
+
+
 def load_engine(name: str | Path, *, keep: int = 0, **options: Any) -> Engine:
-    """An engine over ``load_model(name, **options)``."""
+    """An engine over ``load_model(name, **options)``; its name says ``(4bit)`` where that is how it was loaded."""
     model, tokenizer = load_model(name, **options)
-    return Engine(model, tokenizer, keep=keep, name=Path(name).name if Path(name).is_dir() else str(name))
+    called = Path(name).name if Path(name).is_dir() else str(name)
+    quantize = options.get("quantize")
+    return Engine(model, tokenizer, keep=keep, name=f"{called} ({quantize})" if quantize else called)
 
 
 def embedded_tokenizer() -> PreTrainedTokenizerBase:

@@ -1,43 +1,47 @@
 """Stage 1, the supervised warm-up: the student learns the syntax of a call, not when to call (method: stage 1).
 
-Responses are sampled from the student itself, so nothing but the commands is new to it. Commands go in at random
+Responses are sampled from the student itself, so that nothing but the commands is new to it. Commands go in at random
 *token* positions and ask for n = d * 10**k tokens, d in 1..9, clipped to what is left of the response; the ids around
-them stay as they were sampled. The loss is cross-entropy over the whole response.
+them stay as they were sampled. The loss is cross-entropy over the whole response, on TRL's SFTTrainer.
 
-The paper draws k from 0..3. With answers of 75 tokens nearly all of these are clipped to "all the rest", so the
-embedded student is warmed up with k = 0 alone.
+Where the defaults are not the paper's, and why:
+
+- ``counts``: half of the responses stay without a command. With one or more in every response the student learns that
+  an answer *must* hold one, and GRPO then finds no group that is solved alone (docs/training.md has the numbers).
+- ``exponents`` are the paper's, 0 to 3. With answers of 75 tokens nearly all of those are clipped to "all the rest", so
+  the embedded student is warmed up with k = 0 alone (``recipes.py``).
 """
 
 from __future__ import annotations
 
-import copy
 import random
-import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import set_seed
+from transformers import PrinterCallback, set_seed
 from trl import SFTConfig, SFTTrainer
 
 from relaylab.command import format_call
 from relaylab.decoding.pair import Pair
-from relaylab.decoding.row import Limits
 from relaylab.models.engine import Engine
-from relaylab.models.teachers import NoTeacher
+from relaylab.models.teachers import Continuation, NoTeacher, ScriptedTeacher
 from relaylab.tasks.suites import Problem
 from relaylab.trace import Trace
+from relaylab.training.policy import Policy, load_trainable, save_student
 
 
 def insert_calls(
     ids: Sequence[int],
-    encode,
+    encode: Callable[[str], list],
     *,
     rng: random.Random,
     counts: Sequence[float] = (0.5, 0.35, 0.15),
     exponents: Sequence[int] = (0, 1, 2, 3),
-) -> list[int]:
+) -> list:
     """A response with commands put in at random token positions.
 
     counts: the probability of 0, 1, 2 ... commands. Each asks for d * 10**k tokens, k from ``exponents``, clipped to
@@ -46,11 +50,9 @@ def insert_calls(
     >>> insert_calls([5, 6, 7, 8, 2], lambda text: [text], rng=random.Random(3), counts=(0, 1))
     [5, '<call>3</call>', 6, 7, 8, 2]
     """
-    many = rng.choices(range(len(counts)), counts)[0]
-    places = sorted(
-        rng.sample(range(len(ids) - 1), min(many, len(ids) - 1))
-    )  # never after the last token, the end token
-    out: list[int] = []
+    many = min(rng.choices(range(len(counts)), counts)[0], len(ids) - 1)
+    places = rng.sample(range(len(ids) - 1), many)  # never after the last token, the end token
+    out: list = []
     for i, token in enumerate(ids):
         if i in places:
             n = rng.randint(1, 9) * 10 ** rng.choice(exponents)
@@ -63,73 +65,130 @@ def warmup_data(
     student: Engine,
     problems: Sequence[Problem],
     *,
-    temperature: float = 0.7,
+    samples: int = 1,
+    temperature: float = 1.0,
     keep_correct: bool = False,
-    seed: int = 0,
-    exponents: Sequence[int] = (0, 1, 2, 3),
     counts: Sequence[float] = (0.5, 0.35, 0.15),
+    exponents: Sequence[int] = (0, 1, 2, 3),
     max_tokens: int = 512,
+    seed: int = 0,
+    progress: bool = True,
 ) -> Dataset:
-    """Pre-tokenised rows (``input_ids``, ``labels``) of the student's own responses, with commands.
+    """Pre-tokenised rows (``input_ids``, ``labels``) of the student's own responses, with commands in them.
 
-    Responses that did not end are left out; so are wrong ones with ``keep_correct``.
+    samples: responses of each problem. Those that did not end are left out; so are wrong ones with ``keep_correct``.
+    Raises ValueError where no response is left.
     """
-    traces = Pair(student, NoTeacher()).decode(
-        problems, seed=seed, temperature=temperature, limits=Limits(max_tokens=max_tokens)
-    )
-    rng = random.Random(seed)
-    rows = []
+    rows, traces, rng = [], list[Trace](), random.Random(seed)
+    pair = Pair(student, NoTeacher())
+    for k in range(samples):
+        traces += pair.decode(
+            problems, seed=seed + k, temperature=temperature, max_tokens=max_tokens, batch_size=128, progress=progress
+        )
     for trace in traces:
-        if trace.stop != "end" or (keep_correct and not trace.correct):
-            continue
-        ids = insert_calls(trace.completion_ids, student.text.encode, rng=rng, counts=counts, exponents=exponents)
-        rows.append({"input_ids": trace.prompt_ids + ids, "labels": [-100] * len(trace.prompt_ids) + ids})
+        if trace.stop == "end" and (trace.correct or not keep_correct):
+            ids = insert_calls(trace.completion_ids, student.text.encode, rng=rng, counts=counts, exponents=exponents)
+            rows.append({"input_ids": trace.prompt_ids + ids, "labels": [-100] * len(trace.prompt_ids) + ids})
     if not rows:
-        raise ValueError(f"none of the {len(traces)} responses can be used: {_why(traces)}")
+        ended = sum(t.stop == "end" for t in traces)
+        remedy = "raise max_tokens, or turn keep_correct off"
+        raise ValueError(f"none of the {len(traces)} responses can be used: {ended} ended within their limit; {remedy}")
     return Dataset.from_list(rows)
 
 
-def _why(traces: Sequence[Trace]) -> str:
-    ended = sum(t.stop == "end" for t in traces)
-    return f"{ended} ended within their limit; raise max_tokens, or turn keep_correct off"
+@dataclass(frozen=True, slots=True)
+class Warmed:
+    """What a warm-up did: the student's folder, rows of data, and on the check problems accuracy alone (calls
+    forbidden) before and after, and afterwards the calls that a response makes by itself."""
+
+    student: Path
+    rows: int
+    before: float | None = None
+    after: float | None = None
+    calls: float | None = None
+
+    def __str__(self) -> str:
+        told = f"warmed up on {self.rows} responses: {self.student}"
+        if self.before is None:
+            return told
+        change = f"accuracy alone {100 * self.before:.1f} % before, {100 * self.after:.1f} % after"
+        return f"{told}\n{change}, {self.calls:.2f} calls a response"
 
 
 def warmup(
-    student: Engine,
-    data: Dataset,
-    out: Path,
+    student: str | Path,
+    problems: Sequence[Problem],
+    out: str | Path,
     *,
-    steps: int = 500,
+    check: Sequence[Problem] = (),
+    steps: int = 250,
     batch_size: int = 32,
     learning_rate: float = 1e-3,
+    lora: dict[str, Any] | None = None,
+    full: bool = False,
+    gradient_checkpointing: bool = False,
     seed: int = 0,
-) -> None:
-    """Fine-tune the student on ``data`` with TRL's SFTTrainer, all weights, and save the model to ``out``.
+    progress: bool = True,
+    device: str | None = None,
+    dtype: torch.dtype | None = None,
+    **data: Any,
+) -> Warmed:
+    """Teach ``student`` (a name or folder) the syntax of a call; the warmed-up student is in ``out``.
 
-    All weights, because a student may never have seen the tokens of the tags: the embedded one holds them at
-    log-probabilities near -30, and an adapter of the layers alone can only lift them together with every other token
-    that it never saw. Works on a copy; the engine's model stays as it is.
+    problems: whose responses are sampled; further keywords are those of ``warmup_data``. check: problems, others than
+    those, on which accuracy at temperature 1 is measured before and after. lora, full: see ``policy.load_trainable``.
+
+    Raises ValueError where no response can be used.
     """
     set_seed(seed)
+    out = Path(out)
+    model, tokenizer = load_trainable(student, full=full, lora=lora, device=device, dtype=dtype)
+    policy = Policy(model, tokenizer, name=str(student))
+    cuda = policy.engine.device.type == "cuda"
+    before = _alone(policy.engine, check, seed, data)
+    rows = warmup_data(policy.engine, problems, seed=seed, progress=progress, **data)
     config = SFTConfig(
         output_dir=str(out / "run"),
         max_steps=steps,
         per_device_train_batch_size=batch_size,
         learning_rate=learning_rate,
         lr_scheduler_type="cosine",
-        warmup_steps=20,
+        warmup_steps=min(20, steps // 10),
         weight_decay=0.0,
+        activation_checkpointing=gradient_checkpointing,
+        bf16=cuda,
+        use_cpu=not cuda,
         seed=seed,
+        max_length=None,
+        logging_steps=50,
         save_strategy="no",
         report_to="none",
-        logging_steps=50,
-        bf16=False,
-        gradient_checkpointing=False,
-        max_length=None,
-        use_cpu=student.device.type == "cpu",
+        disable_tqdm=not progress,
     )
-    model = copy.deepcopy(student.model)
-    SFTTrainer(model=model, args=config, train_dataset=data, processing_class=student.tokenizer).train()
-    model.eval().to(torch.bfloat16).save_pretrained(out)
-    student.tokenizer.save_pretrained(out)
-    shutil.rmtree(out / "run", ignore_errors=True)
+    trainer = SFTTrainer(model=model, args=config, train_dataset=rows, processing_class=tokenizer)
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    save_student(model, tokenizer, student, out)
+    policy.sync()
+    after, calls = _alone(policy.engine, check, seed, data), _calls(policy.engine, check, seed, data)
+    return Warmed(out, len(rows), before, after, calls)
+
+
+def _alone(engine: Engine, check: Sequence[Problem], seed: int, data: dict[str, Any]) -> float | None:
+    if not check:
+        return None
+    traces = Pair(engine, NoTeacher()).decode(check, seed=seed, temperature=1.0, progress=False, **_limit(data))
+    return sum(bool(t.correct) for t in traces) / len(traces)
+
+
+def _calls(engine: Engine, check: Sequence[Problem], seed: int, data: dict[str, Any]) -> float | None:
+    """Closed calls a response, with a teacher that has nothing to say: what the student does by itself."""
+    if not check:
+        return None
+    teacher = ScriptedTeacher([Continuation("", "error", error="only counting")])
+    traces = Pair(engine, teacher).decode(check, seed=seed, temperature=1.0, progress=False, **_limit(data))
+    return sum(len(t.calls) for t in traces) / len(traces)
+
+
+def _limit(data: dict[str, Any]) -> dict[str, Any]:
+    return {"max_tokens": data.get("max_tokens", 512), "batch_size": 128}

@@ -1,0 +1,75 @@
+"""What trained students have learned about calling, on test problems that no model was trained on.
+
+    python benchmarks/learning.py relay                                     # the shipped student
+    python benchmarks/learning.py runs/relay-{0,1,2}/student --count 100    # three seeds of a run
+
+Greedy. The untouched student, the teacher, each trained student with its teacher, and each with calls forbidden answer
+the same problems; traces go to --out and are not decoded twice. Intervals are 95 %, from a bootstrap over problems; for
+several students their answers to one problem are drawn together.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from relaylab.analysis.learning import hard_kinds, measures, step_accuracy
+from relaylab.decoding.pair import Pair, load_teacher
+from relaylab.decoding.row import Limits
+from relaylab.models.local_teacher import LocalTeacher
+from relaylab.models.teachers import NoTeacher
+from relaylab.models.zoo import load_engine
+from relaylab.tasks.suites import SUITES, Problem, problems
+from relaylab.trace import Trace, to_frame
+
+
+def table(traces: Sequence[Trace]) -> str:
+    """Accuracy, teacher share and calls by suite."""
+    rows = []
+    for suite, f in to_frame(traces).groupby("suite", sort=False):
+        right, share = f["correct"].astype(float).mean(), f["teacher_tokens"].sum() / f["tokens"].sum()
+        calls, n = f["calls"].mean(), f["mean_n"].mean()
+        rows.append(f"| {suite} | {100 * right:.1f} | {100 * share:.2f} | {calls:.2f} | {n:.1f} |")
+    return "\n".join(["| suite | correct % | teacher tokens % | calls | mean n |", "|---" * 5 + "|", *rows])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("students", nargs="+", help="names or folders of trained students")
+    parser.add_argument("--untouched", default="student")
+    parser.add_argument("--teacher", default="teacher")
+    parser.add_argument("--suites", nargs="+", default=list(SUITES))
+    parser.add_argument("--count", type=int, default=100, help="test problems a suite")
+    parser.add_argument("--max-tokens", type=int, default=160)
+    parser.add_argument("--call-tokens", type=int, help="for students trained with a fixed call length")
+    parser.add_argument("--out", type=Path, default=Path("runs/learning"))
+    args = parser.parse_args()
+    chosen: list[Problem] = [p for s in args.suites for p in problems(s, args.count)]
+    teacher = load_teacher(args.teacher)
+
+    def decode(name: str, pair: Pair, **caps: int | None) -> list[Trace]:
+        path = args.out / f"{name.strip('/').replace('/', '_')}.jsonl"
+        limits = Limits(max_tokens=args.max_tokens, **caps)
+        return pair.decode(chosen, out=path, limits=limits, batch_size=128, progress=False)
+
+    alone = decode("alone", Pair(load_engine(args.untouched), NoTeacher()))
+    assert isinstance(teacher, LocalTeacher)
+    best = decode("teacher", Pair(teacher.engine, NoTeacher()))
+    print("steps that the untouched student gets right:", {k: f"{v:.2f}" for k, v in step_accuracy(alone).items()})
+    print("hard steps:", ", ".join(sorted(hard_kinds(alone))))
+    relays, frees = [], []
+    for name in args.students:
+        engine = load_engine(name)
+        relays.append(decode(f"relay-{name}", Pair(engine, teacher), call_tokens=args.call_tokens))
+        frees.append(decode(f"free-{name}", Pair(engine, NoTeacher())))
+        print(f"\n## {name}\n\n{table(relays[-1])}\n")
+        print(*measures(relays[-1], alone, best, frees[-1]), sep="\n")
+    if len(args.students) > 1:
+        # One problem after another, the students' answers together: the bootstrap draws problems, not answers.
+        print(f"\n## all {len(relays)} together\n")
+        print(*measures(relays, alone, best, frees), sep="\n")
+
+
+if __name__ == "__main__":
+    main()

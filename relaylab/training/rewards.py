@@ -1,0 +1,218 @@
+"""Rewards of stage 2: one prompt's rollouts in, one number each out (method: stage 2).
+
+A rollout is a graded ``Trace``. ``simple`` is r = 1[correct] - rho. ``difficulty_aware`` first asks what kind of
+problem the group shows it to be:
+
+    group      rule                              correct, alone  correct, helped  wrong, alone  wrong, helped
+    solvable   a rollout is correct, rho = 0     ``bonus``       1 - rho          0             0
+    dependent  the correct ones were all helped  -               1 - rho          ``penalty``   0
+    unsolvable none is correct                   -               -                0             rho
+
+*Helped* means that teacher tokens were delivered (rho > 0): a call that nobody answered is no help. The ablations of
+table 3 are ``bonus=1`` (no independence bonus) and ``explore=False`` (no exploration reward).
+
+Three ways to measure rho, the teacher's share:
+
+- ``paper``: teacher tokens over all tokens of the response. Every token that the student writes besides, a stray
+  ``<call>`` most easily, makes it smaller: a student in training finds that out and pads.
+- ``content``: command and tag tokens do not count (``Trace.content_ratio``); other padding still dilutes.
+- ``group``: teacher tokens over the mean content length of the *other* rollouts of the group, at most 1. Nothing that a
+  rollout writes itself is in its denominator, so nothing it writes dilutes. The default in training.
+
+``score(..., released_code=True)`` is what the authors' released code computes instead, for the lesson that shows why it
+matters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+from relaylab.trace import STUDENT, TEACHER, Call, Trace
+
+Ratio = Literal["paper", "content", "group"]
+Kind = Literal["solvable", "dependent", "unsolvable"]
+Group = Sequence[Trace]
+
+
+def helped(trace: Trace) -> bool:
+    """Whether a teacher wrote any of it."""
+    return TEACHER in trace.source
+
+
+def kind_of(group: Group) -> Kind:
+    """What a prompt's rollouts show the problem to be, for this student at this moment.
+
+    >>> kind_of([Trace("q", [1], [5], "s", ["x"], correct=True), Trace("q", [1], [6], "t", ["y"], correct=True)])
+    'solvable'
+    """
+    _graded(group)
+    correct = [t for t in group if t.correct]
+    if not correct:
+        return "unsolvable"
+    return "dependent" if all(helped(t) for t in correct) else "solvable"
+
+
+def ratios(group: Group, ratio: Ratio = "paper") -> list[float]:
+    """rho of every rollout, in [0, 1].
+
+    ``group`` of a rollout that has no companion, or none with content, is its ``content`` ratio.
+
+    >>> a = Trace("q", [1], [5, 6], "st", ["x", "y"], correct=True)
+    >>> b = Trace("q", [1], [5, 6, 7, 8], "ssss", ["x", "y", "z", "."], correct=True)
+    >>> ratios([a, b]), ratios([a, b], "group")
+    ([0.5, 0.0], [0.25, 0.0])
+
+    Raises ValueError for an unknown ratio.
+    """
+    if ratio == "paper":
+        return [t.call_ratio for t in group]
+    if ratio == "content":
+        return [t.content_ratio for t in group]
+    if ratio != "group":
+        raise ValueError(f"ratio is {ratio!r}; it must be 'paper', 'content' or 'group'")
+    lengths = [len(t.completion_ids) - t.tag_tokens for t in group]
+    total, others = sum(lengths), len(group) - 1
+    return [
+        min(1.0, t.count(TEACHER) * others / (total - own)) if total > own else t.content_ratio
+        for t, own in zip(group, lengths)
+    ]
+
+
+def outcome(group: Group) -> list[float]:
+    """r = 1[correct]: plain GRPO, without a teacher or blind to its cost."""
+    _graded(group)
+    return [float(t.correct) for t in group]
+
+
+def simple(group: Group, *, ratio: Ratio = "paper") -> list[float]:
+    """r = 1[correct] - rho (method: stage 2, simple reward)."""
+    return [right - rho for right, rho in zip(outcome(group), ratios(group, ratio))]
+
+
+def difficulty_aware(
+    group: Group, *, ratio: Ratio = "paper", bonus: float = 1.5, penalty: float = -1.0, explore: bool = True
+) -> list[float]:
+    """The difficulty-aware reward of one prompt's rollouts: the table above.
+
+    >>> alone = Trace("q", [1], [5, 6], "ss", ["x", "y"], correct=False)
+    >>> called = Trace("q", [1], [5, 6], "st", ["x", "y"], correct=True)
+    >>> difficulty_aware([alone, called])
+    [-1.0, 0.5]
+
+    Raises ValueError for a trace that is not graded.
+    """
+    kind = kind_of(group)
+    return [_cell(kind, t, rho, bonus, penalty, explore) for t, rho in zip(group, ratios(group, ratio))]
+
+
+def _cell(kind: Kind, trace: Trace, rho: float, bonus: float, penalty: float, explore: bool) -> float:
+    if trace.correct:
+        return 1 - rho if helped(trace) else bonus
+    if kind == "dependent" and not helped(trace):
+        return penalty
+    return rho if kind == "unsolvable" and explore else 0.0
+
+
+def advantages(rewards: Sequence[float], *, eps: float = 1e-4) -> list[float]:
+    """(r - mean) / (std + eps) over one prompt's rollouts, with the sample standard deviation, as TRL computes it.
+
+    >>> [round(a, 3) for a in advantages([1.5, 0.0, 0.0, 0.0])]
+    [1.5, -0.5, -0.5, -0.5]
+    """
+    mean = sum(rewards) / len(rewards)
+    std = (sum((r - mean) ** 2 for r in rewards) / max(1, len(rewards) - 1)) ** 0.5
+    return [(r - mean) / (std + eps) for r in rewards]
+
+
+# What the released code does -----------------------------------------------------------------------------------------
+
+
+def rolled_back(trace: Trace) -> Trace:
+    """The trace as the released code trains on it: each turn of the student that ended in an answered call is gone.
+
+    The executed command goes with its turn, so a helped answer looks unaided, and teacher tokens look like the
+    student's own, since their mask is commented out there as well.
+
+    >>> t = Trace("q", [1], [1, 2, 3, 4, 5], "sccts", ["a", "<call>1", "</call>", "b", "c"], [Call(1, 3, 1, 1, 1, 1)])
+    >>> rolled_back(t).text, rolled_back(t).source
+    ('bc', 'ss')
+    """
+    gone: set[int] = set()
+    begin = 0
+    for call in sorted(trace.answered, key=lambda c: c.start):
+        gone.update(range(begin, call.end))
+        begin = call.end + call.delivered
+    kept = [i for i in range(len(trace.completion_ids)) if i not in gone]
+    return replace(
+        trace,
+        completion_ids=[trace.completion_ids[i] for i in kept],
+        source=STUDENT * len(kept),
+        pieces=[trace.pieces[i] for i in kept],
+        calls=[],
+        logprobs=None,
+        entropies=None,
+    )
+
+
+def _released(groups: Sequence[Group]) -> list[list[float]]:
+    """The difficulty-aware reward as the released code computes it (method, last section, points 1, 2 and 4).
+
+    One kind for the whole batch instead of one a prompt; an executed command is gone with its turn, so that only one
+    that was never answered is seen as a call; rho is the *requested* n over the length of what is left.
+    """
+    everything = [t for group in groups for t in group]
+    _graded(everything)
+    right = [t for t in everything if t.correct]
+    kind: Kind = "unsolvable" if not right else "dependent" if all(_left_over(t) for t in right) else "solvable"
+    return [[_released_cell(kind, t) for t in group] for group in groups]
+
+
+def _left_over(trace: Trace) -> list[Call]:
+    return [c for c in trace.calls if c.requested and c.status != "answered"]
+
+
+def _released_cell(kind: Kind, trace: Trace) -> float:
+    seen = _left_over(trace)
+    rho = min(1.0, sum(c.requested for c in seen) / max(1, len(rolled_back(trace).completion_ids)))
+    if trace.correct:
+        return 1 - rho if seen else 1.5
+    if kind == "dependent" and not seen:
+        return -1.0
+    return rho if kind == "unsolvable" else 0.0
+
+
+# The one door for trainers -------------------------------------------------------------------------------------------
+
+SCHEMES: dict[str, Callable[..., list[float]]] = {
+    "outcome": outcome,
+    "simple": simple,
+    "difficulty_aware": difficulty_aware,
+}
+
+
+def score(
+    groups: Sequence[Group], scheme: str = "difficulty_aware", *, released_code: bool = False, **options: Any
+) -> list[list[float]]:
+    """The rewards of a batch of prompts, group by group; ``options`` are those of the scheme.
+
+    >>> a = Trace("q", [1], [5, 6], "st", ["x", "y"], correct=True)
+    >>> score([[a], [a]], "simple"), score([[a]], released_code=True)
+    ([[0.5], [0.5]], [[1.5]])
+
+    ``released_code`` gives the difficulty-aware reward as the authors' code computes it. Raises ValueError for an
+    unknown scheme, and for options with ``released_code``, which has none.
+    """
+    if released_code:
+        if scheme != "difficulty_aware" or options:
+            raise ValueError("released_code is the difficulty-aware reward of the authors' code; it takes no options")
+        return _released(groups)
+    if scheme not in SCHEMES:
+        raise ValueError(f"no reward {scheme!r}; there are {', '.join(SCHEMES)}")
+    return [SCHEMES[scheme](group, **options) for group in groups]
+
+
+def _graded(group: Group) -> None:
+    if odd := [t.id for t in group if t.correct is None]:
+        raise ValueError(f"trace {odd[0]!r} is not graded; a reward needs to know whether it is right")

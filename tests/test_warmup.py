@@ -1,0 +1,93 @@
+"""The supervised warm-up: where commands go, what they ask for, what is trained, and what it costs."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relaylab.command import find_calls
+from relaylab.models.zoo import load_engine
+from relaylab.tasks.suites import problems
+from relaylab.training.warmup import insert_calls, warmup, warmup_data
+
+
+def encode(text: str) -> list[str]:
+    return [text]
+
+
+@given(
+    st.lists(st.integers(0, 99), min_size=2, max_size=60),
+    st.integers(0, 10**6),
+    st.lists(st.integers(0, 3), min_size=1),
+)
+def test_what_was_sampled_stays_and_every_n_fits_what_is_left(ids, seed, exponents):
+    out = insert_calls(ids, encode, rng=random.Random(seed), counts=(0, 1, 1, 1), exponents=exponents)
+    assert [i for i in out if not isinstance(i, str)] == ids
+    assert 1 <= len(out) - len(ids) <= 3
+    assert out[-1] == ids[-1], "nothing stands behind the end token"
+    for at, item in enumerate(out):
+        if isinstance(item, str):
+            (call,) = find_calls(item)
+            left = sum(not isinstance(i, str) for i in out[at:]) - 1
+            assert 1 <= call.n <= left
+            assert call.n == left or call.n in {d * 10**k for d in range(1, 10) for k in exponents}
+            assert not isinstance(out[at + 1], str), "one place takes one command"
+
+
+def test_places_and_numbers_are_spread():
+    rng, ids = random.Random(0), list(range(41))
+    outs = [insert_calls(ids, encode, rng=rng, counts=(0.5, 0.5), exponents=(0, 1)) for _ in range(4000)]
+    places = [next(i for i, x in enumerate(o) if isinstance(x, str)) for o in outs if len(o) > len(ids)]
+    assert len(places) == pytest.approx(2000, abs=150)
+    assert set(places) == set(range(40))
+    assert max(map(places.count, range(40))) < 2.5 * min(map(places.count, range(40)))
+    asked = [find_calls(o[0])[0].n for o in outs if isinstance(o[0], str)]
+    assert {n // 10 if n >= 10 else n for n in asked} >= {1, 2, 3}
+    assert max(asked) == 40
+
+
+@pytest.fixture(scope="module")
+def student():
+    return load_engine("student", device="cpu")
+
+
+def test_rows_are_the_students_own_responses_with_commands(student):
+    chosen = problems("savings", 24, split="train")
+    data = warmup_data(student, chosen, counts=(0, 1), exponents=(0,), max_tokens=160, progress=False)
+    assert 20 <= len(data) <= 24
+    for row in data:
+        begin = sum(label == -100 for label in row["labels"])
+        assert row["labels"][:begin] == [-100] * begin
+        assert row["labels"][begin:] == row["input_ids"][begin:]
+        text = student.tokenizer.decode(row["input_ids"][begin:])
+        assert len(find_calls(text)) == 1
+        assert find_calls(text)[0].n <= 9
+        assert row["input_ids"][-1] in student.end_ids
+    again = warmup_data(student, chosen, counts=(0, 1), exponents=(0,), max_tokens=160, progress=False)
+    assert again["input_ids"] == data["input_ids"]
+    assert len(warmup_data(student, chosen, samples=2, max_tokens=160, progress=False)) > len(data)
+
+
+def test_wrong_responses_can_be_left_out_and_none_left_is_an_error(student):
+    hard = problems("galaxy", 6, split="train")
+    assert len(warmup_data(student, hard, max_tokens=160, progress=False)) > 0
+    with pytest.raises(ValueError, match="none of the 6 responses"):
+        warmup_data(student, hard, keep_correct=True, max_tokens=160, progress=False)
+    with pytest.raises(ValueError, match="raise max_tokens"):
+        warmup_data(student, hard, max_tokens=5, progress=False)
+
+
+def test_a_few_steps_teach_the_command_and_say_what_they_cost(tmp_path):
+    done = warmup(
+        "student", problems("savings", 120, split="train"), tmp_path / "warm", check=problems("savings", 16),
+        steps=40, learning_rate=5e-3, counts=(0, 1), exponents=(0,), max_tokens=160, progress=False, device="cpu",
+    )  # fmt: skip
+    assert done.before > 0.8
+    assert 0 <= done.after <= 1
+    assert done.calls > 0.1, "the untouched student never calls"
+    assert "before" in str(done)
+    assert (done.student / "adapter_model.safetensors").exists()
+    assert load_engine(done.student, device="cpu").name == "warm"
