@@ -258,13 +258,17 @@ def zoo_list() -> None:
         scores = [entry.get("scores", {}).get(suite) for entry in entries]
         level = next(score["level"] for score in scores if score)
         table.add_row(suite, level, *(percent(accuracy(score)) for score in scores))
+    relays = [list(entry.get("relay_scores", {}).values()) for entry in entries]
+    table.add_section()
+    table.add_row("with the teacher, greedy", "", *(percent(_share(r, "right", "count")) for r in relays))
+    table.add_row("teacher tokens", "", *(percent(_share(r, "teacher", "tokens")) for r in relays))
     console.print(table)
 
 
 @zoo_app.command("train")
 @_resumable()
 def zoo_train(
-    name: Annotated[str, typer.Argument(help="student, teacher or warm")],
+    name: Annotated[str, typer.Argument(help="A name of `zoo list`.")],
     out: Annotated[Path, typer.Option(help="Where to put the model.")],
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 2,
@@ -306,6 +310,11 @@ def doctor(api: Annotated[str | None, typer.Option(help="The URL of a server to 
 
     if not report(api):
         raise typer.Exit(1)
+
+
+def _share(scores: list[dict[str, int]], part: str, whole: str) -> float | None:
+    """Over all suites; None where nothing was scored."""
+    return sum(s[part] for s in scores) / sum(s[whole] for s in scores) if scores else None
 
 
 def _pair(student: str, teacher: str, tokenizer: str | None, teacher_temperature: float):

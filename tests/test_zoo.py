@@ -104,7 +104,7 @@ def test_four_bits_are_loaded_to_where_they_are_run(monkeypatch):
     assert (config.load_in_4bit, config.bnb_4bit_quant_type, config.bnb_4bit_use_double_quant) == (True, "nf4", True)
     assert config.bnb_4bit_compute_dtype == asked["dtype"] == torch.bfloat16
     assert asked["device_map"] == {"": "cuda"}
-    assert asked["use_safetensors"] is True and asked["trust_remote_code"] is False
+    assert (asked["use_safetensors"], asked["trust_remote_code"]) == (True, False)
     assert teacher.name == "teacher (4bit)"  # a run with a teacher in 4 bits is not one with the teacher itself
     monkeypatch.setenv("LOCAL_RANK", "2")
     load_model("teacher", quantize="4bit")

@@ -1,4 +1,4 @@
-"""How well one model solves the embedded suites alone: the scores in the zoo's manifest."""
+"""How well an embedded model solves the embedded suites, alone and with the teacher: the scores in the manifest."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from relaylab.decoding.pair import Pair
 from relaylab.models.engine import Engine
-from relaylab.models.teachers import NoTeacher
+from relaylab.models.teachers import NoTeacher, Teacher
 from relaylab.tasks.suites import SUITES, level_of, problems
+from relaylab.trace import TEACHER
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,3 +51,33 @@ def suite_scores(
         )
         scores.append(Score(suite, level_of(suite), sum(bool(t.correct) for t in traces), count))
     return scores
+
+
+def relay_scores(
+    engine: Engine,
+    teacher: Teacher,
+    *,
+    count: int = 200,
+    suites: Sequence[str] = SUITES,
+    max_tokens: int = 160,
+    call_tokens: int | None = None,
+) -> dict[str, dict[str, int]]:
+    """Greedy relays on the first ``count`` test problems of each suite: ``right``, ``count``, and the ``tokens`` of all
+    responses with those of them that the ``teacher`` wrote. ``call_tokens``: as in ``Limits``.
+
+    >>> from relaylab.models.zoo import load_engine
+    >>> relay_scores(load_engine("warm"), NoTeacher(), count=2, suites=["savings"])["savings"]["teacher"]
+    0
+    """
+    found = {}
+    for suite in suites:
+        traces = Pair(engine, teacher).decode(
+            problems(suite, count), max_tokens=max_tokens, call_tokens=call_tokens, batch_size=100, progress=False
+        )
+        found[suite] = {
+            "right": sum(bool(t.correct) for t in traces),
+            "count": count,
+            "tokens": sum(len(t.completion_ids) for t in traces),
+            "teacher": sum(t.count(TEACHER) for t in traces),
+        }
+    return found

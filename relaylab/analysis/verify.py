@@ -9,7 +9,8 @@ from typing import Any
 
 from scipy.stats import binomtest
 
-from relaylab.analysis.scores import Score, suite_scores
+from relaylab.analysis.scores import Score, relay_scores, suite_scores
+from relaylab.decoding.pair import load_teacher
 from relaylab.models import zoo
 from relaylab.tasks.suites import SUITES, level_of
 
@@ -48,6 +49,7 @@ def write_manifest(*, count: int) -> None:
     if count < 1:
         raise ValueError(f"count is {count}; the manifest holds scores, which need at least one problem a suite")
     entries: dict[str, Any] = {}
+    teacher = load_teacher("teacher")
     for name, path in zoo.embedded().items():
         engine = zoo.load_engine(name)
         training = json.loads((path / "training.json").read_text())
@@ -62,6 +64,12 @@ def write_manifest(*, count: int) -> None:
                 for s in suite_scores(engine, count=count)
             },
         }
+        if (path / "adapter_config.json").exists():  # trained to call: with the teacher it is another
+            fixed = (training["recipe"].get("limits") or {}).get("call_tokens")
+            entries[name]["relay_scored_with"] = (
+                f"the same command  (greedy, with the teacher{', n fixed' * bool(fixed)})"
+            )
+            entries[name]["relay_scores"] = relay_scores(engine, teacher, count=count, call_tokens=fixed)
     zoo.MANIFEST.write_text(json.dumps(entries, indent=1) + "\n")
 
 

@@ -20,6 +20,7 @@ from typing import Any
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # rollout_func is experimental, and trl is pinned for it
 
 import torch
+from accelerate import PartialState
 from datasets import Dataset
 from transformers import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
@@ -87,9 +88,9 @@ def grpo(
     reward, reward_options, released_code: see ``rewards.score``; without options rho is the ``group`` ratio, which
     cannot be diluted. mask_teacher: keep teacher tokens out of the loss (off only to see what happens).
 
-    suffix: put behind each question. steps: batches of rollouts, ``prompts`` x ``group`` of them each. limits: the caps
-    of a rollout (160 tokens by default); ``Limits(call_tokens=n)`` trains with a fixed n. on_failure: of a teacher; by
-    default the rollout leaves its group. batch_size: rollouts decoded at a time.
+    suffix: put behind each question. steps: batches of rollouts, ``prompts`` x ``group`` of them each in every
+    process. limits: the caps of a rollout (160 tokens by default); ``Limits(call_tokens=n)`` trains with a fixed n.
+    on_failure: of a teacher; by default the rollout leaves its group. batch_size: rollouts decoded at a time.
 
     updates: optimiser steps on each batch of rollouts (the paper: 4). micro_batch: rollouts of one forward and backward
     pass; all of an update by default. Further keywords go to TRL's GRPOConfig.
@@ -106,7 +107,9 @@ def grpo(
     }
     terms |= {"limits": asdict(limits), "teachers": [t.name for t in teachers], "problems": [p.id for p in problems]}
     _check(problems, prompts * group, group, updates, micro_batch, save_every)
-    run = Run(out, terms)
+    processes = PartialState()  # of accelerate; one, where nothing launched more
+    with processes.main_process_first():
+        run = Run(out, terms)
     if run.finished:
         return run.student
     model, tokenizer = load_trainable(student, full=full, lora=lora, device=device, dtype=dtype)
@@ -148,7 +151,7 @@ def grpo(
         weight_decay=weight_decay,
         max_grad_norm=max_grad_norm,
         activation_checkpointing=gradient_checkpointing,
-        bf16=cuda,
+        bf16=policy.engine.dtype == torch.bfloat16,  # under autocast, float32 weights would fill caches of another type
         use_cpu=not cuda,
         seed=seed,
         shuffle_dataset=False,
@@ -163,13 +166,15 @@ def grpo(
         model=model,
         args=GRPOConfig(**settings | trl),
         processing_class=tokenizer,
-        train_dataset=_order(list(asked), steps * prompts, seed),
+        train_dataset=_order(list(asked), steps * prompts * processes.num_processes, seed),
         rollout_func=rollouts,
         reward_funcs=rollouts.reward,
         callbacks=[Recorder(run, steps * updates, watch=watch, progress=progress)],
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=run.resume())
+    with processes.main_process_first():
+        checkpoint = run.resume()
+    trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.accelerator.is_main_process:
         save_student(trainer.accelerator.unwrap_model(trainer.model), tokenizer, student, run.student)
         run.finish()

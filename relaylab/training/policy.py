@@ -75,16 +75,19 @@ def load_trainable(
 ) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]:
     """A student to train: with an adapter, its own or a new one (``lora`` over the defaults ``LORA``), or ``full``.
 
-    Raises ValueError for ``lora`` where the student brings an adapter or all weights are trained, and for dropout: a
+    Raises ValueError for ``lora`` where the student brings an adapter or all weights are trained, for ``full`` of an
+    adapter (the reference is loaded from the student's folder, and that one would be without it), and for dropout: a
     rollout is drawn from the very model that the loss sees.
     """
     path = Path(resolve(name))
-    if full or not (path / "adapter_config.json").exists():
+    brings = (path / "adapter_config.json").exists()
+    if full and (lora or brings):
+        told = "lora and full exclude each other" if lora else f"{name} is an adapter, and full trains a whole model"
+        raise ValueError(f"{told}; for all weights, merge the adapter and save the model first (load_model merges)")
+    if full:
+        return load_model(name, device=device, dtype=dtype)
+    if not brings:
         model, tokenizer = load_model(name, device=device, dtype=dtype)
-        if full:
-            if lora:
-                raise ValueError("lora and full exclude each other")
-            return model, tokenizer
         settings = LORA | (lora or {})
         if settings.get("lora_dropout"):
             raise ValueError("lora_dropout must be 0: rollouts are drawn without it, and the loss has to see the same")

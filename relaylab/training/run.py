@@ -1,7 +1,7 @@
 """One training run from a YAML file or from keywords: data, data filter, student, teachers, and then GRPO.
 
-A file holds the same keywords as ``train``: those of its own signature, and any of ``grpo``'s. The files in ``configs/``
-beside this module, for the embedded pair and for Qwen3, are known by their names: ``embedded/relay``.
+A file holds the same keywords as ``train``: those of its own signature, and any of ``grpo``'s. The files in
+``configs/`` beside this module, for the embedded pair and for Qwen3, are known by their names: ``embedded/relay``.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from accelerate import PartialState
 
 from relaylab.decoding.pair import load_teacher
 from relaylab.decoding.row import Limits
@@ -126,17 +127,18 @@ def _filtered(
     if isinstance(teachers[0], NoTeacher):
         raise ValueError("a data filter needs a teacher, or the file of rates that one made")
     out.mkdir(parents=True, exist_ok=True)
-    rates = pass_rates(
-        _sampling(teachers[0]),
-        problems,
-        out / "rates.jsonl",
-        samples=settings["samples"],
-        max_tokens=settings["max_tokens"],
-        batch_size=settings["batch_size"],
-        suffix=options.get("suffix", ""),
-        seed=options.get("seed", 0),
-        progress=options.get("progress", True),
-    )
+    with PartialState().main_process_first():  # the others find them in the file
+        rates = pass_rates(
+            _sampling(teachers[0]),
+            problems,
+            out / "rates.jsonl",
+            samples=settings["samples"],
+            max_tokens=settings["max_tokens"],
+            batch_size=settings["batch_size"],
+            suffix=options.get("suffix", ""),
+            seed=options.get("seed", 0),
+            progress=options.get("progress", True),
+        )
     return keep(rates, settings["threshold"])
 
 

@@ -17,7 +17,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from relaylab.viz import theme
-from relaylab.viz.figures import _plain
+from relaylab.viz.figures import plain
 from relaylab.viz.view import visible
 
 theme.register()
@@ -67,7 +67,7 @@ def learning_curves(
     known = [METRICS.get(c, (c.replace("_", " "), "as logged")) for c in columns]
     height = PANEL * len(columns) + GAP * (len(columns) - 1)
     panels = {"rows": len(columns), "vertical_spacing": GAP / height, "shared_xaxes": True}
-    fig = make_subplots(**panels, subplot_titles=[_plain(label) for label, _ in known])
+    fig = make_subplots(**panels, subplot_titles=[plain(label) for label, _ in known])
     several, legend, told = len(runs) > 1, set(), []
     for i, (name, frame) in enumerate(runs):
         color, dash = theme.OKABE_ITO[i % len(theme.OKABE_ITO)], DASHES[i % len(DASHES)]
@@ -81,7 +81,7 @@ def learning_curves(
             label, unit = known[row - 1]
             values = frame[column].astype(float) * (100 if unit.startswith("%") else 1)
             means[label] = values.rolling(smooth, min_periods=1).mean()
-            here = {"row": row, "col": 1, "x": frame["step"], "legendgroup": str(i), "name": _plain(name or label)}
+            here = {"row": row, "col": 1, "x": frame["step"], "legendgroup": str(i), "name": plain(name or label)}
             fig.add_scatter(y=values, showlegend=False, hoverinfo="skip", **dots, **here)
             fig.add_scatter(y=means[label], showlegend=several and i not in legend, **line, **here)
             legend.add(i)

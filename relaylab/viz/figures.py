@@ -67,7 +67,7 @@ def _spans(rows: list[Trace], scale: list[float], step: float) -> go.Figure:
     # Of each bar: row, start, length, hover.
     bars: dict[str, list[tuple]] = {key: [] for key in (STUDENT, TEACHER, COMMAND, "lost")}
     for y, (trace, s) in enumerate(zip(rows, scale, strict=True)):
-        bars[STUDENT].append((y, 0, len(trace.source) * s, _plain(trace_summary(trace), 200)))
+        bars[STUDENT].append((y, 0, len(trace.source) * s, plain(trace_summary(trace), 200)))
         for k, call in enumerate(trace.calls):
             hover, answered = _hover(trace, k, call), call.status == "answered"
             bars[COMMAND if answered else "lost"].append((y, call.start * s, (call.end - call.start) * s, hover))
@@ -176,7 +176,7 @@ def token_entropy(trace: Trace) -> go.Figure:
     middle = np.arange(n) + 0.5
     entropies = [np.nan if e is None else e for e in trace.entropies]
     writers = [theme.ROLES[source].name for source in trace.source]
-    hover = [f"“{_plain(piece)}” · token {i} · {writers[i]}" for i, piece in enumerate(trace.pieces)]
+    hover = [f"“{plain(piece)}” · token {i} · {writers[i]}" for i, piece in enumerate(trace.pieces)]
     student, teacher, command = (theme.ROLES[source] for source in (STUDENT, TEACHER, COMMAND))
     fig = go.Figure()
     given = [(k, c) for k, c in enumerate(trace.calls) if c.delivered]
@@ -216,7 +216,7 @@ def token_entropy(trace: Trace) -> go.Figure:
         f"highest {known[at]:.2f} at token {at}"
         + (f"; where commands begin, mean {statistics.fmean(starts):.2f} nats." if starts else "; it makes no call.")
     )
-    words = [_plain(piece if piece.strip(" ") else "␣" * len(piece), 12) for piece in trace.pieces]
+    words = [plain(piece if piece.strip(" ") else "␣" * len(piece), 12) for piece in trace.pieces]
     ticks = {"tickmode": "array", "tickvals": middle, "ticktext": words, "tickangle": -90} if n <= WORDS else {}
     fig.update_layout(
         template="relaylab",
@@ -273,7 +273,7 @@ def _faint(color: str, opacity: float) -> str:
     return f"rgba({','.join(str(int(color[i : i + 2], 16)) for i in (1, 3, 5))},{opacity})"
 
 
-def _plain(text: str, limit: int = 60) -> str:
+def plain(text: str, limit: int = 60) -> str:
     """Text of a model for plotly, which reads tags and, between dollars, TeX."""
     text = text if len(text) <= limit else f"{text[: limit - 1]}…"
     return html.escape(visible(text), quote=False).replace("$", "&#36;")
@@ -283,10 +283,10 @@ def _hover(trace: Trace, k: int, call: Call) -> str:
     n = "no number" if call.requested is None else f"{call.requested:,}"
     wrote = "".join(trace.pieces[call.end : call.end + call.delivered])
     lines = [
-        f"<b>call {k + 1}</b>{f' of {_plain(trace.id)}' if trace.id else ''}, at token {call.start:,}",
+        f"<b>call {k + 1}</b>{f' of {plain(trace.id)}' if trace.id else ''}, at token {call.start:,}",
         f"asked {n}, granted {call.granted:,}, delivered {call.delivered:,}",
-        f"wrote “{_plain(wrote)}”" if wrote else _plain(call.status),
-        _plain(call.error) if call.error else "",
+        f"wrote “{plain(wrote)}”" if wrote else plain(call.status),
+        plain(call.error) if call.error else "",
     ]
     return "<br>".join(filter(None, lines))
 
@@ -295,7 +295,7 @@ def _row_names(rows: list[Trace]) -> dict:
     if len(rows) > NAMED_ROWS:
         return {"title_text": f"{len(rows):,} traces, by their first call", "showticklabels": False, "ticks": ""}
     outcome = {True: "✓ ", False: "✗ ", None: ""}
-    names = [_plain(outcome[t.correct] + (t.id or f"trace {i + 1}"), 28) for i, t in enumerate(rows)]
+    names = [plain(outcome[t.correct] + (t.id or f"trace {i + 1}"), 28) for i, t in enumerate(rows)]
     return {"tickmode": "array", "tickvals": list(range(len(rows))), "ticktext": names, "ticks": ""}
 
 
