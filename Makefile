@@ -1,5 +1,6 @@
 # make run    a virtual environment in .venv, everything installed, and the main job
 # make test   the same environment, then style and tests
+# make notebooks   lessons 01 and 02, executed in a size that shows that they run
 # The plain commands behind these are in README.md.
 
 BASE   := $(shell for p in python3.11 python3 python; do \
@@ -18,7 +19,7 @@ export HF_HUB_OFFLINE ?= 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DELETE_ON_ERROR:
-.PHONY: run test lint format benchmarks clean
+.PHONY: run test lint format notebooks benchmarks clean
 
 run: $(READY)
 	@rm -rf $(RUN) && mkdir -p $(RUN)
@@ -29,6 +30,14 @@ run: $(READY)
 	@echo "== 3/3  notebook 00, executed"
 	@cd notebooks && ../$(BIN)/papermill --kernel python3 --no-progress-bar 00_first_relay.ipynb ../$(RUN)/00_first_relay.ipynb
 	@echo "== done: traces and the executed notebook are in $(RUN)"
+
+# Lesson 00 runs in full with `make run`. These two train: at their own parameters they take minutes each.
+notebooks: $(READY)
+	@mkdir -p runs/notebooks
+	@cd notebooks && ../$(BIN)/papermill --kernel python3 --no-progress-bar 01_warmup.ipynb ../runs/notebooks/01_warmup.ipynb \
+	    -p problems_a_suite 4 -p warmup_problems 90 -p warmup_steps 8
+	@cd notebooks && ../$(BIN)/papermill --kernel python3 --no-progress-bar 02_grpo.ipynb ../runs/notebooks/02_grpo.ipynb \
+	    -p problems_a_suite 2 -p steps 3 -p prompts 2
 
 test: lint
 	$(BIN)/python -m pytest -n auto $(PYTEST_ARGS)

@@ -3,9 +3,9 @@
     python benchmarks/learning.py relay                                     # the shipped student
     python benchmarks/learning.py runs/relay-{0,1,2}/student --count 100    # three seeds of a run
 
-Greedy. The untouched student, the teacher, each trained student with its teacher, and each with calls forbidden answer
-the same problems; traces go to --out and are not decoded twice. Intervals are 95 %, from a bootstrap over problems; for
-several students their answers to one problem are drawn together.
+Greedy, with the caps of the training. The untouched student, the teacher, each trained student with its teacher, and
+each with calls forbidden answer the same problems; traces go to --out and are not decoded twice. Intervals are 95 %, from
+a bootstrap over problems; for several students their answers to one problem are drawn together.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from relaylab.models.teachers import NoTeacher
 from relaylab.models.zoo import load_engine
 from relaylab.tasks.suites import SUITES, Problem, problems
 from relaylab.trace import Trace, to_frame
+from relaylab.training.run import read_config
 
 
 def table(traces: Sequence[Trace]) -> str:
@@ -41,16 +42,14 @@ def main() -> None:
     parser.add_argument("--teacher", default="teacher")
     parser.add_argument("--suites", nargs="+", default=list(SUITES))
     parser.add_argument("--count", type=int, default=100, help="test problems a suite")
-    parser.add_argument("--max-tokens", type=int, default=160)
-    parser.add_argument("--call-tokens", type=int, help="for students trained with a fixed call length")
+    parser.add_argument("--settings", default="embedded/relay", help="of the training; its limits hold here too")
     parser.add_argument("--out", type=Path, default=Path("runs/learning"))
     args = parser.parse_args()
     chosen: list[Problem] = [p for s in args.suites for p in problems(s, args.count)]
-    teacher = load_teacher(args.teacher)
+    teacher, limits = load_teacher(args.teacher), Limits(**read_config(args.settings)["limits"])
 
-    def decode(name: str, pair: Pair, **caps: int | None) -> list[Trace]:
+    def decode(name: str, pair: Pair) -> list[Trace]:
         path = args.out / f"{name.strip('/').replace('/', '_')}.jsonl"
-        limits = Limits(max_tokens=args.max_tokens, **caps)
         return pair.decode(chosen, out=path, limits=limits, batch_size=128, progress=False)
 
     alone = decode("alone", Pair(load_engine(args.untouched), NoTeacher()))
@@ -61,7 +60,7 @@ def main() -> None:
     relays, frees = [], []
     for name in args.students:
         engine = load_engine(name)
-        relays.append(decode(f"relay-{name}", Pair(engine, teacher), call_tokens=args.call_tokens))
+        relays.append(decode(f"relay-{name}", Pair(engine, teacher)))
         frees.append(decode(f"free-{name}", Pair(engine, NoTeacher())))
         print(f"\n## {name}\n\n{table(relays[-1])}\n")
         print(*measures(relays[-1], alone, best, frees[-1]), sep="\n")

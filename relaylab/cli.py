@@ -69,7 +69,7 @@ def _top(version: Annotated[bool, typer.Option("--version", callback=_version, i
 @app.command()
 def solve(
     question: str,
-    student: Student = "warm",
+    student: Student = "relay",
     teacher: Teacher = "teacher",
     tokenizer: Tokenizer = None,
     teacher_temperature: TeacherTemperature = 0.0,
@@ -101,7 +101,7 @@ def decode(
     suite: Suite = None,
     data: Data = None,
     limit: Annotated[int, typer.Option(min=1, help="Problems of each suite, or of the file.")] = 100,
-    student: Student = "warm",
+    student: Student = "relay",
     teacher: Teacher = "teacher",
     tokenizer: Tokenizer = None,
     teacher_temperature: TeacherTemperature = 0.0,
@@ -166,8 +166,11 @@ def warmup(
     keep_correct: Annotated[bool, typer.Option(help="Leave wrong responses out.")] = False,
     exponent: Annotated[list[int] | None, typer.Option(help="n = d * 10^k: the k, several times; 0 1 2 3.")] = None,
     max_tokens: MaxTokens = 512,
+    suffix: Suffix = "",
+    rows_at_a_time: Annotated[int, typer.Option(min=1, help="Responses sampled together.")] = 128,
     steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 250,
     batch_size: Annotated[int, typer.Option(min=1, help="Responses a step.")] = 32,
+    gradient_checkpointing: bool = False,
     learning_rate: float = 1e-3,
     full: Annotated[bool, typer.Option(help="Train all weights instead of an adapter.")] = False,
     seed: Seed = 0,
@@ -180,7 +183,8 @@ def warmup(
     done = warmup(
         student, _problems(suite, data, limit, "train"), out, check=tests, steps=steps, batch_size=batch_size,
         learning_rate=learning_rate, full=full, seed=seed, temperature=temperature, samples=samples,
-        keep_correct=keep_correct, exponents=exponent or (0, 1, 2, 3), max_tokens=max_tokens,
+        keep_correct=keep_correct, exponents=exponent or (0, 1, 2, 3), max_tokens=max_tokens, suffix=suffix,
+        rows_at_a_time=rows_at_a_time, gradient_checkpointing=gradient_checkpointing,
     )  # fmt: skip
     console.print(str(done), highlight=False, markup=False)
 

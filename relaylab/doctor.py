@@ -28,10 +28,11 @@ KEY_PACKAGES = (
     *("torch", "transformers", "tokenizers", "safetensors", "trl", "peft", "accelerate", "datasets", "openai"),
     *("math-verify", "plotly", "papermill", "jupyterlab", "ipywidgets"),
 )
-EMBEDDED = ("student", "teacher", "warm")  # from scratch, from scratch, and the student that knows how to call
+EMBEDDED = ("student", "teacher", "warm", "relay")  # from scratch, from scratch, after stage 1, after stage 2
 # module -> (the extra that brings it, what for)
 EXTRAS = {
     "ray": ("ray", "sweeps on a cluster"),
+    "bitsandbytes": ("quant", "a teacher in 4 bits on a GPU"),
     "vllm": ("vllm", "a fast teacher server on a GPU"),
     "xllamacpp": ("api", "a real API teacher on a CPU"),
 }
@@ -153,7 +154,7 @@ def _version(name: str) -> str | None:
 
 
 def _embedded() -> Check:
-    found = {p.parent.name: p.stat().st_size / 1e6 for p in sorted(WEIGHTS.glob("*/model.safetensors"))}
+    found = {p.parent.name: p.stat().st_size / 1e6 for p in sorted(WEIGHTS.glob("*/*model.safetensors"))}
     missing = [name for name in EMBEDDED if name not in found]
     detail = ", ".join([f"{name} {size:.1f} MB" for name, size in found.items()] + [f"no {name}" for name in missing])
     return Check("embedded models", not missing, detail, f"relaylab zoo train {missing[0]}" if missing else "")

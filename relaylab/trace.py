@@ -133,10 +133,12 @@ class Trace:
     def tag_tokens(self) -> int:
         """Student tokens that hold no content: those of commands, and any that touch a stray or broken tag."""
         tags = [m.span() for m in TAG.finditer(self.text)]
-        count = begin = 0
+        count = begin = k = 0
         for piece, source in zip(self.pieces, self.source):
             end = begin + len(piece)
-            touched = any(start < end and stop > begin for start, stop in tags)
+            while k < len(tags) and tags[k][1] <= begin:
+                k += 1
+            touched = k < len(tags) and tags[k][0] < end
             count += source == COMMAND or (source == STUDENT and touched)
             begin = end
         return count

@@ -98,7 +98,7 @@ def test_an_error_that_a_user_can_mend_is_one_line(relaylab, tmp_path, monkeypat
 
 
 def test_solve_shows_the_trace(relaylab):
-    result = relaylab("solve", QUESTION, "--call-every", 8, "--call-tokens", 2)
+    result = relaylab("solve", QUESTION, "--student", "student", "--call-every", 8, "--call-tokens", 2)
     assert result.code == 0
     assert "forced, not the student's own" in result.out
     assert "call ratio" in result.out

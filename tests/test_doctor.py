@@ -114,7 +114,7 @@ def test_the_embedded_pair_is_read_from_its_configs(monkeypatch, tmp_path):
     monkeypatch.setattr(doctor, "WEIGHTS", tmp_path)
     assert estimates(LAPTOP)[0].ok is False
     assert checks()["embedded models"].remedy == "relaylab zoo train student"
-    for role in ("student", "teacher", "warm"):
+    for role in ("relay", "student", "teacher", "warm"):
         (tmp_path / role).mkdir()
         (tmp_path / role / "model.safetensors").write_bytes(bytes(2_000_000))
         (tmp_path / role / "config.json").write_text(
@@ -122,7 +122,7 @@ def test_the_embedded_pair_is_read_from_its_configs(monkeypatch, tmp_path):
             '"head_dim": 16, "intermediate_size": 192, "vocab_size": 1024, "tie_word_embeddings": true, "extra": 1}'
         )
     assert estimates(LAPTOP)[0].ok is True
-    assert checks()["embedded models"].detail == "student 2.0 MB, teacher 2.0 MB, warm 2.0 MB"
+    assert checks()["embedded models"].detail == "relay 2.0 MB, student 2.0 MB, teacher 2.0 MB, warm 2.0 MB"
     assert estimates(Machine(2, 2 * GB, GB))[0].ok is False
     (tmp_path / "teacher" / "config.json").write_text("{")
     assert estimates(LAPTOP)[0].ok is False

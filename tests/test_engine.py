@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import (
+    AttentionInterface,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -18,6 +19,7 @@ from transformers import (
 )
 
 from relaylab.models import engine as module
+from relaylab.models import kernels
 from relaylab.models.engine import Engine
 from relaylab.models.kernels import FewTokens
 from relaylab.models.sampling import sample
@@ -260,14 +262,14 @@ def test_models_that_would_be_run_wrong_are_refused():
 
 
 def test_the_trial_at_construction_finds_wrong_logits(monkeypatch):
-    right = module._grouped_attention
+    right = kernels._grouped_attention
     wrong = lambda *args, **options: (right(*args, **options)[0] * 1.1, None)  # noqa: E731
-    module.AttentionInterface.register(module.ATTENTION, wrong)
+    AttentionInterface.register(kernels.ATTENTION, wrong)
     try:
         with pytest.raises(ValueError, match="differ"):
             make()
     finally:
-        module.AttentionInterface.register(module.ATTENTION, right)
+        AttentionInterface.register(kernels.ATTENTION, right)
     engine = make(keep=3)
     assert (engine.forwarded, engine.passes, engine.rows, engine._keys[0].numel()) == (0, 0, [], 0)
 

@@ -135,7 +135,7 @@ def test_gradients_equal_a_naive_loop_over_rollouts(monkeypatch, tmp_path, teach
     assert ours.keys() == theirs.keys()
     assert len(ours) > 10
     for name, grad in ours.items():
-        assert torch.allclose(grad, theirs[name], atol=2e-6, rtol=2e-3), name
+        assert (grad - theirs[name]).norm() < 1e-3 * theirs[name].norm(), name
     assert max(g.abs().max() for g in ours.values()) > 1e-3
 
 

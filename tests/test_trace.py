@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from itertools import groupby
 
 import pytest
@@ -130,3 +131,25 @@ def test_dataset_and_frame():
         row.first_call,
     ) == (4, 1, 1, 0.25, 1, 1.0, 1)
     assert to_frame([one, two]).iloc[1].call_ratio == 0
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["<call", ">", "</", "call", "<call>", "x", "", "7<", "</call>y"]), st.sampled_from("sct")
+        )
+    )
+)
+def test_tag_tokens_are_those_of_commands_and_those_that_touch_a_tag(tokens):
+    """Against the definition, written out: each token, each match of a tag in the whole text."""
+    pieces, source = [p for p, _ in tokens], "".join(s for _, s in tokens)
+    trace = Trace("q", [1], list(range(len(tokens))), source, pieces)
+    spans = [m.span() for m in re.finditer("</?call>?", "".join(pieces))]
+    expected = 0
+    for i, (piece, letter) in enumerate(tokens):
+        begin = sum(map(len, pieces[:i]))
+        touches = any(a < begin + len(piece) and b > begin for a, b in spans)
+        expected += letter == "c" or (letter == "s" and touches)
+    assert trace.tag_tokens == expected
+    content = len(tokens) - expected
+    assert trace.content_ratio == (source.count("t") / content if content else 0)

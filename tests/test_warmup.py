@@ -83,11 +83,12 @@ def test_wrong_responses_can_be_left_out_and_none_left_is_an_error(student):
 def test_a_few_steps_teach_the_command_and_say_what_they_cost(tmp_path):
     done = warmup(
         "student", problems("savings", 120, split="train"), tmp_path / "warm", check=problems("savings", 16),
-        steps=40, learning_rate=5e-3, counts=(0, 1), exponents=(0,), max_tokens=160, progress=False, device="cpu",
+        steps=60, learning_rate=6e-3, full=True, counts=(0, 1), exponents=(0,), max_tokens=160, progress=False,
+        device="cpu",
     )  # fmt: skip
     assert done.before > 0.8
     assert 0 <= done.after <= 1
     assert done.calls > 0.1, "the untouched student never calls"
     assert "before" in str(done)
-    assert (done.student / "adapter_model.safetensors").exists()
+    assert (done.student / "model.safetensors").exists()
     assert load_engine(done.student, device="cpu").name == "warm"

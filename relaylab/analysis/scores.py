@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from relaylab.decoding.pair import Pair
+from relaylab.decoding.row import Limits
 from relaylab.models.engine import Engine
 from relaylab.models.teachers import NoTeacher, Teacher
 from relaylab.tasks.suites import SUITES, level_of, problems
@@ -54,26 +55,18 @@ def suite_scores(
 
 
 def relay_scores(
-    engine: Engine,
-    teacher: Teacher,
-    *,
-    count: int = 200,
-    suites: Sequence[str] = SUITES,
-    max_tokens: int = 160,
-    call_tokens: int | None = None,
+    engine: Engine, teacher: Teacher, limits: Limits, *, count: int = 200, suites: Sequence[str] = SUITES
 ) -> dict[str, dict[str, int]]:
     """Greedy relays on the first ``count`` test problems of each suite: ``right``, ``count``, and the ``tokens`` of all
-    responses with those of them that the ``teacher`` wrote. ``call_tokens``: as in ``Limits``.
+    responses with those of them that the ``teacher`` wrote.
 
     >>> from relaylab.models.zoo import load_engine
-    >>> relay_scores(load_engine("warm"), NoTeacher(), count=2, suites=["savings"])["savings"]["teacher"]
-    0
+    >>> relay_scores(load_engine("warm"), NoTeacher(), Limits(max_tokens=160), count=2, suites=["savings"])["savings"]
+    {'right': 2, 'count': 2, 'tokens': 137, 'teacher': 0}
     """
     found = {}
     for suite in suites:
-        traces = Pair(engine, teacher).decode(
-            problems(suite, count), max_tokens=max_tokens, call_tokens=call_tokens, batch_size=100, progress=False
-        )
+        traces = Pair(engine, teacher).decode(problems(suite, count), limits=limits, batch_size=100, progress=False)
         found[suite] = {
             "right": sum(bool(t.correct) for t in traces),
             "count": count,

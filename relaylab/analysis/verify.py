@@ -11,6 +11,7 @@ from scipy.stats import binomtest
 
 from relaylab.analysis.scores import Score, relay_scores, suite_scores
 from relaylab.decoding.pair import load_teacher
+from relaylab.decoding.row import Limits
 from relaylab.models import zoo
 from relaylab.tasks.suites import SUITES, level_of
 
@@ -65,11 +66,9 @@ def write_manifest(*, count: int) -> None:
             },
         }
         if (path / "adapter_config.json").exists():  # trained to call: with the teacher it is another
-            fixed = (training["recipe"].get("limits") or {}).get("call_tokens")
-            entries[name]["relay_scored_with"] = (
-                f"the same command  (greedy, with the teacher{', n fixed' * bool(fixed)})"
-            )
-            entries[name]["relay_scores"] = relay_scores(engine, teacher, count=count, call_tokens=fixed)
+            entries[name]["relay_scored_with"] = "the same command  (greedy, with the teacher, caps as in training)"
+            limits = Limits(**training["recipe"]["limits"])
+            entries[name]["relay_scores"] = relay_scores(engine, teacher, limits, count=count)
     zoo.MANIFEST.write_text(json.dumps(entries, indent=1) + "\n")
 
 

@@ -174,7 +174,7 @@ def load_teacher(name: str, *, tokenizer: str | None = None, temperature: float 
 
 
 def load_pair(
-    student: str | Path = "warm",
+    student: str | Path = "relay",
     teacher: str | Path | Teacher = "teacher",
     *,
     teacher_options: dict[str, Any] | None = None,
@@ -185,7 +185,7 @@ def load_pair(
     ``options`` (device, dtype) are for the student and for a local teacher, ``teacher_options`` for the teacher alone.
 
     >>> load_pair(teacher="none")
-    Pair(student='warm', teacher='none')
+    Pair(student='relay', teacher='none')
     """
     engine = load_engine(student, keep=KEEP, **options)
     if isinstance(teacher, (str, Path)):

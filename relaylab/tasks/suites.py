@@ -55,6 +55,14 @@ class Problem:
     solution: str = ""
     steps: tuple[Step, ...] = ()
 
+    def prompt(self, suffix: str = "") -> str:
+        """What a model is asked: the question, and ``suffix``, an instruction, on a line of its own behind it.
+
+        >>> Problem("a", "mine", "2+2?", "4").prompt("Reason step by step.")
+        '2+2?\\nReason step by step.'
+        """
+        return f"{self.question}\n{suffix}" if suffix else self.question
+
 
 def _add(a: int, b: int) -> Step:
     return Step(f"{a}+{b}", a + b, "sum")

@@ -159,7 +159,7 @@ def _sampled(
     """The teacher's responses to some problems, asked for in one call."""
     contexts = []
     for p in problems:
-        messages = [{"role": "user", "content": f"{p.question}\n{suffix}" if suffix else p.question}]
+        messages = [{"role": "user", "content": p.prompt(suffix)}]
         for k in range(samples):
             contexts.append(Context(("filter", next(_rows)), messages, seed=problem_seed(seed, f"{p.id}/{k}")))
     try:

@@ -22,7 +22,7 @@ os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # rollout_func is experi
 import torch
 from accelerate import PartialState
 from datasets import Dataset
-from transformers import PrinterCallback
+from transformers import PrinterCallback, set_seed
 from trl import GRPOConfig, GRPOTrainer
 
 from relaylab.decoding.relay import OnFailure, Relay
@@ -105,17 +105,19 @@ def grpo(
     terms = {
         k: v for k, v in locals().items() if k not in ("out", "teachers", "problems", "watch", "progress", "device")
     }
-    terms |= {"limits": asdict(limits), "teachers": [t.name for t in teachers], "problems": [p.id for p in problems]}
+    told = [{k: getattr(t, k, None) for k in ("name", "temperature", "top_p", "top_k")} for t in teachers]
+    terms |= {"limits": asdict(limits), "teachers": told, "problems": [p.id for p in problems]}
     _check(problems, prompts * group, group, updates, micro_batch, save_every)
     processes = PartialState()  # of accelerate; one, where nothing launched more
     with processes.main_process_first():
         run = Run(out, terms)
     if run.finished:
         return run.student
+    set_seed(seed)  # a new adapter begins at random
     model, tokenizer = load_trainable(student, full=full, lora=lora, device=device, dtype=dtype)
     policy = Policy(model, tokenizer, name=run.student.name)
     options = {"limits": limits, "temperature": temperature, "on_failure": on_failure, "batch_size": batch_size}
-    asked = {_prompt(p, suffix): p for p in problems}
+    asked = {p.prompt(suffix): p for p in problems}
     if len(asked) < len(problems):
         raise ValueError("two problems have the same question; a rollout could not tell which answer is right")
     rollouts = Rollouts(
@@ -128,7 +130,7 @@ def grpo(
         seed=seed,
         mask_teacher=mask_teacher,
         released_code=released_code,
-        keep=(run.rollouts, keep_rollouts) if keep_rollouts else None,
+        keep=(run.rollouts, keep_rollouts * updates) if keep_rollouts else None,
     )
     cuda = policy.engine.device.type == "cuda"
     micro = micro_batch or prompts * group // updates
@@ -179,10 +181,6 @@ def grpo(
         save_student(trainer.accelerator.unwrap_model(trainer.model), tokenizer, student, run.student)
         run.finish()
     return run.student
-
-
-def _prompt(problem: Problem, suffix: str) -> str:
-    return f"{problem.question}\n{suffix}" if suffix else problem.question
 
 
 def _rewarded(reward: str, options: dict[str, Any] | None, released_code: bool) -> dict[str, Any]:

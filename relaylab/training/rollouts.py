@@ -33,7 +33,7 @@ class Rollouts:
     relays: one a teacher; the groups of a batch take them in turn, so that one group has one teacher. problems: those
     of the dataset, found by their prompt. mask_teacher: keep teacher tokens out of the loss. reward: ``score`` with its
     options bound. released_code: train on what is left after ``rolled_back``, nothing masked. keep: folder and interval
-    in steps of the traces to keep, or None.
+    in optimiser steps of the traces to keep, or None.
     """
 
     def __init__(
@@ -56,11 +56,10 @@ class Rollouts:
 
     def __call__(self, prompts: list[list[Message]], trainer: GRPOTrainer) -> dict[str, list]:
         """TRL's rollout function: prompts of this process, each already repeated once a rollout of its group."""
-        size = trainer.num_generations if trainer.model.training else trainer.num_generations_eval
-        groups = _groups(prompts, size)
+        groups = _groups(prompts, trainer.num_generations)
         self.policy.sync()
         step, process = trainer.state.global_step, trainer.accelerator.process_index
-        traces = self.run(groups, tag=f"{step}/{process}" if trainer.model.training else f"eval/{process}")
+        traces = self.run(groups, tag=f"{step}/{process}")
         self._keep(traces, step, process)
         trained = [rolled_back(t) for t in traces] if self.released_code else traces
         return {

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,20 +71,21 @@ def warmup_data(
     counts: Sequence[float] = (0.5, 0.35, 0.15),
     exponents: Sequence[int] = (0, 1, 2, 3),
     max_tokens: int = 512,
+    suffix: str = "",
+    rows_at_a_time: int = 128,
     seed: int = 0,
     progress: bool = True,
 ) -> Dataset:
     """Pre-tokenised rows (``input_ids``, ``labels``) of the student's own responses, with commands in them.
 
     samples: responses of each problem. Those that did not end are left out; so are wrong ones with ``keep_correct``.
+    suffix: put behind each question. rows_at_a_time: responses sampled together.
     Raises ValueError where no response is left.
     """
     rows, traces, rng = [], list[Trace](), random.Random(seed)
-    pair = Pair(student, NoTeacher())
+    options = dict(temperature=temperature, max_tokens=max_tokens, batch_size=rows_at_a_time, progress=progress)
     for k in range(samples):
-        traces += pair.decode(
-            problems, seed=seed + k, temperature=temperature, max_tokens=max_tokens, batch_size=128, progress=progress
-        )
+        traces += Pair(student, NoTeacher()).decode(_asked(problems, suffix), seed=seed + k, **options)
     for trace in traces:
         if trace.stop == "end" and (trace.correct or not keep_correct):
             ids = insert_calls(trace.completion_ids, student.text.encode, rng=rng, counts=counts, exponents=exponents)
@@ -174,9 +175,14 @@ def warmup(
     return Warmed(out, len(rows), before, after, calls)
 
 
+def _asked(problems: Sequence[Problem], suffix: str) -> list[Problem]:
+    return [replace(p, question=p.prompt(suffix)) for p in problems]
+
+
 def _alone(engine: Engine, check: Sequence[Problem], seed: int, data: dict[str, Any]) -> float | None:
     if not check:
         return None
+    check = _asked(check, data.get("suffix", ""))
     traces = Pair(engine, NoTeacher()).decode(check, seed=seed, temperature=1.0, progress=False, **_limit(data))
     return sum(bool(t.correct) for t in traces) / len(traces)
 
@@ -185,10 +191,11 @@ def _calls(engine: Engine, check: Sequence[Problem], seed: int, data: dict[str, 
     """Closed calls a response, with a teacher that has nothing to say: what the student does by itself."""
     if not check:
         return None
+    check = _asked(check, data.get("suffix", ""))
     teacher = ScriptedTeacher([Continuation("", "error", error="only counting")])
     traces = Pair(engine, teacher).decode(check, seed=seed, temperature=1.0, progress=False, **_limit(data))
     return sum(len(t.calls) for t in traces) / len(traces)
 
 
 def _limit(data: dict[str, Any]) -> dict[str, Any]:
-    return {"max_tokens": data.get("max_tokens", 512), "batch_size": 128}
+    return {"max_tokens": data.get("max_tokens", 512), "batch_size": data.get("rows_at_a_time", 128)}
