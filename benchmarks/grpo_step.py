@@ -18,7 +18,7 @@ from statistics import median
 
 import torch
 from datasets import Dataset
-from transformers import PrinterCallback
+from transformers import PrinterCallback, TrainerCallback
 from transformers.utils import logging
 from trl import GRPOConfig, GRPOTrainer
 
@@ -62,7 +62,7 @@ def plain_step(steps: int) -> list[float]:
     cuda = model.device.type == "cuda"
     seen: list[float] = []
 
-    class Times(PrinterCallback):
+    class Times(TrainerCallback):
         def on_log(self, args, state, control, logs=None, **_):
             if logs and "step_time" in logs:
                 seen.append(logs["step_time"])

@@ -4,7 +4,7 @@
     python benchmarks/learning.py runs/relay-{0,1,2}/student --count 100    # three seeds of a run
 
 Greedy, with the caps of the training. The untouched student, the teacher, each trained student with its teacher, and
-each with calls forbidden answer the same problems; traces go to --out and are not decoded twice. Intervals are 95 %, from
+each with calls forbidden answer the same problems; traces go to --out and are not decoded twice. Intervals: 95 %, from
 a bootstrap over problems; for several students their answers to one problem are drawn together.
 """
 

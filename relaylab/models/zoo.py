@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,9 @@ from transformers import (
 from transformers.utils import logging
 
 from relaylab.models.engine import Engine
+
+# PEFT 0.21 and TRL 1.16 ask transformers 5.23 by a name that goes in version 6; a user can do nothing about it.
+warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
 
 WEIGHTS = Path(__file__).parent / "weights"
 MANIFEST = WEIGHTS / "manifest.json"
@@ -126,9 +130,13 @@ def _four_bit(dtype: torch.dtype, device: str) -> dict[str, Any]:
 
 
 def load_engine(name: str | Path, *, keep: int = 0, **options: Any) -> Engine:
-    """An engine over ``load_model(name, **options)``; its name says ``(4bit)`` where that is how it was loaded."""
+    """An engine over ``load_model(name, **options)``; its name says ``(4bit)`` where that is how it was loaded.
+
+    A folder gives its own name, or that of the run it belongs to where it is a run's ``student``.
+    """
     model, tokenizer = load_model(name, **options)
-    called = Path(name).name if Path(name).is_dir() else str(name)
+    path = Path(name).resolve()
+    called = (path.parent.name if path.name == "student" else path.name) if Path(name).is_dir() else str(name)
     quantize = options.get("quantize")
     return Engine(model, tokenizer, keep=keep, name=f"{called} ({quantize})" if quantize else called)
 

@@ -115,7 +115,7 @@ def grpo(
         return run.student
     set_seed(seed)  # a new adapter begins at random
     model, tokenizer = load_trainable(student, full=full, lora=lora, device=device, dtype=dtype)
-    policy = Policy(model, tokenizer, name=run.student.name)
+    policy = Policy(model, tokenizer, name=run.out.name)
     options = {"limits": limits, "temperature": temperature, "on_failure": on_failure, "batch_size": batch_size}
     asked = {p.prompt(suffix): p for p in problems}
     if len(asked) < len(problems):

@@ -139,6 +139,7 @@ def plotly_library() -> Html:
     """
     from plotly.offline import get_plotlyjs
 
+    register()  # so that the template is known to figures of the reader's own
     return Html(f"<script>{get_plotlyjs()}</script>", "plotly.js is loaded")
 
 

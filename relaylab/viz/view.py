@@ -90,7 +90,14 @@ def trace_text(trace: Trace, *, color: bool | None = None, width: int | None = N
         color = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     width = width or shutil.get_terminal_size().columns
     system = "256" if color else None
-    console = Console(width=width, force_terminal=color, color_system=system, no_color=not color, legacy_windows=False)
+    console = Console(
+        width=width,
+        force_terminal=color,
+        color_system=system,
+        no_color=not color,
+        legacy_windows=False,
+        force_jupyter=False,
+    )
     styles = {STUDENT: "", TEACHER: f"bold {ROLES[TEACHER].mark}", COMMAND: "dim"}
     strip = Text(overflow="fold")
     for source, _, start, end in turns(trace):
@@ -325,7 +332,7 @@ overflow-wrap:anywhere;unicode-bidi:isolate}
 & .rlt-good{color:var(--rl-good)}
 & .rlt-bad{color:var(--rl-bad)}
 & .rlt-legend{margin:0 0 6px;font-size:13px;color:var(--rl-muted)}
-& .rlt-map{display:block;margin:0 0 10px;overflow:visible}
+& .rlt-map{display:block;width:100%;height:12px!important;margin:0 0 10px;overflow:visible}
 & p{margin:10px 0 0}
 & .rlt-strip{max-height:34em;margin:0;overflow:auto;padding:12px 14px;border:1px solid var(--rl-line);border-radius:6px;
 background:var(--rl-paper);font:14px/1.95 var(--rl-mono);white-space:pre-wrap;overflow-wrap:anywhere;tab-size:4}
