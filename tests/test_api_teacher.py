@@ -622,7 +622,10 @@ def test_it_works_within_a_running_loop_as_in_jupyter(server, connect):
 
 
 @pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="no way to interrupt ourselves on this system")
-def test_an_interrupt_cancels_the_requests_and_propagates(server, connect):
+def test_an_interrupt_cancels_the_requests_and_propagates(server, connect, request):
+    # A shell's background jobs ignore interrupts, and so does a Python that is started as one.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     teacher = connect(concurrency=2)
     server.rule = lambda request: Reply(delay=0.2)
     main = threading.main_thread().ident
