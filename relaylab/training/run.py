@@ -27,7 +27,13 @@ from relaylab.training.filtering import keep, load_rates, pass_rates
 from relaylab.training.grpo import grpo
 
 CONFIGS = Path(__file__).parent / "configs"
-FILTER = {"samples": 10, "threshold": 0.5, "max_tokens": 160, "batch_size": 128}  # and ``rates``: a file of them
+FILTER = {
+    "samples": 10,
+    "threshold": 0.5,
+    "max_tokens": 160,
+    "batch_size": 128,
+    "seed": 0,
+}  # and ``rates``: a file of them
 
 
 def train(config: str | Path | None = None, /, **options: Any) -> Path:
@@ -39,7 +45,7 @@ def train(config: str | Path | None = None, /, **options: Any) -> Path:
     which the groups of a batch take in turn. teacher_options: for those loaded by name (``temperature``, ``tokenizer``,
     ``quantize`` ...).
     suites, count, data_seed: that many training problems of these embedded suites, taken in turn; or data, limit: a
-    file of problems. filter: samples, threshold, max_tokens of the data filter (method: stage 2), which runs into
+    file of problems. filter: samples, threshold, max_tokens, seed of the data filter (method: stage 2), which runs into
     ``out/rates.jsonl``; or ``rates``, a file that ``relaylab filter`` made; None trains on everything.
     limits: the caps of a rollout (``max_tokens``, ``max_calls`` ...). All else: see ``grpo``.
 
@@ -136,7 +142,7 @@ def _filtered(
             max_tokens=settings["max_tokens"],
             batch_size=settings["batch_size"],
             suffix=options.get("suffix", ""),
-            seed=options.get("seed", 0),
+            seed=settings["seed"],  # not the run's: runs that differ in their seed train on the same problems
             progress=options.get("progress", True),
         )
     return keep(rates, settings["threshold"])
