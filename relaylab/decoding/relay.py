@@ -1,8 +1,9 @@
 """The relay: a student writes, calls, a teacher continues, the student goes on (method: section 3).
 
-One loop for one question in a notebook and for a thousand rollouts in training. Rows are decoded together until each
-has ended or waits for the teacher; then the teacher answers all that wait, together. Since a row's tokens are a
-function of its prompt and seed alone, this order is only a matter of speed.
+One loop for one question in a notebook and for a thousand rollouts in training. Rows are decoded together, and those
+that wait for the teacher are continued by it, together, in turn with the others; a teacher that cannot work in turns
+is asked once all rows have ended or wait. Since a row's tokens are a function of its prompt and seed alone, this order
+is only a matter of speed.
 
 ``Relay.stream`` yields events while it happens; ``Relay.run`` returns the traces.
 """
@@ -21,7 +22,7 @@ from relaylab.decoding.policies import Moment, Policy
 from relaylab.decoding.row import Limits, RelayRow
 from relaylab.models.engine import Engine, Row
 from relaylab.models.sampling import sample, token_statistics
-from relaylab.models.teachers import Message, NoTeacher, Teacher
+from relaylab.models.teachers import Continuation, Message, NoTeacher, PatientTeacher, Teacher
 from relaylab.trace import Call, Trace
 
 Prompt = str | list[Message]
@@ -202,6 +203,7 @@ class Stream(Iterator[Event]):
     def __init__(self, relay: Relay, rows: list[RelayRow]):
         self._relay, self._rows = relay, rows
         self._live: list[_Live] = []
+        self._asked: set[_Live] = set()  # rows whose teacher is writing
         self._events = self._decode()
 
     def __next__(self) -> Event:
@@ -231,8 +233,8 @@ class Stream(Iterator[Event]):
                     live.append(_Live(index, row, self._open(row)))
                 if active := [x for x in live if x.row.open and not x.row.waiting and self._fits(x)]:
                     yield from self._step(active)
-                elif waiting := [x for x in live if x.row.waiting]:
-                    yield from self._ask(waiting)
+                if waiting := [x for x in live if x.row.waiting]:
+                    yield from self._ask(waiting, idle=not active)
                 for x in [x for x in live if not x.row.open]:
                     live.remove(x)
                     self._give_back(x)
@@ -338,13 +340,31 @@ class Stream(Iterator[Event]):
 
     # The teacher ------------------------------------------------------------------------------------------------------
 
-    def _ask(self, waiting: list[_Live]) -> Iterator[Event]:
-        relay = self._relay
-        for x in waiting:
+    def _ask(self, waiting: list[_Live], *, idle: bool) -> Iterator[Event]:
+        """Hand rows over and take answers back; a teacher that lets nobody go on is asked once all others wait."""
+        teacher = self._relay.teacher
+        patient = isinstance(teacher, PatientTeacher)
+        if not (patient or idle):
+            return
+        fresh = [x for x in waiting if x not in self._asked]
+        for x in fresh:
             x.row.hand_over()
             yield CallOpened(x.index, replace(x.row.waiting))
-        said = relay.teacher.continue_([x.row.context for x in waiting], [x.row.waiting.granted for x in waiting])
-        for x, continuation in zip(waiting, said, strict=True):
+        contexts, granted = [x.row.context for x in fresh], [x.row.waiting.granted for x in fresh]
+        if patient:
+            if fresh:
+                teacher.ask(contexts, granted)
+            self._asked.update(fresh)
+            said = dict(teacher.answers())
+            answered = [x for x in waiting if x.row.key in said]
+            self._asked.difference_update(answered)
+            yield from self._deliver([(x, said[x.row.key]) for x in answered])
+        else:
+            yield from self._deliver(list(zip(fresh, teacher.continue_(contexts, granted), strict=True)))
+
+    def _deliver(self, answers: list[tuple[_Live, Continuation]]) -> Iterator[Event]:
+        relay = self._relay
+        for x, continuation in answers:
             before = len(x.row.ids)
             call = x.row.deliver(continuation, relay.teacher.name)
             relay.student.extend(x.cache, x.row.ids[before:])
@@ -352,7 +372,7 @@ class Stream(Iterator[Event]):
                 x.row.finish("excluded")
             yield from self._tokens(x, before)
             yield CallClosed(x.index, replace(call))
-        failed = [c for c in said if c.error is not None]
+        failed = [c for _, c in answers if c.error is not None]
         if failed and relay.on_failure == "raise":
             self._interrupt()
             raise TeacherFailed(f"{relay.teacher.name}: {failed[0].error}", self.traces)

@@ -33,27 +33,58 @@ class LocalTeacher:
         self.fingerprint = engine.text.fingerprint
         self.temperature, self.top_p, self.top_k = temperature, top_p, top_k
         self._rows: dict[Hashable, _Known] = {}
+        self._jobs: dict[Hashable, _Job] = {}  # asked and not answered yet
 
     def continue_(self, contexts: Sequence[Context], n: Sequence[int]) -> list[Continuation]:
+        said: dict[Hashable, Continuation] = {}
+        self.ask(contexts, n)
+        while any(c.row not in said for c in contexts):
+            said.update(self.answers())
+        return [said[c.row] for c in contexts]
+
+    def ask(self, contexts: Sequence[Context], n: Sequence[int]) -> None:
+        """Take these contexts in, to be continued by at most n tokens each; ``answers`` does the work."""
+        for context, count in zip(contexts, n, strict=True):
+            self._jobs[context.row] = _Job(context, count)
+
+    def answers(self) -> list[tuple[Hashable, Continuation]]:
+        """One token more for every context that was asked; those that are done, by their rows.
+
+        ``latency`` is the time of the passes that a context took part in, whatever else was done in between.
+        """
         started = time.perf_counter()
+        jobs = list(self._jobs.values())
         try:
-            jobs = [_Job(self._known(c), c, count) for c, count in zip(contexts, n, strict=True)]
-            self._generate(jobs)
+            self._step([job for job in jobs if self._ready(job)])
         except RuntimeError as error:
             if not _out_of_memory(error):
                 raise
             why = f"{self.name}: out of memory: {str(error).splitlines()[0]}; lower the batch size or the context"
         else:
-            latency = time.perf_counter() - started
-            return [self._said(job, latency) for job in jobs]
-        self.release([c.row for c in contexts])  # only here: within the handler, the error still holds the failed pass
-        self.engine.forget()
-        return [Continuation("", "error", latency=time.perf_counter() - started, error=why) for _ in contexts]
+            why = ""
+        took = time.perf_counter() - started
+        for job in jobs:
+            job.latency += took
+        if why:  # only here: within the handler, the error still holds the failed pass
+            self.release([job.context.row for job in jobs])
+            self.engine.forget()
+            return [(j.context.row, Continuation("", "error", latency=j.latency, error=why)) for j in jobs]
+        done = [job for job in jobs if not self._ready(job)]
+        for job in done:
+            del self._jobs[job.context.row]
+        return [(job.context.row, self._said(job)) for job in done]
 
     def release(self, rows: Sequence[Hashable]) -> None:
         for key in rows:
+            self._jobs.pop(key, None)
             if known := self._rows.pop(key, None):
                 self.engine.close(known.row)
+
+    def _ready(self, job: _Job) -> bool:
+        """Whether a job has a token to come; its row is brought up to date when it is first looked at."""
+        if job.known is None:
+            job.begin(self._known(job.context))
+        return job.finish == "length" and job.room(self.engine.context)
 
     def _known(self, context: Context) -> _Known:
         """The row of a context, brought up to date; what it shares with its past is not run again."""
@@ -74,27 +105,25 @@ class LocalTeacher:
             row.cached -= 1
         return known
 
-    def _generate(self, jobs: list[_Job]) -> None:
-        active = [j for j in jobs if j.room(self.engine.context)]
-        while active:
-            logits = self.engine.forward([j.known.row for j in active])[:, -1]
-            tokens = sample(
-                logits,
-                temperatures=[self.temperature] * len(active),
-                uniforms=[j.uniform(self.temperature) for j in active],
-                top_p=self.top_p,
-                top_k=self.top_k,
-            )
-            for job, token in zip(active, tokens):
-                if token in self.engine.end_ids:
-                    job.finish = "stop"
-                else:
-                    job.ids.append(token)
-                    self.engine.extend(job.known.row, [token])
-            active = [j for j in active if j.finish == "length" and j.room(self.engine.context)]
+    def _step(self, active: list[_Job]) -> None:
+        if not active:
+            return
+        tokens = sample(
+            self.engine.forward([j.known.row for j in active])[:, -1],
+            temperatures=[self.temperature] * len(active),
+            uniforms=[j.uniform(self.temperature) for j in active],
+            top_p=self.top_p,
+            top_k=self.top_k,
+        )
+        for job, token in zip(active, tokens):
+            if token in self.engine.end_ids:
+                job.finish = "stop"
+            else:
+                job.ids.append(token)
+                self.engine.extend(job.known.row, [token])
 
-    def _said(self, job: _Job, latency: float) -> Continuation:
-        text = self.engine.text
+    def _said(self, job: _Job) -> Continuation:
+        text, latency = self.engine.text, job.latency
         data = b"".join(text.bytes[i] for i in job.ids)
         if job.context.whole_characters:
             while job.ids and data.decode(errors="ignore") != data.decode(errors="replace"):
@@ -125,12 +154,16 @@ class _Known:
 class _Job:
     """One context to continue by ``n`` tokens."""
 
-    def __init__(self, known: _Known, context: Context, n: int):
-        self.known, self.context, self.n = known, context, n
+    def __init__(self, context: Context, n: int):
+        self.context, self.n = context, n
+        self.known: _Known | None = None
         self.ids: list[int] = []
         self.finish: Finish = "length"
-        self._begin = len(known.ids)
+        self.latency = 0.0
         self._uniforms = Uniforms(context.seed, stream=1)
+
+    def begin(self, known: _Known) -> None:
+        self.known, self._begin = known, len(known.ids)
 
     def room(self, context: int) -> bool:
         return len(self.ids) < self.n and len(self.known.row.ids) <= context

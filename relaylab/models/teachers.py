@@ -83,6 +83,19 @@ class Teacher(Protocol):
         ...
 
 
+@runtime_checkable
+class PatientTeacher(Teacher, Protocol):
+    """A teacher that can be asked and left alone: the student's other rows go on while it writes."""
+
+    def ask(self, contexts: Sequence[Context], n: Sequence[int]) -> None:
+        """As ``continue_``, without an answer yet. A released row gets none."""
+        ...
+
+    def answers(self) -> list[tuple[Hashable, Continuation]]:
+        """The continuations that have become ready since the last time, by row; perhaps none, and soon."""
+        ...
+
+
 class NoTeacher:
     """Nobody to call: a relay with it forbids calls at the sampler (teacher-free decoding, table 4)."""
 

@@ -41,11 +41,13 @@ def insert_calls(
     rng: random.Random,
     counts: Sequence[float] = (0.5, 0.35, 0.15),
     exponents: Sequence[int] = (0, 1, 2, 3),
+    numbers: Sequence[int] | None = None,
 ) -> list:
     """A response with commands put in at random token positions.
 
-    counts: the probability of 0, 1, 2 ... commands. Each asks for d * 10**k tokens, k from ``exponents``, clipped to
-    what is left before the end token. ``encode`` turns the command's text into ids.
+    counts: the probability of 0, 1, 2 ... commands. Each asks for d * 10**k tokens, k from ``exponents``, or
+    for one of ``numbers`` where these are given, clipped to what is left before the end token. ``encode`` turns the
+    command's text into ids.
 
     >>> insert_calls([5, 6, 7, 8, 2], lambda text: [text], rng=random.Random(3), counts=(0, 1))
     [5, '<call>3</call>', 6, 7, 8, 2]
@@ -55,7 +57,7 @@ def insert_calls(
     out: list = []
     for i, token in enumerate(ids):
         if i in places:
-            n = rng.randint(1, 9) * 10 ** rng.choice(exponents)
+            n = rng.choice(numbers) if numbers else rng.randint(1, 9) * 10 ** rng.choice(exponents)
             out += encode(format_call(min(n, len(ids) - 1 - i)))
         out.append(token)
     return out
@@ -70,6 +72,7 @@ def warmup_data(
     keep_correct: bool = False,
     counts: Sequence[float] = (0.5, 0.35, 0.15),
     exponents: Sequence[int] = (0, 1, 2, 3),
+    numbers: Sequence[int] | None = None,
     max_tokens: int = 512,
     suffix: str = "",
     rows_at_a_time: int = 128,
@@ -83,12 +86,13 @@ def warmup_data(
     Raises ValueError where no response is left.
     """
     rows, traces, rng = [], list[Trace](), random.Random(seed)
+    calls = dict(counts=counts, exponents=exponents, numbers=numbers)
     options = dict(temperature=temperature, max_tokens=max_tokens, batch_size=rows_at_a_time, progress=progress)
     for k in range(samples):
         traces += Pair(student, NoTeacher()).decode(_asked(problems, suffix), seed=seed + k, **options)
     for trace in traces:
         if trace.stop == "end" and (trace.correct or not keep_correct):
-            ids = insert_calls(trace.completion_ids, student.text.encode, rng=rng, counts=counts, exponents=exponents)
+            ids = insert_calls(trace.completion_ids, student.text.encode, rng=rng, **calls)
             rows.append({"input_ids": trace.prompt_ids + ids, "labels": [-100] * len(trace.prompt_ids) + ids})
     if not rows:
         ended = sum(t.stop == "end" for t in traces)
