@@ -7,8 +7,9 @@ import torch
 from reference import slow_relay
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
+from relaylab.decoding.events import CallClosed, CallOpened, Done, TokenEvent
 from relaylab.decoding.policies import CallAt, CallEvery, CallWhenUnsure
-from relaylab.decoding.relay import CallClosed, CallOpened, Done, Relay, TokenEvent
+from relaylab.decoding.relay import Relay
 from relaylab.decoding.row import Limits
 from relaylab.models.engine import Engine
 from relaylab.models.local_teacher import LocalTeacher

@@ -13,13 +13,14 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from relaylab.decoding.relay import Done, Relay
+from relaylab.decoding.events import Done
+from relaylab.decoding.relay import Relay
 from relaylab.decoding.row import Limits
 from relaylab.models.engine import Engine
 from relaylab.models.local_teacher import LocalTeacher
 from relaylab.models.teachers import NoTeacher, Teacher
 from relaylab.models.zoo import load_engine, load_tokenizer
-from relaylab.tasks.grading import grade
+from relaylab.tasks.answers import grade_problem
 from relaylab.tasks.suites import Problem
 from relaylab.trace import Trace, TraceWriter, read_traces
 
@@ -103,7 +104,7 @@ def graded(trace: Trace, problem: Problem) -> Trace:
     """The trace with its problem, as a file gives it back, and whether its answer is right."""
     trace.id = problem.id
     trace.problem = asdict(problem) | {"steps": [asdict(step) for step in problem.steps]}
-    trace.correct = grade(trace.teacher_view, problem.answer)
+    trace.correct = grade_problem(trace.teacher_view, problem)
     return trace
 
 
@@ -130,6 +131,7 @@ def _terms(relay: Relay, seed: int) -> dict[str, Any]:
         **asdict(relay.limits),
         # Where an object has no repr of its own, its address is not the same in the next run.
         "policy": re.sub(r" at 0x[0-9a-fA-F]+", "", repr(relay.policy)),
+        "announce": relay.announce,
         "forbid_calls": relay.forbid_calls,
         "on_failure": relay.on_failure,
         "record": relay.record,

@@ -12,7 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +24,7 @@ class Moment:
 
     position: in the completion. since: tokens since the last closed call and its answer, or since the beginning. calls:
     closed calls so far, answered or not. entropy: of the student's next token in nats, where the policy uses it.
-    seed: the row's, for policies that draw.
+    seed: the row's, for policies that draw. logits (V,): of the student's next token.
     """
 
     position: int
@@ -29,6 +32,7 @@ class Moment:
     calls: int
     entropy: float | None
     seed: int = 0
+    logits: torch.Tensor | None = None
 
 
 class Policy(Protocol):

@@ -13,17 +13,18 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from relaylab.command import format_call
+from relaylab.decoding.events import CallClosed, CallOpened, Done, Event, TokenEvent
 from relaylab.decoding.policies import Moment, Policy
 from relaylab.decoding.row import Limits, RelayRow
 from relaylab.models.engine import Engine, Row
 from relaylab.models.sampling import sample, token_statistics
 from relaylab.models.teachers import Continuation, Message, NoTeacher, PatientTeacher, Teacher
-from relaylab.trace import Call, Trace
+from relaylab.trace import Trace
 
 Prompt = str | list[Message]
 OnFailure = Literal["carry_on", "raise", "exclude"]
@@ -31,42 +32,6 @@ OnFailure = Literal["carry_on", "raise", "exclude"]
 _keys = itertools.count()  # rows are known to teachers by a number that no other row of this process has
 FORBIDDEN_SPAN = 8  # tokens from a fork that forbids a call, in which none may begin
 MAX_LOGITS = 2**27  # floats of one recorded forward pass: a long answer times a large vocabulary fills memory fast
-
-
-@dataclass(frozen=True, slots=True)
-class TokenEvent:
-    """A token at completion ``position`` of row ``row``; ``source`` is ``s`` or ``t``; calls come later."""
-
-    row: int
-    position: int
-    id: int
-    text: str
-    source: str
-
-
-@dataclass(frozen=True, slots=True)
-class CallOpened:
-    """The teacher is asked; ``call.start`` to ``call.end`` are the tokens of the command."""
-
-    row: int
-    call: Call
-
-
-@dataclass(frozen=True, slots=True)
-class CallClosed:
-    """The teacher has answered, or failed to; its tokens have been sent as events."""
-
-    row: int
-    call: Call
-
-
-@dataclass(frozen=True, slots=True)
-class Done:
-    row: int
-    trace: Trace
-
-
-Event = TokenEvent | CallOpened | CallClosed | Done
 
 
 class TeacherFailed(RuntimeError):
@@ -87,11 +52,12 @@ class _Live:
 class Relay:
     """A student, a teacher, and the terms between them.
 
-    limits: the caps (``Limits``). temperature: 0 is greedy. policy: writes calls for the student (``policies.py``).
-    forbid_calls: teacher-free decoding, no call can be written; always so with ``NoTeacher``. on_failure: what happens
-    where the teacher fails: ``carry_on`` alone with the failed call in the trace, ``raise`` TeacherFailed, or
-    ``exclude`` the row, whose trace then ends there. record: keep log-probabilities and entropies of the student;
-    those of teacher tokens that the student never had to run stay None. batch_size: rows decoded at a time.
+    limits: the caps (``Limits``). temperature: 0 is greedy. policy: writes calls for the student (``policies.py``);
+    without ``announce`` the teacher just takes over, and no command is written. forbid_calls: teacher-free decoding, no
+    call can be written; always so with ``NoTeacher``. on_failure: what happens where the teacher fails: ``carry_on``
+    alone with the failed call in the trace, ``raise`` TeacherFailed, or ``exclude`` the row, whose trace then ends
+    there. record: keep log-probabilities and entropies of the student; those of teacher tokens that the student never
+    had to run stay None. batch_size: rows decoded at a time.
 
     >>> from relaylab.models.zoo import load_engine
     >>> from relaylab.models.teachers import ScriptedTeacher
@@ -112,6 +78,7 @@ class Relay:
         top_p: float = 1.0,
         top_k: int = 0,
         policy: Policy | None = None,
+        announce: bool = True,
         forbid_calls: bool = False,
         on_failure: OnFailure = "carry_on",
         record: bool = False,
@@ -126,7 +93,8 @@ class Relay:
         self.student, self.teacher = student, teacher
         self.limits = limits or Limits()
         self.temperature, self.top_p, self.top_k = temperature, top_p, top_k
-        self.policy, self.on_failure, self.record, self.batch_size = policy, on_failure, record, batch_size
+        self.policy, self.announce, self.on_failure = policy, announce, on_failure
+        self.record, self.batch_size = record, batch_size
         self.forbid_calls = forbid_calls or isinstance(teacher, NoTeacher)
         self._shared = teacher.fingerprint == student.text.fingerprint
 
@@ -163,6 +131,16 @@ class Relay:
         when ``at`` is its start. With the trace's own seed, positions behind the change meet the same luck as before.
         ``prompt`` are the messages, where they were more than the one question of ``trace.prompt``.
         """
+        return Stream(self, [self._forked(trace, at, call, forbid, seed, prompt)])
+
+    def forks(self, traces: Sequence[Trace], at: Sequence[int], **change: Any) -> Stream:
+        """``fork`` of many traces in one stream, each at its own position, all with the same change."""
+        change = {"call": None, "forbid": False, "seed": None, "prompt": None} | change
+        return Stream(self, [self._forked(t, i, **change) for t, i in zip(traces, at, strict=True)])
+
+    def _forked(
+        self, trace: Trace, at: int, call: int | None, forbid: bool, seed: int | None, prompt: Prompt | None
+    ) -> RelayRow:
         if not 0 <= at <= len(trace.completion_ids):
             raise ValueError(f"a trace of {len(trace.completion_ids)} tokens cannot be forked at {at}")
         row = self._row(prompt or trace.prompt, (trace.seed or 0) if seed is None else seed)
@@ -179,7 +157,7 @@ class Relay:
                 )
             format_call(call)  # ValueError for a number that is none
             row.force_next = call
-        return Stream(self, [row])
+        return row
 
     def _row(self, prompt: Prompt, seed: int) -> RelayRow:
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
@@ -309,17 +287,25 @@ class Stream(Iterator[Event]):
     def _forced(self, active: list[_Live], logits: torch.Tensor) -> list[bool]:
         """Write the calls that a fork or the policy asks for; which rows got one."""
         policy = self._relay.policy
-        entropies = token_statistics(logits)[1].tolist() if policy and policy.uses_entropy else [None] * len(active)
-        return [self._force(x.row, policy, entropy) for x, entropy in zip(active, entropies)]
+        nothing = [None] * len(active)
+        entropies = token_statistics(logits)[1].tolist() if policy and policy.uses_entropy else nothing
+        return [
+            self._force(x, policy, h, scores) for x, h, scores in zip(active, entropies, logits if policy else nothing)
+        ]
 
-    def _force(self, row: RelayRow, policy: Policy | None, entropy: float | None) -> bool:
+    def _force(self, x: _Live, policy: Policy | None, entropy: float | None, logits: torch.Tensor | None) -> bool:
+        row = x.row
         if row.force_next is not None:
             n, row.force_next = row.force_next, None
             return row.force(n)
         if policy is None or self._relay.forbid_calls or len(row.ids) < row.forbidden_until or not row.may_force():
             return False
-        n = policy(Moment(len(row.ids), row.since_call, len(row.closed_calls), entropy, row.seed))
-        return n is not None and row.force(n)
+        n = policy(Moment(len(row.ids), row.since_call, len(row.closed_calls), entropy, row.seed, logits))
+        if n is None or self._relay.announce:
+            return n is not None and row.force(n)
+        row.take_over(n)
+        x.cache.cached -= 1  # nothing was written: the last token is run again, with the teacher's behind it
+        return True
 
     def _forbidden(self, rows: list[RelayRow]) -> dict:
         bans = {}
@@ -386,9 +372,12 @@ def _record(part: list[_Live], before: list[int], wanted: list[int], logits: tor
     """
     logp, entropy = token_statistics(logits)
     targets = torch.zeros(logits.shape[:2], dtype=torch.long)
-    for i, (x, end, count) in enumerate(zip(part, before, wanted)):
-        targets[i, -count:] = torch.tensor(x.row.ids[end + 1 - count : end + 1])
+    spans = [slice(end + 1 - count, min(end + 1, len(x.row.ids))) for x, end, count in zip(part, before, wanted)]
+    for i, (x, span, count) in enumerate(zip(part, spans, wanted)):  # the last may have been for nothing: take_over
+        ids = x.row.ids[span]
+        targets[i, -count : len(ids) - count or None] = torch.tensor(ids, dtype=torch.long)
     chosen = logp.gather(-1, targets.to(logp.device)[..., None])[..., 0].tolist()
-    for i, (x, end, count) in enumerate(zip(part, before, wanted)):
-        x.row.logprobs[end + 1 - count : end + 1] = chosen[i][-count:]
-        x.row.entropies[end + 1 - count : end + 1] = entropy[i, -count:].tolist()
+    for i, (x, span, count) in enumerate(zip(part, spans, wanted)):
+        many = span.stop - span.start
+        x.row.logprobs[span] = chosen[i][-count:][:many]
+        x.row.entropies[span] = entropy[i, -count:].tolist()[:many]

@@ -129,6 +129,13 @@ class RelayRow:
             self._write(token, forced=True)
         return True
 
+    def take_over(self, n: int) -> None:
+        """A call for n tokens without a command: the student does not learn that somebody else writes."""
+        call = Call(len(self.ids), len(self.ids), n, forced=True)
+        self._grant(call)
+        self.calls.append(call)
+        self.waiting, self._call_end = call, len(self.ids)
+
     def _write(self, token: int, *, forced: bool) -> None:
         self._append(token, STUDENT, self._decoder.decode(self._text.bytes[token]))
         for command in self._turn.append(token):
@@ -250,10 +257,15 @@ class RelayRow:
         finished = at == len(trace.completion_ids) and trace.stop in ("end", "teacher_end")
         while len(self.ids) < at:
             token = trace.completion_ids[len(self.ids)]
-            if token in self._end_ids:
+            if self._recorded and self._recorded[-1].start == self._recorded[-1].end == len(self.ids):
+                self.calls.append(self._recorded_call(self._recorded[-1]))  # one without a command: take_over
+                self.waiting = self.calls[-1] if self.calls[-1].status == "waiting" else None
+                self._call_end = len(self.ids)
+            elif token in self._end_ids:
                 self._append(token, STUDENT, self._decoder.decode(b"", final=True))
                 break
-            self._write(token, forced=False)
+            else:
+                self._write(token, forced=False)
             if (call := self.waiting) and (len(self.ids) < at or finished):
                 self.waiting = None
                 self.hand_over()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -32,33 +32,56 @@ def load_problems(path: str | os.PathLike, *, limit: int | None = None) -> list[
     >>> import pathlib, tempfile
     >>> path = pathlib.Path(tempfile.mkdtemp()) / "mine.jsonl"
     >>> _ = path.write_text('{"question": "2+2?", "answer": "2+2=4\\n#### 4"}\n')
-    >>> load_problems(path)[0]
-    Problem(id='mine-1', suite='mine', question='2+2?', answer='4', level='', solution='2+2=4', steps=())
+    >>> [(p.id, p.question, p.answer, p.solution) for p in load_problems(path)]
+    [('mine-1', '2+2?', '4', '2+2=4')]
 
     Raises ValueError, with file, line and remedy, for a row that is broken or has no question or no answer, for an id
     that comes twice, and for a file without rows; OSError where the file cannot be read.
     """
     path = Path(path)
-    read = _READERS.get(path.suffix.lower())
-    if read is None:
-        raise ValueError(f"{path}: unknown ending {path.suffix!r}; use one of {', '.join(_READERS)}")
     if limit is not None and limit < 1:
         raise ValueError(f"limit is {limit}; it must be at least 1, or None for all rows")
     found: dict[str, Problem] = {}
-    try:
-        for where, number, row in islice(read(path), limit):
-            problem = _problem(row, f"{path}, {where} {number}", path.stem, number)
-            if problem.id in found:
-                raise ValueError(f"{path}, {where} {number}: the id {problem.id!r} comes twice; make the ids unique")
-            found[problem.id] = problem
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text ({error}); save the file as UTF-8") from error
+    for unit, number, row in islice(read_rows(path), limit):
+        where = f"{path}, {unit} {number}"
+        question, answer, solution = read_row(row, where)
+        problem = Problem(
+            id=_first(row, ID) or f"{path.stem}-{number}",
+            suite=path.stem,
+            question=question,
+            answer=answer,
+            level=text_of(row.get("level")),
+            solution=solution,
+        )
+        if problem.id in found:
+            raise ValueError(f"{where}: the id {problem.id!r} comes twice; make the ids unique")
+        found[problem.id] = problem
     if not found:
         raise ValueError(f"{path}: no questions in it; write one row for each question")
     return list(found.values())
 
 
 Row = tuple[str, int, Any]  # what the number counts, the number, the row
+
+
+def read_rows(path: Path) -> Iterator[Row]:
+    """The rows of a ``.jsonl``, ``.json`` or ``.csv`` file as they stand, each with its place.
+
+    >>> import pathlib, tempfile
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "mine.jsonl"
+    >>> _ = path.write_text('{"a": 1}')
+    >>> list(read_rows(path))
+    [('line', 1, {'a': 1})]
+
+    Raises ValueError for another ending and for a file that cannot be parsed; OSError where it cannot be read.
+    """
+    read = _READERS.get(path.suffix.lower())
+    if read is None:
+        raise ValueError(f"{path}: unknown ending {path.suffix!r}; use one of {', '.join(_READERS)}")
+    try:
+        yield from read(path)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text ({error}); save the file as UTF-8") from error
 
 
 def _jsonl(path: Path) -> Iterator[Row]:
@@ -100,35 +123,43 @@ def _parse(text: str, where: str, remedy: str) -> Any:
         raise ValueError(f"{where}: not JSON ({error}); {remedy}") from error
 
 
-def _problem(row: Any, where: str, suite: str, number: int) -> Problem:
+def read_row(
+    row: Any, where: str, *, question: Sequence[str] = QUESTION, answer: Sequence[str] = ANSWER
+) -> tuple[str, str, str]:
+    r"""Question, answer and worked solution of a row; ``question`` and ``answer`` name the columns, the first has it.
+
+    >>> read_row({"problem": "2+2?", "solution": r"It is \boxed{4}."}, "line 1")
+    ('2+2?', '4', 'It is \\boxed{4}.')
+
+    Raises ValueError, which begins with ``where``, for a row without question or answer.
+    """
     if not isinstance(row, dict):
         raise ValueError(f"{where}: a JSON {type(row).__name__}; each row must be an object with named columns")
-    question, answer, solution = _first(row, QUESTION), _first(row, ANSWER), _text(row.get("solution"))
-    if not question:
-        raise ValueError(f"{where}: no question; name its column one of {', '.join(QUESTION)} (it has {_names(row)})")
-    if "####" in answer:
-        worked, _, answer = answer.rpartition("####")
-        solution, answer = solution or worked.strip(), answer.strip()
-    answer = answer or (extract_boxed(solution) or "").strip()
-    if not answer:
-        columns = f"name its column one of {', '.join(ANSWER)}, or put it into \\boxed{{}} in the column solution"
+    asked, told, solution = _first(row, question), _first(row, answer), text_of(row.get("solution"))
+    if not asked:
+        raise ValueError(f"{where}: no question; name its column one of {', '.join(question)} (it has {_names(row)})")
+    if "####" in told:
+        worked, _, told = told.rpartition("####")
+        solution, told = solution or worked.strip(), told.strip()
+    told = told or (extract_boxed(solution) or "").strip()
+    if not told:
+        columns = f"name its column one of {', '.join(answer)}, or put it into \\boxed{{}} in the column solution"
         raise ValueError(f"{where}: no answer; {columns} (it has {_names(row)})")
-    name = _first(row, ID) or f"{suite}-{number}"
-    return Problem(name, suite, question, answer, level=_text(row.get("level")), solution=solution)
+    return asked, told, solution
 
 
 def _names(row: dict) -> str:
     return ", ".join(row) or "no columns"
 
 
-def _first(row: dict, names: tuple[str, ...]) -> str:
-    return next((text for name in names if (text := _text(row.get(name)))), "")
+def _first(row: dict, names: Sequence[str]) -> str:
+    return next((text for name in names if (text := text_of(row.get(name)))), "")
 
 
-def _text(value: Any) -> str:
+def text_of(value: Any) -> str:
     """Text of a cell: numbers as people write them (27.0 is 27), a list as its entries and commas, all else empty."""
     if isinstance(value, list):
-        parts = [_text(part) for part in value]
+        parts = [text_of(part) for part in value]
         return ", ".join(parts) if all(parts) else ""
     if isinstance(value, float) and value.is_integer():
         value = int(value)

@@ -25,6 +25,7 @@ from relaylab.tasks.stories import ITEMS, NAMES, SCENES, Scene
 
 Split = Literal["train", "test"]
 Level = Literal["easy", "medium", "hard", "beyond"]
+AnswerKind = Literal["expression", "number", "letter", "text", "several"]
 
 HARD_KINDS = frozenset({"product_2x2", "product_3x3"})
 
@@ -45,7 +46,11 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A question with its reference answer; ``solution`` and ``steps`` where a worked solution is known."""
+    """A question with its reference answer; ``solution`` and ``steps`` where a worked solution is known.
+
+    kind: how ``answers.grade_problem`` compares answers. unit: what the reference is measured in, where the data say
+    it. tolerance: the largest absolute difference of a number that is still right.
+    """
 
     id: str
     suite: str
@@ -54,6 +59,9 @@ class Problem:
     level: str = ""
     solution: str = ""
     steps: tuple[Step, ...] = ()
+    kind: AnswerKind = "expression"
+    unit: str = ""
+    tolerance: float = 0.0
 
     def prompt(self, suffix: str = "") -> str:
         """What a model is asked: the question, and ``suffix``, an instruction, on a line of its own behind it.

@@ -92,9 +92,12 @@ def simple(group: Group, *, ratio: Ratio = "paper") -> list[float]:
 
 
 def difficulty_aware(
-    group: Group, *, ratio: Ratio = "paper", bonus: float = 1.5, penalty: float = -1.0, explore: bool = True
+    group: Group, *, ratio: Ratio = "paper", bonus: float = 1.5, penalty: float = -1.0, explore: float = True
 ) -> list[float]:
     """The difficulty-aware reward of one prompt's rollouts: the table above.
+
+    explore: the most that a wrong, helped rollout of an unsolvable group gets. True is the paper's, rho itself, which
+    makes a longer call a better one there; a cap such as 0.1 pays for the call, not for its length; False for nothing.
 
     >>> alone = Trace("q", [1], [5, 6], "ss", ["x", "y"], correct=False)
     >>> called = Trace("q", [1], [5, 6], "st", ["x", "y"], correct=True)
@@ -107,12 +110,12 @@ def difficulty_aware(
     return [_cell(kind, t, rho, bonus, penalty, explore) for t, rho in zip(group, ratios(group, ratio))]
 
 
-def _cell(kind: Kind, trace: Trace, rho: float, bonus: float, penalty: float, explore: bool) -> float:
+def _cell(kind: Kind, trace: Trace, rho: float, bonus: float, penalty: float, explore: float) -> float:
     if trace.correct:
         return 1 - rho if helped(trace) else bonus
     if kind == "dependent" and not helped(trace):
         return penalty
-    return rho if kind == "unsolvable" and explore else 0.0
+    return min(rho, explore) if kind == "unsolvable" else 0.0
 
 
 def advantages(rewards: Sequence[float], *, eps: float = 1e-4) -> list[float]:

@@ -1,0 +1,190 @@
+"""Calls that mattered: forks of traces whose outcome is known beforehand, and of the embedded pair."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from relaylab.analysis.counterfactual import call_effects, effects_by, verdicts
+from relaylab.decoding.pair import Pair
+from relaylab.decoding.policies import CallAt
+from relaylab.decoding.relay import Relay
+from relaylab.decoding.row import Limits
+from relaylab.models.local_teacher import LocalTeacher
+from relaylab.models.teachers import ScriptedTeacher
+from relaylab.models.zoo import load_engine
+from relaylab.tasks.suites import Problem, problems
+from relaylab.trace import Trace
+
+# What the scripted teachers write into an answer of the untouched student, which cannot know it.
+PROBLEM = Problem("p", "mine", "Ana has 34 pins. Then 25 more arrive. How many pins does Ana have now?", "777", "hard")
+RIGHT, WRONG = r"\boxed{777}.", r"\boxed{778}."
+
+
+class Says(ScriptedTeacher):
+    """Writes one sentence and ends the answer."""
+
+    def __init__(self, text: str, name: str):
+        from relaylab.models.teachers import Continuation
+
+        super().__init__(lambda context, n: Continuation(text, "stop"))
+        self.name = name
+
+
+@pytest.fixture(scope="module")
+def student():
+    return load_engine("student")
+
+
+@pytest.fixture(scope="module")
+def helped(student) -> tuple[list[Trace], Relay]:
+    pair = Pair(student, Says(RIGHT, "knows"))
+    options = dict(policy=CallAt({3: 40}), max_tokens=60)
+    return pair.decode([PROBLEM], progress=False, **options), pair.relay(**options)
+
+
+def by_arm(effects: pd.DataFrame, column: str) -> dict[str, float]:
+    return effects.set_index("arm")[column].to_dict()
+
+
+def test_a_call_is_worth_what_its_teacher_knows(student, helped):
+    traces, relay = helped
+    assert traces[0].correct
+    effects = call_effects(traces, relay, lengths=[30], teachers=[Says(WRONG, "errs")], progress=False)
+    assert effects["arm"].tolist() == ["with", "without", "alone", "n=30", "teacher=errs"]
+    assert by_arm(effects, "accuracy") == {"with": 1, "without": 0, "alone": 0, "n=30": 1, "teacher=errs": 0}
+    assert effects["n"].tolist() == [40, pd.NA, pd.NA, 30, 40]
+    assert effects["teacher"].tolist() == ["knows"] * 4 + ["errs"]
+    assert (effects["start"] == traces[0].calls[0].start).all()
+    delivered = by_arm(effects, "delivered")
+    assert delivered["with"] == delivered["teacher=errs"] == traces[0].calls[0].delivered > 0
+    assert delivered["without"] == delivered["alone"] == 0
+    assert by_arm(effects, "tokens")["with"] == len(traces[0].completion_ids)
+    assert set(effects["suite"]) == {"mine"}
+    (row,) = verdicts(effects).to_dict("records")
+    assert (row["verdict"], row["difference"], row["with"], row["against"]) == ("needed", 1, 1, 0)
+    (row,) = verdicts(effects, against="n=30").to_dict("records")
+    assert (row["verdict"], row["difference"]) == ("wasted, right anyway", 0)
+    with pytest.raises(ValueError, match="one of the arms without, alone, n=30, teacher=errs"):
+        verdicts(effects, against="with")
+
+
+def test_a_later_call_of_the_same_policy_shows_that_a_call_only_moved(student):
+    """Forbidden at token 3, the policy calls at token 20 instead; alone it cannot."""
+    teacher = Says(RIGHT, "knows")
+    options = dict(policy=CallAt({3: 40, 20: 40}), max_tokens=60)
+    pair = Pair(student, teacher)
+    effects = call_effects(
+        pair.decode([PROBLEM], progress=False, **options), pair.relay(**options), students=[student], progress=False
+    )
+    assert by_arm(effects, "accuracy") == {"with": 1, "without": 1, "alone": 0, "student=student": 0}
+    assert by_arm(effects, "later_calls") == {"with": 0, "without": 1, "alone": 0, "student=student": 0}
+    assert verdicts(effects)["verdict"].tolist() == ["wasted, right anyway"]
+    assert verdicts(effects, against="alone")["verdict"].tolist() == ["needed"]
+
+
+@pytest.fixture(scope="module")
+def embedded():
+    pair = Pair(load_engine("relay"), LocalTeacher(load_engine("teacher")))
+    caps = dict(max_tokens=120, max_calls=2)
+    chosen = [*problems("depot", 1), *problems("tiles", 1), *problems("savings", 1)]
+    return pair, caps, pair.decode(chosen, progress=False, **caps)
+
+
+def test_the_call_as_it_stands_gives_the_trace_itself_and_forks_are_those_of_the_relay(embedded):
+    pair, caps, traces = embedded
+    relay = pair.relay(**caps)
+    effects = call_effects(traces, relay, progress=False)
+    calls = [(k, c) for k, t in enumerate(traces) for c in t.answered]
+    assert len(calls) >= 3
+    assert len(effects) == 3 * len(calls)  # and none of the trace without a call
+    for k, call in calls:
+        f = effects[(effects["trace"] == k) & (effects["start"] == call.start)].set_index("arm")
+        assert f.loc["with", "accuracy"] == float(traces[k].correct)
+        assert f.loc["with", "tokens"] == len(traces[k].completion_ids)
+        assert f.loc["with", "delivered"] == call.delivered
+        stream = relay.fork(traces[k], call.start, forbid=True)
+        list(stream)
+        assert f.loc["without", "tokens"] == len(stream.traces[0].completion_ids)
+        assert f.loc["without", "later_calls"] == sum(c.start > call.start for c in stream.traces[0].answered)
+        assert f.loc["alone", "later_calls"] == 0
+
+
+def test_samples_are_the_same_in_any_batch_and_differ_between_seeds(embedded):
+    pair, caps, traces = embedded
+
+    def run(batch_size: int, seed: int = 0, only: slice = slice(None)) -> pd.DataFrame:
+        relay = pair.relay(temperature=1.0, batch_size=batch_size, **caps)
+        return call_effects(traces[only], relay, samples=2, seed=seed, progress=False)
+
+    one = run(64)
+    assert (one["samples"] == 2).all()
+    assert (one["accuracy"] == one["right"] / 2).all()
+    pd.testing.assert_frame_equal(
+        one[one["trace"] == 1].reset_index(drop=True).assign(trace=0), run(3, only=slice(1, 2))
+    )
+    assert not one["tokens"].equals(run(64, seed=1)["tokens"])
+
+
+def test_what_cannot_be_forked_is_refused(student, helped):
+    traces, relay = helped
+    with pytest.raises(ValueError, match="samples is 2"):
+        call_effects(traces, relay, samples=2)
+    with pytest.raises(ValueError, match="samples is 0"):
+        call_effects(traces, relay, samples=0)
+    capped = Relay(student, Says(RIGHT, "knows"), limits=Limits(max_call_tokens=8))
+    with pytest.raises(ValueError, match="call for 9 tokens is changed"):
+        call_effects(traces, capped, lengths=[8, 9])
+    with pytest.raises(ValueError, match="two arms have one name"):
+        call_effects(traces, relay, lengths=[5, 5])
+    with pytest.raises(ValueError, match="forbids calls"):
+        call_effects(traces, Relay(student, Says(RIGHT, "knows"), forbid_calls=True))
+    bare = Trace.from_dict(traces[0].to_dict() | {"problem": {}})
+    with pytest.raises(ValueError, match="holds no problem"):
+        call_effects([bare], relay)
+    pair = Pair(student, Says(RIGHT, "knows"))
+    silent = pair.decode([PROBLEM], policy=CallAt({3: 40}), announce=False, max_tokens=60, progress=False)
+    with pytest.raises(ValueError, match="without a command"):
+        call_effects(silent, relay)
+    assert call_effects([], relay, progress=False).empty
+
+
+def effects(accuracies: list[tuple[int, int, str, float, float]]) -> pd.DataFrame:
+    """Of (trace, call, suite, accuracy with, accuracy without)."""
+    rows = [
+        {"trace": t, "call": c, "id": str(t), "suite": s, "level": "hard", "first": c == 0, "start": 9, "arm": arm,
+         "accuracy": a, "delivered": 4.0, "later_calls": 0.0, "teacher_tokens": 4.0}
+        for t, c, s, *both in accuracies for arm, a in zip(("with", "without"), both)
+    ]  # fmt: skip
+    frame = pd.DataFrame(rows)
+    return frame.assign(arm=pd.Categorical(frame["arm"], categories=["with", "without"]))
+
+
+def test_verdicts_are_by_the_majority_of_the_samples():
+    frame = effects([(0, 0, "x", 0.5, 0.25), (0, 1, "x", 0.75, 0.5), (1, 0, "x", 0.25, 0.0), (2, 0, "y", 0.25, 1.0)])
+    found = verdicts(frame)
+    assert found["verdict"].tolist() == ["needed", "wasted, right anyway", "wasted, wrong anyway", "harmful"]
+    assert found["difference"].tolist() == [0.25, 0.25, 0.25, -0.75]
+    lost = effects([(0, 0, "x", 0.5, np.nan), (1, 0, "x", 1.0, 1.0)])  # all answers of one arm were given up
+    assert verdicts(lost)["trace"].tolist() == [1]
+
+
+def test_gains_are_means_over_calls_with_intervals_over_traces():
+    frame = effects([(0, 0, "x", 1, 0), (0, 1, "x", 1, 0), (1, 0, "x", 1, 1), (2, 0, "y", 0, 1)])
+    found = effects_by(frame).set_index(["suite", "arm"])
+    assert found.loc[("x", "without"), ["calls", "accuracy", "gain"]].tolist() == [
+        3,
+        pytest.approx(1 / 3),
+        pytest.approx(2 / 3),
+    ]
+    # Draws of two traces: both the first (gain 1), one of each (2/3), both the second (0).
+    assert found.loc[("x", "without"), ["low", "high"]].tolist() == [0, 1]
+    assert found.loc[("x", "with"), ["gain", "low", "high"]].tolist() == [0, 0, 0]
+    assert found.loc[("y", "without"), "gain"] == -1
+    assert np.isnan(found.loc[("y", "without"), "low"])
+    together = effects_by(frame, "level").set_index("arm")
+    assert together.loc["without", ["calls", "gain"]].tolist() == [4, 0.25]
+    assert together.loc["without", "low"] < 0.25 < together.loc["without", "high"]
+    with pytest.raises(ValueError, match="by is 'colour'"):
+        effects_by(frame, "colour")

@@ -1,0 +1,98 @@
+"""Hand-offs without a command: the teacher takes over, and the student does not learn of it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from relaylab.decoding.policies import CallAt, CallWhenUnsure
+from relaylab.decoding.relay import Relay
+from relaylab.decoding.row import Limits
+from relaylab.models.local_teacher import LocalTeacher
+from relaylab.models.teachers import Continuation, ScriptedTeacher
+from relaylab.models.zoo import load_engine
+from relaylab.tasks.suites import problem
+
+QUESTIONS = [problem(s, 3).question for s in ("savings", "tiles", "depot", "galaxy")]
+
+
+@pytest.fixture(scope="module")
+def student():
+    return load_engine("student")
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    return LocalTeacher(load_engine("teacher"))
+
+
+def silent(student, teacher, policy, **options):
+    limits = Limits(max_tokens=options.pop("max_tokens", 120), max_calls=options.pop("max_calls", None))
+    return Relay(student, teacher, policy=policy, announce=False, limits=limits, **options)
+
+
+@torch.no_grad()
+def test_ids_and_statistics_are_those_of_the_two_models_over_one_text(student, teacher):
+    """An independent slow reference: every token is the argmax of the model whose turn it is, over the ids so far."""
+    for trace in silent(student, teacher, CallAt({5: 3, 20: 6}), record=True).run(QUESTIONS):
+        assert "<call" not in trace.text
+        assert trace.count("c") == 0
+        assert [(c.start, c.end, c.delivered) for c in trace.calls] == [(5, 5, 3), (20, 20, 6)]
+        assert trace.source.startswith("s" * 5 + "t" * 3 + "s" * 12 + "t" * 6 + "s")
+        ids = torch.tensor([trace.prompt_ids + trace.completion_ids])
+        logits = {
+            "s": student.model(ids).logits[0].float(),
+            "t": teacher.engine.model(ids).logits[0].float(),
+        }
+        for i, (token, source) in enumerate(zip(trace.completion_ids, trace.source)):
+            at = len(trace.prompt_ids) + i - 1
+            assert token == int(logits[source][at].argmax())
+            logp = torch.log_softmax(logits["s"][at], -1)
+            assert trace.logprobs[i] == pytest.approx(float(logp[token]), abs=1e-4)
+            assert trace.entropies[i] == pytest.approx(float(-(logp.exp() * logp).sum()), abs=1e-4)
+
+
+def test_one_token_more_is_run_a_hand_off(student, teacher):
+    student.forwarded = 0
+    trace = silent(student, teacher, CallAt({5: 3, 20: 6})).run(QUESTIONS[:1])[0]
+    assert student.forwarded == len(trace.prompt_ids) + len(trace.completion_ids) - 1 + 2
+
+
+def test_a_call_of_everything_is_the_teacher_alone(student, teacher):
+    whole = silent(student, teacher, CallAt({0: 120}), max_calls=1).run(QUESTIONS)
+    alone = Relay(teacher.engine, ScriptedTeacher([""]), forbid_calls=True, limits=Limits(max_tokens=120)).run(
+        QUESTIONS
+    )
+    for a, b in zip(whole, alone):
+        ended = b.stop == "end"
+        assert a.completion_ids == (b.completion_ids[:-1] if ended else b.completion_ids)
+        assert a.stop == ("teacher_end" if ended else "length")
+        assert set(a.source) == {"t"}
+        assert a.call_ratio == 1.0
+
+
+def test_a_teacher_that_fails_leaves_the_student_as_it_was(student):
+    broken = ScriptedTeacher([Continuation("", "error", error="no")])
+    failed = silent(student, broken, CallAt({0: 4, 9: 4}), record=True).run(QUESTIONS[:2])
+    alone = Relay(student, broken, forbid_calls=True, record=True, limits=Limits(max_tokens=120)).run(QUESTIONS[:2])
+    for a, b in zip(failed, alone):
+        assert [c.status for c in a.calls] == ["failed", "failed"]
+        assert a.completion_ids == b.completion_ids
+        assert a.stop == b.stop
+        assert a.logprobs == pytest.approx(b.logprobs, abs=1e-5)
+
+
+def test_fork_takes_over_what_was_taken_over(student, teacher):
+    relay = silent(student, teacher, CallWhenUnsure(0.3, 4, most=3))
+    trace = max(relay.run(QUESTIONS), key=lambda t: len(t.calls))
+    assert len(trace.calls) >= 2
+    for at in (0, trace.calls[0].start, trace.calls[1].start, len(trace.completion_ids) - 1):
+        stream = relay.fork(trace, at)
+        for _ in stream:
+            pass
+        again = stream.traces[0]
+        assert again.completion_ids == trace.completion_ids
+        assert again.source == trace.source
+        assert [(c.start, c.requested, c.status) for c in again.calls] == [
+            (c.start, c.requested, c.status) for c in trace.calls
+        ]
