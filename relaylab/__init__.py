@@ -36,14 +36,18 @@ _HOME = {
     "problem": "tasks.suites",
     "problems": "tasks.suites",
     "load_problems": "tasks.data",
+    "load_benchmark": "tasks.benchmarks",
     "grade": "tasks.grading",
+    "grade_problem": "tasks.answers",
     "warmup": "training.warmup",
     "train": "training.run",
     "read_metrics": "training.record",
     "pass_rates": "training.filtering",
+    "evaluate": "analysis.evaluate",
     "LiveCurves": "viz.curves",
     "learning_curves": "viz.curves",
     "call_positions": "viz.figures",
+    "report": "viz.report",
     "token_entropy": "viz.figures",
 }
 

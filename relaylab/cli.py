@@ -1,4 +1,4 @@
-"""The command line: ``relaylab solve | decode | show | warmup | filter | train | zoo | doctor``."""
+"""The command line, from ``relaylab solve`` to ``relaylab doctor``; what measures is in ``measure.py``."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from relaylab import measure
 from relaylab.trace import Trace, read_traces, to_frame
 from relaylab.version import __version__
 from relaylab.viz.view import trace_text, visible
@@ -242,6 +243,12 @@ def train(
     console.print(
         f"the trained student is in {out}; try: relaylab solve --student {out} ...", highlight=False, markup=False
     )
+
+
+app.command()(_resumable()(measure.evaluate))
+app.command()(measure.report)
+app.command()(measure.scorecard)
+app.command()(_resumable()(measure.judge))
 
 
 @zoo_app.command("list")

@@ -97,6 +97,8 @@ def test_overlapping_tolerances_are_paired_off():
         ("2x", None),
         ("5xy", None),
         ("5 pi", None),
+        ("5 million", None),
+        ("5 metres per second", 5),
         ("5 sqrt(2)", None),
         ("2^{10}", None),
         (r"1\frac{3}{4}", None),

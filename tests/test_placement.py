@@ -351,10 +351,12 @@ def test_figures_of_teachers_and_hostile_names():
     ):
         assert list(fig.data[0].y) == [50, 100]
         assert fig.data[0].error_y.array[1] == pytest.approx(0)
-        assert not set("<$") & set("".join(fig.data[0].x))
+        assert list(fig.data[0].x) == [0, 1]
+        assert not set("<$") & set("".join(fig.layout.xaxis.ticktext))
         assert "mid" in checked(fig)
     fig = figures.agreement_figure(agreement_frame(two))
     assert fig.data[0].z[0][1] == fig.data[0].z[1][0] == 100
+    assert fig.data[0].text.tolist() == [["", "100 %"], ["100 %", ""]]
     assert not set("<$") & set("".join(fig.data[0].x))
     assert "100 % of 1 lines (first calls alike in 100 % of 1 problems)" in checked(fig)
     assert not re.search("<b onclick", described(fig).html)

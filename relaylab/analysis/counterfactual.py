@@ -44,9 +44,7 @@ EFFECT_COLUMNS = (
 class _Arm:
     name: str
     relay: Relay
-    change: dict[
-        str, Any
-    ]  # of ``Relay.forks``; where empty, the fork lies behind the command: the teacher is asked anew
+    change: dict[str, Any]  # of ``Relay.forks``; none: the fork lies behind the command, and the teacher is asked anew
 
 
 def call_effects(
@@ -76,10 +74,12 @@ def call_effects(
     tokenizer, or an arm comes twice.
 
     >>> from relaylab.decoding.pair import load_pair
+    >>> from relaylab.decoding.policies import CallAt
     >>> from relaylab.tasks.suites import problems
-    >>> pair = load_pair()
-    >>> traces = pair.decode(problems("tiles", 1), max_tokens=120, max_calls=2, progress=False)
-    >>> found = call_effects(traces, pair.relay(max_tokens=120, max_calls=2), progress=False)
+    >>> pair = load_pair("student")
+    >>> terms = dict(policy=CallAt({5: 8}), max_tokens=80, max_calls=1)
+    >>> traces = pair.decode(problems("tiles", 1), progress=False, **terms)
+    >>> found = call_effects(traces, pair.relay(**terms), progress=False)
     >>> found["arm"].tolist()
     ['with', 'without', 'alone']
     """

@@ -24,7 +24,7 @@ from relaylab.decoding.row import Limits
 from relaylab.models.engine import Engine
 from relaylab.models.local_teacher import LocalTeacher
 from relaylab.models.teachers import NoTeacher
-from relaylab.tasks.grading import grade
+from relaylab.tasks.answers import grade_problem
 from relaylab.tasks.suites import Problem
 from relaylab.trace import Trace
 
@@ -131,7 +131,7 @@ def _labels(
         raise ValueError(
             f"the teacher solves none of the {len(problems)} problems; a router needs answers to learn from"
         )
-    answers = {p.id: p.answer for p in problems}
+    asked_of = {p.id: p for p in problems}
     states, needed, groups = list[Tensor](), list[bool](), list[str]()
     asked: list[tuple[int, Trace, int]] = []  # where the two differ: the label's place, the answer, the token's place
     for trace in worked:
@@ -150,5 +150,5 @@ def _labels(
     for _ in forks:
         pass
     for (place, trace, _), alone in zip(asked, forks.traces):
-        needed[place] = not grade(alone.teacher_view, answers[trace.id])
+        needed[place] = not grade_problem(alone.teacher_view, asked_of[trace.id])
     return torch.cat(states), torch.tensor(needed), groups

@@ -76,7 +76,8 @@ def _verified(written: str, answer: str) -> Reason:
     # math-verify reads 52_9 as 52, whatever the base: two numerals with a base are equal where both parts are.
     if (a := _BASED.fullmatch(written)) and (b := _BASED.fullmatch(answer)):
         return "equal" if a.groups() == b.groups() else "unequal"
-    written, answer = (re.sub(r"(?<=\d)\s+(?=i\b)", "", side).strip() for side in (written, answer))  # not 5 and a unit
+    # And `5 i` as 5 with a unit.
+    written, answer = (re.sub(r"(?<=\d)\s+(?=i\b)", "", side).strip() for side in (written, answer))
     if written == answer != "":
         return "equal"  # some references take seconds to be compared with themselves
     return grade_details(rf"\boxed{{{written}}}", answer).reason
@@ -94,9 +95,10 @@ _VALUE = re.compile(
     rf"(?:[eE](?P<e>[+-]?\d{{1,4}})|{SPACE}(?:\\times|\\cdot|\*|\u00d7|x){SPACE}10{SPACE}"
     rf"(?:\^|\*\*){SPACE}\{{?\s*(?P<ten>[-+\u2212]?\d{{1,4}})\s*\}}?)?)"
 )
-# What may follow a number: units, and words of three letters and more, which are no functions; powers of them.
+# What may follow a number: units, and words of three letters and more, neither functions nor factors; powers of them.
 _WORD = (
-    r"(?!(?:pi|tau|phi|theta|sqrt|sin|cos|tan|cot|log|exp|and|mod|over|choose|inf|infty)(?![A-Za-z]))"
+    r"(?!(?:pi|tau|phi|theta|sqrt|sin|cos|tan|cot|log|exp|and|mod|over|choose|infty|hundred|thousand|million|billion)"
+    r"(?![A-Za-z]))"
     r"(?:[A-Za-z]{3,}+|(?:cm|mm|km|nm|kg|mg|ml|mL|ft|in|lb|oz|hr|ms|Hz|eV|Pa|pc|AU)(?![A-Za-z]))"
 )
 _UNIT = re.compile(

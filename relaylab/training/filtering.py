@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 
 from relaylab.decoding.pair import problem_seed
 from relaylab.models.teachers import Context, Continuation, NoTeacher, Teacher
-from relaylab.tasks.grading import grade
+from relaylab.tasks.answers import grade_problem
 from relaylab.tasks.suites import Problem, Step
 
 HEAD = {"kind": "pass rates", "version": 1}
@@ -96,7 +96,7 @@ def pass_rates(
             for problem, said in zip(batch, _sampled(teacher, batch, **sampling), strict=True):
                 answers = [c.text for c in said if c.finish != "error"]
                 errors += [str(c.error) for c in said if c.finish == "error"]
-                passed = sum(grade(text, problem.answer) for text in answers)
+                passed = sum(grade_problem(text, problem) for text in answers)
                 done[problem.id] = rate = Rate(problem, passed, len(answers), samples - len(answers))
                 file.write(_line(rate))
                 file.flush()

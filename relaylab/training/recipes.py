@@ -19,8 +19,9 @@ from relaylab.training.pretrain import RECIPES, pretrain, train_tokenizer
 # Why all weights: the student has never seen the tokens of the tags, which stand at log-probability -30, and an adapter
 # of the layers can only lift them together with every other token that it never saw. Why correct responses alone:
 # nearly half of the mixture is beyond this student; learning its own random digits by heart costs it what it can do.
+# Why n in 4..24: answers have 75 tokens, and d * 10**k knows no number between 10 and 20 (docs/training.md).
 WARMUP = dict(
-    problems=6000, data_seed=3, temperature=0.7, keep_correct=True, exponents=[0, 1],
+    problems=6000, data_seed=3, temperature=0.7, keep_correct=True, numbers=list(range(4, 25)),
     steps=700, learning_rate=6e-3, seed=0,
 )  # fmt: skip
 CONFIGS = Path(__file__).parent / "configs" / "embedded"

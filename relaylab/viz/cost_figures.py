@@ -5,6 +5,9 @@ They draw the frames of ``analysis.cost.sweep`` and ``analysis.fleet.load_curve`
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
+
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
@@ -80,8 +83,9 @@ def cost_against_share(swept: pd.DataFrame, *, measure: str = "flops") -> go.Fig
         template="relaylab",
         meta={"alt": "; ".join([alt[0].upper() + alt[1:], *told]) + "."},
         title_text="What a share of the tokens costs",
-        xaxis={"title_text": "teacher's share of the tokens (%)", "type": "log"},
-        yaxis={"title_text": f"{what}, relative to the teacher alone (%)", "type": "log"},
+        xaxis={"title_text": "teacher's share of the tokens (%)", **_log_axis(ends)},
+        yaxis={"title_text": f"{what}, relative to the teacher alone (%)"}
+        | _log_axis([*ends, *(100 * drawn[measure])]),
         height=480 + 13 * len(fig.data),
         legend={"y": -0.2, "yanchor": "top"},
     )
@@ -128,9 +132,9 @@ def fleet_load(curve: pd.DataFrame) -> go.Figure:
             f"{name}: 95th percentile {first.p95:.3g} s at {first.rate:.3g} requests/s and {last.p95:.3g} s at "
             f"{last.rate:.3g}, where the replica works {100 * last.utilisation:.0f} % of the time"
         )
-    fig.update_yaxes(title_text="time to the answer (s)", type="log", row=1, col=1)
+    fig.update_yaxes(title_text="time to the answer (s)", row=1, col=1, **_log_axis([*curve.p50, *curve.p95]))
     fig.update_yaxes(title_text="replica works (% of time)", range=[0, 105], row=2, col=1)
-    fig.update_xaxes(type="log")
+    fig.update_xaxes(**_log_axis(curve.rate))
     fig.update_xaxes(title_text="requests sent to one replica (1/s)", row=2, col=1)
     fig.update_layout(
         template="relaylab",
@@ -140,6 +144,14 @@ def fleet_load(curve: pd.DataFrame) -> go.Figure:
         legend={"y": -0.14, "yanchor": "top"},
     )
     return fig
+
+
+def _log_axis(values: Iterable[float]) -> dict:
+    """Ticks at 1, 2 and 5 of each power of ten, written out: plotly writes a bare 2 and 5 between the powers."""
+    values = [v for v in values if v > 0]
+    low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
+    ticks = [digit * 10.0**power for power in range(low, high + 1) for digit in (1, 2, 5)]
+    return {"type": "log", "tickmode": "array", "tickvals": ticks, "ticktext": [f"{t:,.4g}" for t in ticks]}
 
 
 def _setting(varied: list[str], key: tuple) -> str:

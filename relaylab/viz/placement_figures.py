@@ -139,12 +139,7 @@ def delivery_figure(calls: pd.DataFrame) -> go.Figure:
             y=f["delivered"].clip(lower=0.5) if log else f["delivered"],
             customdata=f[["calls", "delivered"]],
             hovertemplate="asked %{x}, got %{customdata[1]}: %{customdata[0]} calls<extra>" + plain(name) + "</extra>",
-            marker={
-                "symbol": SYMBOLS[i % len(SYMBOLS)],
-                "color": theme.OKABE_ITO[i % len(theme.OKABE_ITO)],
-                "size": 8 + 20 * np.sqrt(f["calls"] / counts["calls"].max()),
-                "opacity": 0.8,
-            },
+            marker=_mark(i) | {"size": 8 + 20 * np.sqrt(f["calls"] / counts["calls"].max()), "opacity": 0.8},
         )
     alt = (
         f"{_count(len(calls), 'call')}: {calls['requested'].mean():.1f} tokens requested on average, "
@@ -186,8 +181,7 @@ def effects_figure(effects: pd.DataFrame, *, by: str = "suite") -> go.Figure:
     for i, arm in enumerate(arms):
         f = found[found["arm"] == arm]
         gain = 100 * f["gain"]
-        # Neighbours stand side by side: arms of one group share its place on the axis.
-        x = [order.index(str(g)) + (i - (len(arms) - 1) / 2) * 0.6 / len(arms) for g in f[by]]
+        x = [order.index(str(group)) + _beside(i, len(arms)) for group in f[by]]
         fig.add_scatter(
             name=plain(arm),
             mode="markers",
@@ -203,11 +197,7 @@ def effects_figure(effects: pd.DataFrame, *, by: str = "suite") -> go.Figure:
             customdata=np.column_stack([f["calls"], 100 * f["accuracy"]]),
             hovertemplate="%{y:+.1f} points over %{customdata[1]:.1f} %, %{customdata[0]} calls"
             f"<extra>{plain(arm)}</extra>",
-            marker={
-                "symbol": SYMBOLS[i % len(SYMBOLS)],
-                "color": theme.OKABE_ITO[i % len(theme.OKABE_ITO)],
-                "size": 10,
-            },
+            marker=_mark(i) | {"size": 10},
         )
         told.append(f"over {visible(arm)} " + ", ".join(f"{g:+.0f} in {visible(str(s))}" for g, s in zip(gain, f[by])))
     fig.add_hline(y=0, line={"color": "#7F7F7F", "dash": "dot", "width": 1})
@@ -221,15 +211,16 @@ def transfer_figure(transfer: pd.DataFrame, *, by: str | None = None) -> go.Figu
     ``placement.transfer_frame``, whose ``by`` it is."""
     _needs(transfer, "teachers")
     fig = make_subplots(rows=2, shared_xaxes=True, vertical_spacing=0.09)
-    groups = transfer.groupby(by, sort=False) if by else [("all problems", transfer)]
+    names = list(dict.fromkeys(transfer["teacher"]))
+    groups = list(transfer.groupby(by, sort=False)) if by else [("all problems", transfer)]
     for i, (group, f) in enumerate(groups):
         style = {
             "name": plain(str(group)),
             "legendgroup": str(i),
-            "mode": "lines+markers",
-            "x": [plain(name) for name in f["teacher"]],
-            "line": {"color": theme.OKABE_ITO[i % 7], "width": 1, "dash": "dot"},
-            "marker": {"symbol": SYMBOLS[i % 7], "size": 9},
+            "mode": "markers",
+            "x": [names.index(name) + _beside(i, len(groups)) for name in f["teacher"]],
+            "hovertemplate": f"%{{y:.1f}} %<extra>{plain(str(group))}</extra>",
+            "marker": _mark(i) | {"size": 9},
         }
         error = {"type": "data", "symmetric": False, "thickness": 1.5}
         error |= {"array": 100 * (f["high"] - f["accuracy"]), "arrayminus": 100 * (f["accuracy"] - f["low"])}
@@ -243,6 +234,7 @@ def transfer_figure(transfer: pd.DataFrame, *, by: str | None = None) -> go.Figu
     _finish(fig, f"One student with other teachers: {'; '.join(told)}.", "Transfer between teachers", None, None)
     fig.update_yaxes(title_text="accuracy (% of problems)", row=1, range=[-3, 103])
     fig.update_yaxes(title_text="teacher tokens (% of all)", row=2, rangemode="tozero")
+    fig.update_xaxes(tickvals=list(range(len(names))), ticktext=[plain(name) for name in names])
     fig.update_xaxes(title_text="teacher", row=2)
     return fig.update_layout(height=560)
 
@@ -264,7 +256,8 @@ def agreement_figure(agreement: pd.DataFrame) -> go.Figure:
             y=[plain(name) for name in names],
             zmin=0,
             zmax=100,
-            texttemplate="%{z:.0f} %",
+            text=np.where(np.isnan(share), "", np.char.add(np.char.mod("%.0f", share), " %")),
+            texttemplate="%{text}",
             hoverongaps=False,
             colorscale=[[0, "rgba(0,114,178,.1)"], [1, ink]],
             colorbar={"title": {"text": "lines with a call in both (%)", "side": "right"}, "thickness": 12},
@@ -282,12 +275,27 @@ def agreement_figure(agreement: pd.DataFrame) -> go.Figure:
 
 def _bars(fig: go.Figure, name: str, x: Sequence, counts: Sequence[int], i: int, where: str) -> None:
     name = plain(name)
-    marker = {"color": theme.OKABE_ITO[i % 7], "pattern": {"shape": PATTERNS[i % 7], "solidity": 0.25}}
+    color = theme.OKABE_ITO[i % 7]
+    marker = {
+        "color": color,
+        "pattern": {"shape": PATTERNS[i % 7], "solidity": 0.25},
+        "line": {"width": 1, "color": color},
+    }
     fig.add_bar(name=name, x=x, y=counts, marker=marker, hovertemplate=f"{where}: %{{y}} calls<extra>{name}</extra>")
 
 
+def _mark(i: int) -> dict[str, str]:
+    """Colour and symbol of series i; beyond seven, colours meet other symbols."""
+    return {"color": theme.OKABE_ITO[i % 7], "symbol": SYMBOLS[(i + i // 7) % 7]}
+
+
+def _beside(i: int, n: int) -> float:
+    """How far series i of n stands from the middle of its group on an axis with a group at every whole number."""
+    return (i - (n - 1) / 2) * 0.6 / n
+
+
 def _finish(fig: go.Figure, alt: str, title: str, x: str | None, y: str | None) -> go.Figure:
-    fig.update_layout(template="relaylab", meta={"alt": alt}, title_text=title, height=460)
+    fig.update_layout(template="relaylab", meta={"alt": alt}, title_text=title, height=460, legend_traceorder="normal")
     if x:
         fig.update_xaxes(title_text=x)
         fig.update_yaxes(title_text=y)
