@@ -114,21 +114,3 @@ def test_a_run_from_a_file_by_the_command_line(tmp_path, capsys, monkeypatch):
     terms = json.loads((tmp_path / "run" / "terms.json").read_text())
     assert (terms["seed"], terms["reward"], len(terms["problems"])) == (5, "outcome", 4)
     assert (tmp_path / "run" / "student" / "adapter_model.safetensors").exists()
-
-
-def test_a_first_part_runs_before_and_hands_over_its_student_and_rates(tmp_path, asked):
-    teacher = ScriptedTeacher(lambda context, n: Continuation("\\boxed{1}", "stop", tokens=4))
-    given = {"student": "warm", "teacher": teacher, "count": 9, "steps": 7, "filter": {"samples": 2, "threshold": 0.0}}
-    first = {"steps": 3, "limits": {"max_calls": 1}, "reward_options": {"explore": False}}
-    train(**given, out=tmp_path / "run", limits={"max_calls": 2}, first=first, progress=False)
-    one, two = asked
-    assert (one["out"], one["student"], one["steps"]) == (tmp_path / "run" / "first", "warm", 3)
-    assert (two["out"], two["student"], two["steps"]) == (tmp_path / "run", tmp_path / "run" / "first", 7)
-    assert one["limits"].max_calls == 1
-    assert two["limits"].max_calls == 2
-    assert one["reward_options"] == {"explore": False}
-    assert "reward_options" not in two
-    assert len(teacher.asked) == 9 * 2, "the rates of the first part serve the second"
-    assert one["problems"] == two["problems"]
-    with pytest.raises(ValueError, match="unknown setting 'step'"):
-        train(**given, out=tmp_path / "other", first={"step": 3})

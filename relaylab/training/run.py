@@ -47,8 +47,7 @@ def train(config: str | Path | None = None, /, **options: Any) -> Path:
     suites, count, data_seed: that many training problems of these embedded suites, taken in turn; or data, limit: a
     file of problems. filter: samples, threshold, max_tokens, seed of the data filter (method: stage 2), which runs into
     ``out/rates.jsonl``; or ``rates``, a file that ``relaylab filter`` made; None trains on everything.
-    limits: the caps of a rollout (``max_tokens``, ``max_calls`` ...). first: settings that differ in a run before this
-    one, in ``out/first``, whose student this one goes on from: a curriculum in two parts. All else: see ``grpo``.
+    limits: the caps of a rollout (``max_tokens``, ``max_calls`` ...). All else: see ``grpo``.
 
     Raises ValueError for a keyword that nothing here knows, and what its parts raise.
     """
@@ -56,22 +55,12 @@ def train(config: str | Path | None = None, /, **options: Any) -> Path:
     for name in ("student", "out"):
         if name not in given:
             raise ValueError(f"a training run needs {name!r}")
-    if (first := given.pop("first", None)) is not None:
-        given = _after_first(given, first)
     known = _data_options() | set(inspect.signature(grpo).parameters) - {"problems", "teachers"}
     for name in given:
         if name not in known and name not in _trl_options():
             near = difflib.get_close_matches(name, known | _trl_options(), 1)
             raise ValueError(f"unknown setting {name!r}{f'; did you mean {near[0]!r}?' if near else ''}")
     return _train(**given)
-
-
-def _after_first(given: dict[str, Any], first: dict[str, Any]) -> dict[str, Any]:
-    """Do the first run; the settings of the second, which takes over its student and its rates."""
-    out = Path(given["out"]) / "first"
-    student = train(**given | first | {"out": out})
-    shared = (given.get("filter") or {}) | ({"rates": out / "rates.jsonl"} if (out / "rates.jsonl").exists() else {})
-    return given | {"student": student} | ({"filter": shared} if shared else {})
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
