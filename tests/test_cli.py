@@ -287,3 +287,41 @@ def test_version(relaylab):
     from relaylab.version import __version__
 
     assert relaylab("--version") == (0, f"{__version__}\n", "")
+
+
+# Measuring ------------------------------------------------------------------------------------------------------------
+
+
+def test_evaluate_report_and_scorecard_of_one_folder(relaylab, tmp_path):
+    out = tmp_path / "eval"
+    asked = ["--suites", "savings tiles", "--limit", 3, "--max-tokens", 110, "--max-calls", 2, "--out", out]
+    done = relaylab("evaluate", *asked, "--methods", "student teacher relay")
+    assert done.code == 0
+    assert "gap recovered" in done.out
+    assert "18 rows" in done.out
+    assert relaylab("evaluate", *asked, "--methods", "cascade:share=0.5").code == 0
+    done = relaylab("report", out)
+    assert done.code == 0
+    assert "cascade:share=0.5" in (out / "report.html").read_text()
+    done = relaylab("scorecard", out)
+    assert done.code == 0
+    assert "not evaluated: grpo" in done.out
+    assert done.out.startswith("| claim | paper | ours |")
+
+
+def test_evaluate_takes_benchmarks_from_files_and_says_what_it_misses(relaylab, tmp_path):
+    (tmp_path / "gsm8k.jsonl").write_text('{"question": "What is 2+3?", "answer": "2+3=5\\n#### 5"}\n')
+    asked = ["--benchmarks", "gsm8k", "--data", tmp_path, "--max-tokens", 12, "--methods", "student"]
+    assert relaylab("evaluate", *asked, "--out", tmp_path / "a").code == 0
+    (trace,) = read_traces(tmp_path / "a" / "traces" / "0" / "student.jsonl")
+    assert trace.prompt.endswith("within \\boxed{}.")  # the benchmark's own suffix
+    for wrong, told in (
+        (["--methods", "student"], "either --suites or --benchmarks"),
+        (["--suites", "savings", "--methods", "magic"], "no method 'magic'"),
+        (["--benchmarks", "nothing"], "unknown benchmark 'nothing'"),
+        (["--benchmarks", "gsm8k savings"], "put their questions differently"),
+    ):
+        done = relaylab("evaluate", *wrong, "--out", tmp_path / "b")
+        assert done.code == 2
+        assert told in done.err
+    assert "holds no evaluation" in relaylab("report", tmp_path / "b").err
