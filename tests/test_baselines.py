@@ -83,6 +83,13 @@ def test_fixed_grants_every_call_the_same(bench):
         assert all(c.granted == 3 for c in t.answered)
 
 
+def test_another_teacher_answers_the_same_calls(bench):
+    swapped = bench.traces(method("relay:teacher=student"))
+    assert {t.teacher for t in swapped} == {"student"}
+    for own, other in zip(bench.traces(METHODS["relay"]), swapped):
+        assert [c.start for c in own.answered[:1]] == [c.start for c in other.answered[:1]]  # nothing was heard before
+
+
 def test_speculative_decoding_loses_nothing_and_needs_fewer_passes(bench):
     teacher, fast = bench.traces(METHODS["teacher"]), bench.traces(METHODS["speculative"])
     for a, b in zip(teacher, fast):

@@ -19,7 +19,7 @@ from relaylab.analysis.statistics import columns, interval
 @dataclass(frozen=True, slots=True)
 class Names:
     """The labels of the systems in the table. ``relay`` and ``free`` are the full method with and without its teacher;
-    ``weak`` is the relay with a weaker teacher, ``strong`` with a stronger one."""
+    ``weak`` is the relay with a weaker teacher (the untouched student), ``strong`` with a larger one."""
 
     base: str = "student"
     teacher: str = "teacher"
@@ -32,8 +32,8 @@ class Names:
     no_bonus: str = "relay:student=relay-no-bonus"
     no_exploration: str = "relay:student=relay-no-exploration"
     fixed: str = "fixed"
-    weak: str = "weak teacher"
-    strong: str = "strong teacher"
+    weak: str = "relay:teacher=student"
+    strong: str = "relay:teacher=larger"
 
 
 Values = Mapping[str, np.ndarray]  # method -> one value a problem

@@ -52,13 +52,19 @@ class Models:
     max_tokens: int = 512
     options: dict[str, Any] = field(default_factory=dict)  # device and dtype of local models
     _engines: dict[str, Engine] = field(default_factory=dict, repr=False)
+    _teachers: dict[str, Teacher] = field(default_factory=dict, repr=False)
     _routers: dict[str, TokenRouter] = field(default_factory=dict, repr=False)
 
     @cached_property
     def teacher(self) -> Teacher:
-        named = self.teacher_name
-        url = isinstance(named, str) and named.startswith(("http://", "https://"))
-        return load_teacher(named, **({} if url else self.options)) if isinstance(named, str) else named
+        return self.teacher_called(self.teacher_name) if isinstance(self.teacher_name, str) else self.teacher_name
+
+    def teacher_called(self, name: str) -> Teacher:
+        """Another teacher, by name or URL."""
+        if name not in self._teachers:
+            served = name.startswith(("http://", "https://"))
+            self._teachers[name] = load_teacher(name, **({} if served else self.options))
+        return self._teachers[name]
 
     def engine(self, name: str) -> Engine:
         if name not in self._engines:
@@ -168,14 +174,17 @@ class TeacherAlone(Method):
 
 @dataclass(frozen=True)
 class Relayed(Method):
-    """A trained student with its teacher; ``n`` is the length of every call, 0 for the student's own choice."""
+    """A trained student with its teacher, or with another ``teacher`` by name (figure 3); ``n`` is the length of every
+    call, 0 for the student's own choice."""
 
     student: str = "relay"
     n: int = 0
+    teacher: str = ""
 
     def decode(self, bench: Bench) -> list[Trace]:
         limits = replace(bench.limits, call_tokens=self.n) if self.n else bench.limits
-        return bench.pair_decode(self, self.student, bench.models.teacher, limits=limits)
+        teacher = bench.models.teacher_called(self.teacher) if self.teacher else bench.models.teacher
+        return bench.pair_decode(self, self.student, teacher, limits=limits)
 
 
 @dataclass(frozen=True)
@@ -347,7 +356,7 @@ METHODS: dict[str, Method] = {
         Alone("teacher-free", student="relay"),
         TeacherAlone("teacher"),
         Relayed("relay"),
-        Relayed("fixed", student="relay-fixed", n=8),
+        Relayed("fixed", student="relay-fixed", n=20),
         Router("router"),
         Cascade("cascade"),
         Plan("plan"),
