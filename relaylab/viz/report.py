@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 
 from relaylab.analysis.published import random_router
 from relaylab.analysis.statistics import columns, mean, paired, summary
@@ -33,7 +34,7 @@ POSITIONS = 300  # traces whose call positions are drawn
 def accuracy_against_share(table: pd.DataFrame, *, student: str = "student", teacher: str = "teacher") -> go.Figure:
     """Every method's accuracy against the teacher's share of its tokens, both with 95 % intervals.
 
-    Methods of one kind with several options (``router:p=0.3``, ``router:p=0.5``) are joined: their frontier. Where
+    Methods that differ in numbers alone (``router:p=0.3``, ``router:p=0.5``) are joined: their frontier. Where
     ``student`` and ``teacher`` are in the table, the line between them is what a random router reaches.
     """
     found = summary(table)
@@ -52,7 +53,7 @@ def accuracy_against_share(table: pd.DataFrame, *, student: str = "student", tea
             line={"color": theme.OKABE_ITO[6], "dash": "dash"},
             hoverinfo="skip",
         )
-    kinds = found["method"].str.partition(":")[0]
+    kinds = found["method"].str.replace(r"[:,]\w+=[\d.]+", "", regex=True)
     for i, (kind, rows) in enumerate(found.groupby(kinds, sort=False)):
         rows = rows.sort_values("teacher_share")
         fig.add_scatter(
@@ -80,40 +81,45 @@ def accuracy_against_share(table: pd.DataFrame, *, student: str = "student", tea
         title_text="Accuracy against the teacher's share",
         xaxis_title_text="teacher tokens of all tokens (%)",
         yaxis_title_text="problems solved (%)",
-        height=520,
+        legend={"y": -0.16, "yanchor": "top"},  # it has many rows
+        height=640,
     )
     return fig
 
 
 def suite_bars(table: pd.DataFrame) -> go.Figure:
-    """Accuracy of each method in each suite, with 95 % intervals."""
-    fig, told = go.Figure(), []
-    suites = list(dict.fromkeys(table["suite"]))
-    for i, name in enumerate(dict.fromkeys(table["method"])):
+    """Accuracy in each suite, with 95 % intervals: a small picture a method."""
+    suites, methods = list(dict.fromkeys(table["suite"])), list(dict.fromkeys(table["method"]))
+    across = min(3, len(methods))
+    down = -(-len(methods) // across)
+    fig = make_subplots(
+        down, across, shared_xaxes=True, shared_yaxes=True, subplot_titles=[visible(m) for m in methods]
+    )
+    told = []
+    for i, name in enumerate(methods):
         mine = table[table["method"] == name]
         found = [mean(mine[mine["suite"] == s].groupby("id")["correct"].mean().to_numpy()) for s in suites]
+        bars = pd.DataFrame([{"value": f.value, "low": f.low, "high": f.high} for f in found])
         fig.add_bar(
+            row=i // across + 1,
+            col=i % across + 1,
             name=name,
             x=suites,
-            y=[100 * f.value for f in found],
-            error_y={
-                "type": "data",
-                "symmetric": False,
-                "array": [100 * (f.high - f.value) for f in found],
-                "arrayminus": [100 * (f.value - f.low) for f in found],
-                "thickness": 1,
-            },
-            marker={"color": theme.OKABE_ITO[i % 7], "pattern": {"shape": ("", "/", "x", ".", "\\")[i // 7 % 5]}},
+            y=100 * bars["value"],
+            error_y=_bars(bars, "value", "low", "high"),
+            marker={"color": theme.OKABE_ITO[0]},
+            hovertemplate="%{x}: %{y:.1f} %<extra></extra>",
         )
         told.append(f"{name}: " + ", ".join(f"{s} {100 * f.value:.0f} %" for s, f in zip(suites, found)))
+    fig.update_yaxes(range=[0, 105])
+    fig.update_yaxes(title_text="solved (%)", col=1)
+    fig.update_xaxes(tickangle=-60)
     fig.update_layout(
         template="relaylab",
         meta={"alt": f"Accuracy by suite. {'; '.join(told)}."},
         title_text="Accuracy by suite",
-        xaxis_title_text="suite",
-        yaxis_title_text="problems solved (%)",
-        barmode="group",
-        height=480,
+        showlegend=False,
+        height=160 + 190 * down,
     )
     return fig
 
@@ -121,8 +127,8 @@ def suite_bars(table: pd.DataFrame) -> go.Figure:
 def report(out: str | Path, *, student: str = "student", teacher: str = "teacher") -> Path:
     """Write ``report.html`` and ``figures/`` (HTML, and the numbers as CSV) into an evaluation's folder; the page.
 
-    Every method is compared with the first one that is neither ``student`` nor ``teacher``, in pairs of the same
-    problems. Raises ValueError where the folder holds no evaluation.
+    Every method is compared with ``relay``, or the first one that is neither ``student`` nor ``teacher``, in pairs of
+    the same problems. Raises ValueError where the folder holds no evaluation.
     """
     out = Path(out)
     table = read_table(out)
@@ -131,7 +137,8 @@ def report(out: str | Path, *, student: str = "student", teacher: str = "teacher
         "accuracy": accuracy_against_share(table, student=student, teacher=teacher),
         "suites": suite_bars(table),
     }
-    main = next((m for m in table["method"] if m not in (student, teacher)), table["method"].iloc[0])
+    names = list(dict.fromkeys(table["method"]))
+    main = next((m for m in ("relay", *names) if m in names and m not in (student, teacher)), names[0])
     figures |= {f"calls-{name}": fig for name, fig in _positions(out, table).items()}
     folder = out / "figures"
     folder.mkdir(exist_ok=True)
@@ -153,9 +160,9 @@ def report(out: str | Path, *, student: str = "student", teacher: str = "teacher
         *(theme.described(fig).html for fig in figures.values()),
     ]
     style = theme.page_css("body") + (
-        "body{font:15px/1.5 var(--rl-sans);background:var(--rl-paper);color:var(--rl-ink);max-width:1100px;"
-        "margin:2em auto;padding:0 1em}table{border-collapse:collapse}td,th{padding:.25em .7em;text-align:right;"
-        "border-bottom:1px solid var(--rl-line)}td:first-child,th:first-child{text-align:left}"
+        "body{font:15px/1.5 var(--rl-sans);background:var(--rl-paper);color:var(--rl-ink);max-width:1240px;"
+        "margin:2em auto;padding:0 1em}table{border-collapse:collapse;font-size:13px}td,th{padding:.25em .7em;text-align:right;"
+        "border-bottom:1px solid var(--rl-line)}td:first-child,th:first-child{text-align:left}td{white-space:nowrap}"
     )
     page = out / "report.html"
     page.write_text(

@@ -1,0 +1,108 @@
+"""Checks: the package's own functions pass, each known mistake gets its hint, and an open exercise is no error."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from relaylab.checks import CHECKS, Function, NotYet, check
+from relaylab.command import format_call
+from relaylab.trace import TEACHER
+from relaylab.training.rewards import advantages
+
+FUNCTIONS = {name: c for name, c in CHECKS.items() if isinstance(c, Function)}
+MISTAKES = [(name, hint) for name, c in FUNCTIONS.items() for hint in c.mistakes]
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_the_right_function_is_right(name):
+    assert check(name)(FUNCTIONS[name].right) == f"{name} is right."
+
+
+@pytest.mark.parametrize(("name", "hint"), MISTAKES)
+def test_each_mistake_is_told_by_its_own_hint(name, hint):
+    with pytest.raises(NotYet) as told:
+        check(name)(FUNCTIONS[name].mistakes[hint])
+    assert str(told.value).startswith(f"{name}: for ")
+    assert str(told.value).endswith(hint)
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_an_open_exercise_is_no_error(name):
+    assert check(name)(None).startswith(f"{name} is open")
+    if name in FUNCTIONS:
+        assert check(name)(lambda *_: None).startswith(f"{name} is open")
+
+
+def test_a_solution_written_by_hand_is_right():
+    def insert_one(ids, position, n, encode):
+        left = len(ids) - 1 - position
+        return ids[:position] + encode(format_call(min(n, left))) + ids[position:]
+
+    def mask(trace):
+        return tuple(float(s != TEACHER) for s in trace.source)  # any sequence, any kind of number
+
+    def without_eps(groups):
+        mean = [sum(g) / len(g) for g in groups]
+        std = [(sum((r - m) ** 2 for r in g) / (len(g) - 1)) ** 0.5 or 1 for g, m in zip(groups, mean)]
+        return [[(r - m) / s for r in g] for g, m, s in zip(groups, mean, std)]
+
+    assert check("insert_one")(insert_one)
+    assert check("loss_mask")(mask) == "loss_mask is right."
+    assert check("group_advantages")(without_eps)
+
+
+def test_a_function_that_changes_its_input_is_told():
+    def in_place(ids, position, n, encode):
+        ids[position:position] = encode(format_call(min(n, len(ids) - 1 - position)))
+        return ids
+
+    with pytest.raises(NotYet, match="changed what it was given"):
+        check("insert_one")(in_place)
+
+
+def test_another_mistake_is_shown_without_a_hint():
+    with pytest.raises(NotYet, match=r"for ssssssssss it gives \[0\], not \[1, .*It is wrong for 24 of 24 inputs"):
+        check("loss_mask")(lambda trace: [0])
+    with pytest.raises(NotYet, match="it gives 3"):
+        check("loss_mask")(lambda trace: 3)
+
+
+def test_the_learners_own_error_comes_through():
+    with pytest.raises(ZeroDivisionError):
+        check("group_advantages")(lambda groups: 1 / 0)
+
+
+def test_the_inputs_are_the_same_each_time():
+    first, second = (list(FUNCTIONS["my_rewards"].inputs(random.Random(0))) for _ in range(2))
+    assert first == second
+
+
+def test_largest_rho_is_where_the_advantage_changes_its_sign():
+    assert advantages([1.5, 0.5, 0, 0])[1] == pytest.approx(0)  # 1 - rho = (1.5 + 1 - rho) / 4 at rho = 0.5
+    assert check("largest_rho")(0.5) == "largest_rho is right."
+    with pytest.raises(NotYet, match="still positive"):
+        check("largest_rho")(0.3)
+
+
+def test_largest_k():
+    assert check("largest_k")(1) == "largest_k is right."
+    for wrong, hint in ((0, "go further"), (2, "too far"), (7, "one of 0, 1, 2, 3")):
+        with pytest.raises(NotYet, match=hint):
+            check("largest_k")(wrong)
+
+
+def test_the_reference_of_insert_one_is_what_the_warm_up_does():
+    from relaylab.training.warmup import insert_calls
+
+    ids = list(range(10, 30))
+    for seed in range(20):
+        made = insert_calls(ids, lambda t: [t], rng=random.Random(seed), counts=(0, 1), numbers=[7])
+        position = next(i for i, token in enumerate(made) if isinstance(token, str))
+        assert made == FUNCTIONS["insert_one"].right(ids, position, 7, lambda t: [t])
+
+
+def test_an_unknown_exercise_is_named():
+    with pytest.raises(ValueError, match="no exercise 'my_reward'; there are insert_one, "):
+        check("my_reward")

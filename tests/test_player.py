@@ -1,0 +1,257 @@
+"""The player shows every token to the right reader, as text whatever it is, and moves by mouse and keys."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_view import HOSTILE, contrast, relay
+
+from relaylab.trace import Trace
+from relaylab.viz.frontend import fragment, source, style
+from relaylab.viz.player import player, teacher_pieces
+from relaylab.viz.theme import DARK, LIGHT
+
+NODE = shutil.which("node")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+def evaluate(view: str, expression: str, data: Any) -> Any:
+    """The value of a JavaScript expression over ``data``, among the functions of a view; run by node."""
+    if NODE is None:
+        pytest.skip("node is not installed: the JavaScript of the views cannot be run")
+    program = (
+        f'"use strict";{source("frontend.js")}{source(view + ".js")}\n'
+        f'const data = JSON.parse(require("fs").readFileSync(0, "utf8"));console.log(JSON.stringify({expression}));'
+    )
+    done = subprocess.run([NODE, "-e", program], input=json.dumps(data), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+class Page(HTMLParser):
+    """The tags of a page, its data, its scripts and its words."""
+
+    def __init__(self, html: str):
+        super().__init__(convert_charrefs=True)
+        self.tags, self.data, self.words, self.inside, self.handlers = [], None, "", None, []
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.inside = (tag, dict(attrs).get("type"))
+        self.handlers += [name for name, _ in attrs if name.startswith("on")]
+
+    def handle_endtag(self, tag):
+        self.inside = None
+
+    def handle_data(self, data):
+        if self.inside == ("script", "application/json"):
+            self.data = json.loads(data)
+        elif not self.inside or self.inside[0] not in ("script", "style"):
+            self.words += data
+
+
+anything = st.one_of(
+    st.sampled_from([*HOSTILE, "<call>", "3", "</call>", "<call>2</call>", "</call>.", "<!--", "</script>"]),
+    st.text(st.characters(exclude_categories=()), max_size=6),
+)
+
+
+@given(st.lists(st.tuples(anything, st.sampled_from("stc")), max_size=14))
+@settings(max_examples=150, deadline=None)
+def test_the_teachers_tokens_are_the_teachers_view(tokens):
+    trace = Trace("q", [1], [0] * len(tokens), "".join(s for _, s in tokens), [p for p, _ in tokens])
+    assert "".join(teacher_pieces(trace)) == trace.teacher_view
+
+
+def test_a_command_within_and_across_tokens_leaves_what_is_around_it():
+    trace = Trace("q", [1], [1, 2, 3, 4], "sccs", ["a<", "b<call>1<", "/call>c<call>2</call>d", "<call>9"])
+    assert teacher_pieces(trace) == ["a<", "b", "cd", "<call>9"]
+
+
+@given(st.lists(anything, max_size=8), anything)
+@settings(max_examples=80, deadline=None)
+def test_hostile_text_is_data_and_never_markup(pieces, question):
+    trace = Trace(question, [1], [0] * len(pieces), "s" * len(pieces), pieces, id=question)
+    html = player(trace).html
+    page = Page(html)
+    html.encode()  # no lone surrogates
+    assert set(page.tags) <= {"section", "style", "script", "div", "details", "summary", "p", "b", "ul", "li"}
+    assert (page.tags.count("script"), page.handlers) == (2, [])
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u200b]", html)
+    shown = page.data["traces"][0]
+    assert [p for k, p in enumerate(shown["pieces"]) if k not in shown["rewritten"]] == [
+        p for k, p in enumerate(pieces) if k not in shown["rewritten"]
+    ]
+
+
+def test_scripts_write_text_only_and_fetch_nothing():
+    for name in ("frontend.js", "player.js", "reward_lab.js", "cost_dial.js"):
+        text = source(name)
+        assert not re.search(
+            r"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(|new Function|fetch\(|import[ (]", text
+        )
+        assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", text)
+        assert not re.search("</script|<!--", text)
+    assert not re.search(r"url\(|@import|//", style())
+
+
+def test_numbers_that_json_does_not_know_are_unknown():
+    trace = Trace("q", [1], [1, 2, 3], "sss", list("abc"))
+    trace.logprobs, trace.entropies = [float("-inf"), float("nan"), -0.123456], [None, 0.5, 1.0]
+    data = Page(player(trace).html).data["traces"][0]
+    assert data["logprobs"] == [None, None, -0.1235]
+    with pytest.raises(ValueError, match="JSON compliant"):
+        fragment("player", {"x": float("nan")}, label="", words="")
+
+
+def test_without_scripts_the_words_say_it_all():
+    page = player([relay(), Trace("", [])])
+    words = Page(page.html).words
+    for expected in (
+        "[student] 81*44=",
+        "[command, call 1] <call>4</call>",
+        "[teacher, call 1] 3564",
+        "81 boxes of <i>44",
+    ):
+        assert expected in words
+    assert "Call 2: asked for no number; granted 0; delivered 0; malformed: not a number; forced" in words
+    assert page.text.count("\n") == 1
+    assert '<details class="rl-words" open>' in page.html
+
+
+def test_no_trace_is_an_error():
+    with pytest.raises(ValueError, match="no trace to play"):
+        player([])
+
+
+def test_roles_differ_by_more_than_colour_and_text_has_contrast():
+    css = style()
+    assert re.search(r" \.rl-t\{[^}]*border-bottom:2px solid", css)
+    assert re.search(r" \.rl-c\{[^}]*dashed", css)
+    # Every colour comes from the palettes, whose contrasts test_view.py measures.
+    names = set(re.findall(r"var\(--rl-([a-z-]+)\)", source("frontend.css"))) - {"sans", "mono"}
+    assert names <= set(LIGHT) & set(DARK)
+    assert not re.search(r"#[0-9a-f]{3,6}\b|rgb", source("frontend.css"))
+    for palette in (LIGHT, DARK):  # buttons, disabled ones, characters written out, numbers of calls
+        for text, ground in (("ink", "panel"), ("muted", "panel"), ("paper", "muted"), ("paper", "command")):
+            assert contrast(palette[text], palette[ground]) >= 4.5, (text, ground)
+
+
+def test_what_the_script_says_of_tokens_and_calls():
+    trace = Page(player(relay()).html).data["traces"][0]
+    said = evaluate("player", "data.source.split('').map((_, i) => tokenWords(data, owners(data), i))", trace)
+    assert said[5] == "token 6 of 13 · teacher, call 1 · “3” · id 105 · log-prob -0.250"
+    assert said[9] == "token 10 of 13 · student · “↵” · id 109 · log-prob -0.250 · entropy 0.500 nats"
+    stops = "[0, 3, 5, 11, 13].map((at) => [callFrom(data, at, true) ?? null, callFrom(data, at, false) ?? null])"
+    assert evaluate("player", stops, trace) == [[3, None], [11, None], [11, 3], [None, 3], [None, 11]]
+    paths = evaluate("player", "mapPaths(data.source)", trace)
+    assert paths["t"] == "M5 0h4V10H5z"
+    assert paths["c"] == "M2 2h3V8H2zM10 2h3V8H10z"
+
+
+# In a browser ---------------------------------------------------------------------------------------------------------
+
+TRIAL = """
+const found = {}, took = {}, root = document.querySelectorAll("[data-rl]");
+const [strip, theirs] = root[0].querySelectorAll(".rl-strip"), scrub = root[0].querySelector(".rl-scrub");
+const says = () => root[0].querySelector(".rl-token").textContent;
+const out = (pane) => [...pane.children].filter((s) => getComputedStyle(s).visibility === "visible").length;
+const key = (k, more = {}) => strip.dispatchEvent(new KeyboardEvent("keydown", { key: k, bubbles: true, ...more }));
+const timed = (name, act) => {
+  const begin = performance.now();
+  act();
+  document.body.offsetHeight; // makes it lay out
+  took[name] = Math.min(took[name] ?? Infinity, performance.now() - begin);
+};
+found.text = strip.textContent;
+found.theirs = theirs.textContent;
+found.elements = strip.querySelectorAll("*").length;
+found.closed = !root[0].querySelector(".rl-words").open;
+key("Home"); found.home = [out(strip), says()];
+key("ArrowRight"); key("ArrowRight"); found.two = [out(strip), out(theirs), says(), scrub.value];
+key("c"); found.call = [out(strip), out(theirs), root[0].querySelector(".rl-callwords").textContent.slice(0, 22)];
+key("End"); found.end = out(strip);
+strip.children[1].dispatchEvent(new MouseEvent("mouseover", { bubbles: true })); found.hover = says();
+strip.children[0].click(); found.click = out(strip);
+root[0].querySelector("button[aria-label='To the end']").click(); found.button = out(strip);
+let tick = null, clock = 0;
+const [interval, now] = [window.setInterval, performance.now];
+window.setInterval = (act) => ((tick = act), 7);
+performance.now = () => clock;
+key("Home"); key(" "); clock = 500; tick(); found.played = out(strip);
+key(" "); found.paused = root[0].querySelector("button[aria-label=Play]") !== null;
+performance.now = now; window.setInterval = interval;
+const big = root[1].querySelector(".rl-strip"), slider = root[1].querySelector(".rl-scrub");
+for (let k = 0; k < 5; k++) {
+  timed("scrub", () => { slider.value = 1; slider.dispatchEvent(new Event("input")); });
+  timed("back", () => { slider.value = 8192; slider.dispatchEvent(new Event("input")); });
+  timed("hover", () => big.children[100 + 50 * k].dispatchEvent(new MouseEvent("mouseover", { bubbles: true })));
+  timed("step", () => big.dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowLeft" })));
+}
+slider.value = 8192; slider.dispatchEvent(new Event("input"));
+found.page = [big.children.length, big.children[0].rlIndex, root[1].querySelector(".rl-bar").innerText.slice(-26)];
+const input = root[2].querySelectorAll("tbody tr")[0].querySelectorAll("input");
+const told = (row) => [...row.cells].map((c) => c.textContent.trim()).slice(6, 13);
+const cells = () => [...root[2].querySelectorAll("tbody tr")].map(told);
+found.lab = cells();
+input[0].click(); input[3].value = 5; input[3].dispatchEvent(new Event("change"));
+found.edited = [cells(), input[2].value];
+const dial = root[3], chart = () => dial.querySelector(".rl-line").getAttribute("d");
+found.dial = [...dial.querySelectorAll("tbody tr")].map((r) => r.cells[3].textContent);
+const before = chart(), cost = dial.querySelector("input[type=checkbox]");
+cost.click(); found.moved = before !== chart(); found.nocache = dial.querySelector("tbody tr").cells[3].textContent;
+document.body.textContent = JSON.stringify({ found, took });
+"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: the views cannot be tried in a browser")
+def test_the_views_in_a_browser(tmp_path: Path):
+    from relaylab.viz.cost_dial import cost_dial
+    from relaylab.viz.reward_lab import Rollout, reward_lab
+
+    hostile = "<script>document.title='broken'</script><img src=x onerror=\"document.title='broken'\">"
+    small = relay()
+    small.pieces[0] = hostile + "x" * 100_000
+    n = 8192
+    large = Trace("q", [1], list(range(n)), "ssssssssscccttts" * (n // 16), [" word"] * n)
+    pair = [Rollout(correct=True, own=8), Rollout(correct=False, own=8)]
+    views = (player(small), player(large), reward_lab(pair, ratio="paper", command_tokens=1), cost_dial())
+    page = tmp_path / "page.html"
+    body = "".join(v.html for v in views)
+    page.write_text(f'<!doctype html><meta charset="utf-8"><title>whole</title><body>{body}<script>{TRIAL}</script>')
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", f"--user-data-dir={tmp_path}/p"]
+    done = subprocess.run([CHROMIUM, *flags, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=240)
+    assert "<title>whole</title>" in done.stdout, done.stderr[-2000:]
+    parser = HTMLParser()
+    seen: list[str] = []
+    parser.handle_data = seen.append
+    parser.feed(done.stdout)
+    result = json.loads(next(text for text in seen if text.startswith('{"found"')))
+    found = result["found"]
+    assert found["text"] == small.text.replace("\n", "↵\n")
+    assert found["theirs"] == small.teacher_view.replace("\n", "↵\n")
+    assert (found["elements"], found["closed"]) == (13, True)
+    assert found["home"] == [0, "Nothing is written yet."]
+    assert found["two"] == [2, 2, "token 2 of 13 · student · “=” · id 101 · log-prob -0.250 · entropy 0.500 nats", "2"]
+    assert found["call"] == [3, 2, "Call 1, at token 3: as"]
+    assert (found["end"], found["click"], found["button"]) == (13, 1, 13)
+    assert found["hover"].startswith("token 2 of 13")
+    assert (found["played"], found["paused"]) == (8, True)  # half a second of 16 tokens/s
+    assert found["page"] == [512, 7680, "okens 7681 to 8192 of 8192"]
+    assert found["lab"][0][1:3] == ["1.00 +0.71", "1.00 +0.71"]
+    assert found["edited"][1] == "1"  # a teacher's token needs a call
+    assert found["edited"][0][0][:2] == ["0.357", "0.00 +0.00"]  # 5 of 8 + 5 + 1 tokens, and nobody is right
+    assert found["dial"] == ["115 %", "59.1 %", "34.2 %", "1.35 %"]  # as docs/cost.md has them
+    assert (found["moved"], found["nocache"]) == (True, "588 %")
+    assert max(result["took"].values()) < 100, result["took"]  # ms, the best of five
