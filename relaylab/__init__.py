@@ -44,6 +44,7 @@ _HOME = {
     "read_metrics": "training.record",
     "pass_rates": "training.filtering",
     "evaluate": "analysis.evaluate",
+    "result": "notebooks",
     "LiveCurves": "viz.curves",
     "learning_curves": "viz.curves",
     "player": "viz.player",

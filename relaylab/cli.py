@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from relaylab import measure
+from relaylab import measure, notebooks
+from relaylab.sweep.command import sweep
 from relaylab.trace import Trace, read_traces, to_frame
 from relaylab.version import __version__
 from relaylab.viz.view import trace_text, visible
@@ -22,6 +23,8 @@ from relaylab.viz.view import trace_text, visible
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 zoo_app = typer.Typer(no_args_is_help=True, help="The embedded models: what they are, how they were made.")
 app.add_typer(zoo_app, name="zoo")
+notebooks_app = typer.Typer(no_args_is_help=True, help="The lessons as programs.")
+app.add_typer(notebooks_app, name="notebooks")
 console = Console()
 
 OnFailure = StrEnum("OnFailure", {name: name for name in ("carry_on", "raise", "exclude")})
@@ -245,6 +248,13 @@ def train(
     )
 
 
+@notebooks_app.callback()
+def _notebooks() -> None:
+    """The lessons as programs."""
+
+
+notebooks_app.command("run")(notebooks.notebooks_run)
+app.command()(_resumable()(sweep))
 app.command()(_resumable()(measure.evaluate))
 app.command()(measure.report)
 app.command()(measure.scorecard)
@@ -254,25 +264,26 @@ app.command()(_resumable()(measure.judge))
 @zoo_app.command("list")
 def zoo_list() -> None:
     """The embedded models with their sizes and scores."""
-    from relaylab.analysis.verify import accuracy, percent
+    from relaylab.analysis.verify import percent
     from relaylab.models import zoo
 
-    known, names = zoo.manifest(), list(zoo.embedded())
-    table = Table(
-        "", "", title="Embedded models", caption="accuracy at temperature 1 on test problems, calls forbidden"
-    )
-    for name in names:
-        table.add_column(name, justify="right")
-    entries = [known.get(name, {}) for name in names]
-    table.add_row("parameters", "", *(f"{e['parameters']:,}" if "parameters" in e else "-" for e in entries))
-    for suite in dict.fromkeys(suite for entry in entries for suite in entry.get("scores", {})):
-        scores = [entry.get("scores", {}).get(suite) for entry in entries]
-        level = next(score["level"] for score in scores if score)
-        table.add_row(suite, level, *(percent(accuracy(score)) for score in scores))
-    relays = [list(entry.get("relay_scores", {}).values()) for entry in entries]
-    table.add_section()
-    table.add_row("with the teacher, greedy", "", *(percent(_share(r, "right", "count")) for r in relays))
-    table.add_row("teacher tokens", "", *(percent(_share(r, "teacher", "tokens")) for r in relays))
+    known = zoo.manifest()
+    levels = dict.fromkeys(s["level"] for e in known.values() for s in e.get("scores", {}).values())
+    title, told = "Embedded models", "accuracy on test problems; by level: at temperature 1, calls forbidden"
+    table = Table("model", title=title, caption=told)
+    for column in ("parameters", *levels, "relay, greedy", "teacher tokens"):
+        table.add_column(column, justify="right")
+    for name in zoo.embedded():
+        entry = known.get(name, {})
+        by_level = [[s for s in entry.get("scores", {}).values() if s["level"] == level] for level in levels]
+        relays = list(entry.get("relay_scores", {}).values())
+        table.add_row(
+            name,
+            f"{entry['parameters']:,}" if "parameters" in entry else "-",
+            *(percent(_share(scores, "right", "count")) for scores in by_level),
+            percent(_share(relays, "right", "count")),
+            percent(_share(relays, "teacher", "tokens")),
+        )
     console.print(table)
 
 
@@ -325,7 +336,8 @@ def doctor(api: Annotated[str | None, typer.Option(help="The URL of a server to 
 
 def _share(scores: list[dict[str, int]], part: str, whole: str) -> float | None:
     """Over all suites; None where nothing was scored."""
-    return sum(s[part] for s in scores) / sum(s[whole] for s in scores) if scores else None
+    total = sum(s[whole] for s in scores)
+    return sum(s[part] for s in scores) / total if total else None
 
 
 def _pair(student: str, teacher: str, tokenizer: str | None, teacher_temperature: float):

@@ -161,8 +161,9 @@ def report(out: str | Path, *, student: str = "student", teacher: str = "teacher
     ]
     style = theme.page_css("body") + (
         "body{font:15px/1.5 var(--rl-sans);background:var(--rl-paper);color:var(--rl-ink);max-width:1240px;"
-        "margin:2em auto;padding:0 1em}table{border-collapse:collapse;font-size:13px}td,th{padding:.25em .7em;text-align:right;"
-        "border-bottom:1px solid var(--rl-line)}td:first-child,th:first-child{text-align:left}td{white-space:nowrap}"
+        "margin:2em auto;padding:0 1em}table{border-collapse:collapse;font-size:13px}"
+        "td,th{padding:.25em .7em;text-align:right;border-bottom:1px solid var(--rl-line)}"
+        "td:first-child,th:first-child{text-align:left}td{white-space:nowrap}"
     )
     page = out / "report.html"
     page.write_text(

@@ -1,0 +1,5 @@
+"""Sweeps: one notebook at many parameters, on this machine or a Ray cluster (docs/sweeps.md).
+
+``plan`` says which points there are, ``point`` executes one, ``engines`` say where, ``drive`` hands points to an engine
+until all are finished, ``collect`` makes the table and ``report`` the page. The door is ``command.sweep``.
+"""
