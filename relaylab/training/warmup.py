@@ -8,8 +8,8 @@ Where the defaults are not the paper's, and why:
 
 - ``counts``: half of the responses stay without a command. With one or more in every response the student learns that
   an answer *must* hold one, and GRPO then finds no group that is solved alone (docs/training.md has the numbers).
-- ``exponents`` are the paper's, 0 to 3. With answers of 75 tokens nearly all of those are clipped to "all the rest", none
-  is between 10 and 20; so the embedded student gets any of the ``numbers`` 4 to 24 instead (``recipes.py``).
+- ``exponents`` are the paper's, 0 to 3. With answers of 75 tokens nearly all of those are clipped to "all the rest",
+  and no number lies between 10 and 20; so the embedded student gets the ``numbers`` 4 to 24 instead (``recipes.py``).
 """
 
 from __future__ import annotations
