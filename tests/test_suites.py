@@ -37,7 +37,8 @@ def evaluate(expression: str) -> Fraction:
 
 def digest(suite: str) -> str:
     some = [problems(suite, 5, split=split, seed=seed) for split in ("train", "test") for seed in (0, 7)]
-    return hashlib.blake2b(repr(some).encode(), digest_size=8).hexdigest()
+    shown = repr(some).replace(", kind='expression', unit='', tolerance=0.0", "")  # fields that came after the pins
+    return hashlib.blake2b(shown.encode(), digest_size=8).hexdigest()
 
 
 @pytest.mark.parametrize("suite", SUITES)
