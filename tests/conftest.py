@@ -17,6 +17,17 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one worker a core: threads within the
 
 
 @pytest.fixture
+def impatient(monkeypatch) -> Iterator[None]:
+    """A short limit for a grade, so that hostile answers cost the tests less; results of other limits are forgotten."""
+    from relaylab.tasks import grading
+
+    monkeypatch.setattr(grading, "CPU_SECONDS", 0.25)
+    grading._verify.cache_clear()
+    yield
+    grading._verify.cache_clear()
+
+
+@pytest.fixture
 def misbehaving_server() -> Iterator[MisbehavingServer]:
     """An API server of our own for faults of every kind; its dialect and its script are set on it."""
     server = MisbehavingServer()

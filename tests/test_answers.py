@@ -29,14 +29,6 @@ def forms():
     return module
 
 
-@pytest.fixture
-def impatient(monkeypatch):
-    monkeypatch.setattr(grading, "CPU_SECONDS", 0.25)
-    grading._verify.cache_clear()
-    yield
-    grading._verify.cache_clear()
-
-
 def problem(answer: str, kind: str, **more) -> Problem:
     return Problem("a", "mine", "?", answer, kind=kind, **more)
 

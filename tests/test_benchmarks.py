@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 from pathlib import Path
 
 import datasets
 import pytest
+from shared_benchmarks import COUNTS, SHARED
 
 from relaylab.decoding.pair import graded
 from relaylab.tasks.answers import grade_problem_details
@@ -16,18 +16,6 @@ from relaylab.tasks.benchmarks import BENCHMARKS, Benchmark, benchmark, load_ben
 from relaylab.tasks.suites import SUITES, Problem, problems
 from relaylab.trace import Trace
 
-SHARED = Path(os.environ.get("RELAYLAB_SHARED", Path(__file__).resolve().parents[2] / "shared")) / "benchmarks"
-COUNTS = {
-    "aime24": 15,
-    "aime25": 15,
-    "amc23": 20,
-    "bbeh_mini": 230,
-    "gsm8k": 660,
-    "gsm8k_train": 2000,
-    "math500": 250,
-    "minerva_math": 136,
-    "olympiadbench": 338,
-}
 # A row of each data set as the hub gives it: the columns that matter, and those that must not be mistaken for them.
 HUB = {
     "math500": ({"problem": "q", "solution": "s", "answer": "x", "level": 4, "unique_id": "t/1"}, "math500-t/1", "x"),

@@ -1,27 +1,14 @@
 """A user's own questions: what loads, and what the errors say; and real benchmark files where there are any."""
 
 import json
-import os
 from pathlib import Path
 
 import pytest
+from shared_benchmarks import COUNTS, SHARED
 
 from relaylab.tasks.data import load_problems
 from relaylab.tasks.grading import grade_details
 from relaylab.tasks.suites import Problem
-
-SHARED = Path(os.environ.get("RELAYLAB_SHARED", Path(__file__).resolve().parents[2] / "shared")) / "benchmarks"
-BENCHMARKS = {
-    "aime24": 15,
-    "aime25": 15,
-    "amc23": 20,
-    "bbeh_mini": 230,
-    "gsm8k": 660,
-    "gsm8k_train": 2000,
-    "math500": 250,
-    "minerva_math": 136,
-    "olympiadbench": 338,
-}
 
 
 @pytest.fixture
@@ -118,13 +105,13 @@ def test_a_missing_file_is_an_os_error(tmp_path):
         load_problems(tmp_path / "none.jsonl")
 
 
-@pytest.mark.parametrize("name", BENCHMARKS)
+@pytest.mark.parametrize("name", COUNTS)
 def test_benchmark_files_load_and_their_answers_grade_as_correct(name):
     path = SHARED / f"{name}.jsonl"
     if not path.exists():
         pytest.skip(f"{path} is not here; set RELAYLAB_SHARED to the folder that holds benchmarks/")
     problems = load_problems(path)
-    assert len(problems) == BENCHMARKS[name]
+    assert len(problems) == COUNTS[name]
     for problem in problems[::3]:
         for answer in {problem.answer, problem.answer.replace("$", "")}:
             assert grade_details(rf"\boxed{{{answer}}}", problem.answer).correct, (problem.id, answer)

@@ -23,15 +23,6 @@ def boxed(answer: str) -> str:
     return rf"So it is \boxed{{{answer}}}."
 
 
-@pytest.fixture
-def impatient(monkeypatch):
-    """A short limit, so that hostile answers cost the tests less; results of other limits are forgotten."""
-    monkeypatch.setattr(grading, "CPU_SECONDS", 0.25)
-    grading._verify.cache_clear()
-    yield
-    grading._verify.cache_clear()
-
-
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

@@ -365,3 +365,17 @@ def test_bad_arguments_say_what_to_do(engines):
         Relay(student, NoTeacher()).run(["a"], seeds=[1, 2])
     long = Relay(student, NoTeacher()).run(["word " * 3000, QUESTIONS[0]])
     assert [t.stop for t in long] == ["context", "end"]
+
+
+def test_two_streams_over_one_teacher_do_not_take_each_others_answers(engines):
+    student, teacher = engines["embedded"]
+    relay = Relay(student, LocalTeacher(teacher), policy=CallAt({4: 6, 20: 5}), limits=Limits(max_tokens=60))
+    questions = [problem(s, 1).question for s in ("savings", "tiles", "depot")]
+    alone = [relay.run([q]) for q in questions]
+    streams = [relay.stream([q], seeds=[0]) for q in questions]
+    live = list(streams)
+    while live:
+        live = [s for s in live if next(s, None) is not None]  # one event of each in turn
+    for stream, (expected,) in zip(streams, alone):
+        assert stream.traces[0].completion_ids == expected.completion_ids
+        assert stream.traces[0].source == expected.source

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import bootstrap
 
+from relaylab.analysis.statistics import interval
 from relaylab.trace import TEACHER, Trace
 
 Traces = Sequence[Trace]
@@ -61,7 +61,7 @@ def calls_at(trace: Trace, kinds: set[str]) -> list[bool]:
     >>> calls_at(t, {"product"}), calls_at(t, {"sum"})
     ([True], [False])
     """
-    steps, digits = trace.problem.get("steps", ()), _result_digits(trace)
+    steps, digits = trace.problem.get("steps", ()), result_digits(trace)
     found = []
     for call in trace.answered:
         span = range(call.end, call.end + call.delivered)
@@ -70,7 +70,7 @@ def calls_at(trace: Trace, kinds: set[str]) -> list[bool]:
     return found
 
 
-def _result_digits(trace: Trace) -> dict[int, set[int]]:
+def result_digits(trace: Trace) -> dict[int, set[int]]:
     """Line of the answer -> the tokens that write the digits behind its ``=``."""
     line, after, found = 0, False, defaultdict(set)
     for i, (piece, source) in enumerate(zip(trace.pieces, trace.source)):
@@ -138,6 +138,5 @@ def _column(students: Sequence[Traces], value: Callable[[Trace], float]) -> np.n
 
 
 def _interval(name: str, statistic: Callable[[np.ndarray], float], index: np.ndarray, seed: int) -> Measure:
-    found = bootstrap((index,), statistic, n_resamples=1000, method="percentile", vectorized=False, rng=seed)
-    low, high = found.confidence_interval
-    return Measure(name, float(statistic(index)), float(low), float(high))
+    found = interval(statistic, len(index), seed=seed)
+    return Measure(name, found.value, found.low, found.high)

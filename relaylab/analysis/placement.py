@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binomtest
 
-from relaylab.analysis.learning import _result_digits
+from relaylab.analysis.learning import result_digits
 from relaylab.command import find_calls
 from relaylab.trace import STUDENT, TEACHER, Call, Trace, to_frame
 
@@ -56,7 +56,7 @@ def calls_frame(traces: Sequence[Trace]) -> pd.DataFrame:
     rows = []
     for number, trace in enumerate(traces):
         text, _, begins = _content(trace)
-        digits, steps = _result_digits(trace), trace.problem.get("steps", ())
+        digits, steps = result_digits(trace), trace.problem.get("steps", ())
         answered = 0
         for k, (call, at) in enumerate(zip(trace.calls, begins)):
             step, share, results = _delegated(call, digits, len(steps) or None)

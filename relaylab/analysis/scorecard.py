@@ -62,7 +62,7 @@ def measured(table: pd.DataFrame, names: Names | None = None, *, seed: int = 0) 
             return "no problem of this level was evaluated"
         found = {m: values[m].to_numpy()[where] for m in needed}
         got = interval(lambda i: statistic(found, i), int(where.sum()), seed=seed)
-        counts = ", ".join(f"{students[m]} students of {m}" for m in needed if students[m] > 1)
+        counts = ", ".join(f"{students[m]} students of {m}" for m in needed if students.get(m, 1) > 1)
         note = f"{int(where.sum())} problems" + (f", {counts}" if counts else "")
         return Measured(got.value, got.low, got.high, note)
 
@@ -86,7 +86,6 @@ def measured(table: pd.DataFrame, names: Names | None = None, *, seed: int = 0) 
         return 100 * (1 - 100 * routed(v, i)[3] / max(gap(v, i), 1e-9))
 
     three = [n.base, n.teacher, n.relay, f"rho {n.relay}"]
-    students = pd.concat([students, students.rename(lambda m: f"rho {m}") * 0 + 1])
 
     def ablation(other: str) -> tuple[Measured | str, Measured | str]:
         return difference(right, n.relay, other), difference(ratio, other, n.relay)

@@ -21,6 +21,7 @@ Methods without training hand over silently: their student never saw a command.
 from __future__ import annotations
 
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
@@ -32,7 +33,7 @@ import torch
 from tqdm.auto import tqdm
 
 from relaylab.decoding.pair import Pair, graded, load_teacher, problem_seed
-from relaylab.decoding.policies import CallAt, CallWhenUnsure
+from relaylab.decoding.policies import CallAt, CallWhenUnsure, Policy
 from relaylab.decoding.row import Limits
 from relaylab.decoding.token_router import TokenRouter, train_token_router
 from relaylab.models.engine import Engine
@@ -124,6 +125,11 @@ class Bench:
             **terms | options,
         )
 
+    def silent(self, method: Method, student: str, policy: Policy, *, max_calls: int | None = None) -> list[Trace]:
+        """The teacher takes over where a policy says so; the student, which was never trained to call, is not told."""
+        limits = Limits(max_tokens=self.limits.max_tokens, max_calls=max_calls)
+        return self.pair_decode(method, student, self.models.teacher, policy=policy, announce=False, limits=limits)
+
     def write(self, method: Method, traces: list[Trace]) -> list[Trace]:
         """Keep traces that were put together from others'."""
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -135,7 +141,7 @@ class Bench:
 
 
 @dataclass(frozen=True)
-class Method:
+class Method(ABC):
     """One system. ``label`` is its text: the name and those options that are not the default."""
 
     name: str = ""
@@ -146,8 +152,9 @@ class Method:
         told = [f"{f.name}={v}" for f in fields(self) if (v := getattr(self, f.name)) != getattr(usual, f.name)]
         return f"{self.name}:{','.join(told)}" if told else self.name
 
+    @abstractmethod
     def decode(self, bench: Bench) -> list[Trace]:
-        raise NotImplementedError
+        """The graded traces of the bench's problems, in their order."""
 
 
 @dataclass(frozen=True)
@@ -165,11 +172,7 @@ class TeacherAlone(Method):
     """The teacher answers by itself: it takes over before the first token."""
 
     def decode(self, bench: Bench) -> list[Trace]:
-        most = bench.limits.max_tokens
-        limits = Limits(max_tokens=most, max_calls=1)
-        return bench.pair_decode(
-            self, "student", bench.models.teacher, policy=CallAt({0: most}), announce=False, limits=limits
-        )
+        return bench.silent(self, "student", CallAt({0: bench.limits.max_tokens}), max_calls=1)
 
 
 @dataclass(frozen=True)
@@ -195,9 +198,7 @@ class Plan(Method):
     n: int = 20
 
     def decode(self, bench: Bench) -> list[Trace]:
-        limits = Limits(max_tokens=bench.limits.max_tokens, max_calls=1)
-        policy = CallAt({0: self.n})
-        return bench.pair_decode(self, self.student, bench.models.teacher, policy=policy, announce=False, limits=limits)
+        return bench.silent(self, self.student, CallAt({0: self.n}), max_calls=1)
 
 
 @dataclass(frozen=True)
@@ -209,9 +210,7 @@ class Entropy(Method):
     n: int = 8
 
     def decode(self, bench: Bench) -> list[Trace]:
-        policy = CallWhenUnsure(self.threshold, self.n)
-        limits = Limits(max_tokens=bench.limits.max_tokens)
-        return bench.pair_decode(self, self.student, bench.models.teacher, policy=policy, announce=False, limits=limits)
+        return bench.silent(self, self.student, CallWhenUnsure(self.threshold, self.n))
 
 
 @dataclass(frozen=True)
@@ -223,9 +222,9 @@ class Citer(Method):
     n: int = 1
 
     def decode(self, bench: Bench) -> list[Trace]:
-        policy = replace(bench.models.router(self.student), threshold=self.threshold, n=self.n)
-        limits = Limits(max_tokens=bench.limits.max_tokens)
-        return bench.pair_decode(self, self.student, bench.models.teacher, policy=policy, announce=False, limits=limits)
+        return bench.silent(
+            self, self.student, replace(bench.models.router(self.student), threshold=self.threshold, n=self.n)
+        )
 
 
 @dataclass(frozen=True)

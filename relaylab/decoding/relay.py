@@ -341,7 +341,7 @@ class Stream(Iterator[Event]):
             if fresh:
                 teacher.ask(contexts, granted)
             self._asked.update(fresh)
-            said = dict(teacher.answers())
+            said = dict(teacher.answers({x.row.key for x in waiting}))
             answered = [x for x in waiting if x.row.key in said]
             self._asked.difference_update(answered)
             yield from self._deliver([(x, said[x.row.key]) for x in answered])

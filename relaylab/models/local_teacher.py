@@ -8,7 +8,7 @@ student.
 from __future__ import annotations
 
 import time
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 
 import torch
 
@@ -38,8 +38,8 @@ class LocalTeacher:
     def continue_(self, contexts: Sequence[Context], n: Sequence[int]) -> list[Continuation]:
         said: dict[Hashable, Continuation] = {}
         self.ask(contexts, n)
-        while any(c.row not in said for c in contexts):
-            said.update(self.answers())
+        while waiting := {c.row for c in contexts} - said.keys():
+            said.update(self.answers(waiting))
         return [said[c.row] for c in contexts]
 
     def ask(self, contexts: Sequence[Context], n: Sequence[int]) -> None:
@@ -47,13 +47,13 @@ class LocalTeacher:
         for context, count in zip(contexts, n, strict=True):
             self._jobs[context.row] = _Job(context, count)
 
-    def answers(self) -> list[tuple[Hashable, Continuation]]:
-        """One token more for every context that was asked; those that are done, by their rows.
+    def answers(self, rows: Collection[Hashable]) -> list[tuple[Hashable, Continuation]]:
+        """One token more for those of these rows that were asked; the answers that are done, by row.
 
         ``latency`` is the time of the passes that a context took part in, whatever else was done in between.
         """
         started = time.perf_counter()
-        jobs = list(self._jobs.values())
+        jobs = [job for row, job in self._jobs.items() if row in rows]
         try:
             self._step([job for job in jobs if self._ready(job)])
         except RuntimeError as error:

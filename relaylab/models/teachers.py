@@ -11,7 +11,7 @@ What to do then (carry on, raise, exclude the rollout) is the relay's policy.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
 
@@ -91,8 +91,9 @@ class PatientTeacher(Teacher, Protocol):
         """As ``continue_``, without an answer yet. A released row gets none."""
         ...
 
-    def answers(self) -> list[tuple[Hashable, Continuation]]:
-        """The continuations that have become ready since the last time, by row; perhaps none, and soon."""
+    def answers(self, rows: Collection[Hashable]) -> list[tuple[Hashable, Continuation]]:
+        """Of these rows, the continuations that have become ready, by row; perhaps none, and soon. Others' rows, of
+        another stream over the same teacher, are left alone."""
         ...
 
 
