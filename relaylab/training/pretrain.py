@@ -50,6 +50,8 @@ class Recipe:
 RECIPES = {
     "student": Recipe(width=48, layers=2, heads=4, steps=4500, seed=1),
     "teacher": Recipe(width=128, layers=4, heads=4, steps=4000, seed=2),
+    "teacher-small": Recipe(width=80, layers=3, heads=4, steps=3000, seed=3),
+    "teacher-large": Recipe(width=160, layers=4, heads=4, steps=3000, seed=4),
 }
 
 # kind -> (weight in the drills, draw of "expression", result)

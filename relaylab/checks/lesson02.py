@@ -1,127 +1,18 @@
-"""Checks of the lessons' exercises: they take the learner's function and hint at the likely mistake.
-
-    from relaylab.checks import check
-    check("my_rewards")(my_rewards)
-
-In the manner of ARENA's ``tests.py``. A function is run on the lesson's own inputs and on random ones, beside the
-package's. Where it differs, it is compared with functions that make the mistakes others have made: the one that says
-the same as the learner's gives the hint. An exercise that is still open is said to be open and is no error, so that a
-notebook runs from top to bottom. Checks teach; they are no exam, and a wrong function can be right on every input here.
-"""
+"""Lesson 02, GRPO."""
 
 from __future__ import annotations
 
-import math
 import random
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from copy import deepcopy
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from statistics import fmean, pstdev, stdev
-from typing import Any
 
-from relaylab.command import format_call
+from relaylab.checks.function import Function, NotYet, short
 from relaylab.trace import COMMAND, STUDENT, TEACHER, Call, Trace
 from relaylab.training.rewards import advantages, difficulty_aware, helped, kind_of, ratios
 
 Groups = list[list[Trace]]
-
-
-class NotYet(AssertionError):
-    """The answer is wrong; its text says where, and what may be the matter."""
-
-
-def check(name: str) -> Callable[[Any], str]:
-    """The check of an exercise: call it with the learner's function or number.
-
-    >>> check("group_advantages")(lambda groups: [advantages(g) for g in groups])
-    'group_advantages is right.'
-    >>> check("largest_k")(None)
-    'largest_k is open: it is None, or returns None.'
-    >>> check("largest_rho")(0.9)
-    Traceback (most recent call last):
-    relaylab.checks.NotYet: largest_rho: at ρ = 0.89 it is negative already: is the bonus of 1.5 in your mean?
-
-    The check raises ``NotYet`` for a wrong answer, and lets the learner's own errors through. ``check`` raises
-    ValueError for an exercise that it does not know.
-    """
-    if name not in CHECKS:
-        raise ValueError(f"no exercise {name!r}; there are {', '.join(CHECKS)}")
-
-    def run(answer: Any) -> str:
-        try:
-            done = answer is not None and CHECKS[name](answer)
-        except NotYet as hint:
-            raise NotYet(f"{name}: {hint}") from None
-        return f"{name} is right." if done else f"{name} is open: it is None, or returns None."
-
-    return run
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Function:
-    """The check of a function: what is ``right``, inputs to try, and of each likely mistake its hint and its function.
-
-    tolerance: of numbers. show: an input, for the learner to read.
-    """
-
-    right: Callable
-    inputs: Callable[[random.Random], Iterator[tuple]]
-    mistakes: Mapping[str, Callable]
-    show: Callable[..., str]
-    tolerance: float = 1e-9
-
-    def __call__(self, answer: Callable) -> bool:
-        """Whether it is right; False where it returns None. Raises NotYet where it is wrong."""
-        inputs, found = list(self.inputs(random.Random(0))), []
-        for given in inputs:
-            handed = deepcopy(given)
-            found.append(answer(*handed))
-            if found[-1] is None and len(found) == 1:
-                return False
-            if _visible(handed) != _visible(given):
-                raise NotYet("your function changed what it was given; build a new list instead")
-        wrong = [k for k, given in enumerate(inputs) if not self._same(found[k], self.right(*given))]
-        if not wrong:
-            return True
-        first = inputs[wrong[0]]
-        said = f"for {self.show(*first)} it gives {_short(found[wrong[0]])}, not {_short(self.right(*first))}."
-        for hint, mistake in self.mistakes.items():
-            if all(self._same(got, mistake(*given)) for got, given in zip(found, inputs)):
-                raise NotYet(f"{said} {hint}")
-        raise NotYet(f"{said} It is wrong for {len(wrong)} of {len(inputs)} inputs.")
-
-    def _same(self, a: Any, b: Any) -> bool:
-        if isinstance(b, (list, tuple)):
-            try:
-                a = list(a)
-            except TypeError:
-                return False
-            return len(a) == len(b) and all(map(self._same, a, b))
-        if isinstance(b, (int, float)):
-            try:
-                return math.isclose(a, b, rel_tol=self.tolerance, abs_tol=self.tolerance)
-            except TypeError:
-                return False
-        return a == b
-
-
-def _visible(value: Any) -> Any:
-    """What of an input can be compared: functions are what they were."""
-    return [_visible(v) for v in value] if isinstance(value, (list, tuple)) else None if callable(value) else value
-
-
-def _short(value: Any) -> str:
-    """A result in a line: numbers to four digits."""
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, (list, tuple)):
-        return f"[{', '.join(map(_short, value))}]"
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:59]}…"
-
-
-# Inputs --------------------------------------------------------------------------------------------------------------
 
 
 def _rollout(source: str, correct: bool, *, more: int = 0, stray: int = 0) -> Trace:
@@ -180,18 +71,6 @@ def _reward_lists(rng: random.Random) -> Iterator[tuple[list[list[float]]]]:
         yield ([[rng.choice((1.5, 0.0, -1.0, rng.random())) for _ in range(8)] for _ in range(3)],)
 
 
-def _answers(rng: random.Random) -> Iterator[tuple]:
-    encode = lambda text: [text]  # noqa: E731
-    yield [5, 6, 7, 8, 2], 1, 2, encode
-    yield [5, 6, 7, 8, 2], 1, 900, encode
-    yield [5, 6, 7, 8, 2], 0, 9, encode
-    yield [5, 6, 7, 8, 2], 1, 2, lambda text: list(text)
-    for _ in range(30):
-        length = rng.randint(3, 40)
-        ids = [rng.randint(3, 99) for _ in range(length - 1)] + [2]
-        yield ids, rng.randrange(length - 1), rng.randint(1, 9) * 10 ** rng.randint(0, 2), lambda text: list(text)
-
-
 def _show_groups(groups: Groups) -> str:
     return "; ".join(f"group {k + 1}: {_show_group(group)}" for k, group in enumerate(groups))
 
@@ -199,9 +78,6 @@ def _show_groups(groups: Groups) -> str:
 def _show_group(group: Sequence[Trace]) -> str:
     """Each rollout as its sources, a letter a token."""
     return ", ".join(f"{t.source} {'right' if t.correct else 'wrong'}" for t in group)
-
-
-# The mistakes of others ----------------------------------------------------------------------------------------------
 
 
 def _paid(groups: Groups, *, help_: Callable[[Trace], bool] = helped, rho: Callable[[Trace], float] | None = None):
@@ -249,31 +125,6 @@ def _over(group: Sequence[Trace], *, tags: bool = False, own: bool = False, capp
     return [min(1.0, share) for share in shares] if capped else shares
 
 
-def _inserted(ids: list, position: int, n: int, encode: Callable, *, end: int = 1, behind: int = 0) -> list:
-    at = position + behind
-    return ids[:at] + encode(format_call(min(n, len(ids) - end - position))) + ids[at:]
-
-
-# Answers that are numbers --------------------------------------------------------------------------------------------
-
-
-def _all_the_rest(top: int, length: int = 300) -> float:
-    """The share of calls that ask for all the rest: for d * 10**k tokens, k = 0 .. top, at random places."""
-    asked = [d * 10**k for k in range(top + 1) for d in range(1, 10)]
-    return sum(n >= left for n in asked for left in range(1, length)) / (len(asked) * (length - 1))
-
-
-def _largest_k(k: int) -> bool:
-    """Lesson 01: answers of 300 tokens, at most one call in four for all the rest."""
-    if k not in range(4):
-        raise NotYet(f"k is one of 0, 1, 2, 3, not {k!r}")
-    if (rest := _all_the_rest(k)) > 0.25:
-        raise NotYet(f"too far: with k = 0 to {k}, {100 * rest:.0f} % of the calls ask for all the rest")
-    if k < 3 and (rest := _all_the_rest(k + 1)) <= 0.25:
-        raise NotYet(f"you can go further: with k = 0 to {k + 1} it is {100 * rest:.0f} %")
-    return True
-
-
 def _largest_rho(rho: float) -> bool:
     """Lesson 02: the share from which on the helped one of [right alone, right helped, wrong, wrong] is discouraged."""
     below, above = (advantages([1.5, 1 - r, 0, 0])[1] for r in (rho - 0.01, rho + 0.01))
@@ -286,25 +137,7 @@ def _largest_rho(rho: float) -> bool:
     return True
 
 
-# By the name of the learner's function or number: what returns whether it is there, and raises NotYet if it is wrong.
-CHECKS: dict[str, Callable[[Any], bool]] = {
-    # Lesson 01: insert_one(ids, position, n, encode) -> ids with the command for n tokens, clipped, before a position.
-    "insert_one": Function(
-        right=_inserted,
-        inputs=_answers,
-        mistakes={
-            "It is not clipped: a call must not ask for more than is left of the answer.": lambda ids, p, n, encode: (
-                ids[:p] + encode(format_call(n)) + ids[p:]
-            ),
-            "Do you count the end token? It is not the teacher's to write.": lambda *a: _inserted(*a, end=0),
-            "The command goes in front of the token at that position.": lambda *a: _inserted(*a, behind=1),
-            "A command is several tokens: add all of them, not a list of them.": lambda ids, p, n, encode: (
-                [*ids[:p], encode(format_call(min(n, len(ids) - 1 - p))), *ids[p:]]
-            ),
-        },
-        show=lambda ids, p, n, encode: f"ids = {ids}, position = {p}, n = {n}",
-    ),
-    "largest_k": _largest_k,
+CHECKS = {
     # Lesson 02: my_rewards(groups) -> the difficulty-aware rewards, rho as in the paper, group by group.
     "my_rewards": Function(
         right=lambda groups: [difficulty_aware(group) for group in groups],
@@ -347,7 +180,7 @@ CHECKS: dict[str, Callable[[Any], bool]] = {
             "Divide by the standard deviation.": lambda gs: [[r - fmean(g) for r in g] for g in gs],
             "Take the group's mean off first.": lambda gs: [[r / (stdev(g) + 1e-4) for r in g] for g in gs],
         },
-        show=lambda groups: f"rewards {_short(groups)}",
+        show=lambda groups: f"rewards {short(groups)}",
         tolerance=2e-3,
     ),
     "largest_rho": _largest_rho,
