@@ -1,6 +1,6 @@
 # make run    a virtual environment in .venv, everything installed, and the main job
 # make test   the same environment, then style and tests
-# make notebooks   lessons 01 and 02, executed in a size that shows that they run
+# make notebooks   the lessons, executed in a size that shows that they run, and as HTML
 # The plain commands behind these are in README.md.
 
 BASE   := $(shell for p in python3.11 python3 python; do \
@@ -31,16 +31,18 @@ run: $(READY)
 	@cd notebooks && ../$(BIN)/papermill --kernel python3 --no-progress-bar 00_first_relay.ipynb ../$(RUN)/00_first_relay.ipynb
 	@echo "== done: traces and the executed notebook are in $(RUN)"
 
-# Lesson 00 runs in full with `make run`. These two train: at their own parameters they take minutes each.
+# The whole series, each lesson executed and as a page that needs no kernel. `make notebooks SIZE=` runs the lessons at
+# their own parameters, minutes each; those of --smoke are in notebooks/smoke.yaml.
+SIZE    := --smoke
+LESSONS := $(notdir $(basename $(wildcard notebooks/*.ipynb)))
 notebooks: $(READY)
-	@mkdir -p runs/notebooks
-	@cd notebooks && ../$(BIN)/papermill --kernel python3 --no-progress-bar 01_warmup.ipynb ../runs/notebooks/01_warmup.ipynb \
-	    -p problems_a_suite 4 -p warmup_problems 90 -p warmup_steps 8
-	@cd notebooks && ../$(BIN)/papermill --kernel python3 --no-progress-bar 02_grpo.ipynb ../runs/notebooks/02_grpo.ipynb \
-	    -p problems_a_suite 2 -p steps 3 -p prompts 2
+	@$(BIN)/relaylab notebooks run $(LESSONS) $(SIZE) --folder notebooks --out runs/notebooks --timeout 900
+	@$(BIN)/jupyter nbconvert --to html --embed-images --log-level WARN --output-dir runs/notebooks \
+	    $(foreach lesson,$(LESSONS),runs/notebooks/$(lesson)/$(lesson).ipynb)
+	@echo "== done: executed lessons, their results as JSON, and pages are in runs/notebooks"
 
 test: lint
-	$(BIN)/python -m pytest -n auto $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadgroup $(PYTEST_ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -15,6 +15,18 @@ from rich.table import Table
 from rich.text import Text
 
 from relaylab import measure, notebooks
+from relaylab.lab import lab
+from relaylab.measure import (
+    Data,
+    MaxTokens,
+    Seed,
+    Suffix,
+    Suite,
+    Teacher,
+    TeacherTemperature,
+    Tokenizer,
+    problems_named,
+)
 from relaylab.sweep.command import sweep
 from relaylab.trace import Trace, read_traces, to_frame
 from relaylab.version import __version__
@@ -30,22 +42,14 @@ console = Console()
 OnFailure = StrEnum("OnFailure", {name: name for name in ("carry_on", "raise", "exclude")})
 
 Student = Annotated[str, typer.Option(help="An embedded name, a directory, or a hub id.")]
-Teacher = Annotated[str, typer.Option(help="The same, the URL of an OpenAI-compatible server, or 'none'.")]
-Tokenizer = Annotated[str | None, typer.Option(help="For a URL: the model whose tokenizer the server uses.")]
-TeacherTemperature = Annotated[float, typer.Option(min=0, help="The teacher's; 0 is greedy.")]
 Temperature = Annotated[float, typer.Option(min=0, help="The student's; 0 is greedy.")]
 TopP = Annotated[float, typer.Option(min=0, max=1, help="Sample the student from its most probable tokens alone.")]
-MaxTokens = Annotated[int, typer.Option(min=1, help="Completion tokens in all.")]
 MaxCalls = Annotated[int | None, typer.Option(min=0, help="Answered calls a response; no cap by default.")]
 MaxCallTokens = Annotated[int | None, typer.Option(min=1, help="Tokens a call may be granted; no cap by default.")]
 Unsure = Annotated[float | None, typer.Option(help="Call wherever the student's entropy is above this many nats.")]
 Every = Annotated[int | None, typer.Option(min=1, help="Call wherever so many tokens have gone by without a call.")]
 CallTokens = Annotated[int, typer.Option(min=1, help="Tokens asked for by --call-when-unsure and --call-every.")]
 Failure = Annotated[OnFailure, typer.Option(help="Where the teacher fails: go on alone, stop all, or end that row.")]
-Suite = Annotated[list[str] | None, typer.Option(help="An embedded suite; several times for several.")]
-Data = Annotated[Path | None, typer.Option(help="A JSONL, JSON or CSV file of questions and answers.")]
-Suffix = Annotated[str, typer.Option(help="Put behind each question.")]
-Seed = Annotated[int, typer.Option(min=0, help="Matters when sampling.")]
 
 
 @contextmanager
@@ -122,7 +126,7 @@ def decode(
     seed: Seed = 0,
 ) -> None:
     """Relay and grade many questions; resumes where it stopped."""
-    chosen = _problems(suite, data, limit, "test")
+    chosen = problems_named(suite, data, limit, "test")
     policy = _policy(call_when_unsure, call_every, call_tokens)
     traces = _pair(student, teacher, tokenizer, teacher_temperature).decode(
         chosen, out=out, seed=seed, temperature=temperature, top_p=top_p, max_tokens=max_tokens, max_calls=max_calls,
@@ -185,42 +189,12 @@ def warmup(
 
     tests = [p for s in suite or () for p in problems(s, check)] if check else []
     done = warmup(
-        student, _problems(suite, data, limit, "train"), out, check=tests, steps=steps, batch_size=batch_size,
+        student, problems_named(suite, data, limit, "train"), out, check=tests, steps=steps, batch_size=batch_size,
         learning_rate=learning_rate, full=full, seed=seed, temperature=temperature, samples=samples,
         keep_correct=keep_correct, exponents=exponent or (0, 1, 2, 3), max_tokens=max_tokens, suffix=suffix,
         rows_at_a_time=rows_at_a_time, gradient_checkpointing=gradient_checkpointing,
     )  # fmt: skip
     console.print(str(done), highlight=False, markup=False)
-
-
-@app.command("filter")
-@_resumable()
-def filter_(
-    out: Annotated[Path, typer.Option(help="JSONL file of rates; run again to go on after an interrupt.")],
-    suite: Suite = None,
-    data: Data = None,
-    limit: Annotated[int, typer.Option(min=1, help="Training problems of each suite, or of the file.")] = 100,
-    teacher: Teacher = "teacher",
-    tokenizer: Tokenizer = None,
-    teacher_temperature: TeacherTemperature = 1.0,
-    samples: Annotated[int, typer.Option(min=1, help="Responses of each problem.")] = 10,
-    threshold: Annotated[float, typer.Option(min=0, max=1, help="Only for the summary: rates are kept whole.")] = 0.5,
-    suffix: Suffix = "",
-    max_tokens: MaxTokens = 512,
-    batch_size: Annotated[int, typer.Option(min=1, help="Responses written at a time.")] = 128,
-    seed: Seed = 0,
-) -> None:
-    """Stage 2, first half: how often the teacher solves each problem, for the data filter."""
-    from relaylab.decoding.pair import load_teacher
-    from relaylab.training.filtering import keep, pass_rates
-
-    options = {"tokenizer": tokenizer} if tokenizer else {}
-    rates = pass_rates(
-        load_teacher(teacher, temperature=teacher_temperature, **options), _problems(suite, data, limit, "train"), out,
-        samples=samples, max_tokens=max_tokens, suffix=suffix, seed=seed, batch_size=batch_size,
-    )  # fmt: skip
-    told = f"{len(keep(rates, threshold))} of {len(rates)} problems have a pass rate of at least {threshold}"
-    console.print(f"{told}; all rates are in {out}", highlight=False, markup=False)
 
 
 @app.command()
@@ -254,7 +228,9 @@ def _notebooks() -> None:
 
 
 notebooks_app.command("run")(notebooks.notebooks_run)
+app.command()(lab)
 app.command()(_resumable()(sweep))
+app.command("filter")(_resumable()(measure.filter_))
 app.command()(_resumable()(measure.evaluate))
 app.command()(measure.report)
 app.command()(measure.scorecard)
@@ -347,15 +323,6 @@ def _pair(student: str, teacher: str, tokenizer: str | None, teacher_temperature
     if tokenizer and not url:
         raise ValueError("--tokenizer is for a teacher behind a URL; a local one brings its own")
     return load_pair(student, teacher, teacher_options={"temperature": teacher_temperature, "tokenizer": tokenizer})
-
-
-def _problems(suite: list[str] | None, data: Path | None, limit: int, split: str) -> list:
-    from relaylab.tasks.data import load_problems
-    from relaylab.tasks.suites import problems
-
-    if bool(suite) == bool(data):
-        raise ValueError("name either --suite or --data")
-    return load_problems(data, limit=limit) if data else [p for s in suite for p in problems(s, limit, split=split)]
 
 
 def _policy(threshold: float | None, every: int | None, n: int):

@@ -1,4 +1,4 @@
-"""The commands that measure: ``relaylab evaluate | report | scorecard | judge``; ``cli.py`` shows them."""
+"""The commands that measure: ``relaylab filter | evaluate | report | scorecard | judge``; ``cli.py`` shows them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,56 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from relaylab.sweep.command import EngineName
+from relaylab.sweep.shards import Address, Asked, EngineOption, Gpus, Server, Shards, Threads, Workers, spread_over
 from relaylab.viz.view import visible
 
 console = Console()
 
 METHODS = "student teacher relay"
+
+Teacher = Annotated[str, typer.Option(help="An embedded name, a directory, a hub id, a server's URL, or 'none'.")]
+Tokenizer = Annotated[str | None, typer.Option(help="For a URL: the model whose tokenizer the server uses.")]
+TeacherTemperature = Annotated[float, typer.Option(min=0, help="The teacher's; 0 is greedy.")]
+MaxTokens = Annotated[int, typer.Option(min=1, help="Completion tokens in all.")]
+Suite = Annotated[list[str] | None, typer.Option(help="An embedded suite; several times for several.")]
+Data = Annotated[Path | None, typer.Option(help="A JSONL, JSON or CSV file of questions and answers.")]
+Suffix = Annotated[str, typer.Option(help="Put behind each question.")]
+Seed = Annotated[int, typer.Option(min=0, help="Matters when sampling.")]
+
+
+def filter_(
+    out: Annotated[Path, typer.Option(help="JSONL file of rates; run again to go on after an interrupt.")],
+    suite: Suite = None,
+    data: Data = None,
+    limit: Annotated[int, typer.Option(min=1, help="Training problems of each suite, or of the file.")] = 100,
+    teacher: Teacher = "teacher",
+    server: Server = None,
+    tokenizer: Tokenizer = None,
+    teacher_temperature: TeacherTemperature = 1.0,
+    samples: Annotated[int, typer.Option(min=1, help="Responses of each problem.")] = 10,
+    threshold: Annotated[float, typer.Option(min=0, max=1, help="Only for the summary: rates are kept whole.")] = 0.5,
+    suffix: Suffix = "",
+    max_tokens: MaxTokens = 512,
+    batch_size: Annotated[int, typer.Option(min=1, help="Responses written at a time.")] = 128,
+    seed: Seed = 0,
+    shards: Shards = None,
+    workers: Workers = 1,
+    engine: EngineOption = EngineName.local,
+    address: Address = None,
+    threads: Threads = 1,
+    gpus: Gpus = 0.0,
+) -> None:
+    """Stage 2, first half: how often the teacher solves each problem, for the data filter."""
+    from relaylab.sweep.large_filter import rate
+    from relaylab.training.filtering import keep
+
+    asked = Asked(teacher, tuple(server or ()), tokenizer, teacher_temperature)
+    spread = spread_over(engine, workers, shards, address, threads, gpus)
+    options = dict(samples=samples, max_tokens=max_tokens, suffix=suffix, seed=seed, batch_size=batch_size)
+    rates = rate(asked, problems_named(suite, data, limit, "train"), out, spread, **options)
+    told = f"{len(keep(rates, threshold))} of {len(rates)} problems have a pass rate of at least {threshold}"
+    console.print(f"{told}; all rates are in {out}", highlight=False, markup=False)
 
 
 def evaluate(
@@ -34,13 +79,21 @@ def evaluate(
     training: Annotated[int, typer.Option(min=0, help="Training problems for what a baseline learns (citer).")] = 300,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows decoded at a time.")] = 64,
     seed: Annotated[int, typer.Option(min=0, help="Of answers, coins and drawn subsets.")] = 0,
+    server: Server = None,
+    tokenizer: Annotated[str | None, typer.Option(help="For --server: the model whose tokenizer they use.")] = None,
+    shards: Shards = None,
+    workers: Workers = 1,
+    engine: EngineOption = EngineName.local,
+    address: Address = None,
+    threads: Threads = 1,
+    gpus: Gpus = 0.0,
 ) -> None:
     """Every method on the same problems: traces, a table and a summary; resumes where it stopped."""
     from itertools import islice
 
-    from relaylab.analysis.evaluate import evaluate
     from relaylab.analysis.statistics import summary
     from relaylab.decoding.row import Limits
+    from relaylab.sweep.large_evaluation import evaluated
     from relaylab.tasks.benchmarks import load_benchmark
     from relaylab.tasks.suites import SUITES, mixture
 
@@ -51,8 +104,12 @@ def evaluate(
     if len(suffixes) > 1:
         raise ValueError(f"{', '.join(named)} put their questions differently; evaluate them in folders of their own")
     problems = [p for name in named for p in load_benchmark(name, path=data, limit=limit, seed=seed)]
-    table = evaluate(
-        methods.split(), problems, out, teacher=teacher, samples=samples, temperature=temperature, seed=seed,
+    if tokenizer and not server:
+        raise ValueError("--tokenizer is for --server; a teacher in this process brings its own")
+    table = evaluated(
+        methods.split(), problems, out, Asked(teacher, tuple(server or ()), tokenizer),
+        spread_over(engine, workers, shards, address, threads, gpus),
+        samples=samples, temperature=temperature, seed=seed,
         limits=Limits(max_tokens=max_tokens, max_calls=max_calls, max_call_tokens=max_call_tokens),
         training=list(islice(mixture(seed=seed + 5), training)), batch_size=batch_size, suffix=suffixes.pop(),
     )  # fmt: skip
@@ -106,6 +163,16 @@ def judge(
 
     found = audit(read_traces(traces), Judge(APIClient(server), model=model, max_requests=max_requests, cache=cache))
     console.print(str(found), highlight=False, markup=False)
+
+
+def problems_named(suite: list[str] | None, data: Path | None, limit: int, split: str) -> list:
+    """The problems that --suite or --data name; ``limit`` of each suite, or of the file."""
+    from relaylab.tasks.data import load_problems
+    from relaylab.tasks.suites import problems
+
+    if bool(suite) == bool(data):
+        raise ValueError("name either --suite or --data")
+    return load_problems(data, limit=limit) if data else [p for s in suite for p in problems(s, limit, split=split)]
 
 
 def _benchmark(name: str):

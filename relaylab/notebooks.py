@@ -27,6 +27,8 @@ import typer
 import yaml
 
 RESULT = "RELAYLAB_RESULT"  # environment variable: the file that ``result`` writes to
+SMOKE = "smoke.yaml"  # beside the notebooks: parameters of each with which it is done in seconds
+SHIPPED = Path(__file__).parent / "lessons"  # in an installed package; a checkout has them around the package
 TYPES = {"int": int, "float": float, "str": str, "bool": bool, "list": list, "dict": dict, "None": type(None)}
 # call_tokens is a number of tokens; hf_token is a key.
 SECRET_NAME = re.compile(r"api_?key|secret|passw(or)?d|credential|(^|_)(key|keys|token|auth)$", re.IGNORECASE)
@@ -175,23 +177,58 @@ def execute(
     return record
 
 
+def lessons_home() -> Path:
+    """The folder whose ``notebooks`` and ``docs`` are the shipped ones. ValueError where they are missing."""
+    home = SHIPPED if SHIPPED.is_dir() else SHIPPED.parents[1]
+    if not any((home / "notebooks").glob("*.ipynb")):
+        raise ValueError(f"this installation of relaylab has no lessons: {home / 'notebooks'} is empty; reinstall it")
+    return home
+
+
+def lesson_folder() -> Path:
+    """Where notebooks are looked for: ``notebooks`` in the working folder, else the shipped ones."""
+    own = Path("notebooks")
+    return own if any(own.glob("*.ipynb")) else lessons_home() / "notebooks"
+
+
+def smoke_parameters(folder: Path) -> dict[str, dict[str, Any]]:
+    """By notebook, the parameters of the folder's ``smoke.yaml``. ValueError where there is none, or it is not that."""
+    try:
+        found = yaml.safe_load((folder / SMOKE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{folder} has no {SMOKE}: a line a notebook, 'name: {{parameter: value}}'") from None
+    except yaml.YAMLError as error:
+        raise ValueError(f"{folder / SMOKE} is not YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(found, dict) or not all(isinstance(given, dict) for given in found.values()):
+        raise ValueError(f"{folder / SMOKE}: write a line a notebook, 'name: {{parameter: value}}'")
+    return found
+
+
 def notebooks_run(
     names: Annotated[list[str] | None, typer.Argument(help="Of the folder, or files; all by default.")] = None,
     parameter: Annotated[
         list[str] | None, typer.Option("--parameter", "-p", help="NAME=VALUE, for each of them; VALUE is YAML.")
     ] = None,
     out: Annotated[Path, typer.Option(help="Each is executed into a folder of its own here.")] = Path("runs/notebooks"),
-    folder: Annotated[Path, typer.Option(help="Where the notebooks are.")] = Path("notebooks"),
+    folder: Annotated[
+        Path | None, typer.Option(help="Where they are: 'notebooks' here, or else the shipped ones.")
+    ] = None,
     timeout: Annotated[float | None, typer.Option(min=1, help="Seconds for each; no limit by default.")] = None,
+    smoke: Annotated[
+        bool, typer.Option("--smoke", help=f"The parameters of the folder's {SMOKE}: seconds each.")
+    ] = False,
 ) -> None:
     """Execute notebooks with other parameters, and keep their results as JSON."""
+    folder = folder or lesson_folder()
+    small = smoke_parameters(folder) if smoke else {}
     chosen = [find_notebook(name, folder) for name in names or ()] or sorted(folder.glob("*.ipynb"))
     if not chosen:
         raise ValueError(f"{folder} has no notebooks; --folder says where they are")
     plans = {}
     for path in chosen:  # all are checked before the first one runs
         known = read_parameters(path)
-        plans[path] = checked(dict(_option(text, known) for text in parameter or ()), known)
+        asked = dict(_option(text, known) for text in parameter or ())
+        plans[path] = checked(small.get(path.stem, {}) | asked, known)
     bad = []
     for path, given in plans.items():
         record = execute(path, out / path.stem, given, timeout=timeout, progress=True)

@@ -144,6 +144,39 @@ def test_a_long_row_is_run_in_chunks(monkeypatch, positions):
     assert (engine.forwarded, engine.passes) == (25, 7)
 
 
+def test_an_opening_that_rows_share_is_run_once():
+    """Seven rows of three openings, extended apart before they are run; then more of the same, late."""
+    engine = make()
+    openings = [ids(20, 1), ids(20, 2), ids(6, 3)]
+    rows = [engine.open(openings[k]) for k in (0, 1, 0, 2, 0, 1, 0)]
+    for k, row in enumerate(rows[:4]):
+        engine.extend(row, ids(k, 40 + k))
+    for logits, row in zip(engine.forward(rows), rows, strict=True):
+        assert close_to(logits, fresh(engine, row.ids, 1))
+        assert row.cached == len(row.ids)
+    assert engine.forwarded == 19 + 19 + 5 + 7 + (0 + 1 + 2 + 3)
+
+    before, late = engine.forwarded, [engine.open(openings[0]) for _ in range(2)]
+    for logits, row in zip(engine.forward(late), late, strict=True):
+        assert close_to(logits, fresh(engine, row.ids, 1))
+    assert engine.forwarded - before == 2
+
+
+def test_an_opening_is_lent_only_while_it_is_there():
+    engine, opening = make(), ids(12)
+    gone, cut, other = engine.open(opening), engine.open(opening[:8]), engine.open(ids(9, 5))
+    engine.forward([gone, cut, other])
+    engine.close(gone)
+    engine.crop(cut, 3)
+    engine.extend(cut, ids(5, 77))  # as long as its opening, and not the same
+    engine.crop(other, 2)  # shorter than its opening
+    engine.forward([cut])
+    for k, again in enumerate([opening, opening[:8], ids(9, 5)]):
+        before, row = engine.forwarded, engine.open(again)
+        assert close_to(engine.forward([row])[0], fresh(engine, row.ids, 1)), k
+        assert engine.forwarded - before == len(again)
+
+
 def test_kept_rows_lend_their_beginning_until_forgotten():
     engine = make(keep=2)
     first = engine.open(ids(10))

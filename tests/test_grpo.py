@@ -248,12 +248,27 @@ def test_a_fixed_length_is_granted_whatever_is_asked(tmp_path, teacher):
     assert all(c.granted == 5 or c.end + c.granted == 48 for c in calls)
 
 
+def test_the_caps_of_the_first_steps_give_way_to_others(tmp_path, teacher):
+    lead = [(1, Limits(max_tokens=48, call_tokens=5)), (2, Limits(max_tokens=48, max_call_tokens=3))]
+    options = SMALL | {"lead": lead, "limits": Limits(max_tokens=48, max_calls=0), "steps": 4, "keep_rollouts": 1}
+    grpo("warm", [teacher], some_problems(), tmp_path / "run", **options)
+    granted = []
+    for file in sorted((tmp_path / "run" / "rollouts").iterdir()):
+        granted.append([(c.requested, c.granted) for t in read_traces(file) for c in t.calls if c.end < 40])
+    assert len(granted) == 4
+    assert all(got == 5 for _, got in granted[0] if got)
+    for step in (1, 2):
+        assert all(got == min(asked, 3) for asked, got in granted[step] if got)
+    assert [any(got for _, got in step) for step in granted] == [True, True, True, False]
+
+
 def test_settings_that_do_not_fit_are_named(tmp_path, teacher, run):
     for options, words in (
         ({"group": 1}, "group is 1"),
         ({"updates": 3}, "cannot be cut into 3 updates"),
         ({"micro_batch": 3}, "micro batches of 3"),
         ({"save_every": 0}, "save_every is 0"),
+        ({"lead": [(99, Limits(max_tokens=48))]}, "steps of lead are more"),
     ):
         with pytest.raises(ValueError, match=words):
             grpo("warm", [teacher], some_problems(), tmp_path / "run", **SMALL | options)

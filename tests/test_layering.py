@@ -17,13 +17,13 @@ PACKAGE = ROOT / "relaylab"
 
 # Top to bottom, as in docs/design.md. A module may import from its own package and from what stands further down.
 ORDER = [
-    *("__main__", "cli", "sweep", "notebooks", "checks", "measure", "doctor", "capacity"),
+    *("__main__", "cli", "measure", "sweep", "live", "lab", "notebooks", "checks", "doctor", "capacity"),
     *("viz", "analysis", "training", "decoding", "models", "tasks"),
     *("trace", "command", "version"),
 ]
 RANK = {name: rank for rank, name in enumerate(ORDER)}
 # The package itself is a facade over everything; only a door may look at it from inside.
-FACADE, DOORS = "relaylab", ORDER[:8]
+FACADE, DOORS = "relaylab", ORDER[:10]
 NEVER = {"viz": {"torch", "transformers"}, "trace": {"torch", "transformers"}, "command": {"torch", "transformers"}}
 
 

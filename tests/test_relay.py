@@ -147,6 +147,23 @@ def test_no_token_is_run_twice(engines):
         assert teacher.forwarded - t == expected
 
 
+def test_the_rollouts_of_a_group_share_the_reading_of_their_prompt(engines):
+    student, teacher = engines["embedded"]
+    relay = Relay(student, LocalTeacher(teacher), limits=Limits(max_tokens=60), policy=CallEvery(9, 4), temperature=1.0)
+    alone = [relay.run([QUESTIONS[k]], seeds=[seed])[0] for k in (0, 1) for seed in range(8)]
+    s, t = student.forwarded, teacher.forwarded
+    together = relay.run([QUESTIONS[k] for k in (0, 1) for _ in range(8)], seeds=[*range(8), *range(8)])
+    assert texts(together) == texts(alone)
+    prompts = [len(together[k].prompt_ids) - 1 for k in (0, 8)]
+    apart = sum(len(x.prompt_ids) + _last_choice(x) for x in together)
+    assert student.forwarded - s == apart - 7 * sum(prompts)
+    assert all(x.answered for x in together)
+    views = [len(x.prompt_ids) + sum(x.source[i] != "c" for i in range(x.answered[-1].end)) for x in together]
+    own = sum(x.answered[-1].written - (x.answered[-1].finish == "length") for x in together)
+    # Of a group, those whose first call came after another's had been read.
+    assert teacher.forwarded - t <= sum(views) + own - 7 * sum(prompts) + sum(prompts)
+
+
 def _last_choice(trace) -> int:
     """The last completion position for which the student's distribution was needed: a token of its own, or the
     beginning of a command that a policy decided on."""

@@ -1,13 +1,9 @@
-"""Sweeps: what a file plans, that every point is there exactly once whatever is killed, and what the report says."""
+"""Sweeps: what a file plans, what an executed point leaves in a folder or at a URL, and what the report says."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import time
-import types
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,7 +20,7 @@ from relaylab.notebooks import write_json
 from relaylab.sweep.collect import collect, effects
 from relaylab.sweep.command import sweep
 from relaylab.sweep.drive import drive
-from relaylab.sweep.engines import LocalEngine, RayEngine
+from relaylab.sweep.engines import LocalEngine
 from relaylab.sweep.plan import code_version, read_plan
 from relaylab.sweep.point import Job, Outcome
 from relaylab.sweep.report import report
@@ -130,6 +126,9 @@ def test_sizes_change_the_rest(tmp_path):
         ("timeout: 0", "above 0"),
         ("retries: -1", "from 0"),
         ("resources: {cpu: 1}", "unknown resources"),
+        ("resources: {cpus: many}", "cpus is 'many'; it must be a share of one"),
+        ("resources: {gpus: 1.5}", "gpus is 1.5; it must be a share of one, or a whole number"),
+        ("resources: {memory_gb: 0}", "memory_gb is 0; it must be GB"),
         ("plane: [accuracy]", "two results"),
         ("grid: [", "not YAML"),
     ],
@@ -165,7 +164,7 @@ def test_points_are_executed_once_and_resumed(tmp_path):
     job, states = Job.of(plan, tmp_path / "out", run=stand_in), []
     assert drive(plan, Inline(), job, limit=1, watch=states.append) == {}
     assert len(list((tmp_path / "out" / "points").iterdir())) == 1
-    left = [p.key for p in plan.points if not job.finished(p)]
+    left = [p.key for p in plan.points if not job.store.record("points", p.key)]
     drive(plan, Inline(), job, watch=states.append)
     assert (states[-1].done, states[-1].total, states[-1].left) == (4, 4, 0.0)
     assert states[2].left == 6.0, "three points of 2 s"
@@ -252,120 +251,68 @@ def test_busy_points_are_waited_for_at_the_end(tmp_path):
     assert asked == [(0, False), (1, False), (0, True)]
 
 
-# Processes -----------------------------------------------------------------------------------------------------------
+# A URL instead of a folder -------------------------------------------------------------------------------------------
 
 
-def test_a_killed_worker_costs_its_point_alone(tmp_path):
-    plan = read_plan(write(tmp_path, "grid: {teacher: [die, t]}\nretries: 1\n"))
-    failures = drive(plan, LocalEngine(2), Job.of(plan, tmp_path / "out", run=stand_in))
-    assert {o.error for o in failures.values()} == {"its worker died (exit code -9)"}
-    assert set(failures) == {p.key for p in plan.points if p.levels["teacher"] == "die"}
-    table = collect(plan, tmp_path / "out")
-    assert list(table["teacher"]) == ["t"]
-    page = report(plan, table, tmp_path / "out", failures).read_text()
-    assert page.count("its worker died (exit code -9)") == 2, "once in the line, once in all of it"
+@pytest.fixture
+def at_url(tmp_path):
+    """A sweep of two points, one of which fails, at a URL whose files the test can see."""
+    plan = read_plan(write(tmp_path, "grid: {teacher: [bad, t]}\n"))
+    return plan, f"file://{tmp_path}/out", tmp_path / "out"
 
 
-def test_ctrl_c_ends_what_is_running(tmp_path):
-    import psutil
-
-    plan = read_plan(write(tmp_path, "grid: {teacher: [t, slow]}\n"))
-
-    def interrupt(state):
-        if state.done:
-            raise KeyboardInterrupt
-
-    before = set(psutil.Process().children(recursive=True))
-    with pytest.raises(KeyboardInterrupt):
-        drive(plan, LocalEngine(2), Job.of(plan, tmp_path / "out", run=stand_in), watch=interrupt)
-    left = [p for p in set(psutil.Process().children(recursive=True)) - before if "forkserver" not in str(p.cmdline())]
-    left = [p for p in left if "resource_tracker" not in str(p.cmdline())]
-    assert not left
-    assert len(list((tmp_path / "out" / "points").iterdir())) == 1
-
-
-DRIVER = """
-import sys
-from sweep_stand_in import slowly
-from relaylab.sweep.drive import drive
-from relaylab.sweep.engines import LocalEngine
-from relaylab.sweep.plan import read_plan
-from relaylab.sweep.point import Job
-
-if __name__ == "__main__":
-    plan = read_plan(sys.argv[1])
-    drive(plan, LocalEngine(2), Job.of(plan, sys.argv[2], run=slowly))
-"""
+def test_a_url_holds_what_a_folder_holds(at_url, tmp_path):
+    plan, url, out = at_url
+    bad, good = (p.key for p in plan.points)
+    failures = drive(plan, LocalEngine(), Job.of(plan, url, run=stand_in))
+    assert set(failures) == {bad}
+    page = report(plan, collect(plan, url), url, failures)
+    assert page == f"{url}/report.html"
+    kept = {str(f.relative_to(out)) for f in out.rglob("*") if f.is_file()}
+    tables = {"results.csv", "results.parquet", "effects.csv", "report.html"}
+    parts = {f"{where}/{name}" for where in (f"points/{good}", f"failed/{bad}") for name in ("n.ipynb", "log.txt")}
+    assert kept == tables | parts | {f"points/{good}/result.json", f"failed/{bad}/result.json"}
+    folder = tmp_path / "folder"
+    drive(plan, Inline(), Job.of(plan, folder, run=stand_in))
+    report(plan, collect(plan, folder), folder)
+    for name in tables - {"report.html"}:
+        assert (out / name).read_bytes() == (folder / name).read_bytes()
 
 
-def test_a_killed_driver_leaves_nothing_half_and_nothing_is_done_twice(tmp_path):
-    path = write(tmp_path, "seeds: 8\n")
-    plan, out = read_plan(path), tmp_path / "out"
-
-    def written():
-        return {f.parent.name: f.stat().st_mtime_ns for f in (out / "points").glob("*/result.json")}
-
-    (tmp_path / "driver.py").write_text(DRIVER)
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    process = subprocess.Popen(
-        [sys.executable, str(tmp_path / "driver.py"), str(path), str(out)], env=os.environ | {"PYTHONPATH": paths}
-    )
-    deadline = time.monotonic() + 240
-    while len(list((out / "points").glob("*"))) < 2:
-        assert process.poll() is None, "the driver ended by itself"
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    process.kill()
-    process.wait()
-    killed = written()
-    assert len(killed) < 8
-    drive(plan, Inline(), Job.of(plan, out, run=stand_in))
-    folder(plan, out)
-    assert written().items() >= killed.items()
-    undisturbed = tmp_path / "undisturbed"
-    drive(plan, Inline(), Job.of(plan, undisturbed, run=stand_in))
-    collect(plan, out), collect(plan, undisturbed)
-    for name in ("results.csv", "results.parquet"):
-        assert (out / name).read_bytes() == (undisturbed / name).read_bytes()
+def test_at_a_url_a_point_is_finished_once_its_record_is_whole(at_url):
+    """The record is uploaded last, so an upload that was cut off leaves none, or half of one."""
+    plan, url, out = at_url
+    plan = replace(plan, points=plan.points[1:])
+    job = Job.of(plan, url, run=stand_in)
+    home = out / "points" / plan.points[0].key
+    home.mkdir(parents=True)
+    (home / "n.ipynb").write_text("half")
+    (home / "result.json").write_text('{"key": "')
+    assert collect(plan, url).empty
+    assert job(plan.points[0]).status == "done"
+    assert (home / "n.ipynb").read_text() == "{}"
+    assert job(plan.points[0]).status == "found"
+    assert len(collect(plan, url)) == 1
 
 
-def test_ray_is_named_where_it_is_missing_and_asked_for_what_a_point_needs(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ValueError, match=r"relaylab\[ray\]"):
-        RayEngine()
-    # Ray's part in few lines: a task is done when it is asked for, but for the first, whose node is lost.
-    asked, lost = {}, iter([True])
+def test_what_was_lost_and_then_came_right_is_no_failure_at_a_url(at_url):
+    plan, url, _out = at_url
+    plan = replace(plan, points=plan.points[1:])
+    job = Job.of(plan, url, run=stand_in)
+    job.note(plan.points[0], "its worker died")
+    (lost,) = job.store.records("failed")
+    assert (lost["status"], lost["error"], lost["key"]) == ("lost", "its worker died", plan.points[0].key)
+    drive(plan, Inline(), job)
+    assert job.store.records("failed") == []
 
-    class RayError(Exception):
-        pass
 
-    class Reference:
-        def __init__(self, function, point):
-            self.done = partial(function, point)
-
-    def options(function, **given):
-        asked.update(given)
-        return types.SimpleNamespace(remote=partial(Reference, function))
-
-    def get(reference):
-        if next(lost, False):
-            raise RayError("node died")
-        return reference.done()
-
-    ray = types.SimpleNamespace(
-        init=lambda **options: asked.update(options),
-        cluster_resources=lambda: {"CPU": 4.0},
-        remote=lambda function: types.SimpleNamespace(options=partial(options, function)),
-        get=get,
-        wait=lambda references, num_returns: (references[:num_returns], references[num_returns:]),
-        exceptions=types.SimpleNamespace(RayError=RayError),
-    )
-    monkeypatch.setitem(sys.modules, "ray", ray)
-    engine = RayEngine("auto", cpus=2, gpus=1, memory_gb=3)
-    plan = read_plan(write(tmp_path, "seeds: 3\nretries: 1\n"))
-    assert drive(plan, engine, Job.of(plan, tmp_path / "out", run=stand_in)) == {}
-    assert (asked["address"], asked["num_cpus"], asked["num_gpus"], asked["memory"]) == ("auto", 2, 1, 3 * 2**30)
-    assert (engine.workers, len(folder(plan, tmp_path / "out"))) == (2, 3)
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [("nothing://x", "Protocol not known"), ("memory://x", "is the memory of one process")],
+)
+def test_urls_that_cannot_be_say_why(tmp_path, url, words):
+    with pytest.raises(ValueError, match=words):
+        Job.of(read_plan(write(tmp_path, "")), url)
 
 
 # The tables and the page ---------------------------------------------------------------------------------------------
@@ -440,7 +387,6 @@ def test_the_command_plans_executes_and_reports(tmp_path):
     assert "2 points, 1 to execute; about" in " ".join(run("--dry-run").output.split())
     table = pd.read_csv(out / "results.csv")
     assert table[["beta", "accuracy"]].to_numpy().tolist() == [[0.1, 0.1]]
-    assert "not to a URL" in str(CliRunner().invoke(app, [str(path), "--out", "s3://x"]).exception)
 
 
 def test_a_thousand_points_plan_and_report_quickly(tmp_path):

@@ -12,7 +12,7 @@ for people are ``viz/report.py``.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ def evaluate(
     batch_size: int = 64,
     suffix: str = "",
     progress: bool = True,
+    bench: Callable[..., Bench] = Bench,
     **options: Any,
 ) -> pd.DataFrame:
     """Decode ``problems`` with every method, ``samples`` times each; the table, which is also in ``out/table.csv``.
@@ -48,7 +49,8 @@ def evaluate(
     methods: texts of ``baselines.method``. A student option may name several, ``relay:student=a+b+c``: the same method
     by several students, say one a training seed; their rows share the method's label. samples: with a temperature, of
     avg@k and pass@k; sample j has the seed ``seed + j``. training: problems for what a baseline learns (citer). suffix:
-    put behind each question. Further options (device, dtype) are for local models.
+    put behind each question. bench: makes a ``Bench``, say of a kind that reads traces made elsewhere. Further options
+    (device, dtype) are for local models.
 
     The same call goes on where an interrupted one stopped, and repeats nothing; more methods may be added to a folder.
     Raises ValueError where ``out`` holds an evaluation on other terms, for an unknown method, and for several samples
@@ -67,9 +69,9 @@ def evaluate(
     for j in range(samples):
         folder = out / "traces" / str(seed + j)
         terms = dict(limits=limits, seed=seed + j, temperature=temperature, batch_size=batch_size, progress=progress)
-        bench = Bench(models, asked, folder, **terms)
+        decoded = bench(models, asked, folder, **terms)
         for label, variant in (pair for group in chosen for pair in group):
-            rows.append(rows_of(bench.traces(variant), label, getattr(variant, "student", ""), j))
+            rows.append(rows_of(decoded.traces(variant), label, getattr(variant, "student", ""), j))
     table = pd.concat(rows, ignore_index=True)
     table = _with_earlier(out / "table.csv", table)
     write_table(table, out / "table.csv")

@@ -33,7 +33,7 @@ class Names:
     no_exploration: str = "relay:student=relay-no-exploration"
     fixed: str = "fixed"
     weak: str = "relay:teacher=student"
-    strong: str = "relay:teacher=larger"
+    strong: str = "relay:teacher=teacher-large"
 
 
 Values = Mapping[str, np.ndarray]  # method -> one value a problem

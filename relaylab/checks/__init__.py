@@ -14,14 +14,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from relaylab.checks import lesson01, lesson02
+from relaylab.checks import lesson01, lesson02, lesson03, lesson04, lesson05, lesson06, lesson07, lesson08, lesson09
 from relaylab.checks.function import Function, NotYet
 
 __all__ = ["CHECKS", "Function", "NotYet", "check"]
 
 # By the name of the learner's function or number: what returns whether it is there, and raises NotYet if it is wrong.
 CHECKS: dict[str, Callable[[Any], bool]] = {
-    name: found for lesson in (lesson01, lesson02) for name, found in lesson.CHECKS.items()
+    name: found
+    for lesson in (lesson01, lesson02, lesson03, lesson04, lesson05, lesson06, lesson07, lesson08, lesson09)
+    for name, found in lesson.CHECKS.items()
 }
 
 

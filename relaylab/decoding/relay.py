@@ -31,6 +31,7 @@ OnFailure = Literal["carry_on", "raise", "exclude"]
 
 _keys = itertools.count()  # rows are known to teachers by a number that no other row of this process has
 FORBIDDEN_SPAN = 8  # tokens from a fork that forbids a call, in which none may begin
+GATHER, MANY = 4, 16  # of so many rows, those that change hands wait for each other, up to so many turns
 MAX_LOGITS = 2**27  # floats of one recorded forward pass: a long answer times a large vocabulary fills memory fast
 
 
@@ -203,16 +204,19 @@ class Stream(Iterator[Event]):
 
     def _decode(self) -> Iterator[Event]:
         queue = list(enumerate(self._rows))[::-1]
-        live = self._live
+        live, turns = self._live, itertools.count()
         try:
             while queue or live:
                 while queue and len(live) < self._relay.batch_size:
                     index, row = queue.pop()
                     live.append(_Live(index, row, self._open(row)))
-                if active := [x for x in live if x.row.open and not x.row.waiting and self._fits(x)]:
+                # A pass over a few rows with a turn to read costs as much as one over all that write: these gather.
+                gather = next(turns) % GATHER == 0 or len(live) < MANY
+                able = [x for x in live if x.row.open and not x.row.waiting and self._fits(x)]
+                if active := [x for x in able if gather or x.cache.pending == 1] or able:
                     yield from self._step(active)
                 if waiting := [x for x in live if x.row.waiting]:
-                    yield from self._ask(waiting, idle=not active)
+                    yield from self._ask(waiting, idle=not active, gather=gather)
                 for x in [x for x in live if not x.row.open]:
                     live.remove(x)
                     self._give_back(x)
@@ -326,13 +330,13 @@ class Stream(Iterator[Event]):
 
     # The teacher ------------------------------------------------------------------------------------------------------
 
-    def _ask(self, waiting: list[_Live], *, idle: bool) -> Iterator[Event]:
+    def _ask(self, waiting: list[_Live], *, idle: bool, gather: bool) -> Iterator[Event]:
         """Hand rows over and take answers back; a teacher that lets nobody go on is asked once all others wait."""
         teacher = self._relay.teacher
         patient = isinstance(teacher, PatientTeacher)
         if not (patient or idle):
             return
-        fresh = [x for x in waiting if x not in self._asked]
+        fresh = [x for x in waiting if x not in self._asked] if gather or idle else []
         for x in fresh:
             x.row.hand_over()
             yield CallOpened(x.index, replace(x.row.waiting))

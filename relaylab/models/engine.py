@@ -20,8 +20,9 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from relaylab.models.front_cache import FrontCache
 from relaylab.models.kernels import ATTENTION, FewTokens
 from relaylab.models.text import TokenText
 
@@ -32,37 +33,17 @@ MAX_CHUNK_TOKENS = 8192  # tokens of one forward pass, padding included: bounds 
 class Row:
     """A row of an engine. ``ids`` are all its tokens; the first ``cached`` of them have been run.
 
-    ``slot`` is its place in the caches, -1 once it has none.
+    ``slot`` is its place in the caches, -1 once it has none; ``opening`` what it was opened with.
     """
 
     slot: int
     ids: list[int] = field(default_factory=list)
     cached: int = 0
+    opening: tuple[int, ...] = ()
 
     @property
     def pending(self) -> int:
         return len(self.ids) - self.cached
-
-
-class _FrontCache(Cache):
-    """What the model sees as its cache during one forward pass: the rows in the first slots, written in place."""
-
-    def __init__(self, keys: list[Tensor], values: list[Tensor]):
-        super().__init__(layers=[])
-        self.keys, self.values = keys, values
-
-    def aim(self, columns: Tensor, length: int) -> None:
-        """columns (B, T): where each token of the chunk goes; attention reads the first ``length`` columns."""
-        rows, heads = (torch.arange(n, device=columns.device)[:, None] for n in (len(columns), self.keys[0].shape[1]))
-        self.places, self.length = (rows[:, None], heads, columns[:, None]), length
-
-    def update(self, key: Tensor, value: Tensor, layer_idx: int, *_: object, **__: object):
-        keys, values = self.keys[layer_idx], self.values[layer_idx]
-        keys[self.places], values[self.places] = key, value
-        return keys[: len(key), :, : self.length], values[: len(key), :, : self.length]
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        return self.length
 
 
 class Engine:
@@ -106,11 +87,12 @@ class Engine:
         self._size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self._keys: list[Tensor] = [torch.empty(0)] * config.num_hidden_layers
         self._values: list[Tensor] = [torch.empty(0)] * config.num_hidden_layers
-        self._cache = _FrontCache(self._keys, self._values)
+        self._cache = FrontCache(self._keys, self._values)
         self._slots = self._columns = 0  # the room in every layer; the last column is the spare one
         self._at: list[Row | None] = []  # the row in each slot
         self._free: set[int] = set()  # the slots without one
         self._kept: dict[Row, None] = {}  # closed rows, the oldest first
+        self._opened: dict[tuple[int, ...], Row] = {}  # by its opening, a row that was run and may lend its caches
         self._try()
 
     @torch.inference_mode()
@@ -151,7 +133,7 @@ class Engine:
         lender = max(self._kept, key=lambda r: _common(r.ids[: r.cached], ids), default=None)
         shared = min(_common(lender.ids[: lender.cached], ids), len(ids) - 1) if lender else 0
         row = self.fork(lender, shared) if shared else self._place()
-        row.ids = list(ids)
+        row.ids, row.opening = list(ids), tuple(ids)
         return row
 
     def extend(self, row: Row, ids: Sequence[int]) -> None:
@@ -190,6 +172,8 @@ class Engine:
             del self._kept[row]
             self._put(row.slot, None)
             row.slot, row.cached = -1, 0
+            if self._opened.get(row.opening) is row:
+                del self._opened[row.opening]
         self._shrink()
 
     def _place(self) -> Row:
@@ -268,10 +252,38 @@ class Engine:
             raise ValueError(f"a row of {longest} tokens does not fit the model's context of {self.context}")
         if len(set(rows)) != len(rows):
             raise ValueError("a row is named twice")
+        self._share([r for r in rows if r.cached < len(r.opening) - 1])
         groups = _groups(rows)
         parts = [self._run([rows[i] for i in group], positions) for group in groups]
         order = [i for group in groups for i in group]
         return parts[0] if len(parts) == 1 else torch.cat(parts)[torch.tensor(order, device=self.device).argsort()]
+
+    def _share(self, fresh: list[Row]) -> None:
+        """Run an opening that several rows have (the rollouts of a group) once, but for its last token, and copy it."""
+        alike: dict[tuple[int, ...], list[Row]] = {}
+        for row in fresh:
+            if tuple(row.ids[: len(row.opening)]) == row.opening:
+                alike.setdefault(row.opening, []).append(row)
+        first = {}
+        for opening, rows in alike.items():
+            lender = self._opened.get(opening)
+            if lender is None or lender.cached < len(opening) - 1 or tuple(lender.ids[: len(opening)]) != opening:
+                lender = self._opened[opening] = rows.pop()
+                if rows:
+                    first[lender] = lender.ids[len(opening) - 1 :]
+                    del lender.ids[len(opening) - 1 :]
+        leading = list(first)
+        for group in _groups(leading) if leading else ():
+            self._run([leading[i] for i in group], 1)
+        for lender, rest in first.items():
+            lender.ids += rest
+        for opening, rows in alike.items():
+            shared, source = len(opening) - 1, self._opened[opening].slot
+            slots = torch.tensor([r.slot for r in rows], dtype=torch.long, device=self.device)
+            for tensor in (*self._keys, *self._values) if rows else ():
+                tensor[slots, :, :shared] = tensor[source, :, :shared]
+            for row in rows:
+                row.cached = shared
 
     def _run(self, rows: list[Row], positions: int) -> Tensor:
         """All pending tokens of a group: one pass, or for a row alone as many as its tokens need."""

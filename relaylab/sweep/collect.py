@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-import json
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.stats import bootstrap
 
-from relaylab.analysis.statistics import Interval, mean
+from relaylab.analysis.statistics import RESAMPLES, Interval
 from relaylab.sweep.plan import Plan, label
-
-
-def records(out: str | Path, kind: str = "points") -> list[dict[str, Any]]:
-    """The records of finished points, or of the last attempts at ``failed`` ones, in no particular order."""
-    return [json.loads(file.read_text(encoding="utf-8")) for file in (Path(out) / kind).glob("*/result.json")]
+from relaylab.sweep.store import store_at
 
 
 def collect(plan: Plan, out: str | Path) -> pd.DataFrame:
-    """Every finished point of the folder, written to ``results.parquet`` and ``results.csv`` and returned.
+    """Every finished point of a folder or URL, written to ``results.parquet`` and ``results.csv`` and returned.
 
     One row a point: key, levels of lists and zips, parameters, seed, code version, ``planned`` (whether it is of this
     plan, and not of an earlier one or of other code), and the notebook's results. The plan's order, then the rest by
     key. No times: the same sweep gives the same files on any machine that computes the same.
     """
-    out = Path(out)
+    store = store_at(out)
     order = {point.key: i for i, point in enumerate(plan.points)}
-    found = sorted(records(out), key=lambda r: (order.get(r["key"], len(order)), r["key"]))
+    found = sorted(store.records("points"), key=lambda r: (order.get(r["key"], len(order)), r["key"]))
     rows = []
     for record in found:
         row = {"key": record["key"]} | record["levels"] | record["parameters"]
@@ -40,9 +37,9 @@ def collect(plan: Plan, out: str | Path) -> pd.DataFrame:
         if table[name].map(lambda v: isinstance(v, list | dict)).any() or _mixed(table[name]):
             table[name] = [None if _missing(v) else label(v) for v in table[name]]
     for name, write in {"results.parquet": table.to_parquet, "results.csv": table.to_csv}.items():
-        draft = out / f"{name}.tmp"
-        write(draft, index=False)
-        draft.replace(out / name)
+        data = io.BytesIO()
+        write(data, index=False)
+        store.write(name, data.getvalue())
     return table
 
 
@@ -116,7 +113,9 @@ def over_seeds(values: pd.Series) -> tuple[Interval, int]:
         return Interval(value, float("nan"), float("nan")), len(seeds)
     if np.ptp(seeds) == 0:
         return Interval(float(seeds[0]), float(seeds[0]), float(seeds[0])), len(seeds)
-    return mean(seeds), len(seeds)
+    # All resamples at once: a report has hundreds of these.
+    found = bootstrap((seeds,), np.mean, n_resamples=RESAMPLES, method="percentile", rng=0).confidence_interval
+    return Interval(float(seeds.mean()), float(found.low), float(found.high)), len(seeds)
 
 
 def summary(plan: Plan, table: pd.DataFrame, failures: Mapping[str, Any]) -> str:

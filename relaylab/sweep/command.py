@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -22,7 +21,7 @@ EngineName = StrEnum("EngineName", {name: name for name in ("local", "ray")})
 
 def sweep(
     plan: Annotated[Path, typer.Argument(metavar="SWEEP.yaml", help="What to vary; see sweeps/ and docs/sweeps.md.")],
-    out: Annotated[Path | None, typer.Option(help="Folder of the sweep; runs/sweeps/NAME by default.")] = None,
+    out: Annotated[str | None, typer.Option(help="Folder or URL (s3://...); runs/sweeps/NAME by default.")] = None,
     size: Annotated[str | None, typer.Option(help="One of the file's sizes; its first by default.")] = None,
     dry_run: Annotated[bool, typer.Option(help="Show the points, how many are left and how long they take.")] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Execute so many points, say 1 to measure the time.")] = None,
@@ -32,21 +31,20 @@ def sweep(
     address: Annotated[str | None, typer.Option(help="Of the Ray cluster; 'auto' for the one of this machine.")] = None,
 ) -> None:
     """Execute a notebook at many parameters; resumes where it stopped."""
-    from relaylab.sweep.collect import collect, summary
     from relaylab.sweep.drive import State, drive
     from relaylab.sweep.engines import LocalEngine, RayEngine
     from relaylab.sweep.plan import read_plan
     from relaylab.sweep.point import Job
-    from relaylab.sweep.report import report
 
     found = read_plan(plan, size)
-    out = out or Path("runs/sweeps") / found.name
-    if re.match(r"\w\w+:/", out.as_posix()):  # a Path has one slash left of s3://
-        raise ValueError(f"--out {out}: results go to a folder (for a cluster one that all nodes see), not to a URL")
+    out = out or str(Path("runs/sweeps") / found.name)
     job = Job.of(found, out, threads=threads)
     if dry_run:
         _show(found, job, workers)
         return
+    from relaylab.sweep.collect import collect, summary
+    from relaylab.sweep.report import report
+
     if engine == "local":
         chosen = LocalEngine(workers)
     else:
@@ -64,7 +62,6 @@ def sweep(
 
             failures = drive(found, chosen, job, limit=limit, watch=watch)
     finally:  # also after Ctrl-C: what is finished can be looked at
-        out.mkdir(parents=True, exist_ok=True)
         table = collect(found, out)
         page = report(found, table, out, failures)
         console.print(f"{summary(found, table, failures)}; the report is {page}", highlight=False, markup=False)
@@ -73,19 +70,19 @@ def sweep(
 
 
 def _show(plan, job, workers: int) -> None:
-    from relaylab.sweep.drive import measured, remaining
+    from relaylab.sweep.drive import remaining
 
+    finished = {record["key"]: record["seconds"] for record in job.store.records("points")}
     shown = Table()
     for name in ("key", *plan.factors, "seed", "finished"):
         shown.add_column(_cell(name))
     for point in plan.points[:SHOWN]:
         levels, seed = map(_cell, point.levels.values()), "" if point.seed is None else str(point.seed)
-        shown.add_row(point.key, *levels, seed, "yes" if job.finished(point) else "")
+        shown.add_row(point.key, *levels, seed, "yes" if point.key in finished else "")
     console.print(shown)
     if len(plan.points) > SHOWN:
         console.print(f"... and {len(plan.points) - SHOWN} more")
-    left = sum(not job.finished(p) for p in plan.points)
-    times = measured(job.out)
+    left, times = sum(p.key not in finished for p in plan.points), list(finished.values())
     told = f"about {_duration(remaining(times, left, workers))} with {workers} at a time, by the median of {len(times)}"
     unknown = "--limit 1 executes one, to measure how long they take"
     text = f"{len(plan.points)} points, {left} to execute; {told if times else unknown}"

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from relaylab.sweep.engines import Engine
@@ -34,11 +32,12 @@ def drive(
     A failed or lost point comes back to the end of the queue until it has had 1 + ``plan.retries`` attempts. Points
     that another sweep is executing are waited for at the very end. ``watch`` gets the state after each outcome.
     """
-    started = [p for p in plan.points if not job.finished(p)]
-    queue, done = deque(started[:limit]), len(plan.points) - len(started)
+    finished = {record["key"]: record["seconds"] for record in job.store.records("points")}
+    left = [p for p in plan.points if p.key not in finished]
+    queue, done = deque(left[:limit]), len(plan.points) - len(left)
     attempts: Counter[str] = Counter()
     failures: dict[str, Outcome] = {}
-    times = measured(job.out)
+    times = list(finished.values())
     total, todo = len(plan.points), len(queue)
 
     def tell() -> None:
@@ -74,15 +73,10 @@ def drive(
     return failures
 
 
-def measured(out: Path) -> list[float]:
-    """The seconds of every finished point of a folder."""
-    return [json.loads(file.read_text())["seconds"] for file in (Path(out) / "points").glob("*/result.json")]
-
-
 def remaining(times: list[float], points: int, workers: int) -> float | None:
     """Seconds that so many points will take, from the median of those measured; None before there is one.
 
     >>> remaining([2.0, 4.0, 3.0], 10, 2)
     15.0
     """
-    return statistics.median(times) * points / min(workers, max(1, points)) if times else None
+    return statistics.median(times) * points / max(1, min(workers, points)) if times else None

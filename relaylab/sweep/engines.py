@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import warnings
 from collections import deque
 from collections.abc import Callable, Generator
 from contextlib import suppress
@@ -20,6 +21,8 @@ from relaylab.sweep.plan import Point
 from relaylab.sweep.point import Outcome
 
 PRELOADED = ["__main__", "relaylab.sweep.point", "papermill.execute", "filelock", "psutil"]
+NOWHERE_AFTER = 10  # seconds without an outcome, after which it is asked whether any node can hold a point
+ENDED_WITHIN = 10  # seconds that cancelled tasks are given
 Work = Callable[[Point], Outcome]
 Outcomes = Generator[tuple[Point, Outcome], None, None]
 
@@ -78,10 +81,11 @@ class LocalEngine:
 
 
 class RayEngine:
-    """Every point a Ray task with its CPUs, GPUs and memory (GB). The folder must be one that all nodes see.
+    """Every point a Ray task with its CPUs, GPUs and memory (GB); which node takes it is Ray's business.
 
-    address: of a cluster, ``auto`` for the one this machine belongs to; without, Ray starts on this machine. Raises
-    ValueError where ray is not installed.
+    address: of a cluster, ``auto`` for the one this machine belongs to; without, that of ``RAY_ADDRESS``, or a Ray of
+    this process's own. Raises ValueError where ray is not installed, where there is no such cluster, and where a Ray
+    of our own can never hold a point.
     """
 
     def __init__(self, address: str | None = None, *, cpus: float = 1, gpus: float = 0, memory_gb: float | None = None):
@@ -90,26 +94,42 @@ class RayEngine:
         except ImportError:
             raise ValueError("the engine ray needs the extra 'ray': pip install 'relaylab[ray]'") from None
         self._ray = ray
-        ray.init(address=address, ignore_reinit_error=True, log_to_driver=False)
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reports to its makers unless told not to
+        address = address or os.environ.get("RAY_ADDRESS")
+        # Outcomes are small: the store of our own Ray is near the smallest that Ray takes.
+        own = {"include_dashboard": False, "object_store_memory": 100 * 2**20}
+        where = {"address": address} if address else {"address": "local", **own}
+        try:
+            ray.init(**where, ignore_reinit_error=True, log_to_driver=False, logging_level="WARNING")
+        except ConnectionError as error:
+            raise ValueError(f"there is no Ray cluster at {address!r}: {error}") from error
         self._options = {"num_cpus": cpus, "num_gpus": gpus, "max_retries": 0}  # attempts are counted by the sweep
+        self._needs = {"CPU": cpus, "GPU": gpus}
         if memory_gb is not None:
-            self._options["memory"] = int(memory_gb * 2**30)
-        self.workers = max(1, int(ray.cluster_resources().get("CPU", 1) // max(cpus, 1e-9)))
+            self._needs["memory"] = self._options["memory"] = int(memory_gb * 2**30)
+        if not self._places() and not address:
+            raise ValueError(self._nowhere())
+
+    @property
+    def workers(self) -> int:
+        """How many points the nodes that are there now hold at a time; 1 where they hold none yet."""
+        return max(1, self._places())
 
     def run(self, queue: deque[Point], job: Work) -> Outcomes:
         """Until the queue is empty and the last task has ended. A lost node is an outcome of its points."""
-        ray, running = self._ray, {}
-
-        def work(point: Point) -> Outcome:
-            return job(point)
-
-        task = ray.remote(work).options(**self._options)
+        ray, running, warned = self._ray, {}, False
+        task = ray.remote(_task).options(**self._options)
         try:
             while queue or running:
                 while queue:
                     point = queue.popleft()
-                    running[task.remote(point)] = point
-                ready, _ = ray.wait(list(running), num_returns=1)
+                    running[task.remote(job, point)] = point
+                ready, _ = ray.wait(list(running), num_returns=1, timeout=NOWHERE_AFTER)
+                if not ready:
+                    if not warned and not self._places():
+                        warned = True
+                        warnings.warn(f"{self._nowhere()}; waiting for one", stacklevel=2)
+                    continue
                 point = running.pop(ready[0])
                 try:
                     outcome = ray.get(ready[0])
@@ -119,6 +139,23 @@ class RayEngine:
         finally:
             for reference in running:
                 ray.cancel(reference, force=True)
+            if running:  # so that nobody is at work when this returns
+                ray.wait(list(running), num_returns=len(running), timeout=ENDED_WITHIN)
+
+    def _places(self) -> int:
+        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        needs = {name: need for name, need in self._needs.items() if need}
+        return sum(min(int(has.get(name, 0) // need) for name, need in needs.items()) for has in nodes)
+
+    def _nowhere(self) -> str:
+        told = self._needs | {"memory": f"{self._needs.get('memory', 0) / 2**30:g} GB"}
+        needs = ", ".join(f"{name} {told[name]}" for name, need in self._needs.items() if need)
+        return f"no node of Ray has what a point needs ({needs}): see 'resources' of the sweep"
+
+
+def _task(job: Work, point: Point) -> Outcome:
+    """A Ray task: this module is found by name on every node."""
+    return job(point)
 
 
 def _work(job: Work, point: Point, sender: Connection) -> None:

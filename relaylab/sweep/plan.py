@@ -205,9 +205,6 @@ def _rest(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"{path}: timeout is {timeout!r}; it must be seconds, above 0")
     if type(retries) is not int or retries < 0:
         raise ValueError(f"{path}: retries is {retries!r}; it must be a number from 0")
-    resources = _mapping(settings, "resources")
-    if odd := set(resources) - set(RESOURCES):
-        raise ValueError(f"{path}: unknown resources {sorted(odd)}; there are {', '.join(RESOURCES)}")
     plane = _list("plane", settings.get("plane", list(Plan.__dataclass_fields__["plane"].default)))
     if len(plane) != 2:
         raise ValueError(f"{path}: plane is {plane!r}; it must be two results, the horizontal one first")
@@ -216,8 +213,19 @@ def _rest(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
         "plane": (plane[0], plane[1]),
         "timeout": timeout,
         "retries": retries,
-        "resources": RESOURCES | resources,
+        "resources": _resources(path, _mapping(settings, "resources")),
     }
+
+
+def _resources(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
+    if odd := set(given) - set(RESOURCES):
+        raise ValueError(f"{path}: unknown resources {sorted(odd)}; there are {', '.join(RESOURCES)}")
+    for name, value in given.items():
+        number = type(value) in (int, float) and (value > 0 or (name, value) == ("gpus", 0))
+        if not number or (name != "memory_gb" and value > 1 and value % 1):
+            told = "GB, above 0" if name == "memory_gb" else "a share of one, or a whole number"
+            raise ValueError(f"{path}: resources: {name} is {value!r}; it must be {told}")
+    return RESOURCES | given
 
 
 def _needed(path: Path, settings: dict[str, Any], name: str) -> str:

@@ -1,16 +1,9 @@
-"""One point of a sweep, executed into a folder of its own: whole, or not there.
-
-``OUT/points/KEY/`` holds a finished point, ``OUT/failed/KEY/`` the last failed attempt at one. Both appear by a rename
-from ``OUT/drafts/``, so that a kill at any moment leaves nothing half. ``OUT/locks/KEY.lock`` is held meanwhile, by
-whichever process executes, and the system frees it when that process dies: two sweeps on one folder share the work.
-The folder may be on a file system that machines share; it must have file locks (NFS has).
-"""
+"""One point of a sweep, executed into a folder of its own: whole, or not there (``store`` says how)."""
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -18,10 +11,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
-from uuid import uuid4
 
 from relaylab.notebooks import execute, write_json
 from relaylab.sweep.plan import Plan, Point, code_version
+from relaylab.sweep.store import RECORD, Busy, Store, is_url, store_at
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
@@ -39,12 +32,13 @@ class Outcome:
 class Job:
     """What every point of a sweep has in common; called with a point, it executes it. Travels to other processes.
 
-    ``threads`` bounds those of each numerical library. ``wait``: for another process that has the point, instead of
-    ``busy``. ``run`` executes: ``relaylab.notebooks.execute``, or a stand-in with its signature.
+    out: an absolute path, or a URL. ``threads`` bounds those of each numerical library. ``wait``: for another process
+    that has the point, instead of ``busy``. ``run`` executes: ``relaylab.notebooks.execute``, or a stand-in with its
+    signature.
     """
 
     notebook: Path
-    out: Path
+    out: str
     code: str
     collect: tuple[str, ...] = ()
     timeout: float | None = None
@@ -54,63 +48,51 @@ class Job:
 
     @classmethod
     def of(cls, plan: Plan, out: str | Path, **options: Any) -> Job:
-        """The job of a plan in a folder."""
+        """The job of a plan in a folder or at a URL. ValueError as ``store_at`` raises it."""
+        store_at(out)
         common = {"notebook": plan.notebook, "code": plan.code, "collect": plan.collect, "timeout": plan.timeout}
-        return cls(out=Path(out).resolve(), **common, **options)
+        return cls(out=str(out) if is_url(out) else str(Path(out).resolve()), **common, **options)
+
+    @property
+    def store(self) -> Store:
+        """Where the results lie."""
+        return store_at(self.out)
 
     def __call__(self, point: Point) -> Outcome:
         """Execute a point, unless it is finished or another process is at it. Raises nothing: see ``Outcome``."""
-        from filelock import FileLock, Timeout
-
-        if self.finished(point):
-            return Outcome("found")
         try:
-            (self.out / "locks").mkdir(parents=True, exist_ok=True)
-            with FileLock(self.out / "locks" / f"{point.key}.lock", timeout=-1 if self.wait else 0):
-                return Outcome("found") if self.finished(point) else self._execute(point)
-        except Timeout:
+            store = self.store
+            if store.record("points", point.key):
+                return Outcome("found")
+            with store.hold(point.key, wait=self.wait):
+                return Outcome("found") if store.record("points", point.key) else self._execute(store, point)
+        except Busy:
             return Outcome("busy")
         except Exception:  # a full disk, a folder without rights: it costs this point alone
             return Outcome("failed", error=traceback.format_exc())
 
-    def finished(self, point: Point) -> bool:
-        """Whether the point is there, whole."""
-        return (self.out / "points" / point.key).is_dir()
-
     def note(self, point: Point, error: str) -> None:
         """Keep why an attempt failed that could not do so itself; where that fails too, the sweep still tells."""
-        file = self.out / "failed" / point.key / "result.json"
-        with suppress(OSError):
-            if file.exists() and json.loads(file.read_text())["error"] == error:
-                return
-            file.parent.mkdir(parents=True, exist_ok=True)
-            write_json(file, self._record(point, {"status": "lost", "error": error}))
+        with suppress(Exception):
+            found = self.store.record("failed", point.key)
+            if not found or found["error"] != error:
+                record = self._record(point, {"status": "lost", "error": error})
+                self.store.write(f"failed/{point.key}/{RECORD}", json.dumps(record, indent=1).encode())
 
-    def _execute(self, point: Point) -> Outcome:
+    def _execute(self, store: Store, point: Point) -> Outcome:
         if self.code != code_version():
             raise RuntimeError(f"planned for code {self.code}, and this is {code_version()}: start the sweep again")
-        drafts, failed = self.out / "drafts", self.out / "failed" / point.key
-        for left in drafts.glob(f"{point.key}-*"):  # of a killed attempt: the lock is ours, so it has no owner
-            shutil.rmtree(left, ignore_errors=True)
-        # A name of its own: a kernel that outlives its killed worker by a second must not write into the next attempt.
-        draft = drafts / f"{point.key}-{uuid4().hex[:8]}"
-        draft.mkdir(parents=True)
-        try:
+        with store.draft(point.key) as draft:
             env = {name: str(self.threads) for name in THREADS} | {"PYTHONHASHSEED": "0"}
             with _output_to(draft / "log.txt"):
                 record = self.run(self.notebook, draft, point.parameters, timeout=self.timeout, env=env)
             if record["status"] == "done" and (missing := [n for n in self.collect if n not in record["values"]]):
                 told = f"the notebook gave no {missing[0]!r}: relaylab.notebooks.result({missing[0]}=...) would"
                 record = record | {"status": "failed", "error": told}
-            write_json(draft / "result.json", self._record(point, record))
-            shutil.rmtree(failed, ignore_errors=True)
+            write_json(draft / RECORD, self._record(point, record))
             done = record["status"] == "done"
-            target = self.out / "points" / point.key if done else failed
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(draft, target)
-        except BaseException:
-            shutil.rmtree(draft, ignore_errors=True)
-            raise
+            store.drop("failed", point.key)
+            store.keep(draft, "points" if done else "failed", point.key)
         return Outcome("done" if done else "failed", record["seconds"], record["error"])
 
     def _record(self, point: Point, record: dict[str, Any]) -> dict[str, Any]:

@@ -13,9 +13,10 @@ from pathlib import Path
 import pandas as pd
 import plotly.graph_objects as go
 
-from relaylab.sweep.collect import effects, plane, records
+from relaylab.sweep.collect import effects, plane
 from relaylab.sweep.plan import Plan
 from relaylab.sweep.point import Outcome
+from relaylab.sweep.store import store_at
 from relaylab.viz import theme
 from relaylab.viz.figures import plain
 from relaylab.viz.view import visible
@@ -31,17 +32,17 @@ STYLE = (
 )
 
 
-def report(plan: Plan, table: pd.DataFrame, out: str | Path, failures: Mapping[str, Outcome] | None = None) -> Path:
-    """Write ``report.html`` and ``effects.csv`` into the folder of a sweep; the page.
+def report(
+    plan: Plan, table: pd.DataFrame, out: str | Path, failures: Mapping[str, Outcome] | None = None
+) -> Path | str:
+    """Write ``report.html`` and ``effects.csv`` into the folder of a sweep, or to its URL; the page.
 
     table: of ``collect``. failures: of this run, by key, for those that could not be written to the folder.
     """
-    out, found = Path(out), effects(plan, table)
-    draft = out / "effects.csv.tmp"
-    found.to_csv(draft, index=False)
-    draft.replace(out / "effects.csv")
-    finished = {r["key"]: r for r in records(out)}
-    failed = {r["key"]: r for r in records(out, "failed")}
+    store, found = store_at(out), effects(plan, table)
+    store.write("effects.csv", found.to_csv(index=False).encode())
+    finished = {r["key"]: r for r in store.records("points")}
+    failed = {r["key"]: r for r in store.records("failed")}
     unwritten = {k: {"status": o.status, "error": o.error} for k, o in (failures or {}).items() if k not in failed}
     bad = [p for p in plan.points if p.key not in finished and p.key in failed | unwritten]
     done = [p for p in plan.points if p.key in finished]
@@ -81,15 +82,12 @@ def report(plan: Plan, table: pd.DataFrame, out: str | Path, failures: Mapping[s
         for p in done
     ]
     parts += ["<h2>Finished points</h2>", _table(("notebook", *map(_text, plan.factors), "seed", "seconds"), rows)]
-    draft, page = out / "report.html.tmp", out / "report.html"
-    draft.write_text(
+    page = (
         '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="color-scheme" content="light dark">'
         f"<title>relaylab: {_text(plan.name)}</title><style>{theme.page_css('body')}{STYLE}</style>"
-        f"{theme.plotly_library().html}<body>{''.join(parts)}</body></html>",
-        encoding="utf-8",
+        f"{theme.plotly_library().html}<body>{''.join(parts)}</body></html>"
     )
-    draft.replace(page)
-    return page
+    return store.write("report.html", page.encode())
 
 
 def effect_figures(found: pd.DataFrame) -> list[go.Figure]:

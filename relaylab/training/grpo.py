@@ -53,6 +53,7 @@ def grpo(
     group: int = 8,
     temperature: float = 1.0,
     limits: Limits | None = None,
+    lead: Sequence[tuple[int, Limits]] = (),
     on_failure: OnFailure = "exclude",
     batch_size: int = 128,
     # the update
@@ -90,6 +91,8 @@ def grpo(
 
     suffix: put behind each question. steps: batches of rollouts, ``prompts`` x ``group`` of them each in every
     process. limits: the caps of a rollout (160 tokens by default); ``Limits(call_tokens=n)`` trains with a fixed n.
+    lead: (steps, limits) in front of these, one after the other; under a fixed n it learns when to call before for how
+    long. They are part of ``steps``.
     on_failure: of a teacher; by default the rollout leaves its group. batch_size: rollouts decoded at a time.
 
     updates: optimiser steps on each batch of rollouts (the paper: 4). micro_batch: rollouts of one forward and backward
@@ -106,8 +109,15 @@ def grpo(
         k: v for k, v in locals().items() if k not in ("out", "teachers", "problems", "watch", "progress", "device")
     }
     told = [{k: getattr(t, k, None) for k in ("name", "temperature", "top_p", "top_k")} for t in teachers]
-    terms |= {"limits": asdict(limits), "teachers": told, "problems": [p.id for p in problems]}
+    terms |= {
+        "limits": asdict(limits),
+        "lead": [(count, asdict(caps)) for count, caps in lead],
+        "teachers": told,
+        "problems": [p.id for p in problems],
+    }
     _check(problems, prompts * group, group, updates, micro_batch, save_every)
+    if sum(count for count, _ in lead) > steps:
+        raise ValueError(f"the steps of lead are more than the run's {steps}")
     processes = PartialState()  # of accelerate; one, where nothing launched more
     with processes.main_process_first():
         run = Run(out, terms)
@@ -116,13 +126,17 @@ def grpo(
     set_seed(seed)  # a new adapter begins at random
     model, tokenizer = load_trainable(student, full=full, lora=lora, device=device, dtype=dtype)
     policy = Policy(model, tokenizer, name=run.out.name)
-    options = {"limits": limits, "temperature": temperature, "on_failure": on_failure, "batch_size": batch_size}
+    options = {"temperature": temperature, "on_failure": on_failure, "batch_size": batch_size}
+    stages = [
+        (count * updates, [Relay(policy.engine, teacher, limits=caps, **options) for teacher in teachers])
+        for count, caps in (*lead, (steps, limits))
+    ]
     asked = {p.prompt(suffix): p for p in problems}
     if len(asked) < len(problems):
         raise ValueError("two problems have the same question; a rollout could not tell which answer is right")
     rollouts = Rollouts(
         policy,
-        [Relay(policy.engine, teacher, **options) for teacher in teachers],
+        stages,
         asked,
         reward=partial(
             score, scheme=reward, released_code=released_code, **_rewarded(reward, reward_options, released_code)
@@ -143,7 +157,7 @@ def grpo(
         gradient_accumulation_steps=accumulate,
         steps_per_generation=accumulate * updates,
         temperature=temperature,
-        max_completion_length=limits.max_tokens,
+        max_completion_length=max(caps.max_tokens for caps in (limits, *(caps for _, caps in lead))),
         beta=beta,
         loss_type=loss_type,
         use_bias_correction_kl=False,  # plain k3, as in the paper

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -30,16 +31,17 @@ PROBLEMS = ("empty", "malformed", "zero", "too_large", "unclosed")  # calls that
 class Rollouts:
     """Relay rollouts of one run.
 
-    relays: one a teacher; the groups of a batch take them in turn, so that one group has one teacher. problems: those
-    of the dataset, found by their prompt. mask_teacher: keep teacher tokens out of the loss. reward: ``score`` with its
-    options bound. released_code: train on what is left after ``rolled_back``, nothing masked. keep: folder and interval
-    in optimiser steps of the traces to keep, or None.
+    stages: (optimiser steps, relays), the last for all that follow. relays: one a teacher; the groups of a batch take
+    them in turn, so that one group has one teacher. problems: those of the dataset, found by their prompt.
+    mask_teacher: keep teacher tokens out of the loss. reward: ``score`` with its options bound. released_code: train on
+    what is left after ``rolled_back``, nothing masked. keep: folder and interval in optimiser steps of the traces to
+    keep, or None.
     """
 
     def __init__(
         self,
         policy: Policy,
-        relays: Sequence[Relay],
+        stages: Sequence[tuple[int, Sequence[Relay]]],
         problems: dict[str, Problem],
         *,
         reward: Callable[[list[list[Trace]]], list[list[float]]] = score,
@@ -48,9 +50,9 @@ class Rollouts:
         released_code: bool = False,
         keep: tuple[Path, int] | None = None,
     ):
-        if not relays:
+        if not stages or not all(relays for _, relays in stages):
             raise ValueError("rollouts need a relay, with a teacher or with NoTeacher")
-        self.policy, self.relays, self.problems = policy, list(relays), problems
+        self.policy, self.stages, self.problems = policy, list(stages), problems
         self._score, self.seed, self.mask_teacher, self.released_code = reward, seed, mask_teacher, released_code
         self.keep = keep
 
@@ -59,7 +61,7 @@ class Rollouts:
         groups = _groups(prompts, trainer.num_generations)
         self.policy.sync()
         step, process = trainer.state.global_step, trainer.accelerator.process_index
-        traces = self.run(groups, tag=f"{step}/{process}")
+        traces = self.run(groups, self.relays(step), tag=f"{step}/{process}")
         self._keep(traces, step, process)
         trained = [rolled_back(t) for t in traces] if self.released_code else traces
         return {
@@ -72,11 +74,16 @@ class Rollouts:
             "group": [i for i, (_, count) in enumerate(groups) for _ in range(count)],
         }
 
-    def run(self, groups: Sequence[tuple[list[Message], int]], *, tag: str) -> list[Trace]:
+    def relays(self, step: int) -> Sequence[Relay]:
+        """Those of the stage that an optimiser step belongs to."""
+        ends = accumulate(count for count, _ in self.stages)
+        return next((stage[1] for end, stage in zip(ends, self.stages) if step < end), self.stages[-1][1])
+
+    def run(self, groups: Sequence[tuple[list[Message], int]], relays: Sequence[Relay], *, tag: str) -> list[Trace]:
         """The graded traces of some groups, (prompt, rollouts) each, in order; ``tag`` tells batches apart."""
         traces: list[list[Trace]] = [[] for _ in groups]
-        for k, relay in enumerate(self.relays):
-            mine = range(k, len(groups), len(self.relays))
+        for k, relay in enumerate(relays):
+            mine = range(k, len(groups), len(relays))
             prompts = [groups[i][0] for i in mine for _ in range(groups[i][1])]
             places = [(i, j) for i in mine for j in range(groups[i][1])]
             seeds = [problem_seed(self.seed, f"{tag}/{i}/{j}") for i, j in places]

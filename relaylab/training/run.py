@@ -47,7 +47,8 @@ def train(config: str | Path | None = None, /, **options: Any) -> Path:
     suites, count, data_seed: that many training problems of these embedded suites, taken in turn; or data, limit: a
     file of problems. filter: samples, threshold, max_tokens, seed of the data filter (method: stage 2), which runs into
     ``out/rates.jsonl``; or ``rates``, a file that ``relaylab filter`` made; None trains on everything.
-    limits: the caps of a rollout (``max_tokens``, ``max_calls`` ...). All else: see ``grpo``.
+    limits: the caps of a rollout (``max_tokens``, ``max_calls`` ...). lead: a list of other ones for the first steps,
+    each with its number of ``steps``. All else: see ``grpo``.
 
     Raises ValueError for a keyword that nothing here knows, and what its parts raise.
     """
@@ -94,6 +95,7 @@ def _train(
     limit: int | None = None,
     filter: dict[str, Any] | None = None,
     limits: Limits | dict[str, Any] | None = None,
+    lead: Sequence[tuple[int, Limits] | dict[str, Any]] = (),
     **options: Any,
 ) -> Path:
     named = teacher if isinstance(teacher, list | tuple) else [teacher]
@@ -104,11 +106,19 @@ def _train(
         problems = list(islice(mixture(seed=data_seed, suites=tuple(suites)), count))
     if filter is not None:
         problems = _filtered(problems, teachers, filter, Path(out), options)
-    if isinstance(limits, dict):
-        if odd := set(limits) - {f.name for f in fields(Limits)}:
-            raise ValueError(f"unknown limits {sorted(odd)}; there are {', '.join(f.name for f in fields(Limits))}")
-        limits = Limits(**limits)
-    return grpo(student, teachers, problems, out, limits=limits, **options)
+    leading = [
+        (part["steps"], _limits({k: v for k, v in part.items() if k != "steps"})) if isinstance(part, dict) else part
+        for part in lead
+    ]
+    return grpo(student, teachers, problems, out, limits=_limits(limits), lead=leading, **options)
+
+
+def _limits(given: Limits | dict[str, Any] | None) -> Limits | None:
+    if not isinstance(given, dict):
+        return given
+    if odd := set(given) - {f.name for f in fields(Limits)}:
+        raise ValueError(f"unknown limits {sorted(odd)}; there are {', '.join(f.name for f in fields(Limits))}")
+    return Limits(**given)
 
 
 def _teacher(named: str | Teacher, options: dict[str, Any]) -> Teacher:

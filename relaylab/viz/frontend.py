@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import html
 import json
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -34,11 +35,18 @@ def style() -> str:
     return page_css(ROOT) + source("frontend.css").replace("\n", "").replace("&", ROOT)
 
 
-def fragment(name: str, data: Any, *, label: str, words: str) -> str:
+def scripts(name: str, uses: Sequence[str] = ()) -> str:
+    """The JavaScript of a view behind what it needs; each view that it uses is in a function of its own."""
+    inner = (f"const {other} = (() => {{\n{source(other + '.js')}\nreturn render;\n}})();" for other in uses)
+    return "\n".join([source("frontend.js"), *inner, source(name + ".js")])
+
+
+def fragment(name: str, data: Any, *, label: str, words: str, uses: Sequence[str] = ()) -> str:
     """HTML of the view whose script is ``NAME.js``, for ``data`` (of what JSON knows; no NaN).
 
     label: the view's name for a screen reader, as text. words: the view in words, as HTML, escaped by the caller.
-    The script defines ``render(stage, data)``. Raises ValueError for data that JSON has no word for.
+    The script defines ``render(stage, data)``. uses: other views that it draws within itself, each by a function of
+    that view's name, which is the other's ``render``. Raises ValueError for data that JSON has no word for.
 
     >>> page = fragment("player", {"traces": [], "odd": "</script>"}, label="A relay", words="<p>none</p>")
     >>> page.count("</script>"), '"odd":"\\\\u003c/script>"' in page
@@ -46,7 +54,7 @@ def fragment(name: str, data: Any, *, label: str, words: str) -> str:
     """
     payload = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
     key = hashlib.sha256(f"{name} {payload}".encode()).hexdigest()[:16]
-    script = f'(()=>{{"use strict";\n{source("frontend.js")}\n{source(name + ".js")}\nstart("{key}",render);}})();'
+    script = f'(()=>{{"use strict";\n{scripts(name, uses)}\nstart("{key}",render);}})();'
     return (
         # The attribute keeps JupyterLab's own shortcuts out while the keys are the view's.
         f'<section class="rl-view" data-rl="{key}" data-lm-suppress-shortcuts="true" aria-label="{html.escape(label)}">'

@@ -1,4 +1,5 @@
 // The relay player. data = {traces: [...]}, each as player.py makes it; texts are safe to lay out, but are only text.
+// With data.at it begins with so many tokens out. render() returns what stops it.
 
 const ROLES = { s: "student", t: "teacher", c: "command" };
 const PAGE = 512; // tokens in a strip at a time
@@ -72,8 +73,8 @@ function strip(trace, owner, name, textOf) {
   return self;
 }
 
-// One trace on the stage. Returns what stops it, for when another one takes its place.
-function play(stage, trace) {
+// One trace on the stage, with `begin` tokens out where it is given. Returns what stops it, for when another one takes its place.
+function play(stage, trace, begin) {
   const n = trace.source.length;
   const owner = owners(trace);
   const mine = strip(trace, owner, "The student's view: everything, its commands included", (i) => trace.pieces[i]);
@@ -225,13 +226,14 @@ function play(stage, trace) {
   );
   turn(0, at);
   describe(at - 1);
+  if (begin !== undefined) seek(begin);
   return pause;
 }
 
 function render(stage, data) {
   const area = h("div");
   let stop = () => {};
-  const show = (k) => (stop(), (stop = play(area, data.traces[k])));
+  const show = (k) => (stop(), (stop = play(area, data.traces[k], data.at)));
   if (data.traces.length > 1) {
     const choice = h("select", { onchange: () => show(choice.selectedIndex) });
     data.traces.forEach((trace, k) => choice.append(h("option", {}, cut(`${k + 1}. ${trace.summary}`, 90))));
@@ -239,4 +241,5 @@ function render(stage, data) {
   }
   stage.append(area);
   if (data.traces.length) show(0);
+  return () => stop();
 }

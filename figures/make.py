@@ -1,0 +1,231 @@
+"""The pictures of the series: each as PNG and SVG, the numbers behind it as CSV, and an index: what, and how made.
+
+    relaylab evaluate ...                      # the command of docs/results.md, into runs/eval
+    python figures/make.py runs/eval --run relay=runs/relay --run relay-seed2=runs/relay-seed2
+
+Reads what the evaluation and the training runs left, and runs no model. Pictures are drawn by plotly and kaleido, the
+token strip (PNG and HTML) by the browser itself; both need a Chromium. Where there is none, all pictures are HTML.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import os
+import platform
+import random
+import shutil
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated
+
+import pandas as pd
+import plotly.graph_objects as go
+import typer
+
+from relaylab.analysis.statistics import summary
+from relaylab.analysis.table import read_table, trace_files
+from relaylab.trace import Trace, read_traces
+from relaylab.version import __version__
+from relaylab.viz import report
+from relaylab.viz.curves import learning_curves
+from relaylab.viz.figures import call_positions, save_figure
+from relaylab.viz.view import trace_html, trace_summary
+
+TRACES = 180  # traces whose calls are drawn: a row is to be seen
+COLUMNS = ("accuracy", "call_ratio", "calls", "mean_n")  # not the reward: each scheme has its own scale
+WIDTH, SCALE = 1000, 1.2  # pixels, and how many of a picture are one of the page: all files together stay small
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """Title, what it shows in words, the numbers behind it, and what writes it as files beside ``stem``."""
+
+    title: str
+    alt: str
+    numbers: pd.DataFrame
+    write: Callable[[Path], list[Path]]
+    made_from: str = "the evaluation"
+    files: list[str] = field(default_factory=list)
+
+
+def main(
+    evaluation: Annotated[Path, typer.Argument(help="The folder that the command of docs/results.md made.")],
+    run: Annotated[
+        list[str] | None, typer.Option(help="NAME=FOLDER of a training run: a learning curve; several times.")
+    ] = None,
+    method: Annotated[str, typer.Option(help="Of the evaluation: whose calls and whose token strip.")] = "relay",
+    suite: Annotated[str, typer.Option(help="Of the token strip.")] = "tiles",
+    out: Annotated[Path, typer.Option(help="Pictures, numbers and index.")] = Path(__file__).parent,
+) -> None:
+    """Draw the pictures of the series from an evaluation and training runs."""
+    table, traces = read_table(evaluation), method_traces(evaluation, method)
+    terms = json.loads((evaluation / "terms.json").read_text())
+    pictures = {
+        "accuracy": accuracy(table),
+        "suites": suites(table),
+        "calls": calls(traces, method),
+        "strip": strip(traces, suite),
+    }
+    if runs := dict(_named(text) for text in run or ()):
+        pictures["learning"] = learning(runs)
+    out.mkdir(parents=True, exist_ok=True)
+    for name, picture in pictures.items():
+        for old in out.glob(f"{name}.*"):  # of a browser that is there now, or was
+            old.unlink()
+        picture.numbers.to_csv(out / f"{name}.csv", index=False, float_format="%.4g")
+        picture.files.extend(path.name for path in picture.write(out / name))
+        print(f"{name}: {', '.join(picture.files)}, {name}.csv")
+    command = f"python figures/make.py EVALUATION --method {method} --suite {suite}"
+    command = " \\\n    ".join([command, *(f"--run {name}=RUN" for name in runs)])
+    (out / "README.md").write_text(index(pictures, table, terms, command), encoding="utf-8")
+
+
+def accuracy(table: pd.DataFrame) -> Picture:
+    """Every method's accuracy against the teacher's share of all tokens."""
+    return _plotted(report.accuracy_against_share(table), summary(table))
+
+
+def suites(table: pd.DataFrame) -> Picture:
+    """Accuracy in each suite, a small picture a method."""
+    fig = report.suite_bars(table)
+    numbers = [
+        {"method": bars.name, "suite": suite, "solved %": y, "low": y - below, "high": y + above}
+        for bars in fig.data
+        for suite, y, above, below in zip(bars.x, bars.y, bars.error_y.array, bars.error_y.arrayminus, strict=True)
+    ]
+    return _plotted(fig, pd.DataFrame(numbers))
+
+
+def calls(traces: list[Trace], method: str) -> Picture:
+    """Where the calls are, of a drawn part of a method's traces."""
+    chosen = random.Random(0).sample(traces, min(TRACES, len(traces)))
+    fig = call_positions(chosen, relative=True).update_layout(title_text=f"Where the student calls: {method}")
+    numbers = [
+        {"id": t.id, "suite": t.problem["suite"], "correct": t.correct, "tokens": len(t.source), "start": call.start}
+        | {"end": call.end, "requested": call.requested, "delivered": call.delivered, "status": call.status}
+        for t in chosen
+        for call in t.calls
+    ]
+    return _plotted(fig, pd.DataFrame(numbers))
+
+
+def strip(traces: list[Trace], suite: str) -> Picture:
+    """One answer, token by token: the suite's first that is right and has one call."""
+    mine = (t for t in traces if t.problem["suite"] == suite and t.correct)
+    trace = next((t for t in mine if len(t.answered) == len(t.calls) == 1), None)
+    if trace is None:
+        raise ValueError(f"{suite!r} has no right answer with one call; --suite or --method names others")
+    rows = zip(trace.completion_ids, trace.pieces, trace.source, strict=True)
+    numbers = pd.DataFrame(rows, columns=["id", "text", "source"])
+    alt = f"A relay: {trace_summary(trace)}. The student: {trace.text}"
+    return Picture("One relay, token by token", alt, numbers, lambda stem: _page(trace, stem))
+
+
+def learning(runs: dict[str, Path]) -> Picture:
+    """Learning curves of training runs."""
+    from relaylab.training.record import read_metrics
+
+    metrics = {name: read_metrics(folder) for name, folder in runs.items()}
+    kept = [frame[["step", *COLUMNS]].assign(run=name) for name, frame in metrics.items()]
+    fig = learning_curves(metrics, columns=COLUMNS, title="How the trainings went")
+    fig.data = [line for line in fig.data if line.mode == "lines"]  # the steps themselves are in the CSV
+    fig.update_layout(title_subtitle_text="means of the last 10 steps")
+    picture = _plotted(fig, pd.concat(kept))
+    seeds = {name: json.loads((folder / "terms.json").read_text()).get("seed") for name, folder in runs.items()}
+    told = ", ".join(f"`{name}` (seed {seed})" for name, seed in seeds.items())
+    return replace(picture, made_from=f"the runs that `relaylab zoo train NAME` makes: {told}")
+
+
+def method_traces(evaluation: Path, method: str) -> list[Trace]:
+    """The traces of a method's first student, with the first seed. ValueError where the evaluation has none."""
+    files = list(trace_files(evaluation))
+    first = min((int(seed) for seed, _ in files), default=0)
+    known = {path.stem: path for seed, path in files if int(seed) == first}
+    if method not in known:
+        raise ValueError(f"{evaluation} has no traces of {method!r}; there are {', '.join(known) or 'none'}")
+    return list(read_traces(known[method]))
+
+
+def index(pictures: dict[str, Picture], table: pd.DataFrame, terms: dict, command: str) -> str:
+    """``README.md``: each picture with what it shows, and how all were made."""
+    limits = ", ".join(f"{name} {value}" for name, value in terms["limits"].items() if value is not None)
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+    seed, temperature = terms["seed"], terms["temperature"]
+    lines = [
+        "# Figures",
+        "",
+        f"Made from an evaluation of {table['id'].nunique()} problems by {table['method'].nunique()} methods, for "
+        "which [docs/results.md](../docs/results.md#every-system) has the command and the machine, and from training "
+        "runs. Do not edit, draw again:",
+        "",
+        f"```bash\n{command}\n```",
+        "",
+        f"Evaluation: seed {seed}, temperature {temperature:g}, teacher `{terms['teacher']}`, {limits}. Drawn by "
+        f"relaylab {__version__} on {machine}.",
+    ]
+    for name, picture in pictures.items():
+        alt = html.escape(" ".join(picture.alt.split()), quote=True)
+        shown = next((file for file in picture.files if file.endswith(".png")), None)
+        links = ", ".join(f"[{file}]({file})" for file in [*picture.files, f"{name}.csv"])
+        lines += ["", f"## {picture.title}", ""]
+        lines += [f'<img src="{shown}" width="{WIDTH}" alt="{alt}">'] if shown else [f"{alt}"]
+        lines += ["", f"{links}; from {picture.made_from}."]
+    if not any(file.endswith(".png") for picture in pictures.values() for file in picture.files):
+        lines += ["", "There is no Chromium on this machine, so the figures are the HTML files."]
+    return "\n".join(lines) + "\n"
+
+
+def _plotted(fig: go.Figure, numbers: pd.DataFrame) -> Picture:
+    fig.update_layout(width=WIDTH)
+
+    def write(stem: Path) -> list[Path]:
+        written = [save_figure(fig, stem.with_suffix(suffix), scale=SCALE) for suffix in (".png", ".svg")]
+        return list(dict.fromkeys(written))  # without a browser both are the one HTML file
+
+    return Picture(fig.layout.title.text, fig.layout.meta["alt"], numbers, write)
+
+
+def _page(trace: Trace, stem: Path) -> list[Path]:
+    """The strip as a page, and as the picture that a browser makes of it."""
+    page = stem.with_suffix(".html")
+    head = '<!doctype html><html lang="en"><meta charset="utf-8"><title>relaylab: a relay</title>'
+    page.write_text(f"{head}<body>{trace_html(trace)}</body></html>", encoding="utf-8")
+    browser = os.environ.get("BROWSER_PATH") or shutil.which("chromium") or shutil.which("google-chrome")
+    try:
+        from playwright.sync_api import Error, sync_playwright
+    except ImportError:
+        browser = None
+    if not browser:
+        warnings.warn(
+            f"{page.name} stays a page: a picture of it needs playwright (pip install 'relaylab[dev]') and a "
+            "Chromium (Debian: apt-get install chromium; or set BROWSER_PATH)",
+            stacklevel=2,
+        )
+        return [page]
+    with sync_playwright() as driver:
+        try:
+            running = driver.chromium.launch(executable_path=browser)
+        except Error as error:
+            warnings.warn(f"{page.name} stays a page: {browser} did not start ({error})", stacklevel=2)
+            return [page]
+        tab = running.new_page(
+            viewport={"width": WIDTH, "height": 400}, device_scale_factor=SCALE, color_scheme="light"
+        )
+        tab.goto(page.resolve().as_uri())
+        tab.locator("section.rlt").screenshot(path=stem.with_suffix(".png"))
+        running.close()
+    return [stem.with_suffix(".png"), page]
+
+
+def _named(text: str) -> tuple[str, Path]:
+    name, equals, folder = text.partition("=")
+    if not equals:
+        raise ValueError(f"--run {text}: write NAME=FOLDER")
+    return name, Path(folder)
+
+
+if __name__ == "__main__":
+    typer.run(main)

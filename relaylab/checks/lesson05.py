@@ -1,0 +1,117 @@
+"""Lesson 05, teacher-free: forbidding a text, and comparing two systems on the same problems."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator, Sequence
+from statistics import pstdev, stdev
+
+from relaylab.analysis.published import FULL, SIMPLE, TABLE_4
+from relaylab.checks.function import Function, NotYet
+from relaylab.command import OPEN
+
+FORBIDDEN = OPEN[:-1].encode()  # what ``models/text.py`` forbids; that module takes seconds to import
+
+
+def _vocabularies(rng: random.Random) -> Iterator[tuple]:
+    tokens = [b"<", b"<call", b"call", b"all", b"c", b"ll", b"(<call", b"</", b">", b"=<call>1", b"al", b"7", b"callx"]
+    yield tokens, b""
+    yield tokens, b"3 <"
+    yield tokens, b"3 <c"
+    yield tokens, b"<ca"
+    yield tokens, b"it said <call>5</call>, and then"  # a call before the ban began: it must not ban all that follows
+    yield tokens, b"x</"
+    for _ in range(30):
+        yield (
+            [bytes(rng.choices(b"<cal>7", k=rng.randint(1, 6))) for _ in range(8)],
+            bytes(rng.choices(b"<cal 7", k=rng.randint(0, 7))),
+        )
+
+
+def _banned(tokens: Sequence[bytes], turn: bytes) -> list[bool]:
+    return [FORBIDDEN in turn[1 - len(FORBIDDEN) :] + token for token in tokens]
+
+
+def _pairs(rng: random.Random) -> Iterator[tuple]:
+    yield [1.0, 1.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0]
+    yield [1.0, 0.0, 1.0, 0.0], [1.0, 0.0, 1.0, 0.0]
+    for _ in range(20):
+        n = rng.randint(3, 30)
+        yield [float(rng.random() < 0.7) for _ in range(n)], [float(rng.random() < 0.5) for _ in range(n)]
+
+
+def _differences(a: Sequence[float], b: Sequence[float]) -> list[float]:
+    return [x - y for x, y in zip(a, b, strict=True)]
+
+
+def _kept_lead(answer: float) -> bool:
+    """The relay's lead over GRPO on the paper's easy benchmarks: the share of it that is left without the teacher."""
+    leads = {
+        (system, column): _lead(system, "without teacher", column) / _lead(system, "with teacher", column)
+        for system in (FULL, SIMPLE)
+        for column in (0, 1)
+    }
+    right = leads[FULL, 0]
+    if not isinstance(answer, (int, float)) or isinstance(answer, bool):
+        raise NotYet(f"it is a number, not {answer!r}")
+    if math.isclose(answer, right, abs_tol=0.005):
+        return True
+    if math.isclose(answer, 100 * right, abs_tol=0.5):
+        raise NotYet("right, as a percentage; give it as a share of 1")
+    for (system, column), share in leads.items():
+        if math.isclose(answer, share, abs_tol=0.005):
+            column_name = ("easy", "hard")[column]
+            raise NotYet(f"that is the {column_name} column of {system}; take the easy one of {FULL}")
+    if math.isclose(answer, _lead(FULL, "without teacher", 0), abs_tol=0.005):
+        raise NotYet("that is what is left, in points; divide it by the lead with the teacher")
+    raise NotYet("take the lead over GRPO without the teacher, and divide it by the lead over GRPO with the teacher")
+
+
+def _lead(system: str, how: str, column: int) -> float:
+    return TABLE_4[system, how][column] - TABLE_4["GRPO", "without teacher"][column]
+
+
+CHECKS = {
+    # banned(tokens, turn) -> for each token of a vocabulary (bytes): must it not follow the bytes of this turn?
+    "banned": Function(
+        right=_banned,
+        inputs=_vocabularies,
+        mistakes={
+            "That bans one token. The same text can be put together from others.": lambda tokens, turn: [
+                t == FORBIDDEN for t in tokens
+            ],
+            "A token need not hold all of it: what the turn ends with counts, too.": lambda tokens, turn: [
+                FORBIDDEN in t for t in tokens
+            ],
+            "That bans every <, and with it 3 < 4. Only what completes the pattern must go.": lambda tokens, turn: [
+                b"<" in t or FORBIDDEN in turn[1 - len(FORBIDDEN) :] + t for t in tokens
+            ],
+            "Look at the end of the turn alone: a call further back would ban whatever comes.": lambda tokens, turn: [
+                FORBIDDEN in turn + t for t in tokens
+            ],
+            "The pattern is <call without its last character, so that nothing of a tag is left.": lambda tokens, turn: [
+                FORBIDDEN + b">" in turn[-len(FORBIDDEN) :] + t for t in tokens
+            ],
+        },
+        show=lambda tokens, turn: f"tokens = {tokens}, turn = {turn}",
+    ),
+    # paired_error(a, b) -> the standard error of the mean of a - b, one value a problem each, the same problems.
+    "paired_error": Function(
+        right=lambda a, b: stdev(_differences(a, b)) / math.sqrt(len(a)),
+        inputs=_pairs,
+        mistakes={
+            "That is for two different sets of problems. These are the same: take differences first.": lambda a, b: (
+                math.sqrt((stdev(a) ** 2 + stdev(b) ** 2) / len(a))
+            ),
+            "That is the spread of the differences; their mean is less uncertain by the root of their number.": (
+                lambda a, b: stdev(_differences(a, b))
+            ),
+            "Divide by n - 1, not by n: the mean was estimated from the same differences.": lambda a, b: (
+                pstdev(_differences(a, b)) / math.sqrt(len(a))
+            ),
+        },
+        show=lambda a, b: f"a = {a}, b = {b}",
+    ),
+    "kept_lead": _kept_lead,
+}

@@ -1,0 +1,87 @@
+"""Lesson 06, teacher swap: what another teacher gets to see, and which teacher is the best."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterator, Mapping, Sequence
+
+from relaylab.checks.function import Function
+from relaylab.command import format_call, strip_calls
+
+_PARTS = ("74*48=", "3552", ".\n", "All tiles together: ", "<call", "<call>", " 12 ", "\n")
+
+
+def _histories(rng: random.Random) -> Iterator[tuple]:
+    yield ([("s", "74*48=<call>4</call>"), ("t", "3552"), ("s", ".\nSo 3552.")],)
+    yield ([("s", "All\n<call>9</call>"), ("t", "tiles: \n"), ("s", " 7<call>2</call>"), ("t", "4\n")],)
+    yield ([("s", "Say <call>7</call>"), ("t", "a call is <call>5</call>, see"), ("s", "? yes")],)
+    yield ([("s", "<call> 3 </call>"), ("t", "x"), ("s", "a stray <call, and <call>x</call>.")],)
+    yield ([("s", "it is <call>5"), ("t", "</call> a tag"), ("s", " 7")],)
+    for _ in range(25):
+        turns = []
+        for k in range(rng.randint(1, 5)):
+            text = "".join(rng.choices(_PARTS, k=rng.randint(1, 4)))
+            turns.append(("st"[k % 2], text + format_call(rng.randint(1, 40)) * (k % 2 == 0 or rng.random() < 0.2)))
+        yield (turns,)
+
+
+def _viewed(turns: Sequence[tuple[str, str]]) -> str:
+    return "".join(strip_calls(text) if writer == "s" else text for writer, text in turns)
+
+
+def _grids(rng: random.Random) -> Iterator[tuple]:
+    yield {"none": 0.48, "small": 0.60, "8B": 0.79, "14B": 0.77}, "8B"
+    yield {"none": 0.48, "8B": 0.70, "14B": 0.77}, "8B"
+    for _ in range(20):
+        names = [f"teacher {k}" for k in range(rng.randint(3, 6))]
+        yield {name: round(rng.random(), 3) for name in names}, rng.choice(names)
+
+
+def _others(accuracy: Mapping[str, float], trained: str) -> list[float]:
+    return [value for name, value in accuracy.items() if name != trained]
+
+
+CHECKS = {
+    # my_view(turns) -> what the teacher sees of turns, ("s", text) of the student and ("t", text) of a teacher.
+    "my_view": Function(
+        right=_viewed,
+        inputs=_histories,
+        mistakes={
+            "The commands are still in it.": lambda turns: "".join(text for _, text in turns),
+            "What the teacher wrote is text, even if it looks like a command.": lambda turns: "".join(
+                strip_calls(text) for _, text in turns
+            ),
+            "Strip each turn of the student by itself: no command goes across a hand-over.": lambda turns: strip_calls(
+                "".join(text for _, text in turns)
+            ),
+            "Spaces and line breaks at the ends of a turn belong to the answer.": lambda turns: "".join(
+                strip_calls(text).strip() if writer == "s" else text.strip() for writer, text in turns
+            ),
+            "A tag that is never closed is no command: it stays.": lambda turns: "".join(
+                re.sub(r"</?call>?", "", strip_calls(text)) if writer == "s" else text for writer, text in turns
+            ),
+        },
+        show=lambda turns: f"turns = {turns}",
+    ),
+    # peak(accuracy, trained) -> accuracy with the teacher of the training less that with the best of the others.
+    "peak": Function(
+        right=lambda accuracy, trained: accuracy[trained] - max(_others(accuracy, trained)),
+        inputs=_grids,
+        mistakes={
+            "It is compared with itself, too: leave it out of the others.": lambda accuracy, trained: (
+                accuracy[trained] - max(accuracy.values())
+            ),
+            "The best of the others, not their mean: a bad teacher more must not make the peak higher.": (
+                lambda accuracy, trained: accuracy[trained] - sum(_others(accuracy, trained)) / (len(accuracy) - 1)
+            ),
+            "The best of the others, not the worst.": lambda accuracy, trained: (
+                accuracy[trained] - min(_others(accuracy, trained))
+            ),
+            "The sign: positive where the teacher of the training is the best.": lambda accuracy, trained: (
+                max(_others(accuracy, trained)) - accuracy[trained]
+            ),
+        },
+        show=lambda accuracy, trained: f"accuracy = {accuracy}, trained = {trained!r}",
+    ),
+}

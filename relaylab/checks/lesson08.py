@@ -1,0 +1,128 @@
+"""Lesson 08, baselines and cost."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterator
+
+from relaylab.analysis.cost import CostTerms, ModelTerms, alone, breakeven_calls, costs, regular_trace, usage
+from relaylab.analysis.published import matched_p
+from relaylab.checks.function import Function, NotYet
+from relaylab.trace import COMMAND, STUDENT, TEACHER, Call, Trace
+
+SHAPE = {"tokens": 1000, "prompt": 150, "command_tokens": 8}  # of docs/cost.md
+TERMS = CostTerms(student=ModelTerms(parameters=0.6e9), teacher=ModelTerms(parameters=8e9))
+
+
+def _relay(prompt: int, source: str) -> Trace:
+    """A response of one letter a token; a command without teacher tokens behind it is a call that nobody answered."""
+    calls = []
+    for m in re.finditer(f"({COMMAND}+)({TEACHER}*)", source):
+        n = len(m[2])
+        calls.append(Call(m.start(), m.end(1), n or None, n, n, n, "answered" if n else "empty"))
+    return Trace("q", [0] * prompt, [0] * len(source), source, [""] * len(source), calls)
+
+
+def _relays(rng: random.Random) -> Iterator[tuple[Trace, float, float]]:
+    yield _relay(5, "ssssccttss"), 2.0, 10.0
+    yield _relay(5, "ssccttssccttts"), 2.0, 10.0
+    yield _relay(5, "ssssss"), 2.0, 10.0
+    yield _relay(5, "ssscctttt"), 2.0, 10.0
+    yield _relay(5, "sccsscctts"), 2.0, 10.0
+    for _ in range(30):
+        turns = [STUDENT * rng.randint(1, 9)]
+        for _ in range(rng.randint(0, 3)):
+            turns.append(COMMAND * rng.randint(1, 5) + TEACHER * rng.choice((0, 1, 4)) + STUDENT * rng.randint(1, 6))
+        yield _relay(rng.randint(1, 20), "".join(turns)), float(rng.randint(1, 5)), float(rng.randint(6, 50))
+
+
+def _flops(trace: Trace, student: float, teacher: float, *, cache: bool = True) -> float:
+    terms = CostTerms(student=ModelTerms(parameters=student), teacher=ModelTerms(parameters=teacher), cache=cache)
+    return float(costs(usage([trace]), terms).flops.iloc[0])
+
+
+def _summed(
+    trace: Trace,
+    student: float,
+    teacher: float,
+    *,
+    commands: bool = False,
+    to_the_end: bool = False,
+    teacher_prompt: bool = True,
+    uncalled: bool = False,
+    hears: bool = True,
+) -> float:
+    """The FLOPs with another idea of what a model reads; as they are without any keyword."""
+    source, prompt = trace.source, len(trace.prompt_ids)
+    seen = source if to_the_end and TEACHER in source else source[: source.rfind(TEACHER) + 1]
+    run = len(seen) - (0 if commands else seen.count(COMMAND))
+    by_teacher = run + (prompt if teacher_prompt else 0) if seen else prompt if uncalled else 0
+    own = source.rstrip(TEACHER)
+    by_student = prompt + len(own) - (0 if hears else own.count(TEACHER))
+    return 2 * student * by_student + 2 * teacher * by_teacher
+
+
+def _written(trace: Trace, student: float, teacher: float) -> float:
+    by_teacher = trace.count(TEACHER)
+    return 2 * student * (len(trace.source) - by_teacher) + 2 * teacher * by_teacher
+
+
+def _accuracies(rng: random.Random) -> Iterator[tuple[float, float, float]]:
+    yield 42.50, 54.12, 49.52
+    for _ in range(20):
+        student, found, teacher = sorted(rng.uniform(1, 99) for _ in range(3))
+        yield student, teacher, found
+
+
+def _fewest_calls(n: int) -> bool:
+    """Lesson 08: so many calls of one token cost as many FLOPs as the teacher alone; models of 0.6B and 8B."""
+    if type(n) is not int or not 1 <= n <= SHAPE["tokens"]:
+        raise NotYet(f"it is a number of calls, from 1 to {SHAPE['tokens']}, not {n!r}")
+    fewest = breakeven_calls(TERMS, "flops", call_tokens=1, **SHAPE)
+    used = usage([regular_trace(calls=n, call_tokens=1, **SHAPE)])
+    share = float(costs(used, TERMS).flops.iloc[0] / costs(alone(used, "teacher"), TERMS).flops.iloc[0])
+    if n < fewest:
+        raise NotYet(f"with {n} it is {100 * share:.2f} % of the teacher alone: not yet as much")
+    if n > fewest:
+        raise NotYet(f"with {n} it is {100 * share:.2f} % of the teacher alone, but fewer do")
+    return True
+
+
+CHECKS = {
+    # Lesson 08: my_flops(trace, student, teacher) -> FLOPs of a relay whose teacher keeps its cache; N parameters each.
+    "my_flops": Function(
+        right=_flops,
+        inputs=_relays,
+        mistakes={
+            "To write a token a model has to read all that stands before it.": _written,
+            "That reads everything again at every call; here the teacher keeps its cache.": lambda *a: _flops(
+                *a, cache=False
+            ),
+            "The teacher never sees a command.": lambda *a: _summed(*a, commands=True),
+            "What the student writes behind the last call, the teacher never reads.": lambda *a: _summed(
+                *a, to_the_end=True
+            ),
+            "The teacher reads the prompt, too: once.": lambda *a: _summed(*a, teacher_prompt=False),
+            "A teacher that is never called does not even read the prompt.": lambda *a: _summed(*a, uncalled=True),
+            "The student reads what the teacher wrote, before it goes on.": lambda *a: _summed(*a, hears=False),
+            "A parameter is multiplied and added: two operations a token.": lambda *a: _flops(*a) / 2,
+        },
+        show=lambda trace, student, teacher: (
+            f"{trace.source} behind a prompt of {len(trace.prompt_ids)}, N = {student:g} and {teacher:g}"
+        ),
+    ),
+    # Lesson 08: coin(student, teacher, accuracy) -> the p with which a random router is as accurate; all in %.
+    "coin": Function(
+        right=matched_p,
+        inputs=_accuracies,
+        mistakes={
+            "That is the share that stays with the student; p is the teacher's.": lambda s, t, a: (t - a) / (t - s),
+            "Divide by what there is to gain, teacher less student.": lambda s, t, a: (a - s) / t,
+            "A coin that never falls on the teacher still has the student's accuracy.": lambda s, t, a: a / t,
+            "These are points; p is a share of the gap.": lambda s, t, a: a - s,
+        },
+        show=lambda student, teacher, accuracy: f"{student:.4g}, {teacher:.4g} and {accuracy:.4g} %",
+    ),
+    "fewest_calls": _fewest_calls,
+}

@@ -1,0 +1,163 @@
+"""A real JupyterLab on the loopback, and what tests do in its page: run all, save, change theme and size.
+
+Its settings, workspaces and runtime files are in a folder of the test's; nothing of the user's is read or changed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+THEMES = {"light": "JupyterLab Light", "dark": "JupyterLab Dark"}
+SECONDS = 240  # for a server or a kernel to start: generous, since the machines that run tests are busy
+SETTINGS = {
+    # Nothing that looks for news or updates: there may be no network, and it would stand in the console as an error.
+    "@jupyterlab/apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
+    # All cells are drawn, so that a screenshot of the whole notebook has them.
+    "@jupyterlab/notebook-extension/tracker": {"windowingMode": "none"},
+}
+
+
+@dataclass
+class Lab:
+    """A page of JupyterLab with a notebook. ``errors`` are the console's, and exceptions that nobody caught."""
+
+    page: Any
+    errors: list[str] = field(default_factory=list)
+
+    def command(self, name: str, **options: Any) -> None:
+        self.page.evaluate("([name, options]) => window.jupyterapp.commands.execute(name, options)", [name, options])
+
+    def run_all(self) -> None:
+        """By the menu, as a reader does it."""
+        menu = self.page.locator(".lm-MenuBar-itemLabel", has_text="Run").first
+        menu.click()
+        self.page.locator(".lm-Menu-itemLabel", has_text="Run All Cells").first.click()
+
+    def wait_idle(self) -> None:
+        """Until no cell is waiting or running."""
+        cells = "[...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].map((e) => e.textContent)"
+        self.page.wait_for_function(f"{cells}.every((t) => /\\[\\d+\\]/.test(t))", timeout=SECONDS * 1000)
+
+    def save(self) -> None:
+        self.command("docmanager:save")
+        self.page.wait_for_selector(".jp-mod-dirty", state="detached", timeout=30_000)
+
+    def theme(self, name: str) -> None:
+        """light or dark"""
+        self.command("apputils:change-theme", theme=THEMES[name])
+        wanted = str(name == "light").lower()
+        self.page.wait_for_selector(f"body[data-jp-theme-light={wanted}]", state="attached", timeout=30_000)
+
+    def screenshots(self, folder: Path, name: str, element: Any, widths: tuple[int, ...] = (1280, 800)) -> list[Path]:
+        """Pictures of an element in both themes and all widths (pixels of the window)."""
+        folder.mkdir(parents=True, exist_ok=True)
+        taken = []
+        for width in widths:
+            self.page.set_viewport_size({"width": width, "height": 1400})
+            height = element.evaluate("(e) => e.offsetHeight")  # Lab scrolls inside: what is below is not drawn
+            self.page.set_viewport_size({"width": width, "height": max(1400, height + 300)})
+            element.scroll_into_view_if_needed()
+            for theme in THEMES:
+                self.theme(theme)
+                self.page.wait_for_timeout(300)  # Lab's own transitions
+                taken.append(folder / f"{name}-{theme}-{width}.png")
+                element.screenshot(path=str(taken[-1]))
+        return taken
+
+
+def write_notebook(path: Path, *cells: str) -> Path:
+    """A notebook of code cells, for this Python."""
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in cells])
+    book.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(book, path)
+    return path
+
+
+@contextmanager
+def open_lab(notebook: Path, home: Path, *, width: int = 1280) -> Iterator[Lab]:
+    """JupyterLab with this notebook open, in Chromium. Skips where playwright or Chromium is absent."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on this machine: JupyterLab cannot be tried in a browser")
+    with _server(notebook.parent, home) as address, playwright.sync_playwright() as play:
+        browser = play.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+        )
+        page = browser.new_page(viewport={"width": width, "height": 1400})
+        lab = Lab(page)
+        page.on("console", lambda m: lab.errors.append(f"{m.text} [{m.location}]") if m.type == "error" else None)
+        page.on("pageerror", lambda e: lab.errors.append(f"uncaught: {e}"))
+        page.goto(address.format(notebook.name), timeout=SECONDS * 1000)
+        page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=SECONDS * 1000)
+        # A notebook that is run before it has its kernel asks which one it should be.
+        kernel = "window.jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel"
+        page.wait_for_function(f"{kernel}?.status === 'idle'", timeout=SECONDS * 1000)
+        page.evaluate("window.jupyterapp.shell.collapseLeft()")  # the files would take a third of a narrow window
+        try:
+            yield lab
+        finally:
+            browser.close()
+
+
+@contextmanager
+def _server(folder: Path, home: Path) -> Iterator[str]:
+    """The address of a notebook, with {} for its name."""
+    settings = home / "settings"
+    for name, values in SETTINGS.items():
+        path = settings / f"{name}.jupyterlab-settings"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(values))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    token = secrets.token_hex(16)
+    own = {"JUPYTER_CONFIG_DIR": "config", "JUPYTER_RUNTIME_DIR": "runtime", "IPYTHONDIR": "ipython"}
+    own |= {"JUPYTERLAB_SETTINGS_DIR": "settings", "JUPYTERLAB_WORKSPACES_DIR": "workspaces"}
+    command = [
+        sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}",
+        "--ServerApp.port_retries=0", f"--ServerApp.root_dir={folder}", f"--IdentityProvider.token={token}",
+        "--LabApp.expose_app_in_browser=True", "--ServerApp.terminals_enabled=False",
+    ]  # fmt: skip
+    log = home / "server.log"
+    with log.open("w") as out:
+        environment = os.environ | {name: str(home / path) for name, path in own.items()}
+        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=out, stderr=subprocess.STDOUT)
+    try:
+        _until_it_answers(f"http://127.0.0.1:{port}/api?token={token}", process, log)
+        yield f"http://127.0.0.1:{port}/lab/tree/{{}}?token={token}"
+    finally:
+        process.terminate()
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def _until_it_answers(address: str, process: subprocess.Popen, log: Path) -> None:
+    deadline = time.monotonic() + SECONDS
+    while True:
+        try:
+            urllib.request.urlopen(address, timeout=5).close()
+            return
+        except (urllib.error.URLError, OSError):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"JupyterLab did not start:\n{log.read_text()[-3000:]}") from None
+            time.sleep(0.2)

@@ -1,0 +1,379 @@
+"""The atlas counts what the traces say, lists the traces of a cell, opens them, and stays quick with 5,000."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import subprocess
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_player import CHROMIUM, Page, evaluate
+from test_view import HOSTILE
+
+from relaylab.trace import Call, Trace, TraceWriter
+from relaylab.viz.atlas import COLUMNS, OUTCOMES, _cells, _chosen, atlas, read_labelled
+from relaylab.viz.frontend import scripts, source
+
+TAGS = {"section", "style", "script", "div", "details", "summary", "p", "table", "thead", "tbody", "tr", "th", "td"}
+VIEW = {"rows": "group", "align": "position", "shade": "share", "calls": "answered"}
+VIEW |= {"group": -1, "suite": -1, "outcome": -1, "least": 0, "most": 10**6}
+
+
+def some_trace(rng: random.Random, number: int, longest: int = 40) -> Trace:
+    """Lines of x, a few calls, answered or not."""
+    pieces, writers, calls = [], "", []
+    for _ in range(rng.randint(0, longest)):
+        draw = rng.random()
+        if draw < 0.1:
+            start, n = len(pieces), rng.randint(1, 4) if draw < 0.07 else 0
+            pieces += ["<call>3</call>", *rng.choices(["7", "\n"], k=n)]
+            writers += "c" + "t" * n
+            calls.append(Call(start, start + 1, 3, 3 if n else 0, n, n, "answered" if n else "refused"))
+        else:
+            pieces.append("\n" if draw < 0.25 else "x")
+            writers += "s"
+    trace = Trace("q", [1], [0] * len(pieces), writers, pieces, calls, id=f"t{number}")
+    trace.problem = {"suite": rng.choice(["tiles", "depot"]), "question": f"question {number}"}
+    trace.correct = rng.choice([True, False, None])
+    return trace
+
+
+def some_traces(count: int, *, longest: int = 40) -> tuple[list[Trace], list[int]]:
+    rng = random.Random(0)
+    return [some_trace(rng, k, longest) for k in range(count)], [rng.choice([100, 20, 3]) for _ in range(count)]
+
+
+def expected(traces: list[Trace], labels: list[int], view: dict[str, Any]) -> dict[str, Any]:
+    """``tally`` of atlas.js, from the traces themselves; cells as (label of the row, column)."""
+    suites = list(dict.fromkeys(t.problem["suite"] for t in traces))
+    outcomes = [{True: "right", False: "wrong", None: "not graded"}[t.correct] for t in traces]
+    found = {name: Counter() for name in ("traces", "right", "graded", "hits", "reach", "calls", "tokens")}
+    for trace, label, outcome in zip(traces, labels, outcomes):
+        n, suite = len(trace.pieces), trace.problem["suite"]
+        wanted = view["group"] in (-1, [3, 20, 100].index(label)) and view["suite"] in (-1, suites.index(suite))
+        if not wanted or view["outcome"] not in (-1, OUTCOMES.index(outcome)) or not view["least"] <= n <= view["most"]:
+            continue
+        row = {"group": str(label), "suite": suite, "outcome": outcome}[view["rows"]]
+        found["traces"][row] += 1
+        found["right"][row] += outcome == "right"
+        found["graded"][row] += outcome != "not graded"
+        content = ["" if w == "c" else p for p, w in zip(trace.pieces, trace.source)]
+        lines = [sum(p == "\n" for p in content[: c.start]) for c in trace.calls]
+        reached = max([len("".join(content).rstrip("\n").split("\n")), *(line + 1 for line in lines)])
+        columns = set()
+        for call, line in zip(trace.calls, lines):
+            if view["calls"] != "all" and (call.status == "answered") != (view["calls"] == "answered"):
+                continue
+            column = 1 + (min(line, COLUMNS - 1) if view["align"] == "line" else int(call.start / n * COLUMNS + 1e-9))
+            columns.add(column)
+            found["calls"][row, column] += 1
+            found["tokens"][row, column] += call.delivered
+        found["hits"].update((row, column) for column in columns or {0})
+        reached = min(reached, COLUMNS) if view["align"] == "line" else COLUMNS
+        found["reach"].update((row, column) for column in range(reached + 1))
+    return {name: dict(+counter) for name, counter in found.items()}
+
+
+def test_the_counts_are_those_of_the_traces():
+    traces, labels = some_traces(150)
+    data = Page(atlas(traces, by=labels, name="step").html).data
+    assert (data["groups"], data["name"]) == (["3", "20", "100"], "step")
+    rng = random.Random(1)
+    views = [VIEW | {"align": align, "calls": calls} for align in ("position", "line") for calls in ("lost", "all")]
+    for _ in range(40):
+        more = {"rows": rng.choice(["group", "suite", "outcome"]), "align": rng.choice(["position", "line"])}
+        more |= {"calls": rng.choice(["answered", "lost", "all"]), "group": rng.randint(-1, 2)}
+        more |= {"suite": rng.randint(-1, 1), "outcome": rng.randint(-1, 2)}
+        views.append(VIEW | more | {"least": rng.randint(0, 20), "most": rng.randint(15, 80)})
+    told = "data.views.map((view) => tally(prepared(data.atlas), view))"
+    for view, found in zip(views, evaluate("atlas", told, {"atlas": data, "views": views})):
+        rows = {"group": data["groups"], "suite": data["suites"], "outcome": data["outcomes"]}[view["rows"]]
+        want = expected(traces, labels, view)
+        for name in ("traces", "right", "graded"):
+            assert dict(zip(rows, found[name])) == {row: want[name].get(row, 0) for row in rows}, (name, view)
+        for name in ("hits", "reach", "calls", "tokens"):
+            cells = {(rows[i // found["width"]], i % found["width"]): v for i, v in enumerate(found[name]) if v}
+            assert cells == want[name], (name, view)
+
+
+def test_what_a_cell_says_and_lists():
+    traces = [
+        Trace("q", [1], [1] * 4, "scts", ["x", "<call>1</call>", "7", "\n"], [Call(1, 2, 1, 1, 1, 1)], correct=True),
+        Trace("q", [1], [1] * 4, "sssc", ["x", "\n", "x", "<call>?</call>"], [Call(3, 4, status="malformed")]),
+        Trace("q", [1], [1] * 8, "s" * 8, ["x"] * 8, correct=False),
+    ]
+    data = Page(atlas(traces, by=["a", "a", "a"], name="method", full=1).html).data
+    view = {"data": data, "position": VIEW, "line": VIEW | {"align": "line", "calls": "all"}}
+
+    def say(which: str, column: int) -> str:
+        call = f"tally(prepared(data.data), data.{which}), 0, {column}"
+        return evaluate("atlas", f"cellWords(prepared(data.data), data.{which}, {call})", view)
+
+    assert say("position", 6) == (
+        "method a, 25 to 30 % of the answer: 1 of 3 traces (33.3 %), 1 call, 1.0 tokens delivered a call."
+    )
+    assert say("position", 0) == "method a, no call: 2 of 3 traces (66.7 %)."
+    assert say("line", 2) == "method a, line 2: 1 of 1 trace (100.0 %), 1 call, 0.0 tokens delivered a call."
+    lists = "[0, 6, 7].map((k) => listed(prepared(data.data), data.position, 0, k))"
+    none, one, empty = evaluate("atlas", lists, view)
+    assert [e["t"] for e in none] == [1, 2]
+    assert (one, empty) == ([{"t": 0, "call": 0}], [])
+    assert evaluate("atlas", "[null, 0, 0.2, 0.6, 99.6, 1999].map(brief)", {}) == ["", "·", "<1", "1", "100", "2k"]
+    assert evaluate("atlas", "prepared(data.data).firsts", view) == [0, 1, 2, 2]
+
+
+def test_what_a_colour_says_is_what_the_legend_says():
+    levels = evaluate("atlas", "[0, 0.1, 2.7, 2.8, 11, 12, 45, 69, 70, 100].map((v) => levelOf(v, 100))", {})
+    assert levels == [0, 1, 1, 2, 2, 3, 5, 5, 6, 6]
+    assert evaluate("atlas", "[1, 2, 3, 4, 5, 6].map((k) => boundOf(k, 100))", {}) == [2.8, 11, 25, 44, 69, 100]
+    assert evaluate("atlas", "levelOf(0, 0)", {}) == 0
+
+
+def test_the_traces_in_full_reach_as_many_cells_as_they_can():
+    cells = [{"a"}, {"a"}, {"b", "c"}, {"a", "b"}, {"d"}]
+    assert _chosen(cells, [1] * 5, most=2, tokens=9)[0] == 2  # two new cells, before the other with two
+    assert set().union(*(cells[t] for t in _chosen(cells, [1] * 5, most=3, tokens=9))) == {"a", "b", "c", "d"}
+    assert sorted(_chosen(cells, [1] * 5, most=9, tokens=9)) == [0, 1, 2, 3, 4]
+    assert sorted(_chosen(cells, [3, 3, 9, 3, 3], most=9, tokens=6)) == [3, 4]  # the long one fits no more
+    assert _chosen(cells, [1] * 5, most=0, tokens=9) == []
+
+    traces, labels = some_traces(600)
+    page = Page(atlas(traces, by=labels, full=120).html)
+    kept = [int(t) for t in page.data["full"]]
+    assert len(kept) == 120
+    assert all(page.data["full"][str(t)]["question"] == f"question {t}" for t in kept)
+    found = _cells(page.data["traces"], page.data["calls"])
+    assert set().union(*(found[t] for t in kept)) == set().union(*found)
+    assert "120 of the 600 traces are in this page in full" in page.data["note"]
+    assert page.data["note"].count("every cell has") == 1
+    few = Page(atlas(traces, by=labels, full=4).html).data["note"]
+    assert re.search(r"one: \d+ of \d+ cells have\.", few)
+    assert Page(atlas(traces[:9], full=9).html).data["note"] == "All traces can be opened."
+
+
+def test_long_traces_are_kept_whole_only_as_far_as_there_is_room():
+    traces = [Trace("q", [1], [1] * 60_000, "s" * 60_000, ["x"] * 60_000, id=str(k)) for k in range(4)]
+    data = Page(atlas(traces).html).data
+    assert len(data["full"]) == 3  # of 200,000 tokens
+
+
+def test_hostile_text_is_data_and_never_markup():
+    traces = [Trace(text, [1], [1], "s", [text], student=text, id=text, problem={"suite": text}) for text in HOSTILE]
+    traces.append(Trace("", [1], [1], "s", ["x" * 100_000], id="x" * 100_000, problem={"suite": "x" * 100_000}))
+    for page in (atlas(traces), atlas(traces, by=[t.id for t in traces], name=HOSTILE[0])):
+        page.html.encode()  # no lone surrogates
+        found = Page(page.html)
+        assert set(found.tags) <= TAGS
+        assert (found.tags.count("script"), found.handlers) == (2, [])
+        assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u200b]", page.html)
+        assert HOSTILE[0] in found.words
+        assert max(map(len, found.data["groups"])) <= 80 * 10  # cut, then what could steer is written out
+    assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(|Function\(", source("atlas.js"))
+    assert not re.search(r"https?:|fetch\(|import[ (]|</script|<!--", source("atlas.js"))
+
+
+def test_without_scripts_a_table_says_it():
+    traces = [
+        Trace("q", [1], [1] * 4, "scts", ["x", "<call>1</call>", "7", "."], [Call(1, 2, 1, 1, 1, 1)], correct=True),
+        Trace("q", [1], [1] * 4, "ssss", list("abcd"), correct=False),
+        Trace("q", [1], [1] * 4, "sssc", ["x", "x", "x", "<call>?</call>"], [Call(3, 4, status="malformed")]),
+    ]
+    view = atlas(traces, by=["a", "a", "b"], name="method")
+    assert view.text == (
+        "Call atlas: 3 traces in 2 rows by method, 1 answered call. Half of the calls begin by 25 % of the answer."
+    )
+    words = Page(view.html).words
+    assert "methodtracesright (%)with an answered call (%)answered calls a trace" in words
+    assert "a250.050.00.5025 to 30 %: 50 % of the traces" in words
+    assert "b10.00.00.00" in words
+
+
+def test_rows_by_what_traces_know_of_themselves():
+    traces = [Trace("q", [1], student=s, problem={"suite": u, "level": "hard"}) for s, u in (("b", "u"), ("a", "v"))]
+    traces.append(Trace("q", [1]))
+    groups = {by: Page(atlas(traces, by=by).html).data["groups"] for by in ("suite", "level", "student", "teacher")}
+    assert groups["suite"] == ["u", "v", "no suite"]
+    assert groups["level"] == ["hard", "no level"]
+    assert groups["student"] == ["b", "a", "no name"]
+    assert groups["teacher"] == ["no name"]
+
+
+def test_what_is_wrong_is_named():
+    traces = [Trace("q", [1])] * 3
+    for expected_words, call in {
+        "no trace to draw": lambda: atlas([]),
+        "there are suite, level, student, teacher": lambda: atlas(traces, by="method"),
+        "2 labels for 3 traces": lambda: atlas(traces, by=[1, 2]),
+        "full is -1": lambda: atlas(traces, full=-1),
+        "101 rows by step are more than 100": lambda: atlas(
+            [*traces, *traces] * 20, by=[*range(101), *[0] * 19], name="step"
+        ),
+        "20,001 traces are more than the 20,000": lambda: atlas([Trace("q", [1])] * 20_001),
+        "every is 0": lambda: read_labelled("x", every=0),
+    }.items():
+        with pytest.raises(ValueError, match=re.escape(expected_words)):
+            call()
+
+
+def test_the_files_of_a_folder(tmp_path: Path):
+    def write(name: str, *ids: str) -> None:
+        with TraceWriter(tmp_path / name) as out:
+            for text in ids:
+                out.write(Trace("q", [1], id=text))
+
+    with pytest.raises(ValueError, match="holds no file of traces"):
+        read_labelled(tmp_path)
+    write("000100.jsonl", "e")
+    write("000020.jsonl", "a", "b", "c")
+    write("000020-1.jsonl", "d")
+    traces, labels = read_labelled(tmp_path)
+    assert sorted(zip(labels, (t.id for t in traces))) == [(20, "a"), (20, "b"), (20, "c"), (20, "d"), (100, "e")]
+    traces, labels = read_labelled(tmp_path, every=2)
+    assert sorted(t.id for t in traces) == ["a", "c", "d", "e"]
+    write("relay student=a.jsonl", "f")
+    assert set(read_labelled(tmp_path)[1]) == {"000020", "000020-1", "000100", "relay student=a"}
+
+
+def test_a_view_within_a_view_keeps_its_names_to_itself():
+    text = scripts("atlas", ["player"])
+    assert text.index("const player = (() => {") < text.index("function play(stage") < text.index("function tally")
+    assert text.count("function render(") == 2
+
+
+# In a browser ---------------------------------------------------------------------------------------------------------
+
+TRIAL = """
+onerror = (what) => (document.body.textContent = JSON.stringify({ error: what }));
+const found = {}, took = {}, [root, big] = document.querySelectorAll("[data-rl]");
+const lines = (view) => [...view.querySelectorAll(".rl-atlas [role=row]")].slice(1);
+const cells = (view) => lines(view).map((row) => [...row.children].map((c) => c.textContent));
+const cell = (view, row, column) => lines(view)[row].children[3 + column];
+const set = (control, value, name) => ((control.value = value), control.dispatchEvent(new Event(name)));
+const [rows, align, shade, calls, method, suite, outcome] = root.querySelectorAll("select");
+const says = () => root.querySelector(".rl-atlas-readout").textContent;
+const key = (k) => document.activeElement.dispatchEvent(new KeyboardEvent("keydown", { key: k, bubbles: true }));
+const items = () => [...root.querySelectorAll(".rl-atlas-list li")].map((li) => li.textContent);
+found.start = cells(root);
+found.closed = !root.querySelector(".rl-words").open;
+found.tabs = root.querySelectorAll(".rl-atlas [tabindex='0']").length;
+root.querySelector(".rl-atlas [tabindex='0']").focus();
+["ArrowDown", "ArrowRight", "ArrowRight", "End", "ArrowLeft", "ArrowUp"].forEach(key);
+found.keyed = says();
+key("Home"); key("Enter"); found.none = items();
+cell(root, 0, 6).click(); found.listed = items(); found.selected = cell(root, 0, 6).getAttribute("aria-selected");
+root.querySelector(".rl-atlas-list button").click();
+const strip = root.querySelector(".rl-strip"), visible = (s) => getComputedStyle(s).visibility === "visible";
+found.played = [...strip.children].filter(visible).map((s) => s.textContent).join("");
+found.current = root.querySelector("[aria-current]").textContent;
+strip.dispatchEvent(new KeyboardEvent("keydown", { key: "End", bubbles: true }));
+found.ended = [...strip.children].filter(visible).map((s) => s.textContent).join("");
+root.querySelector("button[aria-label='Close the player']").click();
+found.gone = [root.querySelector(".rl-strip"), document.activeElement.textContent];
+set(outcome, "1", "change"); found.wrong = cells(root).map((row) => row.slice(0, 4)); found.after = items();
+set(calls, "all", "change"); set(align, "line", "change"); found.line = cells(root);
+root.querySelector("button[aria-label='Show all traces']").click(); set(rows, "outcome", "change");
+found.outcomes = cells(root);
+set(root.querySelectorAll("input[type=number]")[0], "5", "input"); found.long = cells(root).map((row) => row[1]);
+const timed = (name, act) => {
+  const begin = performance.now();
+  act();
+  document.body.offsetHeight; // makes it lay out
+  took[name] = Math.min(took[name] ?? Infinity, performance.now() - begin);
+};
+const s = big.querySelectorAll("select");
+for (let k = 0; k < 5; k++) {
+  ["suite", "outcome", "group"].forEach((v) => timed("rows " + v, () => set(s[0], v, "change")));
+  ["line", "position"].forEach((v) => timed("align " + v, () => set(s[1], v, "change")));
+  ["tokens", "share"].forEach((v) => timed("shade " + v, () => set(s[2], v, "change")));
+  ["all", "answered"].forEach((v) => timed("calls " + v, () => set(s[3], v, "change")));
+  ["1", "-1"].forEach((v) => timed("outcome " + v, () => set(big.querySelectorAll("select")[6], v, "change")));
+  ["9", "0"].forEach((v) => timed("least " + v, () => set(big.querySelector("input[type=number]"), v, "input")));
+  timed("hover", () => cell(big, 5, 5 + k).dispatchEvent(new MouseEvent("mouseover", { bubbles: true })));
+  timed("cell", () => cell(big, 6 + k, 0).click());
+  timed("move", () => key("ArrowDown"));
+  timed("trace", () => big.querySelector(".rl-atlas-list button").click());
+}
+found.listedBig = big.querySelectorAll(".rl-atlas-list li").length;
+const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+const light = (color) => {
+  canvas.fillStyle = color; canvas.fillRect(0, 0, 1, 1);
+  const parts = [...canvas.getImageData(0, 0, 1, 1).data].slice(0, 3).map((v) => v / 255);
+  const [r, g, b] = parts.map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+};
+found.contrast = {};
+for (const theme of ["light", "dark"]) {
+  document.documentElement.setAttribute("theme", theme);
+  for (const level of [0, 1, 2, 3, 4, 5, 6]) {
+    const one = cell(root, 0, 1);
+    one.className = "rl-a" + level;
+    const { color, backgroundColor } = getComputedStyle(one);
+    const [low, high] = [light(color), light(backgroundColor)].sort((a, b) => a - b);
+    found.contrast[theme + level] = (high + 0.05) / (low + 0.05);
+  }
+}
+document.body.textContent = JSON.stringify({ found, took });
+"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: the view cannot be tried in a browser")
+def test_the_atlas_in_a_browser(tmp_path: Path):
+    hostile = "<script>document.title='broken'</script>"
+    small = [
+        Trace(
+            "q", [1], [1] * 4, "scts", [hostile, "<call>1</call>", "7", "\nz"], [Call(1, 2, 1, 1, 1, 1)], correct=True
+        ),
+        Trace(
+            "q", [1], [1] * 4, "sssc", ["x", "\n", "y", "<call>?</call>"], [Call(3, 4, status="zero")], correct=False
+        ),
+        Trace("q", [1], [1] * 8, "s" * 8, ["x"] * 8, correct=False),
+    ]
+    for k, trace in enumerate(small):
+        trace.id = f"{hostile}{k}"
+    rng = random.Random(0)
+    many = [some_trace(rng, k, 12) for k in range(5000)]
+    views = (
+        atlas(small, by=["a", "a", hostile], name="method"),
+        atlas(many, by=[k % 40 for k in range(5000)], full=1000),
+    )
+    page = tmp_path / "page.html"
+    body = "".join(v.html for v in views)
+    page.write_text(f'<!doctype html><meta charset="utf-8"><title>whole</title><body>{body}<script>{TRIAL}</script>')
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", f"--user-data-dir={tmp_path}/p"]
+    done = subprocess.run([CHROMIUM, *flags, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=240)
+    assert "<title>whole</title>" in done.stdout, done.stderr[-2000:]
+    parser, seen = HTMLParser(), []
+    parser.handle_data = seen.append
+    parser.feed(done.stdout)
+    result = json.loads(max(seen, key=len))
+    assert "error" not in result, result["error"]
+    found = result["found"]
+
+    first, second = found["start"]
+    assert first == ["a", "2", "50", "50", *["·"] * 5, "50", *["·"] * 14]
+    assert second == [hostile, "1", "0", "100", *["·"] * 20]
+    assert (found["closed"], found["tabs"]) == (True, 1)
+    assert found["keyed"] == "method a, 90 to 95 % of the answer: 0 of 2 traces (0.0 %), 0 calls."
+    assert found["none"] == [f"{hostile}1method a · no suite · ✗ wrong · 4 tokens · 1 call"]
+    assert found["listed"] == [f"{hostile}0method a · no suite · ✓ right · 4 tokens · 1 call"]
+    assert (found["selected"], found["current"]) == ("true", f"{hostile}0")
+    assert found["played"] == f"{hostile}<call>1</call>7"  # up to where the call of that cell is answered
+    assert found["ended"] == f"{hostile}<call>1</call>7↵\nz"
+    assert found["gone"] == [None, f"{hostile}0"]
+    assert found["wrong"] == [["a", "1", "0", "100"], [hostile, "1", "0", "100"]]
+    assert found["after"] == []  # the right one is filtered out of the open cell
+    assert found["line"] == [["a", "1", "0", "·", "·", "100"], [hostile, "1", "0", "100", "·", ""]]
+    assert found["outcomes"] == [
+        ["right", "1", "100", "·", "100", "·"],
+        ["wrong", "2", "0", "50", "·", "100"],
+        ["not graded", "0", "–", "", "", ""],
+    ]
+    assert found["long"] == ["0", "1", "0"]
+    assert found["listedBig"] == 40
+    assert min(found["contrast"].values()) >= 4.5, found["contrast"]
+    assert max(result["took"].values()) < 100, result["took"]  # ms, the best of five

@@ -1,0 +1,58 @@
+"""The guides: the code that they show runs, from top to bottom, and what they link to and name is there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from relaylab.cli import app
+
+DOCS = Path(__file__).parents[1] / "docs"
+GUIDES = ("researchers-guide.md", "instructors-guide.md")
+
+
+def read(name: str) -> str:
+    return (DOCS / name).read_text(encoding="utf-8")
+
+
+def test_the_code_of_the_researchers_guide_runs(tmp_path, monkeypatch):
+    from relaylab.training.rewards import SCHEMES
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("relaylab.training.rewards.SCHEMES", SCHEMES.copy())
+    blocks = re.findall(r"^```python\n(.*?)^```", read("researchers-guide.md"), re.DOTALL | re.MULTILINE)
+    assert len(blocks) >= 8
+    scope: dict = {"__name__": "guide"}
+    for block in blocks:
+        exec(compile(block, "guide", "exec", dont_inherit=True), scope)
+    assert scope["helped"].text != scope["t"].text, "another teacher, another answer"
+    assert (tmp_path / "runs" / "thrifty" / "student" / "adapter_model.safetensors").exists()
+    assert len(scope["done"].trace.answered) >= 1
+    assert scope["done"].trace.answered[0].requested == 2
+
+
+@pytest.mark.parametrize("guide", GUIDES)
+def test_links_lead_somewhere(guide):
+    numbers = {path.name[:2] for path in (DOCS.parent / "notebooks").glob("*.ipynb")}
+    for link in re.findall(r"\]\(([^)#]+)[^)]*\)", read(guide)):
+        lesson = re.match(r"\.\./notebooks/(\d\d)_", link)
+        if "://" not in link and not (lesson and lesson[1] not in numbers):  # a lesson that is still to come
+            assert (DOCS / link).exists(), link
+
+
+@pytest.mark.parametrize("guide", GUIDES)
+def test_commands_exist(guide):
+    known = {command.name or command.callback.__name__ for command in app.registered_commands}
+    known |= {group.name for group in app.registered_groups}
+    named = set(re.findall(r"^relaylab ([a-z]+)", read(guide), re.MULTILINE))
+    named |= set(re.findall(r"`relaylab ([a-z]+)", read(guide)))
+    assert named
+    assert named <= known, named - known
+
+
+def test_the_instructors_guide_knows_every_lesson():
+    text = read("instructors-guide.md")
+    lessons = sorted(path.stem for path in (DOCS.parent / "notebooks").glob("*.ipynb"))
+    assert not [name for name in lessons if f"../notebooks/{name}.ipynb" not in text]

@@ -1,0 +1,388 @@
+"""The live views decode what was asked, stop when told, fork from the very prefix, and leave a record of it all."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import time
+
+import nbformat
+import pytest
+from nbconvert import HTMLExporter
+
+from relaylab.decoding.pair import load_pair
+from relaylab.live import Counterfactual, LiveBench, decode
+from relaylab.live.view import HERE, front_end
+from relaylab.models.teachers import ScriptedTeacher
+from relaylab.notebooks import RESULT, execute
+from relaylab.tasks.suites import problem
+from relaylab.trace import COMMAND, Trace
+from relaylab.viz.theme import DARK, LIGHT
+
+VIEW = "application/vnd.jupyter.widget-view+json"
+HOSTILE = "</pre><script>alert(1)</script>\x1b[31m\u202e"
+TILES = problem("tiles", 0)
+FREE = "What is 2+2?"
+
+
+@pytest.fixture(scope="module")
+def pair():
+    return load_pair()
+
+
+@pytest.fixture(scope="module")
+def original(pair):
+    """Two calls: the student's command for 21 tokens begins at token 33, for 20 at token 61."""
+    trace = pair.solve(TILES)
+    assert [(c.start, c.end, c.requested) for c in trace.calls] == [(33, 40, 21), (61, 68, 20)]
+    return trace
+
+
+@pytest.fixture
+def bench(pair):
+    return LiveBench(students=[pair.student], teachers=[pair.teacher, "none"], suites=["savings", "tiles"])
+
+
+def send(view, do, **more):
+    """A message as the page sends it."""
+    view._handle_custom_msg({"do": do, **more}, [])
+
+
+def until(condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it never came"
+        time.sleep(0.01)
+
+
+# The bench ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_bench_writes_what_the_pair_would_and_grades_it(bench, original):
+    assert bench.picked["question"] == TILES.question  # the first hard suite
+    assert bench.ask(TILES.question).wait(60)
+    (trace,) = bench.traces
+    assert (trace.completion_ids, trace.source) == (original.completion_ids, original.source)
+    assert trace.logprobs == pytest.approx(original.logprobs, abs=1e-4)
+    assert (trace.correct, trace.problem["id"]) == (True, TILES.id)
+    (shown,) = bench.runs
+    assert (shown["heading"], shown["outcome"]) == ("Run 1: relay with teacher", "right")
+    assert shown["how"] == "at most 256 tokens, greedy"
+    assert "".join(shown["pieces"]) == original.text
+    assert (bench.live, bench.busy, bench.failed) == ({}, False, False)
+    summary = "92 tokens, 2 calls, call ratio 44.6 %, ended by the student"
+    assert (shown["summary"], bench.message) == (summary, f"Run 1: relay with teacher. Correct, {summary}.")
+
+
+def test_a_message_of_the_page_is_the_same_call(bench, pair):
+    send(bench, "pick", suite="savings")
+    send(bench, "pick", suite="savings")
+    assert bench.picked["question"] == problem("savings", 1).question
+    settings = dict(max_tokens=30, max_calls=0, max_call_tokens=None, temperature=0.7, seed=3, pace=0)
+    send(bench, "ask", question=f" {FREE}\n", student="relay", teacher="teacher", **settings)
+    assert bench.wait(60)
+    send(bench, "ask", question=FREE, teacher="none", max_tokens=5)
+    assert bench.wait(60)
+    first, second = bench.traces
+    expected = pair.solve(FREE, max_tokens=30, max_calls=0, temperature=0.7, seed=3)
+    assert (first.completion_ids, first.seed) == (expected.completion_ids, 3)
+    assert (first.correct, first.prompt) == (None, FREE)
+    assert bench.runs[0]["how"] == "at most 30 tokens, 0 calls, temperature 0.7, seed 3"
+    assert (len(second.source), second.teacher, bench.runs[1]["heading"]) == (5, "none", "Run 2: relay with no teacher")
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        ({"do": "_run"}, "no action '_run'; there are stop, remove"),
+        ({}, "no action None"),
+        ({"do": "ask", "question": "  "}, "there is no question; type one"),
+        ({"do": "ask", "question": "q", "student": "../secret"}, "no student '../secret' here; there are relay"),
+        ({"do": "ask", "question": "q", "teacher": "http://x"}, "no teacher 'http://x' here; there are teacher, none"),
+        ({"do": "ask", "question": "q", "max_tokens": 0}, "max_tokens is 0"),
+        ({"do": "ask", "question": "q", "max_tokens": None}, "max_tokens is None; it must be a whole number"),
+        ({"do": "ask", "question": "q", "max_calls": 1.5}, "max_calls is 1.5; it must be a whole number"),
+        ({"do": "ask", "question": "q", "temperature": -1}, "temperature is -1; it must be a number"),
+        ({"do": "ask", "question": "q", "policy": "x"}, "unknown settings policy"),
+        ({"do": "ask"}, "missing 1 required positional argument: 'question'"),
+        ({"do": "pick", "suite": "algebra"}, "no suite 'algebra' here; there are savings, tiles"),
+        ({"do": "pick", "suite": "tiles", "index": -1}, "index is -1"),
+        ({"do": "remove", "key": "run-9"}, "no run 'run-9'"),
+    ],
+)
+def test_what_is_wrong_with_a_message_is_said_and_nothing_runs(bench, message, said):
+    bench._handle_custom_msg(message, [])
+    assert said in bench.message
+    assert (bench.failed, bench.busy, bench.traces) == (True, False, [])
+
+
+def test_stop_ends_the_answer_and_keeps_it_ungraded(bench, original):
+    bench.ask(TILES, pace=50)
+    until(lambda: len(bench.live.get("source", "")) >= 3)
+    assert bench.busy
+    assert bench.runs == []
+    send(bench, "stop")
+    assert bench.wait(60)
+    (trace,) = bench.traces
+    assert (trace.stop, trace.correct) == ("interrupted", None)
+    assert 3 <= len(trace.source) < 92
+    assert trace.completion_ids == original.completion_ids[: len(trace.source)]
+    assert not bench.busy
+    assert "interrupted" in bench.message
+    assert not bench._students["relay"].rows  # its caches were given back
+    assert bench.ask(TILES).wait(60)
+    assert bench.traces[1].completion_ids == original.completion_ids
+
+
+def test_it_grows_in_steps_and_not_a_message_a_token(bench, monkeypatch):
+    monkeypatch.setattr(decode, "EVERY", 0.1)
+    grown = []
+    bench.observe(lambda change: grown.append(len(change.new.get("source", ""))), "live")
+    began = time.monotonic()
+    assert bench.ask(TILES, pace=100).wait(60)
+    seconds = time.monotonic() - began
+    assert 3 <= len(grown) <= seconds / 0.1 + 2
+    assert grown[:-1] == sorted(grown[:-1])
+    assert grown[-1] == 0  # nothing is being written any more
+
+
+def test_one_answer_at_a_time_in_all_views(bench, original, pair):
+    what_if = Counterfactual(original, pair)
+    bench.ask(TILES, pace=20)
+    with pytest.raises(RuntimeError, match="another answer is being written"):
+        what_if.fork(at=10, call=3)
+    send(bench, "ask", question="q")
+    assert bench.failed
+    bench.stop()
+    assert bench.wait(60)
+    assert what_if.fork(at=10, call=3).wait(60)
+    assert [len(view.traces) for view in (bench, what_if)] == [1, 2]
+
+
+def test_an_error_on_the_way_is_shown_as_text(pair):
+    def broken(context, n):
+        raise ValueError(f"broken {HOSTILE}")
+
+    bench = LiveBench(students=[pair.student, "nobody"], teachers=[ScriptedTeacher(broken)], suites=[])
+    assert bench.ask(TILES).wait(60)
+    assert bench.message == "ValueError: broken </pre><script>alert(1)</script>\\x1b[31m\\u202e"
+    assert (bench.failed, bench.busy) == (True, False)
+    assert (bench.traces[0].stop, bench.traces[0].calls[0].status) == ("interrupted", "interrupted")
+    assert bench.ask(FREE, student="nobody").wait(60)
+    assert "no model 'nobody'" in bench.message
+    assert (len(bench.traces), bench.busy) == (1, False)
+
+
+def test_the_oldest_run_goes_and_any_can_be_removed(pair):
+    bench = LiveBench(students=[pair.student], teachers=["none"], suites=[], keep=2, max_tokens=2)
+    for _ in range(3):
+        bench.ask(FREE).wait(60)
+    assert [run["key"] for run in bench.runs] == ["run-2", "run-3"]
+    send(bench, "remove", key="run-2")
+    assert [run["heading"] for run in bench.runs] == ["Run 3: relay with no teacher"]
+    send(bench, "clear")
+    assert (bench.runs, bench.traces) == ([], [])
+
+
+def test_bad_settings_and_names_are_refused(pair):
+    with pytest.raises(ValueError, match="unknown settings speed; there are max_tokens"):
+        LiveBench(speed=3)
+    with pytest.raises(ValueError, match="two students have one name"):
+        LiveBench(students=["relay", pair.student])
+    with pytest.raises(ValueError, match="unknown suite 'algebra'"):
+        LiveBench(suites=["algebra"])
+    with pytest.raises(ValueError, match="keep is 0"):
+        LiveBench(keep=0)
+
+
+# What if --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_forced_call_forks_from_the_very_prefix_and_its_caches(pair, original):
+    what_if = Counterfactual(original, pair)
+    assert (what_if.runs[0]["heading"], what_if.runs[0]["outcome"]) == ("Original", "right")
+    before = pair.student.forwarded
+    assert what_if.fork(at=50, call=3).wait(60)
+    fork = what_if.traces[1]
+    assert pair.student.forwarded - before <= len(fork.source) - 50
+    assert fork.completion_ids[:50] == original.completion_ids[:50]
+    forced = next(c for c in fork.calls if c.start == 50)
+    assert (forced.requested, forced.granted, forced.forced, forced.status) == (3, 3, True, "answered")
+    assert fork.source[50] == COMMAND
+    assert fork.correct is not None
+    stream = pair.relay(record=True).fork(original, 50, call=3)
+    assert [*stream][-1].trace.completion_ids == fork.completion_ids
+    shown = what_if.runs[1]
+    assert (shown["fork"], shown["heading"]) == (50, "Fork 1: a call for 3 at token 51")
+    assert shown["how"] == "the first 50 tokens are those of the original"
+
+
+def test_a_call_is_resized_at_any_of_its_tokens(pair, original):
+    what_if = Counterfactual(original, pair)
+    for at in (61, 64, 68):  # the command's first token, one within, the answer's first
+        send(what_if, "fork", at=at, call=4, of=0)
+        assert what_if.wait(60)
+    assert not what_if.failed
+    texts = {trace.text for trace in what_if.traces[1:]}
+    assert len(texts) == 1
+    assert [(c.start, c.requested) for c in what_if.traces[1].calls][:2] == [(33, 21), (61, 4)]
+    assert what_if.runs[1]["heading"] == "Fork 1: call 2 asks for 4, not 20"
+    assert what_if.runs[1]["calls"][1]["requested"] == 4
+
+
+def test_a_forbidden_call_is_not_made_and_a_fork_can_be_forked(pair, original):
+    what_if = Counterfactual(original, pair)
+    send(what_if, "fork", at=70, forbid=True, of=0)  # a token of the second answer
+    assert what_if.wait(60)
+    fork = what_if.traces[1]
+    assert fork.completion_ids[:61] == original.completion_ids[:61]
+    assert fork.completion_ids[61] != original.completion_ids[61]
+    assert not [c for c in fork.calls if 61 <= c.start < 69]
+    assert what_if.runs[1]["heading"] == "Fork 1: call 2 forbidden"
+    assert what_if.fork(at=62, call=2, of=1).wait(60)
+    assert what_if.traces[2].completion_ids[:62] == fork.completion_ids[:62]
+    assert what_if.runs[2]["how"] == "the first 62 tokens are those of the fork 1"
+    send(what_if, "remove", key="run-0")
+    assert what_if.failed  # the original stays
+    send(what_if, "clear")
+    assert what_if.traces == [original]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (dict(at=3), "exactly one of them"),
+        (dict(at=3, call=2, forbid=True), "exactly one of them"),
+        (dict(at=3, call=0), "call is 0; it must be a whole number of tokens"),
+        (dict(at=3, call=2.5), "call is 2.5"),
+        (dict(at=92, call=2), "at is 92; the trace has tokens 0 to 91"),
+        (dict(at="3", call=2), "at is '3'"),
+        (dict(at=3, forbid=True), "token 4 belongs to no call"),
+        (dict(at=3, call=2, of=1), "no trace number 1; they are numbered 0 to 0"),
+    ],
+)
+def test_a_change_that_cannot_be_made_is_refused(pair, original, change, said):
+    what_if = Counterfactual(original, pair)
+    with pytest.raises(ValueError, match=said):
+        what_if.fork(**change)
+    send(what_if, "fork", **change)
+    assert (said in what_if.message, what_if.failed) == (True, True)
+
+
+def test_traces_that_do_not_fit_are_refused(pair, original):
+    with pytest.raises(ValueError, match="does not say which models"):
+        Counterfactual(Trace("q", [1]))
+    with pytest.raises(ValueError, match="another tokenizer than that of 'relay'"):
+        Counterfactual(Trace("q", [1], [99, 999_999], "ss", ["a", "b"]), pair)
+    with pytest.raises(ValueError, match=r"no room for a call at token 51: the limit is 55 tokens"):
+        Counterfactual(original, pair, max_tokens=55).fork(at=50, call=3)
+    with pytest.raises(ValueError, match="no teacher, or calls are forbidden"):
+        Counterfactual(original, pair, forbid_calls=True).fork(at=50, call=3)
+    named = Counterfactual(original)  # loads relay and teacher, as the trace says
+    assert named.fork(at=50, call=3).wait(60)
+    assert named.traces[1].teacher == "teacher"
+
+
+# Without a kernel -----------------------------------------------------------------------------------------------------
+
+
+def test_the_record_is_an_output_of_its_own_and_is_brought_up_to_date(pair, original, monkeypatch):
+    shown, updated = [], []
+    monkeypatch.setattr("IPython.display.display", lambda thing, **more: shown.append((thing, more)))
+    monkeypatch.setattr("IPython.display.update_display", lambda thing, **more: updated.append((thing, more)))
+    bench = LiveBench(students=[pair.student], teachers=[ScriptedTeacher([HOSTILE])], suites=["tiles"])
+    bench._ipython_display_()
+    (widget, _), (record, more) = shown
+    assert widget[VIEW]["model_id"] == bench.model_id
+    assert widget["text/html"] == ""  # what a page shows that cannot run it
+    assert record.text == "LiveBench: nothing has been asked yet"
+    bench.ask(TILES).wait(60)
+    (record, again) = updated[-1]
+    assert again["display_id"] == more["display_id"] == bench.mark
+    html = record._repr_mimebundle_()["text/html"]
+    assert html.count("<h4>") == 1
+    assert "<script" not in html
+    assert "&lt;script&gt;alert" in re.sub("<[^>]*>", "", html)
+    assert not re.search("[\x1b\u202e]", html)
+    # Also where a notebook keeps the widget's state, the export has the record.
+    outputs = [
+        nbformat.v4.new_output("display_data", widget),
+        nbformat.v4.new_output("display_data", {"text/html": html}),
+    ]
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("bench", outputs=outputs)])
+    state = {bench.model_id: {"model_name": "AnyModel", "model_module": "anywidget", "state": {}}}
+    book.metadata["widgets"] = {"application/vnd.jupyter.widget-state+json": {"state": state}}
+    page = HTMLExporter().from_notebook_node(book)[0]
+    assert f'data-rl-record="{bench.mark}"' in page
+    assert page.count("<h4>Run 1: relay with script</h4>") == 1
+
+
+def test_for_one_output_the_bundle_has_both(bench, monkeypatch):
+    bench.ask(FREE, teacher="none", max_tokens=2).wait(60)
+    data, _ = bench._repr_mimebundle_()
+    assert data[VIEW]["model_id"] == bench.model_id
+    assert "Run 1: relay with no teacher" in data["text/html"]
+    assert data["text/plain"].startswith("Run 1: relay with no teacher: not graded, 2 tokens")
+    monkeypatch.setenv(RESULT, "anywhere")
+    assert set(LiveBench(students=["relay"], teachers=["none"])._repr_mimebundle_()) == {"text/html", "text/plain"}
+
+
+LESSON = f"""
+import relaylab as rl
+from relaylab.live import Counterfactual, LiveBench
+pair, task = rl.load_pair(), rl.problem("tiles", 0)
+bench = LiveBench(students=[pair.student], teachers=[pair.teacher])
+bench
+---
+bench.ask(task).wait()
+---
+what_if = Counterfactual(bench.traces[0], pair)
+what_if.fork(at=61, call=4).wait()
+what_if
+---
+rl.result(runs=len(bench.traces), tokens=len(what_if.traces[1].source), hostile={HOSTILE!r})
+"""
+
+
+def test_an_executed_notebook_and_its_export_show_what_was_found(tmp_path, pair, original):
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c.strip()) for c in LESSON.split("---")])
+    nbformat.write(book, tmp_path / "lesson.ipynb")
+    record = execute(tmp_path / "lesson.ipynb", tmp_path / "out")
+    assert record["status"] == "done", record["error"]
+    forked = [*pair.relay(record=True).fork(original, 61, call=4)][-1].trace
+    assert record["values"]["tokens"] == len(forked.source)
+    done = nbformat.read(tmp_path / "out" / "lesson.ipynb", 4)
+    assert "widgets" not in done.metadata
+    page = HTMLExporter().from_notebook_node(done)[0]
+    assert not re.search(r"widget-(view|state)\+json", page)
+    # The bench stands in the first cell and was asked in the second: its record came later, into the first.
+    assert page.index("<h4>Run 1: relay with teacher</h4>") < page.index("<h4>Original</h4>")
+    assert "<h4>Fork 1: call 2 asks for 4, not 20</h4>" in page
+    assert page.count('<b class="rlt-good">✓ correct</b> (reference 2870)') >= 2
+    strips = [re.sub("<[^>]*>", "", s) for s in re.findall(r'<pre[^>]* class="rlt-strip".*?</pre>', page, re.DOTALL)]
+    assert len(strips) == 3
+    assert all("82*35=2870" in s for s in strips[:2])
+
+
+# The scripts ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["bench", "counterfactual"])
+def test_the_scripts_are_modules_that_write_text_only_and_fetch_nothing(name, tmp_path):
+    module = front_end(name)["_esm"]
+    unsafe = r"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(|new Function|fetch\(|import[ (]"
+    assert not re.search(unsafe, module)
+    assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", module)
+    assert module.count("export ") == 1
+    if shutil.which("node") is None:
+        pytest.skip("node is not installed: the JavaScript of the views cannot be checked")
+    (tmp_path / "view.mjs").write_text(module)
+    done = subprocess.run(["node", "--check", str(tmp_path / "view.mjs")], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+def test_colours_come_from_the_palettes():
+    css = (HERE / "live.css").read_text()
+    assert set(re.findall(r"var\(--rl-([a-z-]+)\)", css)) - {"sans", "mono"} <= set(LIGHT) & set(DARK)
+    assert not re.search(r"#[0-9a-f]{3,6}\b|rgb|url\(|@import", css)

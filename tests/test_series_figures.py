@@ -1,0 +1,124 @@
+"""``figures/make.py``: the numbers beside the pictures are those of the evaluation, with a browser and without."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from relaylab.analysis.table import rows_of
+from relaylab.trace import Call, Trace, TraceWriter
+from relaylab.viz import figures
+
+SCRIPT = Path(__file__).parents[1] / "figures" / "make.py"
+
+
+@pytest.fixture(scope="module")
+def make():
+    spec = importlib.util.spec_from_file_location("series_figures", SCRIPT)
+    module = sys.modules["series_figures"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["series_figures"]
+
+
+def traces(source: str, right: int) -> list[Trace]:
+    """Ten problems of two suites; the first ``right`` of each five are solved."""
+    found = []
+    for i in range(10):
+        suite, call = ("tiles", "depot")[i // 5], source.find("c")
+        calls = [Call(call, call + 1, 2, 2, source.count("t"), 2)] if call >= 0 else []
+        pieces = ["<b>&"] * len(source)
+        problem = {"suite": suite, "level": "hard", "question": "q?", "answer": "1"}
+        found.append(Trace("q?", [1], list(range(len(source))), source, pieces, calls, stop="end", problem=problem))
+        found[-1].id, found[-1].correct = f"{suite}-{i}", i % 5 < right
+    return found
+
+
+@pytest.fixture
+def evaluation(tmp_path) -> Path:
+    folder, rows = tmp_path / "eval", []
+    (folder / "traces" / "0").mkdir(parents=True)
+    for method, source, right in (("student", "ssss", 1), ("teacher", "tttt", 5), ("relay", "scttss", 4)):
+        mine = traces(source, right)
+        with TraceWriter(folder / "traces" / "0" / f"{method}.jsonl") as out:
+            for trace in mine:
+                out.write(trace)
+        rows.append(rows_of(mine, method, method, 0))
+    pd.concat(rows).to_csv(folder / "table.csv", index=False)
+    terms = {"teacher": "big", "limits": {"max_tokens": 160, "max_calls": None}, "seed": 7, "temperature": 0.0}
+    (folder / "terms.json").write_text(json.dumps(terms))
+    return folder
+
+
+@pytest.fixture
+def run(tmp_path) -> Path:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    line = {"reward": 0.5, "accuracy": 0.5, "call_ratio": 0.1, "calls": 1.0, "mean_n": 8.0}
+    (folder / "metrics.jsonl").write_text("".join(json.dumps({"step": s} | line) + "\n" for s in (1, 2)))
+    (folder / "terms.json").write_text('{"seed": 3}')
+    return folder
+
+
+def test_numbers_beside_the_pictures_and_an_index(make, evaluation, run, tmp_path, monkeypatch):
+    """Drawing itself is a stand-in: a browser takes seconds a picture."""
+    monkeypatch.setattr(figures, "_render", lambda fig, path, scale: path.write_text("drawn"))
+    monkeypatch.setattr(make, "_page", lambda trace, stem: [stem.with_suffix(".png"), stem.with_suffix(".html")])
+    out = tmp_path / "figures"
+    make.main(evaluation, [f"first={run}"], "relay", "depot", out)
+
+    accuracy = pd.read_csv(out / "accuracy.csv").set_index("method")
+    assert accuracy["accuracy"].to_dict() == {"student": 0.2, "teacher": 1.0, "relay": 0.8}
+    suites = pd.read_csv(out / "suites.csv").set_index(["method", "suite"])
+    assert suites.loc[("relay", "tiles"), "solved %"] == pytest.approx(80)
+    assert suites.loc[("relay", "tiles"), "low"] < 80 < suites.loc[("relay", "tiles"), "high"]
+    calls = pd.read_csv(out / "calls.csv")
+    assert (len(calls), set(calls["start"]), set(calls["delivered"])) == (10, {1}, {2})
+    assert "".join(pd.read_csv(out / "strip.csv")["source"]) == "scttss"
+    assert pd.read_csv(out / "learning.csv")["run"].tolist() == ["first", "first"]
+    for name in ("accuracy", "suites", "calls", "learning"):
+        assert {(out / f"{name}.{kind}").read_text() for kind in ("png", "svg")} == {"drawn"}
+
+    text = (out / "README.md").read_text()
+    assert "python figures/make.py EVALUATION --method relay --suite depot" in text
+    assert "10 problems by 3 methods" in text
+    assert "seed 7, temperature 0, teacher `big`, max_tokens 160." in text
+    assert "`first` (seed 3)" in text
+    assert "relay: 80.0 % right" in text, "what a picture shows is said in words"
+    assert "<b>" not in text, "what a model wrote is text"
+    assert str(tmp_path) not in text
+    assert "There is no Chromium" not in text
+
+
+def test_without_a_browser_there_are_pages_and_the_index_says_so(make, evaluation, tmp_path, monkeypatch):
+    def no_browser(fig, path, scale):
+        raise RuntimeError("no browser")
+
+    monkeypatch.setattr(figures, "_render", no_browser)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.delenv("BROWSER_PATH", raising=False)
+    out = tmp_path / "figures"
+    out.mkdir()
+    (out / "accuracy.png").write_text("of another day")
+    with pytest.warns(UserWarning, match="apt-get install chromium"):
+        make.main(evaluation, None, "relay", "tiles", out)
+    assert {p.suffix for p in out.iterdir()} == {".html", ".csv", ".md"}
+    assert "&lt;b&gt;&amp;" in (out / "strip.html").read_text()
+    assert "[accuracy.html](accuracy.html), [accuracy.csv]" in (out / "README.md").read_text()
+    assert "There is no Chromium" in (out / "README.md").read_text()
+
+
+def test_what_the_evaluation_has_not_is_said(make, evaluation, tmp_path):
+    with pytest.raises(ValueError, match="no traces of 'plan'; there are relay, student, teacher"):
+        make.main(evaluation, None, "plan", "tiles", tmp_path / "out")
+    with pytest.raises(ValueError, match="'galaxy' has no right answer with one call"):
+        make.main(evaluation, None, "relay", "galaxy", tmp_path / "out")
+    with pytest.raises(ValueError, match="write NAME=FOLDER"):
+        make.main(evaluation, ["runs/relay"], "relay", "tiles", tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,84 @@
+"""A table of an earlier sweep: effects and figures without the sweep's folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from relaylab.sweep.collect import collect, effects, plane
+from relaylab.sweep.plan import Plan, Point
+from relaylab.sweep.report import effect_figures, plane_figure
+from relaylab.sweep.results import read_results
+
+LEVELS = {"full": {"reward": "difficulty_aware"}, "simple": {"reward": "simple"}, "no bonus": {"bonus": 1.0}}
+ACCURACY = {"full": (0.7, 0.8, 0.9), "simple": (0.5, 0.5, 0.8), "no bonus": (0.8, 0.8, 0.8)}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """The folder of a sweep as ``collect`` leaves it, and its plan; one more point is of older code."""
+    points = tuple(
+        Point(f"{level}-{seed}", parameters, {"reward scheme": level}, seed)
+        for level, parameters in LEVELS.items()
+        for seed in range(3)
+    )
+    from relaylab.notebooks import write_json
+
+    old = Point("old", {"reward": "simple"}, {"reward scheme": "simple"}, 0)
+    for point in (*points, old):
+        accuracy = ACCURACY[point.levels["reward scheme"]][point.seed] if point is not old else 0.0
+        record = {"key": point.key, "levels": point.levels, "parameters": point.parameters, "seed": point.seed}
+        record |= {"code": "1", "values": {"accuracy": accuracy, "teacher_share": accuracy / 10, "mean_n": None}}
+        (tmp_path / "points" / point.key).mkdir(parents=True)
+        write_json(tmp_path / "points" / point.key / "result.json", record)
+    names = ("accuracy", "teacher_share")
+    plan = Plan("rewards", Path("n.ipynb"), "1", points, {"reward scheme": list(LEVELS)}, names, names[::-1])
+    return plan, collect(plan, tmp_path), tmp_path
+
+
+def test_effects_are_those_of_the_sweep_itself(folder):
+    plan, table, out = folder
+    alone, rows = read_results(out / "results.csv", collect=["accuracy", "teacher_share"])
+    assert alone.factors == plan.factors
+    assert len(rows) == 9, "the row of older code is not planned"
+    found = effects(alone, rows)
+    pd.testing.assert_frame_equal(found, effects(plan, table))
+    simple = found[(found["level"] == "simple") & (found["result"] == "accuracy")].iloc[0]
+    assert simple["difference"] == pytest.approx(-0.2)
+    assert (simple["difference_low"], simple["difference_high"]) == (pytest.approx(-0.3), pytest.approx(-0.1))
+    pd.testing.assert_frame_equal(plane(alone, rows), plane(plan, table))
+    assert "0.8 at 0.08" in plane_figure(alone, plane(alone, rows)).layout.meta["alt"]
+    assert len(effect_figures(found)) == 2
+
+
+def test_levels_that_are_numbers_or_missing_keep_their_order(tmp_path):
+    file = tmp_path / "r.csv"
+    file.write_text(
+        "key,threshold,steps,seed,code,planned,accuracy\n"
+        "a,,40,0,1,True,0.5\nb,0.9,40,0,1,True,\nc,0.1,40,0,1,True,0.25\n"
+    )
+    plan, rows = read_results(file, collect=["accuracy"])
+    assert plan.factors == {"threshold": ["none", "0.9", "0.1"]}
+    assert rows["accuracy"].isna().tolist() == [False, True, False]
+    assert [p.seed for p in plan.points] == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("key,beta,seed,code,planned\na,1,0,1,True\n", "no column 'accuracy'"),
+        ("beta,accuracy\n1,2\n", "no column 'key'"),
+        (
+            "key,beta,seed,code,planned,accuracy\na,1,0,1,True,0.5\nb,1,1,1,True,0.6\nc,2,1,1,False,0.6\n",
+            "nothing varies",
+        ),
+    ],
+)
+def test_what_is_no_table_of_a_sweep_says_so(tmp_path, text, told):
+    (tmp_path / "r.csv").write_text(text)
+    with pytest.raises(ValueError, match=told):
+        read_results(tmp_path / "r.csv", collect=["accuracy"])
+    with pytest.raises(ValueError, match="there is no file"):
+        read_results(tmp_path / "none.csv", collect=["accuracy"])
