@@ -134,8 +134,8 @@ def test_positions_are_right_aligned_and_groups_ragged():
 
 @pytest.mark.parametrize("positions", [1, 3, 4, 9, 23])
 def test_a_long_row_is_run_in_chunks(monkeypatch, positions):
-    engine = make()
-    whole = engine.forward([engine.open(ids(23))], positions=positions)
+    engine, other_engine = make(), make()
+    whole = other_engine.forward([other_engine.open(ids(23))], positions=positions)
     monkeypatch.setattr(module, "MAX_CHUNK_TOKENS", 4)
     engine.forwarded = engine.passes = 0
     row, other = engine.open(ids(23)), engine.open(ids(2))

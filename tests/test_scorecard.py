@@ -57,7 +57,7 @@ def test_every_claim_has_an_answer_and_the_figures_are_the_definitions(table):
     assert found["length-ratio"].value == pytest.approx(20.0)
     assert "2 students of relay" in found["relay-above-grpo"].note
     assert found["grpo-above-base"].verdict == "does not"
-    for name, told in (("filter-accuracy", "relay-no-filter"), ("swap-peak", "relay:teacher=larger")):
+    for name, told in (("filter-accuracy", "relay-no-filter"), ("swap-peak", "relay:teacher=teacher-large")):
         assert told in found[name]
 
 

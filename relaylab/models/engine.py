@@ -252,7 +252,8 @@ class Engine:
             raise ValueError(f"a row of {longest} tokens does not fit the model's context of {self.context}")
         if len(set(rows)) != len(rows):
             raise ValueError("a row is named twice")
-        self._share([r for r in rows if r.cached < len(r.opening) - 1])
+        # Only where the positions asked for lie behind what would be copied.
+        self._share([r for r in rows if r.cached < len(r.opening) - 1 and positions <= 1 + len(r.ids) - len(r.opening)])
         groups = _groups(rows)
         parts = [self._run([rows[i] for i in group], positions) for group in groups]
         order = [i for group in groups for i in group]
