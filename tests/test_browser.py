@@ -14,7 +14,10 @@ import pytest
 from nbconvert import HTMLExporter
 from real_jupyterlab import SECONDS, Lab, open_lab, write_notebook
 
-pytestmark = pytest.mark.browser
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.xdist_group("browser"),
+]  # one Lab, and each test finds what the last one left
 
 CELLS = (
     """import relaylab as rl
