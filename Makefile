@@ -42,7 +42,7 @@ notebooks: $(READY)
 	@echo "== done: executed lessons, their results as JSON, and pages are in runs/notebooks"
 
 test: lint
-	$(BIN)/python -m pytest -n auto --dist loadgroup $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile $(PYTEST_ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

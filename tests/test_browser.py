@@ -14,10 +14,8 @@ import pytest
 from nbconvert import HTMLExporter
 from real_jupyterlab import SECONDS, Lab, open_lab, write_notebook
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.xdist_group("browser"),
-]  # one Lab, and each test finds what the last one left
+# One Lab for all, and each test finds what the one before has left: the file runs in one worker (--dist loadfile).
+pytestmark = pytest.mark.browser
 
 CELLS = (
     """import relaylab as rl

@@ -32,7 +32,6 @@ TESTS = Path(__file__).parent
 pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs Ray: pip install -e '.[ray]'"),
     pytest.mark.skipif(sys.platform == "win32", reason="Ray has no clusters of several nodes on Windows"),
-    pytest.mark.xdist_group("ray"),
 ]
 GPU = {"num_gpus": 1}  # a claim, for which no card is needed
 
