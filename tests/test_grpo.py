@@ -260,6 +260,7 @@ def test_the_caps_of_the_first_steps_give_way_to_others(tmp_path, teacher):
     for step in (1, 2):
         assert all(got == min(asked, 3) for asked, got in granted[step] if got)
     assert [any(got for _, got in step) for step in granted] == [True, True, True, False]
+    assert grpo("warm", [teacher], some_problems(), tmp_path / "run", **options).exists(), "the same terms, read again"
 
 
 def test_settings_that_do_not_fit_are_named(tmp_path, teacher, run):

@@ -160,8 +160,7 @@ def test_the_rollouts_of_a_group_share_the_reading_of_their_prompt(engines):
     assert all(x.answered for x in together)
     views = [len(x.prompt_ids) + sum(x.source[i] != "c" for i in range(x.answered[-1].end)) for x in together]
     own = sum(x.answered[-1].written - (x.answered[-1].finish == "length") for x in together)
-    # Of a group, those whose first call came after another's had been read.
-    assert teacher.forwarded - t <= sum(views) + own - 7 * sum(prompts) + sum(prompts)
+    assert teacher.forwarded - t == sum(views) + own - 7 * sum(prompts)
 
 
 def _last_choice(trace) -> int:

@@ -274,10 +274,12 @@ class Engine:
                     first[lender] = lender.ids[len(opening) - 1 :]
                     del lender.ids[len(opening) - 1 :]
         leading = list(first)
-        for group in _groups(leading) if leading else ():
-            self._run([leading[i] for i in group], 1)
-        for lender, rest in first.items():
-            lender.ids += rest
+        try:
+            for group in _groups(leading) if leading else ():
+                self._run([leading[i] for i in group], 1)
+        finally:  # also where memory runs out: a row keeps its tokens
+            for lender, rest in first.items():
+                lender.ids += rest
         for opening, rows in alike.items():
             shared, source = len(opening) - 1, self._opened[opening].slot
             slots = torch.tensor([r.slot for r in rows], dtype=torch.long, device=self.device)

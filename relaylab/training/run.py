@@ -106,6 +106,8 @@ def _train(
         problems = list(islice(mixture(seed=data_seed, suites=tuple(suites)), count))
     if filter is not None:
         problems = _filtered(problems, teachers, filter, Path(out), options)
+    if odd := [part for part in lead if isinstance(part, dict) and "steps" not in part]:
+        raise ValueError(f"each part of lead needs its number of steps; {odd[0]} has none")
     leading = [
         (part["steps"], _limits({k: v for k, v in part.items() if k != "steps"})) if isinstance(part, dict) else part
         for part in lead
