@@ -1,8 +1,9 @@
 """One GRPO step with relay rollouts against TRL's own step with plain generation of the same number of tokens.
 
-    python benchmarks/grpo_step.py --threads 2
+    python benchmarks/grpo_step.py --threads 2                                     # at the beginning of a training
+    python benchmarks/grpo_step.py --threads 2 --student relay-short --cap 8       # at its end
 
-16 prompts x 8 rollouts of exactly 128 completion tokens in both (nobody may stop early), LoRA on the warm student,
+16 prompts x 8 rollouts of exactly 128 completion tokens in both (nobody may stop early), LoRA on the student,
 the teacher in the same process; beta 0.01, so both compute the reference too. The two are measured in turn, each time
 in a new trainer whose first step is not counted. Seconds are TRL's own ``step_time``.
 """
@@ -39,7 +40,7 @@ class Endless(Policy):
         self.engine.end_ids = frozenset()
 
 
-def relay_step(steps: int) -> tuple[list[float], float]:
+def relay_step(student: str, cap: int | None, steps: int) -> tuple[list[float], float]:
     """Seconds of each counted step, and the mean of teacher tokens a rollout."""
     seen: list[dict[str, float]] = []
     module.Policy = Endless
@@ -48,15 +49,15 @@ def relay_step(steps: int) -> tuple[list[float], float]:
     teacher.engine.end_ids = frozenset()
     with tempfile.TemporaryDirectory() as out:
         module.grpo(
-            "warm", [teacher], chosen, out, steps=steps + 1, prompts=PROMPTS, group=GROUP, learning_rate=1e-6,
-            limits=Limits(max_tokens=TOKENS), keep_rollouts=0, watch=seen.append, progress=False,
+            student, [teacher], chosen, out, steps=steps + 1, prompts=PROMPTS, group=GROUP, learning_rate=1e-6,
+            limits=Limits(max_tokens=TOKENS, max_call_tokens=cap), keep_rollouts=0, watch=seen.append, progress=False,
         )  # fmt: skip
     assert all(line["tokens"] == TOKENS for line in seen)
     return [line["step_time"] for line in seen[1:]], sum(x["call_ratio"] for x in seen) / len(seen) * TOKENS
 
 
-def plain_step(steps: int) -> list[float]:
-    model, tokenizer = load_trainable("warm")
+def plain_step(student: str, steps: int) -> list[float]:
+    model, tokenizer = load_trainable(student)
     chosen = [p for s in SUITES for p in problems(s, 8, split="train")]
     rows = [{"prompt": [{"role": "user", "content": p.question}]} for p in chosen] * 2
     cuda = model.device.type == "cuda"
@@ -86,6 +87,8 @@ def plain_step(steps: int) -> list[float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--student", default="warm")
+    parser.add_argument("--cap", type=int, help="most tokens a call")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=3, help="counted steps of each in a round")
@@ -94,8 +97,8 @@ def main() -> None:
     logging.set_verbosity_error()
     pairs, written = [], []
     for _ in range(args.rounds):
-        ours, teacher = relay_step(args.steps)
-        pairs.append((median(ours), median(plain_step(args.steps))))
+        ours, teacher = relay_step(args.student, args.cap, args.steps)
+        pairs.append((median(ours), median(plain_step(args.student, args.steps))))
         written.append(teacher)
     ratios = sorted(a / b for a, b in pairs)
     print(json.dumps({

@@ -322,9 +322,10 @@ def test_misuse_says_what_is_wrong():
 
 
 @pytest.mark.parametrize("bias", [False, True])
-def test_few_tokens_of_a_wide_model_take_another_kernel_to_the_same_logits(bias):
-    """Only models of 512 units and more on a CPU; 2 to 4 tokens in a pass."""
-    engine = make(hidden_size=512, attention_bias=bias)
+@pytest.mark.parametrize("count", [3, 7])
+def test_few_tokens_of_a_wide_model_take_another_kernel_to_the_same_logits(bias, count):
+    """Only models of 512 units and more on a CPU; 2 to 8 tokens in a pass, and from 6 on in tall layers alone."""
+    engine = make(hidden_size=512, intermediate_size=2048, attention_bias=bias)
     model = engine.model
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
@@ -337,12 +338,16 @@ def test_few_tokens_of_a_wide_model_take_another_kernel_to_the_same_logits(bias)
         return original(self, function, types, args, kwargs)
 
     with mock.patch.object(FewTokens, "__torch_function__", spy):
-        rows = [engine.open([5 + k, 9, 11 + k]) for k in range(3)]
-        engine.forward(rows)  # 9 tokens: the usual kernel
+        rows = [engine.open([5 + k, 9, 11 + k]) for k in range(count)]
+        engine.forward(rows)  # 9 tokens and more: the usual kernel
         assert not seen
         for row in rows:
             engine.extend(row, [7])
-        logits = engine.forward(rows)[:, -1]
+        with mock.patch.object(torch, "mm", wraps=torch.mm) as product:
+            logits = engine.forward(rows)[:, -1]
     assert torch.nn.functional.linear in seen
+    shapes = [m.weight.shape for m in model.modules() if isinstance(m, torch.nn.Linear)]
+    tall = sum(wide >= 4 * narrow for wide, narrow in shapes)  # those take two products, of at most four tokens
+    assert 0 < tall < len(shapes) and product.call_count == (len(shapes) if count == 3 else 2 * tall)
     expected = model(torch.tensor([r.ids for r in rows])).logits[:, -1]
     assert torch.allclose(logits, expected, atol=1e-4)

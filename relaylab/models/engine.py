@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from relaylab.models.front_cache import FrontCache
-from relaylab.models.kernels import ATTENTION, FewTokens
+from relaylab.models.kernels import ATTENTION, FEW, FewTokens
 from relaylab.models.text import TokenText
 
 MAX_CHUNK_TOKENS = 8192  # tokens of one forward pass, padding included: bounds the memory of a prefill
@@ -320,7 +320,7 @@ class Engine:
         # (B, 1, T, columns): a token sees its row's columns up to its own; what padding sees is not looked at.
         hidden = torch.arange(length, device=self.device) > places[:, None, :, None]
         mask = torch.zeros(hidden.shape, dtype=self.dtype, device=self.device).masked_fill_(hidden, -torch.inf)
-        few = FewTokens() if self._large and len(ids) * width <= 4 else nullcontext()
+        few = FewTokens() if self._large and len(ids) * width <= FEW else nullcontext()
         with self._lent(), few:
             logits = self.model(
                 input_ids=torch.tensor(ids, device=self.device),

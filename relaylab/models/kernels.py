@@ -37,16 +37,28 @@ ATTENTION = "relaylab_grouped"
 AttentionInterface.register(ATTENTION, _grouped_attention)
 
 
-class FewTokens(TorchFunctionMode):
-    """Linear layers over 2 to 4 tokens as W @ x.T, the same sums in a kernel that reads the weights once.
+FEW = 8  # tokens of a pass up to which the linear layers of a large model are turned around
+_AT_ONCE = 5  # tokens that one product takes well; more go four at a time, where the layer is tall
+_TALL = 4  # outputs an input of such a layer: the output layer, and a feed-forward's first
 
-    MKL's for x @ W.T takes 1.3 to 5 times as long there (docs/benchmarks.md), and reading the weights is all that
-    decoding with a large model on a CPU does.
+
+class FewTokens(TorchFunctionMode):
+    """Linear layers over 2 to 8 tokens as W @ x.T, the same sums in a kernel that reads the weights once.
+
+    MKL's for x @ W.T takes up to 5 times as long there (docs/benchmarks.md), and reading the weights is all that
+    decoding with a large model on a CPU does. A tall layer reads them twice for 6 to 8 tokens and is faster still.
     """
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        if function is nn.functional.linear and not kwargs and 2 <= args[0].shape[:-1].numel() <= 4:
-            x, weight, *bias = args
-            out = torch.mm(weight, x.reshape(-1, x.shape[-1]).t()).t().reshape(*x.shape[:-1], -1)
-            return out + bias[0] if bias and bias[0] is not None else out
-        return function(*args, **(kwargs or {}))
+        if function is not nn.functional.linear or kwargs:
+            return function(*args, **(kwargs or {}))
+        x, weight, *bias = args
+        rows = x.reshape(-1, x.shape[-1])
+        if 2 <= len(rows) <= _AT_ONCE:
+            out = torch.mm(weight, rows.t()).t()
+        elif _AT_ONCE < len(rows) <= FEW and weight.shape[0] >= _TALL * weight.shape[1]:
+            out = torch.cat([torch.mm(weight, some.t()).t() for some in rows.split(4)])
+        else:
+            return function(*args)
+        out = out.reshape(*x.shape[:-1], -1)
+        return out + bias[0] if bias and bias[0] is not None else out
