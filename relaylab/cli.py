@@ -208,6 +208,7 @@ def train(
     """Stage 2: GRPO with the relay; resumes where it stopped."""
     import yaml
 
+    from relaylab.training.record import processes
     from relaylab.training.run import train
 
     given = {}
@@ -217,9 +218,9 @@ def train(
             raise ValueError(f"--set {pair}: write NAME=VALUE")
         given[name] = yaml.safe_load(value)
     out = train(config, **given)
-    console.print(
-        f"the trained student is in {out}; try: relaylab solve --student {out} ...", highlight=False, markup=False
-    )
+    if processes().is_main_process:
+        told = f"the trained student is in {out}; try: relaylab solve --student {out} ..."
+        console.print(told, highlight=False, markup=False)
 
 
 @notebooks_app.callback()

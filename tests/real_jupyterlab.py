@@ -1,4 +1,4 @@
-"""A real JupyterLab on the loopback, and what tests do in its page: run all, save, change theme and size.
+"""A real JupyterLab on the loopback, and what tests do in its pages: run all, save, change theme and size, press tab.
 
 Its settings, workspaces and runtime files are in a folder of the test's; nothing of the user's is read or changed.
 """
@@ -15,7 +15,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +33,22 @@ SETTINGS = {
     # All cells are drawn, so that a screenshot of the whole notebook has them.
     "@jupyterlab/notebook-extension/tracker": {"windowingMode": "none"},
 }
+# Controls that can be used now, in their order; the first one gets the focus. Returns their names.
+CONTROLS = """(view) => {
+  const all = "button:enabled, select:enabled, input:enabled, textarea:enabled, summary, [tabindex='0']";
+  view.rlControls = [...view.querySelectorAll(all)].filter((e) => e.checkVisibility());
+  view.rlControls[0].focus();
+  return view.rlControls.map((e) => e.ariaLabel || e.closest("label")?.innerText || e.innerText || e.tagName);
+}"""
+# Of what has the focus; a select would go to what begins with that letter.
+TAKES_NO_TEXT = "() => !document.activeElement.matches('select, textarea, input[type=number]')"
+# What reaches over the right edge of a view and is in nothing that scrolls.
+CUT_OFF = """(view) => {
+  const edge = view.getBoundingClientRect().right;
+  const scrolls = (e) => e !== view && (/auto|scroll/.test(getComputedStyle(e).overflowX) || scrolls(e.parentElement));
+  const over = (e) => e.getBoundingClientRect().right > edge + 1 && e.checkVisibility() && !scrolls(e.parentElement);
+  return [...view.querySelectorAll("*")].filter(over).map((e) => e.outerHTML.slice(0, 200));
+}"""
 
 
 @dataclass
@@ -52,9 +68,12 @@ class Lab:
         self.page.locator(".lm-Menu-itemLabel", has_text="Run All Cells").first.click()
 
     def wait_idle(self) -> None:
-        """Until no cell is waiting or running."""
-        cells = "[...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].map((e) => e.textContent)"
-        self.page.wait_for_function(f"{cells}.every((t) => /\\[\\d+\\]/.test(t))", timeout=SECONDS * 1000)
+        """Until no cell is waiting or running. AssertionError where one has raised: the cells behind it never run."""
+        prompts = "[...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')]"
+        idle = f"{prompts}.every((e) => /\\[\\d+\\]/.test(e.textContent))"
+        raised = "document.querySelector('[data-mime-type=\"application/vnd.jupyter.error\"]')?.innerText"
+        found = self.page.wait_for_function(f"{raised} ?? ({idle} && 'idle')", timeout=SECONDS * 1000).json_value()
+        assert found == "idle", found[-3000:]
 
     def save(self) -> None:
         self.command("docmanager:save")
@@ -66,21 +85,42 @@ class Lab:
         wanted = str(name == "light").lower()
         self.page.wait_for_selector(f"body[data-jp-theme-light={wanted}]", state="attached", timeout=30_000)
 
-    def screenshots(self, folder: Path, name: str, element: Any, widths: tuple[int, ...] = (1280, 800)) -> list[Path]:
-        """Pictures of an element in both themes and all widths (pixels of the window)."""
+    def screenshots(self, folder: Path, views: dict[str, Any], widths: tuple[int, ...] = (1280, 800)) -> None:
+        """Pictures of views, by name, in both themes and all widths (pixels of the window): NAME-THEME-WIDTH.png.
+
+        AssertionError where something of a view is cut off at its right edge, and no scrolling leads there.
+        """
         folder.mkdir(parents=True, exist_ok=True)
-        taken = []
         for width in widths:
             self.page.set_viewport_size({"width": width, "height": 1400})
-            height = element.evaluate("(e) => e.offsetHeight")  # Lab scrolls inside: what is below is not drawn
-            self.page.set_viewport_size({"width": width, "height": max(1400, height + 300)})
-            element.scroll_into_view_if_needed()
+            tallest = max(view.evaluate("(e) => e.offsetHeight") for view in views.values())
+            self.page.set_viewport_size({"width": width, "height": max(1400, tallest + 300)})  # Lab draws no more
             for theme in THEMES:
                 self.theme(theme)
                 self.page.wait_for_timeout(300)  # Lab's own transitions
-                taken.append(folder / f"{name}-{theme}-{width}.png")
-                element.screenshot(path=str(taken[-1]))
-        return taken
+                for name, view in views.items():
+                    view.scroll_into_view_if_needed()
+                    view.screenshot(path=str(folder / f"{name}-{theme}-{width}.png"))
+                    assert view.evaluate(CUT_OFF) == [], f"{name}, {theme}, {width} pixels wide"
+
+    def tab_through(self, view: Any) -> None:
+        """Press tab from a view's first control to its last, and on each that takes no text a b, JupyterLab's key for
+        a new cell. AssertionError where a control is not reached in its turn, and where there is a new cell.
+        """
+        names = view.evaluate(CONTROLS)
+        cells = self.page.locator(".jp-Cell").count()
+        reached = []
+        for _ in range(2 * len(names)):  # a browser may stop at what scrolls, too
+            reached.append(view.evaluate("(view) => view.rlControls.indexOf(document.activeElement)"))
+            if view.evaluate(TAKES_NO_TEXT):
+                self.page.keyboard.press("b")
+            if reached[-1] == len(names) - 1:
+                break
+            self.page.keyboard.press("Tab")
+        assert self.page.locator(".jp-Cell").count() == cells
+        missed = [name for k, name in enumerate(names) if k not in reached]
+        assert not missed, f"not reached by tab: {missed}"
+        assert (found := [k for k in reached if k >= 0]) == sorted(found), [names[k] for k in found]
 
 
 def write_notebook(path: Path, *cells: str) -> Path:
@@ -92,34 +132,37 @@ def write_notebook(path: Path, *cells: str) -> Path:
 
 
 @contextmanager
-def open_lab(notebook: Path, home: Path, *, width: int = 1280) -> Iterator[Lab]:
-    """JupyterLab with this notebook open, in Chromium. Skips where playwright or Chromium is absent."""
+def open_jupyter(folder: Path, home: Path) -> Iterator[Callable[[str], Lab]]:
+    """What opens a notebook of ``folder``, by name, in a page of its own. Skips without playwright or Chromium."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     if CHROMIUM is None:
         pytest.skip("no Chromium on this machine: JupyterLab cannot be tried in a browser")
-    with _server(notebook.parent, home) as address, playwright.sync_playwright() as play:
+    with _server(folder, home) as address, playwright.sync_playwright() as play:
         browser = play.chromium.launch(
             executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
         )
-        page = browser.new_page(viewport={"width": width, "height": 1400})
-        lab = Lab(page)
-        page.on("console", lambda m: lab.errors.append(f"{m.text} [{m.location}]") if m.type == "error" else None)
-        page.on("pageerror", lambda e: lab.errors.append(f"uncaught: {e}"))
-        page.goto(address.format(notebook.name), timeout=SECONDS * 1000)
-        page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=SECONDS * 1000)
-        # A notebook that is run before it has its kernel asks which one it should be.
-        kernel = "window.jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel"
-        page.wait_for_function(f"{kernel}?.status === 'idle'", timeout=SECONDS * 1000)
-        page.evaluate("window.jupyterapp.shell.collapseLeft()")  # the files would take a third of a narrow window
         try:
-            yield lab
+            yield lambda name: _opened(browser.new_page(viewport={"width": 1280, "height": 1400}), address(name))
         finally:
             browser.close()
 
 
+def _opened(page: Any, address: str) -> Lab:
+    lab = Lab(page)
+    page.on("console", lambda m: lab.errors.append(f"{m.text} [{m.location}]") if m.type == "error" else None)
+    page.on("pageerror", lambda e: lab.errors.append(f"uncaught: {e}"))
+    page.goto(address, timeout=SECONDS * 1000)
+    page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=SECONDS * 1000)
+    # A notebook that is run before it has its kernel asks which one it should be.
+    kernel = "window.jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel"
+    page.wait_for_function(f"{kernel}?.status === 'idle'", timeout=SECONDS * 1000)
+    page.evaluate("window.jupyterapp.shell.collapseLeft()")  # the files would take a third of a narrow window
+    return lab
+
+
 @contextmanager
-def _server(folder: Path, home: Path) -> Iterator[str]:
-    """The address of a notebook, with {} for its name."""
+def _server(folder: Path, home: Path) -> Iterator[Callable[[str], str]]:
+    """What says the address of a notebook; each has a workspace, so that its page opens nothing else."""
     settings = home / "settings"
     for name, values in SETTINGS.items():
         path = settings / f"{name}.jupyterlab-settings"
@@ -142,7 +185,7 @@ def _server(folder: Path, home: Path) -> Iterator[str]:
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=out, stderr=subprocess.STDOUT)
     try:
         _until_it_answers(f"http://127.0.0.1:{port}/api?token={token}", process, log)
-        yield f"http://127.0.0.1:{port}/lab/tree/{{}}?token={token}"
+        yield lambda name: f"http://127.0.0.1:{port}/lab/workspaces/{Path(name).stem}/tree/{name}?token={token}"
     finally:
         process.terminate()
         try:

@@ -1,22 +1,32 @@
-"""The live views in a real JupyterLab: run from the menu, clicked, typed into, stopped, saved, exported.
+"""The views in a real JupyterLab: notebooks run from the menu; each view clicked, used by keys alone, and looked at.
 
-Screenshots of both themes at two widths go to the folder that RELAYLAB_SCREENSHOTS names, else to the test's own.
+Lesson 07, small, has the player, the atlas, the counterfactual and the live bench, as a learner meets them. A notebook
+of its own has the reward lab and the cost dial, which stand in other lessons, and takes the two live views further:
+typed into, stopped, saved, exported. Screenshots of each view, light and dark, 1280 and 800 pixels wide, are left in
+``runs/browser``.
+
+The console must be empty of errors, and JupyterLab's own are not excused: none was seen, once it looks for no news.
 """
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 
 import nbformat
+import papermill
 import pytest
 from nbconvert import HTMLExporter
-from real_jupyterlab import SECONDS, Lab, open_lab, write_notebook
+from real_jupyterlab import SECONDS, Lab, open_jupyter, write_notebook
+
+from relaylab.notebooks import smoke_parameters
 
 # One Lab for all, and each test finds what the one before has left: the file runs in one worker (--dist loadfile).
 pytestmark = pytest.mark.browser
 
+ROOT = Path(__file__).parents[1]
+SCREENSHOTS = ROOT / "runs" / "browser"
+LESSON = "07_call_positions"
 CELLS = (
     """import relaylab as rl
 from relaylab.live import Counterfactual, LiveBench
@@ -29,24 +39,55 @@ task = rl.problem("tiles", 0)""",
 bench""",
     """what_if = Counterfactual(pair.solve(task), pair)
 what_if""",
+    "rl.reward_lab()",
+    "rl.cost_dial()",
 )
+VIEWS = {  # how their names begin
+    "player": "Relay player",
+    "atlas": "Call atlas",
+    "counterfactual": "Counterfactual",
+    "bench": "Live bench",
+    "reward_lab": "Reward lab",
+    "cost_dial": "Cost dial",
+}
+OF_THE_LESSON, OWN = list(VIEWS)[:4], list(VIEWS)[2:]
 WAIT = SECONDS * 1000
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("lab")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("lab")
+
+
+@pytest.fixture(scope="module")
+def jupyter(folder: Path):
     (folder / "home").mkdir()
-    notebook = write_notebook(folder / "live.ipynb", *CELLS)
-    with open_lab(notebook, folder / "home") as lab:
-        lab.folder = folder
-        lab.run_all()
-        yield lab
+    with open_jupyter(folder, folder / "home") as jupyter:
+        yield jupyter
 
 
-@pytest.fixture
-def screenshots(lab: Lab) -> Path:
-    return Path(os.environ.get("RELAYLAB_SCREENSHOTS") or lab.folder / "screenshots")
+@pytest.fixture(scope="module")
+def lesson(jupyter, folder: Path) -> Lab:
+    """Lesson 07 with the parameters of a quick run, in a cell of their own as papermill writes it."""
+    small = smoke_parameters(ROOT / "notebooks")[LESSON]
+    copy = folder / f"{LESSON}.ipynb"
+    papermill.execute_notebook(ROOT / "notebooks" / copy.name, copy, small, prepare_only=True)
+    lab = jupyter(copy.name)
+    lab.run_all()
+    lab.wait_idle()
+    return lab
+
+
+@pytest.fixture(scope="module")
+def lab(jupyter, folder: Path) -> Lab:
+    """The notebook of the test's own."""
+    lab = jupyter(write_notebook(folder / "live.ipynb", *CELLS).name)
+    lab.run_all()
+    return lab
+
+
+def find(lab: Lab, name: str):
+    return lab.page.locator(f"section[aria-label^='{VIEWS[name]}']")
 
 
 def says(lab: Lab, view, text: str) -> None:
@@ -54,8 +95,163 @@ def says(lab: Lab, view, text: str) -> None:
     view.locator(".rl-said", has_text=text).wait_for(timeout=WAIT)
 
 
-def test_the_live_bench(lab: Lab, screenshots: Path):
-    bench = lab.page.locator("section[aria-label='Live bench']")
+def focused(lab: Lab) -> str:
+    """The name of what has the focus."""
+    return lab.page.evaluate("document.activeElement.ariaLabel ?? document.activeElement.textContent")
+
+
+# Lesson 07 ------------------------------------------------------------------------------------------------------------
+
+
+def test_each_view_of_the_lesson_appears(lesson: Lab):
+    views = {name: find(lesson, name) for name in OF_THE_LESSON}
+    found = {name: view.count() for name, view in views.items()}
+    assert found == {"player": 1, "atlas": 2, "counterfactual": 1, "bench": 1}
+    for view in views.values():
+        assert all(one.is_visible() for one in view.all())
+        assert not any(one.is_visible() for one in view.locator("details.rl-words > :not(summary)").all())
+
+
+def test_the_player_of_the_lesson(lesson: Lab):
+    player, press = find(lesson, "player"), lesson.page.keyboard.press
+    token, call, strips = player.locator(".rl-token"), player.locator(".rl-callwords"), player.locator(".rl-strip")
+    tokens = strips.nth(0).locator("span").count()
+    hidden = strips.nth(0).locator(".rl-later")
+
+    player.get_by_role("button", name="To the start").click()
+    assert token.inner_text() == "Nothing is written yet."
+    assert hidden.count() == tokens
+    player.get_by_role("button", name="To the next call").click()
+    assert call.inner_text().startswith("Call 1, at token ")
+    strips.nth(0).locator("span").nth(4).click()
+    assert token.inner_text().startswith(f"token 5 of {tokens} · student")
+    assert hidden.count() == tokens - 5
+    strips.nth(0).locator("span").nth(2).hover()
+    assert token.inner_text().startswith("token 3 of")
+    assert "<call>" in strips.nth(0).text_content()
+    assert "<call>" not in strips.nth(1).text_content()
+
+    # By keys alone.
+    lesson.tab_through(player)
+    strips.nth(1).focus()
+    for keys, out in (("Home", 0), ("ArrowRight", 1), ("Shift+ArrowRight", 11), ("ArrowLeft", 10), ("End", tokens)):
+        press(keys)
+        assert hidden.count() == tokens - out, keys
+    press("Home")
+    press("c")
+    assert call.inner_text().startswith("Call 1, at token ")
+    press(" ")
+    assert player.get_by_role("button", name="Pause").count() == 1
+    lesson.page.wait_for_function(
+        "([token, was]) => token.textContent !== was", arg=[token.element_handle(), token.inner_text()], timeout=WAIT
+    )
+    press(" ")
+    assert player.get_by_role("button", name="Play", exact=True).count() == 1
+    player.get_by_role("slider").focus()
+    press("Home")
+    press("ArrowRight")
+    assert token.inner_text().startswith("token 1 of")
+
+
+def test_the_atlas_of_the_lesson(lesson: Lab):
+    systems, suites = find(lesson, "atlas").all()
+    press = lesson.page.keyboard.press
+    grid, readout = systems.get_by_role("grid"), systems.locator(".rl-atlas-readout")
+    listed = systems.locator(".rl-atlas-list li")
+    rows = grid.get_by_role("rowheader").all_text_contents()
+    assert rows == ["after the warm-up, sampled", "rule, greedy", "trained, greedy", "trained, sampled"]
+
+    # A click on the cell without a call, and one on a trace: the player, at its end.
+    trained = grid.get_by_role("row").nth(3)
+    trained.get_by_role("gridcell").nth(2).click()
+    said = re.fullmatch(r"system trained, greedy, no call: (\d+) of 18 traces \(.*%\)\.", readout.inner_text())
+    assert listed.count() == int(said[1]) > 0
+    opener = listed.nth(0).get_by_role("button")
+    opener.click()
+    assert systems.locator(".rl-token").inner_text().startswith("token ")
+    assert "No call here." in systems.locator(".rl-callwords").inner_text()
+    systems.get_by_role("button", name="Close the player").click()
+    assert systems.locator(".rl-token").count() == 0
+
+    # Columns by reasoning step, numbers of calls: other heads, other legend.
+    heads = grid.get_by_role("columnheader")
+    assert heads.nth(5).inner_text() == "5"  # percent
+    systems.get_by_role("combobox", name="columns").select_option("line")
+    assert heads.nth(5).inner_text() == "2"  # the second line
+    systems.get_by_role("combobox", name="numbers").select_option("calls")
+    assert re.match(r"number of calls: (≤ \d+\s+)+· none", systems.locator(".rl-atlas-legend").inner_text())
+
+    # By keys alone: to a cell with calls, to its first trace, into the player and back.
+    lesson.tab_through(systems)
+    grid.locator("[tabindex='0']").focus()
+    for key in ("Control+Home", "ArrowDown", "ArrowRight"):
+        press(key)
+    for _ in range(8):
+        if "0 of" not in readout.inner_text() and re.search(r", [1-9]\d* calls?, ", readout.inner_text()):
+            break
+        press("ArrowRight")
+    press("Enter")
+    assert listed.count() > 0
+    press("Tab")
+    assert focused(lesson).startswith("Open ")
+    press("Enter")
+    assert systems.locator(".rl-callwords").inner_text().startswith("Call ")
+    close = systems.get_by_role("button", name="Close the player")
+    for _ in range(listed.count() + 1):
+        if focused(lesson) == "Close the player":
+            break
+        press("Tab")
+    press("Enter")
+    assert close.count() == 0
+    assert focused(lesson).startswith("Open ")  # where one was before
+
+    # Those of the trained student, by suite: a filter, and all again.
+    passed = suites.locator("fieldset .rl-muted")
+    assert passed.inner_text() == "18 of 18 traces"
+    suites.get_by_role("combobox", name="suite").focus()
+    press("ArrowDown")
+    assert passed.inner_text() == "2 of 18 traces"
+    suites.get_by_role("button", name="Show all traces").focus()
+    press(" ")
+    assert passed.inner_text() == "18 of 18 traces"
+
+
+def test_the_live_views_of_the_lesson(lesson: Lab):
+    what_if, bench = find(lesson, "counterfactual"), find(lesson, "bench")
+    forks = what_if.locator(".rl-run")
+    before = forks.count()
+    forks.nth(0).get_by_role("option").nth(8).click()
+    what_if.get_by_role("button", name="Force a call here").click()
+    says(lesson, what_if, f"Fork {before}: a call for ")
+    assert forks.count() == before + 1
+    assert forks.nth(before).locator(".rl-fork").inner_text().startswith("<call")
+
+    runs = bench.locator(".rl-run")
+    assert runs.count() == 2  # the two that the lesson asked for
+    bench.get_by_role("button", name="Ask this question").click()
+    says(lesson, bench, "Run 3: ")
+    assert runs.count() == 3
+
+
+def test_pictures_of_the_lesson(lesson: Lab):
+    views = {f"lesson-{name}": find(lesson, name).first for name in OF_THE_LESSON}
+    views["lesson-atlas-by-suite"] = find(lesson, "atlas").nth(1)
+    views["lesson-atlas"].get_by_role("button", name="Open ").first.click()  # with a player in it
+    lesson.screenshots(SCREENSHOTS, views)
+    lesson.theme("light")
+
+
+def test_no_error_in_the_console_of_the_lesson(lesson: Lab):
+    """Of all that was done above."""
+    assert lesson.errors == []
+    lesson.page.close()
+
+
+# A notebook of its own ------------------------------------------------------------------------------------------------
+
+
+def test_the_live_bench(lab: Lab):
+    bench = find(lab, "bench")
     bench.wait_for(timeout=WAIT)
     lab.wait_idle()
     question = bench.get_by_label("question, picked or typed")
@@ -88,10 +284,10 @@ def test_the_live_bench(lab: Lab, screenshots: Path):
     lab.page.keyboard.press("Enter")
     growing = bench.locator(".rl-run[aria-busy=true] .rl-strip > span")
     growing.nth(2).wait_for(timeout=WAIT)
-    assert lab.page.evaluate("document.activeElement.textContent") == "Stop"  # the focus came along
+    assert focused(lab) == "Stop the answer that is being written"  # the focus came along
     lab.page.keyboard.press("Enter")
     says(lab, bench, "interrupted")
-    assert lab.page.evaluate("document.activeElement.textContent") == "Ask"
+    assert focused(lab) == "Ask this question"
     assert bench.locator(".rl-run").nth(2).locator(".rl-question").inner_text().startswith("<img src=x")
     assert bench.locator("img").count() == 0
 
@@ -100,15 +296,17 @@ def test_the_live_bench(lab: Lab, screenshots: Path):
     bench.get_by_role("button", name="Ask this question").click()
     says(lab, bench, "✗ max_tokens is 0")
     limit.fill("256")
-    lab.screenshots(screenshots, "bench", bench)
+    lab.tab_through(bench)
 
-    bench.get_by_role("button", name="Remove Run 3: student with no teacher").click()
+    bench.get_by_role("button", name="Remove Run 3: student with no teacher").focus()
+    lab.page.keyboard.press("Enter")
     says(lab, bench, "Removed.")
     assert run.count() == 2
+    assert focused(lab) == "Remove Run 2: student with no teacher"  # the next one that can go
 
 
-def test_the_counterfactual(lab: Lab, screenshots: Path):
-    view = lab.page.locator("section[aria-label^='Counterfactual']")
+def test_the_counterfactual(lab: Lab):
+    view = find(lab, "counterfactual")
     view.wait_for(timeout=WAIT)
     lab.wait_idle()
     runs = view.locator(".rl-run")
@@ -156,16 +354,103 @@ def test_the_counterfactual(lab: Lab, screenshots: Path):
     assert runs.count() == 4
     for k in range(4):
         assert re.search(r"✓ correct|✗ wrong", runs.nth(k).inner_text())
-    lab.screenshots(screenshots, "counterfactual", view)
+    lab.tab_through(view)
+
+
+def test_the_reward_lab(lab: Lab):
+    view = find(lab, "reward_lab")
+    press, rows, add = (
+        lab.page.keyboard.press,
+        view.locator("tbody tr"),
+        view.get_by_role("button", name="Add a rollout"),
+    )
+    kind = view.get_by_text("The group is ")
+
+    def paid(row: int) -> list[str]:
+        """Rewards of a rollout under outcome, simple and difficulty-aware."""
+        return [rows.nth(row).locator("td").nth(6 + k).inner_text().split()[0] for k in range(3)]
+
+    # By the mouse: the only one that was right alone is wrong, and so those that never called are punished.
+    assert (rows.count(), add.is_disabled()) == (8, True)
+    assert (paid(0), paid(4)) == (["1.00", "1.00", "1.50"], ["0.00", "0.00", "0.00"])
+    view.get_by_role("checkbox", name="rollout 1 is right").click()
+    assert "The group is dependent" in kind.inner_text()
+    assert (paid(0), paid(4)) == (["0.00", "0.00", "−1.00"], ["0.00", "0.00", "−1.00"])
+
+    # By keys alone.
+    lab.tab_through(view)
+    view.get_by_role("checkbox", name="rollout 1 is right").focus()
+    press(" ")
+    assert paid(4) == ["0.00", "0.00", "0.00"]
+    before = paid(1)
+    view.get_by_role("spinbutton", name="rollout 2, teacher tokens").focus()
+    press("ArrowUp")
+    assert view.get_by_role("spinbutton", name="rollout 2, teacher tokens").input_value() == "5"
+    assert paid(1)[0] == before[0]
+    assert paid(1)[1] < before[1]  # a token more to pay for
+    view.get_by_role("combobox", name="ρ by").focus()
+    press("ArrowUp")
+    assert view.get_by_role("combobox", name="ρ by").input_value() == "content"
+    view.get_by_role("button", name="Remove rollout 8").focus()
+    press("Enter")
+    assert (rows.count(), add.is_enabled(), focused(lab)) == (7, True, "Remove rollout 7")
+    add.focus()
+    press("Enter")
+    assert (rows.count(), add.is_disabled(), focused(lab)) == (8, True, "rollout 8 is right")
+
+
+def test_the_cost_dial(lab: Lab):
+    view = find(lab, "cost_dial")
+    press = lab.page.keyboard.press
+    line, shares = view.locator(".rl-line").nth(0), view.locator("tbody td:last-child")
+
+    def drawn() -> tuple[str, list[str]]:
+        return line.get_attribute("d"), shares.all_inner_texts()
+
+    assert drawn()[1] == ["115 %", "59.1 %", "34.2 %", "1.35 %"]  # as docs/cost.md has them
+    first, cache = drawn(), view.get_by_role("checkbox")
+    cache.click()
+    assert drawn()[0] != first[0]
+    assert drawn()[1][0] == "588 %"
+
+    # By keys alone.
+    lab.tab_through(view)
+    cache.focus()
+    press(" ")
+    assert drawn() == first
+    delay = view.get_by_role("slider", name="delay, s")
+    delay.focus()
+    press("ArrowRight")
+    assert delay.get_attribute("aria-valuetext") == "0.055"
+    assert drawn()[1][2] > "34.2 %"
+    view.get_by_role("combobox", name="cost in").focus()
+    press("ArrowDown")
+    assert "price: 59.1 % of the teacher alone" in view.locator("[aria-live]").inner_text()
+    assert drawn()[0] != first[0]
+    calls = view.get_by_role("spinbutton", name="calls")
+    calls.focus()
+    press("ArrowUp")
+    assert "11 calls of 1 token" in view.locator("[aria-live]").inner_text()
+
+
+def test_pictures(lab: Lab):
+    starts = {
+        "bench": "Live bench",
+        "counterfactual": "Counterfactual",
+        "reward_lab": "Reward lab",
+        "cost_dial": "Cost",
+    }
+    views = {name: lab.page.locator(f"section[aria-label^='{said}']") for name, said in starts.items()}
+    lab.screenshots(SCREENSHOTS, views)
     lab.theme("light")
 
 
-def test_what_is_saved_shows_the_runs_without_a_kernel(lab: Lab):
+def test_what_is_saved_shows_the_runs_without_a_kernel(lab: Lab, folder: Path):
     records = lab.page.locator("[data-rl-record]")
     assert records.count() == 2
     assert not any(records.nth(k).is_visible() for k in range(2))  # the live views show it all already
     lab.save()
-    saved = nbformat.read(lab.folder / "live.ipynb", 4)
+    saved = nbformat.read(folder / "live.ipynb", 4)
     page = HTMLExporter().from_notebook_node(saved)[0]
     for heading in ("Run 1: relay with teacher", "Original", "Fork 2: call 2 asks for 4, not 20"):
         assert f"<h4>{heading}</h4>" in page

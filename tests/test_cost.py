@@ -95,6 +95,16 @@ def test_a_failed_call_a_last_answer_and_an_answer_that_is_all_the_teachers():
         usage([])
 
 
+def test_an_answer_that_was_thrown_away_is_paid_for():
+    kept = Trace("q", [1] * 5, [7] * 3, "ttt", ["a"] * 3, terms={"discarded_tokens": 4})
+    both, alone = usage([kept, replace(kept, terms={})]).to_dict("records")
+    assert (both["student_read"], both["student_written"], both["student_context"]) == (5, 4, 9 * 10 / 2)
+    assert (alone["student_read"], alone["student_written"], alone["student_context"]) == (0, 0, 0)
+    assert {k: v for k, v in both.items() if k.startswith("teacher")} == {
+        k: v for k, v in alone.items() if k.startswith("teacher")
+    }
+
+
 def test_costs_by_hand():
     row = costs(usage([two_calls()]), TERMS).iloc[0]
     step = (1 + 0.5 * 2) / 4

@@ -331,3 +331,32 @@ def test_a_killed_run_ends_with_the_weights_of_an_undisturbed_one(tmp_path):
     for name in names:
         ours, theirs = (list(read_traces(d / "rollouts" / name)) for d in (whole, killed))
         assert [(t.id, t.completion_ids) for t in ours] == [(t.id, t.completion_ids) for t in theirs]
+
+
+# Several processes ---------------------------------------------------------------------------------------------------
+
+TWO = """
+import sys, torch
+torch.set_num_threads(1)
+from relaylab.decoding.pair import load_teacher
+from relaylab.decoding.row import Limits
+from relaylab.tasks.suites import problems
+from relaylab.training.grpo import grpo
+grpo("warm", [load_teacher("teacher")], problems("depot", 4, split="train"), sys.argv[1], steps=2,
+     prompts=int(sys.argv[2]), group=4, learning_rate=1e-3, limits=Limits(max_tokens=40), progress=False, device="cpu")
+"""
+
+
+def test_two_processes_take_the_steps_of_one_with_twice_the_prompts(tmp_path):
+    """The second step's loss and KL are those of the weights that the first left."""
+    script = tmp_path / "train.py"
+    script.write_text(TWO)
+    two, one = tmp_path / "two", tmp_path / "one"
+    several = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    for command in ([*several, str(script), str(two), "2"], [sys.executable, str(script), str(one), "4"]):
+        subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True, capture_output=True)
+    a, b = read_metrics(two), read_metrics(one)
+    seen = ["reward", "accuracy", "call_ratio", "calls", "tokens", "num_tokens", "loss", "kl", "grad_norm"]
+    assert b["calls"].min() > 0 and b["grad_norm"].min() > 0
+    for name in seen:
+        assert a[name].tolist() == pytest.approx(b[name].tolist(), rel=1e-3, abs=1e-6), name

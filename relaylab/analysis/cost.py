@@ -161,7 +161,8 @@ def usage(traces: Iterable[Trace]) -> pd.DataFrame:
 
     ``content`` is the completion without commands. ``teacher_new`` is what the teacher reads with a cache and
     ``teacher_again`` what it reads besides without one; ``*_context`` are the sums, over the tokens run, of the
-    positions that each looks at. ``measured_seconds`` is what the calls took by the clock, NaN where a call has no
+    positions that each looks at. What a student wrote before it was told to stop, and the teacher took over
+    (``terms["discarded_tokens"]``), is the student's too. ``measured_seconds`` is what the calls took by the clock, NaN where a call has no
     latency. Raises ValueError without any trace.
 
     >>> t = Trace("q", [1, 2], [5, 6, 7, 8], "scts", ["a", "<call>1</call>", "b", "c"], [Call(1, 2, 1, 1, 1, 1)])
@@ -173,7 +174,8 @@ def usage(traces: Iterable[Trace]) -> pd.DataFrame:
         calls = hand_offs(trace)
         run = len(trace.source.rstrip(TEACHER))  # a last answer of the teacher's is not read by the student
         own = run - trace.source.count(TEACHER, 0, run)
-        prompt = len(trace.prompt_ids) if own else 0  # a response that is all the teacher's has no student
+        thrown = trace.terms.get("discarded_tokens", 0)  # an answer of the student's before this one: a cascade's
+        prompt = len(trace.prompt_ids) if own or thrown else 0  # else the response is all the teacher's
         latencies = [c.latency for c in trace.calls if c.status in ("answered", "failed")]
         rows.append(
             {
@@ -190,8 +192,8 @@ def usage(traces: Iterable[Trace]) -> pd.DataFrame:
                 "teacher_context": sum(_upto(c.new + c.again + c.written) - _upto(c.again) for c in calls),
                 "teacher_context_again": sum(_upto(c.again) for c in calls),
                 "student_read": prompt + run - own,
-                "student_written": own,
-                "student_context": _upto(prompt + run),
+                "student_written": own + thrown,
+                "student_context": _upto(prompt + (run if own else thrown)),
                 "measured_seconds": UNKNOWN if None in latencies else sum(latencies),
             }
         )

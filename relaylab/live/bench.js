@@ -66,7 +66,7 @@ function show({ model, el }) {
   const start = button("Ask", ask, "Ask this question");
   const stop = button("Stop", () => send("stop"), "Stop the answer that is being written");
   const clear = button("Remove all", () => send("clear"), "Remove all runs");
-  const area = h("div", { class: "rl-runs" });
+  const area = h("div", { class: "rl-runs", tabindex: "-1" });
   root.append(
     h("fieldset", {}, h("legend", {}, "Question"),
       h("div", { class: "rl-bar" }, suiteField, button("Another one", () => send("pick", { suite: suite.value }), "Pick the next question of this suite"), known),

@@ -5,7 +5,8 @@ function show({ model, el }) {
   const send = (name, more = {}) => model.send({ do: name, ...more });
   let at = null; // { key, i }: the token that was chosen
 
-  const where = h("p", { class: "rl-token", role: "status", "aria-live": "polite" }, "Choose a token: click it, or go there with ← → and press Enter.");
+  const nothing = "Choose a token: click it, or go there with ← → and press Enter.";
+  const where = h("p", { class: "rl-token", role: "status", "aria-live": "polite" }, nothing);
   const n = h("input", { type: "number", min: 1, step: 1, value: 8 });
   const base = () => model.get("runs").findIndex((run) => run.key === at?.key);
   const fork = (change) => send("fork", { at: at.i, of: base(), ...change });
@@ -14,7 +15,7 @@ function show({ model, el }) {
   const forbid = button("Forbid this call", () => fork({ forbid: true }));
   const stop = button("Stop", () => send("stop"), "Stop the answer that is being written");
   const clear = button("Remove forks", () => send("clear"), "Remove all forks");
-  const area = h("div", { class: "rl-runs" });
+  const area = h("div", { class: "rl-runs", tabindex: "-1" });
   const question = h("div", { class: "rl-question", dir: "auto", tabindex: "0", role: "group", "aria-label": "Question" });
   question.textContent = model.get("runs")[0].question;
   root.append(
@@ -49,7 +50,7 @@ function show({ model, el }) {
     change.rlOff = !call;
     forbid.rlOff = !call || call.start === call.end;
     turn();
-    if (!at) return;
+    if (!at) return void (where.textContent = nothing);
     const run = one.run();
     const k = one.strip.owner(at.i);
     const told = `Chosen in ${run.heading.split(":")[0]}: ${tokenWords(run, Object.assign([], { [at.i]: k }), at.i)}.`;

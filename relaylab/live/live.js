@@ -31,7 +31,7 @@ function growing(name, pick = null) {
       const call = trace.calls[owner[i]];
       const look = `rl-${trace.source[i]}` + (call?.lost ? " rl-lost" : "") + (rewritten.has(i) ? " rl-x" : "") +
         (i === trace.fork ? " rl-fork" : "") + (i === chosen ? " rl-now" : "");
-      const badge = trace.source[i] === "c" && call?.start === i ? owner[i] + 1 + (call.lost ? " ✗" : "") : null;
+      const badge = trace.source[i] === "c" && call?.start === i ? owner[i] + 1 + (call.lost ? "\u00a0✗" : "") : null;
       let span = spans[i - from];
       if (!span) {
         span = document.createElement("span");
@@ -112,10 +112,10 @@ function panel(run, { remove, pick = null, question = true }) {
   const how = h("p", { class: "rl-muted" });
   const outcome = h("p", { class: "rl-outcome" });
   const asked = h("div", { class: "rl-question", dir: "auto", tabindex: "0", role: "group", "aria-label": "Question" });
-  const calls = h("ul", { class: "rl-calls" });
+  const calls = h("ul", { class: "rl-calls", tabindex: "0", "aria-label": "Calls" });
   const strip = growing("", pick);
-  const away = h("div", { class: "rl-bar" });
-  const root = h("div", { class: "rl-run", role: "group" }, title, how, ...(question ? [asked] : []), outcome, strip.pane, strip.pages, calls, away);
+  const away = button("Remove", () => remove(run.key));
+  const root = h("div", { class: "rl-run", role: "group" }, title, how, ...(question ? [asked] : []), outcome, strip.pane, strip.pages, calls, h("div", { class: "rl-bar" }, away));
 
   function update(next, growingStill) {
     const fresh = next.source.length !== run.source.length || !title.textContent;
@@ -127,13 +127,17 @@ function panel(run, { remove, pick = null, question = true }) {
     root.setAttribute("aria-busy", growingStill);
     strip.pane.setAttribute("aria-label", `${run.heading}: its tokens`);
     const state = growingStill ? h("b", { class: "rl-muted" }, "… writing") : h("b", { class: COLOURS[run.outcome] }, MARKS[run.outcome]);
-    outcome.replaceChildren(state, `, ${growingStill ? count(run.source.length, "token") : run.summary}`);
+    outcome.replaceChildren(state, `, ${growingStill ? count(run.source.length, "token") : run.summary.replaceAll(" %", "\u00a0%")}`);
+    calls.hidden = !run.calls.length;
     calls.replaceChildren(...run.calls.slice(0, 50).map((call, k) => h("li", {}, `Call ${k + 1}, at token ${call.start + 1}: ${call.words}`)));
-    away.replaceChildren(...(growingStill || run.fixed ? [] : [button("Remove", () => remove(run.key), `Remove ${run.heading}`)]));
+    away.hidden = growingStill || Boolean(run.fixed);
+    for (const name of ["aria-label", "title"]) away.setAttribute(name, `Remove ${run.heading}`);
     strip.show(run, growingStill && fresh);
   }
 
-  return { root, strip, update, run: () => run };
+  const focus = () => (!away.hidden ? away : pick ? strip : strip.pane).focus();
+
+  return { root, strip, update, focus, run: () => run };
 }
 
 // Keeps the panels of `area` those of the model's runs and of the one that is being written, in their order.
@@ -147,8 +151,11 @@ function panels(model, area, options) {
     const keys = new Set(runs.map((run) => run.key));
     for (const [key, one] of shown) {
       if (keys.has(key)) continue;
+      const had = one.root.contains(document.activeElement);
+      const near = one.root.nextElementSibling ?? one.root.previousElementSibling;
       one.root.remove();
       shown.delete(key);
+      if (had) ([...shown.values()].find((other) => other.root === near) ?? area).focus(); // not nowhere
     }
     for (const run of runs) {
       if (!shown.has(run.key)) {
@@ -179,7 +186,8 @@ function frame(model, el, label) {
   model.on("change:failed", tell);
   tell();
   const hide = h("style", {}, `[data-rl-record="${model.get("mark")}"]{display:none}`);
-  const root = h("section", { class: "rl-view", "data-lm-suppress-shortcuts": "true", "aria-label": label });
+  const root = h("section", { class: "rl-view", "aria-label": label });
+  keepKeys(root);
   el.replaceChildren(hide, root);
   return { root, said };
 }

@@ -20,7 +20,6 @@ from typing import Any
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # rollout_func is experimental, and trl is pinned for it
 
 import torch
-from accelerate import PartialState
 from datasets import Dataset
 from transformers import PrinterCallback, set_seed
 from trl import GRPOConfig, GRPOTrainer
@@ -30,7 +29,7 @@ from relaylab.decoding.row import Limits
 from relaylab.models.teachers import Teacher
 from relaylab.tasks.suites import Problem
 from relaylab.training.policy import Policy, load_trainable, save_student
-from relaylab.training.record import Recorder, Run, Watch
+from relaylab.training.record import Recorder, Run, Watch, processes
 from relaylab.training.rewards import score
 from relaylab.training.rollouts import Rollouts
 
@@ -118,8 +117,8 @@ def grpo(
     _check(problems, prompts * group, group, updates, micro_batch, save_every)
     if sum(count for count, _ in lead) > steps:
         raise ValueError(f"the steps of lead are more than the run's {steps}")
-    processes = PartialState()  # of accelerate; one, where nothing launched more
-    with processes.main_process_first():
+    workers = processes()
+    with workers.main_process_first():
         run = Run(out, terms)
     if run.finished:
         return run.student
@@ -182,13 +181,13 @@ def grpo(
         model=model,
         args=GRPOConfig(**settings | trl),
         processing_class=tokenizer,
-        train_dataset=_order(list(asked), steps * prompts * processes.num_processes, seed),
+        train_dataset=_order(list(asked), steps * prompts * workers.num_processes, seed),
         rollout_func=rollouts,
         reward_funcs=rollouts.reward,
         callbacks=[Recorder(run, steps * updates, watch=watch, progress=progress)],
     )
     trainer.remove_callback(PrinterCallback)
-    with processes.main_process_first():
+    with workers.main_process_first():
         checkpoint = run.resume()
     trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.accelerator.is_main_process:

@@ -18,11 +18,21 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
+from accelerate import PartialState
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
 Watch = Callable[[dict[str, float]], None]
 SHOWN = ("reward", "accuracy", "call_ratio", "calls")  # in the progress bar
+
+
+def processes() -> PartialState:
+    """Those that ``accelerate launch`` or ``torchrun`` started for a run; one, where nothing did.
+
+    Without ``cpu`` accelerate takes each of several processes on a machine without a GPU for the only one.
+    """
+    return PartialState(cpu=not torch.cuda.is_available())
 
 
 class Run:

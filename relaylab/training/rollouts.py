@@ -61,7 +61,7 @@ class Rollouts:
         groups = _groups(prompts, trainer.num_generations)
         self.policy.sync()
         step, process = trainer.state.global_step, trainer.accelerator.process_index
-        traces = self.run(groups, self.relays(step), tag=f"{step}/{process}")
+        traces = self.run(groups, self.relays(step), tag=str(step), first=process * len(groups))
         self._keep(traces, step, process)
         trained = [rolled_back(t) for t in traces] if self.released_code else traces
         return {
@@ -79,17 +79,23 @@ class Rollouts:
         ends = accumulate(count for count, _ in self.stages)
         return next((stage[1] for end, stage in zip(ends, self.stages) if step < end), self.stages[-1][1])
 
-    def run(self, groups: Sequence[tuple[list[Message], int]], relays: Sequence[Relay], *, tag: str) -> list[Trace]:
-        """The graded traces of some groups, (prompt, rollouts) each, in order; ``tag`` tells batches apart."""
+    def run(
+        self, groups: Sequence[tuple[list[Message], int]], relays: Sequence[Relay], *, tag: str, first: int = 0
+    ) -> list[Trace]:
+        """The graded traces of some groups, (prompt, rollouts) each, in order.
+
+        ``tag`` tells batches apart, ``first`` is the number of the first group in its batch: a rollout is the same
+        however many processes share the batch.
+        """
         traces: list[list[Trace]] = [[] for _ in groups]
         for k, relay in enumerate(relays):
             mine = range(k, len(groups), len(relays))
             prompts = [groups[i][0] for i in mine for _ in range(groups[i][1])]
             places = [(i, j) for i in mine for j in range(groups[i][1])]
-            seeds = [problem_seed(self.seed, f"{tag}/{i}/{j}") for i, j in places]
+            seeds = [problem_seed(self.seed, f"{tag}/{first + i}/{j}") for i, j in places]
             for (i, j), trace in zip(places, relay.run(prompts, seeds=seeds)):
                 problem = self.problems[groups[i][0][-1]["content"]]
-                graded(trace, problem).id = f"{problem.id}/{i}/{j}"
+                graded(trace, problem).id = f"{problem.id}/{first + i}/{j}"
                 traces[i].append(trace)
         return [t for group in traces for t in group]
 

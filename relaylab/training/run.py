@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from accelerate import PartialState
 
 from relaylab.decoding.pair import load_teacher
 from relaylab.decoding.row import Limits
@@ -25,6 +24,7 @@ from relaylab.tasks.data import load_problems
 from relaylab.tasks.suites import SUITES, Problem, mixture
 from relaylab.training.filtering import keep, load_rates, pass_rates
 from relaylab.training.grpo import grpo
+from relaylab.training.record import processes
 
 CONFIGS = Path(__file__).parent / "configs"
 FILTER = {
@@ -145,7 +145,7 @@ def _filtered(
     if isinstance(teachers[0], NoTeacher):
         raise ValueError("a data filter needs a teacher, or the file of rates that one made")
     out.mkdir(parents=True, exist_ok=True)
-    with PartialState().main_process_first():  # the others find them in the file
+    with processes().main_process_first():  # the others find them in the file
         rates = pass_rates(
             _sampling(teachers[0]),
             problems,

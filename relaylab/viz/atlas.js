@@ -91,6 +91,12 @@ function valueOf(found, view, row, column) {
 const levelOf = (value, top) => (value ? Math.ceil(LEVELS * Math.sqrt(value / top)) : 0);
 const boundOf = (level, top) => Number((top * (level / LEVELS) ** 2).toPrecision(2));
 
+// What the legend says: the bounds of the levels that a number can have; where one counts, those are whole.
+function legendOf(top, whole) {
+  const bounds = Array.from({ length: LEVELS }, (_, k) => [k + 1, whole ? Math.floor(top * ((k + 1) / LEVELS) ** 2) : boundOf(k + 1, top)]);
+  return bounds.filter(([, bound], k) => bound > (k ? bounds[k - 1][1] : 0));
+}
+
 // In a cell is room for three characters.
 const brief = (v) => (v === null ? "" : v === 0 ? "·" : v < 0.5 ? "<1" : v < 1000 ? v.toFixed(0) : `${(v / 1000).toFixed(0)}k`);
 
@@ -174,9 +180,9 @@ function render(stage, given) {
     means = lines.map((element) => [...element.children].slice(1, 3));
     cells = lines.map((element) => [...element.children].slice(3));
     cells.forEach((some, row) => some.forEach((element, column) => (element.rlCell = { row, column })));
-    const wide = 0.6 * clamp(Math.max(name.length, ...labels.map((label) => label.length)), 6, 24) + 1;
-    grid.style.setProperty("--columns", `${wide}em 3.6em 3.2em 4em repeat(${names.length},minmax(2em,1fr))`);
-    grid.style.minWidth = `${wide + 10.8 + 2.1 * names.length}em`;
+    const wide = 0.68 * clamp(Math.max(name.length, ...labels.map((label) => label.length)), 6, 24) + 1.4;
+    grid.style.setProperty("--columns", `${wide}em 3.6em 3.4em 5em repeat(${names.length},minmax(2em,1fr))`);
+    grid.style.minWidth = `${wide + 12 + 2.1 * names.length}em`;
     axis.textContent = `Columns: where the call begins, ${what}. A click, or enter, lists a cell's traces; arrow keys move.`;
     grid.replaceChildren(line(...[name, "traces", "right %", "no call %", ...names].map(head)), ...lines);
     at = { row: Math.min(at.row, labels.length - 1), column: Math.min(at.column, names.length) };
@@ -200,8 +206,8 @@ function render(stage, given) {
         if (cell.className !== look) cell.className = look;
       });
     });
-    legend.replaceChildren(`${SHADES[view.shade]}: `, ...Array.from({ length: LEVELS }, (_, k) =>
-      h("span", { class: `rl-a${k + 1}` }, `≤ ${boundOf(k + 1, top)}`)), " · none; empty: no answer is that long");
+    legend.replaceChildren(`${SHADES[view.shade]}: `, ...legendOf(top, view.shade === "calls").map(([level, bound]) =>
+      h("span", { class: `rl-a${level}` }, `≤ ${bound}`)), " · none; empty: no answer is that long");
     passed.textContent = `${sum(found.traces).toLocaleString("en")} of ${count(data.traces.group.length, "trace")}`;
     say(at);
     show();

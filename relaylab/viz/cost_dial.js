@@ -89,11 +89,11 @@ const three = (v) => {
 const percent = (v) => (Number.isFinite(v) ? `${three(100 * v)} %` : "unknown");
 const size = (v) => (v >= 1e9 ? `${three(v / 1e9)} B` : `${three(v / 1e6)} M`);
 
-const BOX = { left: 76, right: 150, top: 14, bottom: 50, width: 760, height: 400 };
+const BOX = { left: 80, right: 168, top: 38, bottom: 52, width: 760, height: 424 };
 const MARKS = ["M-5 0a5 5 0 1 0 10 0a5 5 0 1 0 -10 0z", "M-4.5 -4.5h9v9h-9z", "M0 -6l6 10h-12z"]; // circle, square, triangle
 
 // The chart: cost and share, both relative to the teacher alone, on logarithmic axes of whole decades.
-function chart(lines, before, chosen, measure, label) {
+function chart(lines, before, chosen, measure, title, label) {
   const points = [...lines, ...before].flat().concat(chosen).filter((p) => p.relative[measure] > 0);
   // Decades from the lowest value, or just above it, to at least 100 %.
   const span = (values) => [Math.floor(Math.log10(Math.min(...values)) + 0.02), Math.max(0, Math.ceil(Math.log10(Math.max(...values))))];
@@ -114,6 +114,7 @@ function chart(lines, before, chosen, measure, label) {
   for (let e = y0; e <= y1; e++)
     svg.append(h("path", { class: "rl-grid", d: `M${x(10 ** x0)} ${y(10 ** e)}H${x(10 ** x1)}` }),
       h("text", { x: BOX.left - 6, y: y(10 ** e) + 4, "text-anchor": "end" }, percent(10 ** e)));
+  svg.append(h("text", { x: 4, y: 18 }, title));
   const even = Math.max(x0, y0); // where the diagonal comes into the box
   if (even < Math.min(x1, y1)) svg.append(h("path", { class: "rl-even", d: `M${x(10 ** even)} ${y(10 ** even)}L${x(1)} ${y(1)}` }));
   svg.append(h("text", { x: (BOX.left + BOX.width - BOX.right) / 2, y: BOX.height - 6, "text-anchor": "middle" }, "teacher's share of the tokens"));
@@ -194,7 +195,8 @@ function render(stage, data) {
     const words = data.measures[measure];
     said.textContent = `${count(shape.calls, "call")} of ${count(shape.call_tokens, "token")}, the circle: ` +
       `${percent(chosen.teacher_share)} of the tokens; ${words}: ${percent(chosen.relative[measure])} of the teacher alone.`;
-    figure.replaceChildren(chart(linesOf(terms, shape), before, chosen, measure, `${words} against the teacher's share. ${said.textContent}`));
+    figure.replaceChildren(chart(linesOf(terms, shape), before, chosen, measure, `${words}, of the teacher alone`,
+      `${words} against the teacher's share. ${said.textContent}`));
     body.replaceChildren(...Object.entries(data.measures).map(([name, title]) =>
       h("tr", {}, h("th", { scope: "row" }, title), ...[chosen.relay[name], chosen.alone[name]].map((v) => h("td", {}, three(v))),
         h("td", {}, percent(chosen.relative[name])))));
@@ -210,7 +212,7 @@ function render(stage, data) {
         slider("rows in a batch", { low: 1, high: Math.max(256, base.teacher.batch), step: 1, value: base.teacher.batch, show: String, write: (v) => (terms.teacher.batch = v) })),
       box("Student", parameters("student"), price("student", "input_price", "price, input"), price("student", "output_price", "price, output")),
       box("Between them", slider("delay, s", { low: 0, high: Math.max(1, 2 * base.network_delay), step: 0.005, value: base.network_delay, show: (v) => v.toFixed(3), write: (v) => (terms.network_delay = v) }),
-        h("label", {}, cache, " the teacher keeps its cache between calls"))),
+        h("label", { class: "rl-check" }, cache, "the teacher keeps its cache between calls"))),
     h("div", { class: "rl-bar" }, labelled("cost in", pick), whole("calls", "calls", 1, data.longest), whole("of tokens", "call_tokens", 1, data.longest),
       whole("answer", "tokens", 1, data.longest), whole("prompt", "prompt", 0, 10 * data.longest), whole("command", "command_tokens", 0, 100)),
     said, figure,

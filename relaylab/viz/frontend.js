@@ -26,11 +26,18 @@ const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
 const sum = (values) => values.reduce((a, b) => a + b, 0);
 const count = (n, noun) => `${n.toLocaleString("en")} ${noun}${n === 1 ? "" : "s"}`;
 
+// Keys in a view are the view's: JupyterLab would insert a cell for an a, delete one for two d's, and go to another one
+// for an arrow, whatever has the focus. Those with ctrl, alt and the like stay the page's.
+function keepKeys(root) {
+  root.addEventListener("keydown", (e) => e.ctrlKey || e.metaKey || e.altKey || e.stopPropagation());
+}
+
 // Draws the views of this key that are not drawn yet: the same output may be on the page twice.
 function start(key, render) {
   for (const root of document.querySelectorAll(`[data-rl="${key}"]`)) {
     if (root.dataset.rlOn) continue;
     root.dataset.rlOn = "1";
+    keepKeys(root);
     const data = JSON.parse(root.querySelector('script[type="application/json"]').textContent);
     render(root.querySelector(".rl-stage"), data);
     root.querySelector(".rl-words").open = false;

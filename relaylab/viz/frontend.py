@@ -56,8 +56,7 @@ def fragment(name: str, data: Any, *, label: str, words: str, uses: Sequence[str
     key = hashlib.sha256(f"{name} {payload}".encode()).hexdigest()[:16]
     script = f'(()=>{{"use strict";\n{scripts(name, uses)}\nstart("{key}",render);}})();'
     return (
-        # The attribute keeps JupyterLab's own shortcuts out while the keys are the view's.
-        f'<section class="rl-view" data-rl="{key}" data-lm-suppress-shortcuts="true" aria-label="{html.escape(label)}">'
+        f'<section class="rl-view" data-rl="{key}" aria-label="{html.escape(label)}">'
         f'<style>{style()}</style><script type="application/json">{payload}</script><div class="rl-stage"></div>'
         f'<details class="rl-words" open><summary>In words</summary>{words}</details>'
         f"<script>{script}</script></section>"

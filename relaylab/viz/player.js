@@ -17,12 +17,14 @@ const cut = (text, limit) => (text.length <= limit ? text : text.slice(0, limit 
 // A token's text on screen: an empty one has a sign, a line break has one too.
 const laidOut = (piece) => (piece === "" ? "∅" : piece.replaceAll("\n", "↵\n"));
 
+const three = (value) => value.toFixed(3).replace(/^-(0\.000)$/, "$1");
+
 function tokenWords(trace, owner, i) {
   const call = owner[i] < 0 ? "" : `, call ${owner[i] + 1}`;
   const parts = [`token ${i + 1} of ${trace.source.length}`, ROLES[trace.source[i]] + call];
   parts.push(`“${cut(laidOut(trace.pieces[i]), 60)}”`.replaceAll("\n", ""), `id ${trace.ids[i]}`);
-  if (trace.logprobs?.[i] != null) parts.push(`log-prob ${trace.logprobs[i].toFixed(3)}`);
-  if (trace.entropies?.[i] != null) parts.push(`entropy ${trace.entropies[i].toFixed(3)} nats`);
+  if (trace.logprobs?.[i] != null) parts.push(`log-prob ${three(trace.logprobs[i])}`);
+  if (trace.entropies?.[i] != null) parts.push(`entropy ${three(trace.entropies[i])} nats`);
   return parts.join(" · ");
 }
 
@@ -62,7 +64,7 @@ function strip(trace, owner, name, textOf) {
       span.classList.toggle("rl-lost", look === trace.source[i] && Boolean(call?.lost));
       span.classList.toggle("rl-x", rewritten.has(i));
       span.classList.toggle("rl-later", i >= at);
-      if (look === "c" && call?.start === i) span.dataset.call = owner[i] + 1 + (call.lost ? " ✗" : "");
+      if (look === "c" && call?.start === i) span.dataset.call = owner[i] + 1 + (call.lost ? "\u00a0✗" : "");
       span.textContent = laidOut(text);
       span.rlIndex = i;
       self.spans[i] = span;
@@ -85,6 +87,8 @@ function play(stage, trace, begin) {
   let from = 0; // the first token of the page
   let marked = []; // spans of the current token
   let pointed = []; // and of the one under the pointer
+  let pointer = ""; // where it is
+  let resting = null; // where it was when the tokens moved last: nobody points at what comes to lie under it
   let timer = null;
   let speed = SPEEDS[1];
 
@@ -131,6 +135,8 @@ function play(stage, trace, begin) {
         for (let i = Math.min(at, to); i < Math.max(at, to); i++) spans[i]?.classList.toggle("rl-later", i >= to);
     else turn(page, to);
     at = to;
+    resting = pointer;
+    pointed = mark(pointed, -1, "rl-here");
     marked = mark(marked, at - 1, "rl-now");
     scrub.value = at;
     scrub.setAttribute("aria-valuetext", `${at} of ${n} tokens`);
@@ -164,6 +170,7 @@ function play(stage, trace, begin) {
     }, 30);
   }
 
+  const placeOf = (e) => `${e.screenX} ${e.screenY}`;
   const go = (to) => (pause(), to === undefined || seek(to));
   const toggle = button("▶ Play", run, "Play");
   const keys = {
@@ -182,9 +189,13 @@ function play(stage, trace, begin) {
       e.stopPropagation();
       keys[e.key](e);
     },
+    mousemove: (e) => {
+      pointer = placeOf(e);
+      resting = null;
+    },
     mouseover: (e) => {
       const i = e.target.rlIndex;
-      if (i === undefined) return;
+      if (i === undefined || placeOf(e) === resting) return;
       pointed = mark(pointed, i, "rl-here");
       describe(i);
     },

@@ -107,8 +107,9 @@ function render(stage, data) {
         input.addEventListener("change", () => change(name, Number(input.value)));
         row.inputs[name] = input;
       }
-      const away = button("✕", () => ((group = group.filter((_, i) => i !== k)), build()), `Remove rollout ${k + 1}`);
+      const away = button("✕", () => remove(k), `Remove rollout ${k + 1}`);
       away.disabled = group.length === 1;
+      row.away = away;
       rows.push(row);
       return h("tr", {}, h("th", { scope: "row" }, String(k + 1)), ...Object.values(row.inputs).map((input) => h("td", {}, input)),
         row.rho, ...row.cells, h("td", {}, away));
@@ -132,7 +133,18 @@ function render(stage, data) {
     kind.textContent = `The group is ${KINDS[kindOf(group)]}. Highest advantage by ${best.join("; ")}.`;
   }
 
-  const add = button("Add a rollout", () => ((group = [...group, { correct: false, own: 70, teacher: 0, calls: 0, ignored: 0 }]), build()));
+  // What had the focus is gone or off: it goes to the row that came, or to the one in the place of the one that went.
+  function remove(k) {
+    group = group.filter((_, i) => i !== k);
+    build();
+    const row = rows[Math.min(k, rows.length - 1)];
+    (row.away.disabled ? row.inputs.correct : row.away).focus();
+  }
+  const add = button("Add a rollout", () => {
+    group = [...group, { correct: false, own: 70, teacher: 0, calls: 0, ignored: 0 }];
+    build();
+    rows.at(-1).inputs.correct.focus();
+  });
   const ratio = h("select", { onchange: () => ((settings.ratio = ratio.value), update()) });
   const ratios = { paper: "paper: over all tokens", content: "content: commands do not count", group: "group: over the others' length" };
   for (const [value, words] of Object.entries(ratios)) ratio.append(h("option", { value, selected: value === settings.ratio }, words));

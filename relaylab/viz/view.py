@@ -39,6 +39,8 @@ STATUS_WORDS = {
 COLUMNS = ("call", "at token", "asked", "granted", "delivered", "the teacher wrote", "result", "teacher", "time")
 NUMERIC, WROTE = (0, 1, 2, 3, 4, 8), 5
 MAX_ROWS = 200  # of the table of calls; the rest is counted
+# Of what scrolls: keys reach it, and JupyterLab, which would go to another cell for an arrow, leaves them to it.
+_SCROLLS = 'tabindex="0" data-lm-suppress-shortcuts="true"'
 
 # Controls, bidirectional and other invisible formatting, fillers, lone surrogates, non-characters, tag characters. The
 # joiners U+200C and U+200D stay: emoji and several scripts need them.
@@ -233,7 +235,7 @@ def _header(trace: Trace) -> str:
     run = [f"id {trace.id}" if trace.id else "", f"seed {trace.seed}" if trace.seed is not None else ""]
     run = [_escape(part) for part in (*run, f"temperature {trace.temperature:g}") if part]
     return (
-        '<div class="rlt-q" dir="auto" tabindex="0" role="group" aria-label="Question">'
+        f'<div class="rlt-q" dir="auto" {_SCROLLS} role="group" aria-label="Question">'
         f"{_escape(question, keep=chr(10))}</div>"
         f'<ul class="rlt-facts">{"".join(f"<li>{fact}</li>" for fact in facts)}'
         f'<li class="rlt-muted">{" · ".join(run)}</li></ul>'
@@ -283,7 +285,7 @@ def _strip(trace: Trace) -> str:
         parts.append(_tag(source, spoken + tokens, classes, attributes))
     body = "".join(parts) or '<span class="rlt-sr">[empty]</span>'
     label = f"Completion, {_count(len(trace.source), 'token')}"
-    return f'<pre class="rlt-strip" dir="ltr" tabindex="0" role="group" aria-label="{label}">{body}</pre>'
+    return f'<pre class="rlt-strip" dir="ltr" {_SCROLLS} role="group" aria-label="{label}">{body}</pre>'
 
 
 def _token(trace: Trace, i: int, writer: str) -> str:
@@ -311,7 +313,7 @@ def _calls_html(trace: Trace) -> str:
             body += f'<tr><td></td><td colspan="{len(row) - 1}">{html.escape(notes[k])}</td></tr>'
     more = f'<p class="rlt-muted">and {len(trace.calls) - MAX_ROWS:,} more</p>' if len(trace.calls) > MAX_ROWS else ""
     return (
-        '<div class="rlt-calls" tabindex="0" role="group" aria-label="Calls"><table>'
+        f'<div class="rlt-calls" {_SCROLLS} role="group" aria-label="Calls"><table>'
         f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>{more}"
     )
 
