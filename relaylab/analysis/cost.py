@@ -161,9 +161,9 @@ def usage(traces: Iterable[Trace]) -> pd.DataFrame:
 
     ``content`` is the completion without commands. ``teacher_new`` is what the teacher reads with a cache and
     ``teacher_again`` what it reads besides without one; ``*_context`` are the sums, over the tokens run, of the
-    positions that each looks at. What a student wrote before it was told to stop, and the teacher took over
-    (``terms["discarded_tokens"]``), is the student's too. ``measured_seconds`` is what the calls took by the clock, NaN where a call has no
-    latency. Raises ValueError without any trace.
+    positions that each looks at. An answer of the student's that a cascade threw away (``terms["discarded_tokens"]``)
+    is the student's too. ``measured_seconds`` is what the calls took by the clock, NaN where a call has no latency.
+    Raises ValueError without any trace.
 
     >>> t = Trace("q", [1, 2], [5, 6, 7, 8], "scts", ["a", "<call>1</call>", "b", "c"], [Call(1, 2, 1, 1, 1, 1)])
     >>> usage([t])[["teacher_new", "teacher_again", "teacher_written", "student_read", "student_written"]].values
