@@ -1,10 +1,12 @@
-"""The pictures of the series: each as PNG and SVG, the numbers behind it as CSV, and an index: what, and how made.
+r"""The pictures of the series: each as PNG and SVG, the numbers behind it as CSV, and an index: what, and how made.
 
     relaylab evaluate ...                      # the command of docs/results.md, into runs/eval
-    python figures/make.py runs/eval --run relay=runs/relay --run relay-seed2=runs/relay-seed2
+    python figures/make.py runs/eval --run relay=runs/relay --run relay-seed2=runs/relay-seed2 \
+        --sweep notebooks/measured/rewards.csv
 
-Reads what the evaluation and the training runs left, and runs no model. Pictures are drawn by plotly and kaleido, the
-token strip (PNG and HTML) by the browser itself; both need a Chromium. Where there is none, all pictures are HTML.
+Reads what the evaluation, the training runs and the sweeps left, and runs no model. Pictures are drawn by plotly and
+kaleido, the token strip (PNG and HTML) by the browser itself; both need a Chromium. Where there is none, all pictures
+are HTML.
 """
 
 from __future__ import annotations
@@ -27,6 +29,9 @@ import typer
 
 from relaylab.analysis.statistics import summary
 from relaylab.analysis.table import read_table, trace_files
+from relaylab.sweep.collect import effects, plane
+from relaylab.sweep.report import plane_figure
+from relaylab.sweep.results import read_results
 from relaylab.trace import Trace, read_traces
 from relaylab.version import __version__
 from relaylab.viz import report
@@ -35,6 +40,7 @@ from relaylab.viz.figures import call_positions, save_figure
 from relaylab.viz.view import trace_html, trace_summary
 
 TRACES = 180  # traces whose calls are drawn: a row is to be seen
+SWEPT = ("accuracy", "teacher_share", "alone")  # what of a sweep is told
 COLUMNS = ("accuracy", "call_ratio", "calls", "mean_n")  # not the reward: each scheme has its own scale
 WIDTH, SCALE = 1000, 1.2  # pixels, and how many of a picture are one of the page: all files together stay small
 
@@ -59,6 +65,7 @@ def main(
     method: Annotated[str, typer.Option(help="Of the evaluation: whose calls and whose token strip.")] = "relay",
     suite: Annotated[str, typer.Option(help="Of the token strip.")] = "tiles",
     out: Annotated[Path, typer.Option(help="Pictures, numbers and index.")] = Path(__file__).parent,
+    sweep: Annotated[list[Path] | None, typer.Option(help="A sweep's results.csv; several times.")] = None,
 ) -> None:
     """Draw the pictures of the series from an evaluation and training runs."""
     table, traces = read_table(evaluation), method_traces(evaluation, method)
@@ -71,6 +78,8 @@ def main(
     }
     if runs := dict(_named(text) for text in run or ()):
         pictures["learning"] = learning(runs)
+    for path in sweep or ():
+        pictures[f"sweep-{path.stem}"] = swept(path)
     out.mkdir(parents=True, exist_ok=True)
     for name, picture in pictures.items():
         for old in out.glob(f"{name}.*"):  # of a browser that is there now, or was
@@ -79,7 +88,8 @@ def main(
         picture.files.extend(path.name for path in picture.write(out / name))
         print(f"{name}: {', '.join(picture.files)}, {name}.csv")
     command = f"python figures/make.py EVALUATION --method {method} --suite {suite}"
-    command = " \\\n    ".join([command, *(f"--run {name}=RUN" for name in runs)])
+    sweeps = [f"--sweep notebooks/measured/{path.name}" for path in sweep or ()]
+    command = " \\\n    ".join([command, *(f"--run {name}=RUN" for name in runs), *sweeps])
     (out / "README.md").write_text(index(pictures, table, terms, command), encoding="utf-8")
 
 
@@ -137,6 +147,17 @@ def learning(runs: dict[str, Path]) -> Picture:
     seeds = {name: json.loads((folder / "terms.json").read_text()).get("seed") for name, folder in runs.items()}
     told = ", ".join(f"`{name}` (seed {seed})" for name, seed in seeds.items())
     return replace(picture, made_from=f"the runs that `relaylab zoo train NAME` makes: {told}")
+
+
+def swept(path: Path) -> Picture:
+    """The levels of a sweep's factor in the plane of accuracy and the teacher's share."""
+    plan, rows = read_results(path, collect=SWEPT)
+    fig = plane_figure(plan, plane(plan, rows))
+    fig.update_layout(title_text=f"Sweep {plan.name}", title_subtitle_text="means over seeds, with 95 % intervals")
+    fig.update_xaxes(title_text="teacher's share of all tokens", tickformat=".0%")
+    fig.update_yaxes(title_text="problems solved", tickformat=".0%")
+    picture = _plotted(fig, effects(plan, rows))
+    return replace(picture, made_from=f"the {len(plan.points)} points of `relaylab sweep sweeps/{plan.name}.yaml`")
 
 
 def method_traces(evaluation: Path, method: str) -> list[Trace]:

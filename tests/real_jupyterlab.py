@@ -72,7 +72,7 @@ class Lab:
         prompts = "[...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')]"
         idle = f"{prompts}.every((e) => /\\[\\d+\\]/.test(e.textContent))"
         raised = "document.querySelector('[data-mime-type=\"application/vnd.jupyter.error\"]')?.innerText"
-        found = self.page.wait_for_function(f"{raised} ?? ({idle} && 'idle')", timeout=SECONDS * 1000).json_value()
+        found = self.page.wait_for_function(f"{raised} ?? ({idle} && 'idle')", timeout=2 * SECONDS * 1000).json_value()
         assert found == "idle", found[-3000:]
 
     def save(self) -> None:
@@ -94,7 +94,8 @@ class Lab:
         for width in widths:
             self.page.set_viewport_size({"width": width, "height": 1400})
             tallest = max(view.evaluate("(e) => e.offsetHeight") for view in views.values())
-            self.page.set_viewport_size({"width": width, "height": max(1400, tallest + 300)})  # Lab draws no more
+            # Lab scrolls inside: what is below the window is not drawn.
+            self.page.set_viewport_size({"width": width, "height": max(1400, tallest + 300)})
             for theme in THEMES:
                 self.theme(theme)
                 self.page.wait_for_timeout(300)  # Lab's own transitions

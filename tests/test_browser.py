@@ -83,6 +83,7 @@ def lab(jupyter, folder: Path) -> Lab:
     """The notebook of the test's own."""
     lab = jupyter(write_notebook(folder / "live.ipynb", *CELLS).name)
     lab.run_all()
+    lab.wait_idle()
     return lab
 
 
@@ -91,7 +92,7 @@ def find(lab: Lab, name: str):
 
 
 def says(lab: Lab, view, text: str) -> None:
-    """Wait until the view's status line says this."""
+    """Wait until the view's status line says this; with its full stop: until then the answer is being written."""
     view.locator(".rl-said", has_text=text).wait_for(timeout=WAIT)
 
 
@@ -179,7 +180,7 @@ def test_the_atlas_of_the_lesson(lesson: Lab):
     systems.get_by_role("combobox", name="columns").select_option("line")
     assert heads.nth(5).inner_text() == "2"  # the second line
     systems.get_by_role("combobox", name="numbers").select_option("calls")
-    assert re.match(r"number of calls: (≤ \d+\s+)+· none", systems.locator(".rl-atlas-legend").inner_text())
+    assert re.match(r"number of calls: (≤ \d+\s*)+ · none", systems.locator(".rl-atlas-legend").inner_text())
 
     # By keys alone: to a cell with calls, to its first trace, into the player and back.
     lesson.tab_through(systems)
@@ -222,14 +223,14 @@ def test_the_live_views_of_the_lesson(lesson: Lab):
     before = forks.count()
     forks.nth(0).get_by_role("option").nth(8).click()
     what_if.get_by_role("button", name="Force a call here").click()
-    says(lesson, what_if, f"Fork {before}: a call for ")
+    says(lesson, what_if, f"Fork {before}: a call for 8 at token 9.")
     assert forks.count() == before + 1
     assert forks.nth(before).locator(".rl-fork").inner_text().startswith("<call")
 
     runs = bench.locator(".rl-run")
     assert runs.count() == 2  # the two that the lesson asked for
     bench.get_by_role("button", name="Ask this question").click()
-    says(lesson, bench, "Run 3: ")
+    says(lesson, bench, "Run 3: relay with teacher.")
     assert runs.count() == 3
 
 
@@ -252,8 +253,6 @@ def test_no_error_in_the_console_of_the_lesson(lesson: Lab):
 
 def test_the_live_bench(lab: Lab):
     bench = find(lab, "bench")
-    bench.wait_for(timeout=WAIT)
-    lab.wait_idle()
     question = bench.get_by_label("question, picked or typed")
     first = question.input_value()
     bench.get_by_role("button", name="Pick the next question of this suite").click()
@@ -307,8 +306,6 @@ def test_the_live_bench(lab: Lab):
 
 def test_the_counterfactual(lab: Lab):
     view = find(lab, "counterfactual")
-    view.wait_for(timeout=WAIT)
-    lab.wait_idle()
     runs = view.locator(".rl-run")
     tokens = runs.nth(0).get_by_role("option")
     chosen = view.locator("[aria-selected=true]")

@@ -71,7 +71,10 @@ def test_numbers_beside_the_pictures_and_an_index(make, evaluation, run, tmp_pat
     monkeypatch.setattr(figures, "_render", lambda fig, path, scale: path.write_text("drawn"))
     monkeypatch.setattr(make, "_page", lambda trace, stem: [stem.with_suffix(".png"), stem.with_suffix(".html")])
     out = tmp_path / "figures"
-    make.main(evaluation, [f"first={run}"], "relay", "depot", out)
+    rows = ["a,0.0,0,c,True,0.5,0.1,0.4", "b,0.0,1,c,True,0.7,0.1,0.4", "c,0.1,0,c,True,0.9,0.2,0.4"]
+    sweep = tmp_path / "beta.csv"
+    sweep.write_text("\n".join(["key,beta,seed,code,planned,accuracy,teacher_share,alone", *rows]) + "\n")
+    make.main(evaluation, [f"first={run}"], "relay", "depot", out, [sweep])
 
     accuracy = pd.read_csv(out / "accuracy.csv").set_index("method")
     assert accuracy["accuracy"].to_dict() == {"student": 0.2, "teacher": 1.0, "relay": 0.8}
@@ -82,7 +85,9 @@ def test_numbers_beside_the_pictures_and_an_index(make, evaluation, run, tmp_pat
     assert (len(calls), set(calls["start"]), set(calls["delivered"])) == (10, {1}, {2})
     assert "".join(pd.read_csv(out / "strip.csv")["source"]) == "scttss"
     assert pd.read_csv(out / "learning.csv")["run"].tolist() == ["first", "first"]
-    for name in ("accuracy", "suites", "calls", "learning"):
+    swept = pd.read_csv(out / "sweep-beta.csv").set_index(["level", "result"])
+    assert swept.loc[(0.0, "accuracy"), "mean"] == pytest.approx(0.6)
+    for name in ("accuracy", "suites", "calls", "learning", "sweep-beta"):
         assert {(out / f"{name}.{kind}").read_text() for kind in ("png", "svg")} == {"drawn"}
 
     text = (out / "README.md").read_text()
@@ -90,6 +95,8 @@ def test_numbers_beside_the_pictures_and_an_index(make, evaluation, run, tmp_pat
     assert "10 problems by 3 methods" in text
     assert "seed 7, temperature 0, teacher `big`, max_tokens 160." in text
     assert "`first` (seed 3)" in text
+    assert "the 3 points of `relaylab sweep sweeps/beta.yaml`" in text
+    assert "--sweep notebooks/measured/beta.csv" in text
     assert "relay: 80.0 % right" in text, "what a picture shows is said in words"
     assert "<b>" not in text, "what a model wrote is text"
     assert str(tmp_path) not in text
