@@ -155,7 +155,7 @@ def test_teacher_tokens_get_exactly_nothing_and_without_the_mask_they_do(monkeyp
 
 
 def test_the_sampled_end_token_is_trained(monkeypatch, tmp_path, teacher):
-    trainer, traces = captured(monkeypatch, tmp_path, teacher, limits=Limits(max_tokens=160), seed=2)
+    trainer, traces = captured(monkeypatch, tmp_path, teacher, limits=Limits(max_tokens=160), seed=3)
     ended = [i for i, t in enumerate(traces) if t.stop == "end"]
     assert ended
     by_length = {len(t.completion_ids): t for t in (traces[i] for i in ended)}
