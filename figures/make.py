@@ -153,7 +153,7 @@ def swept(path: Path) -> Picture:
     """The levels of a sweep's factor in the plane of accuracy and the teacher's share."""
     plan, rows = read_results(path, collect=SWEPT)
     fig = plane_figure(plan, plane(plan, rows))
-    fig.update_layout(title_text=f"Sweep {plan.name}", title_subtitle_text="means over seeds, with 95 % intervals")
+    fig.update_layout(title_text=f"Sweep {plan.name}: means over seeds, with 95 % intervals")
     fig.update_xaxes(title_text="teacher's share of all tokens", tickformat=".0%")
     fig.update_yaxes(title_text="problems solved", tickformat=".0%")
     picture = _plotted(fig, effects(plan, rows))
