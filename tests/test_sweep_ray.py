@@ -128,7 +128,9 @@ def test_a_killed_worker_costs_its_point_alone_and_is_retried_as_often_as_asked(
     assert record["error"].startswith("WorkerCrashedError")
 
 
-def test_ctrl_c_ends_what_is_running_and_frees_it(nodes, tmp_path):
+def test_ctrl_c_ends_what_is_running_and_frees_it(nodes, tmp_path, request):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background of a script it is ignored
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     plan = read_plan(write(tmp_path, "parameters: {teacher: slow}\n"))
     job = Job.of(plan, tmp_path / "out", run=stand_in)
 
