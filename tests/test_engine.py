@@ -14,12 +14,14 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
 )
 
+from relaylab.models import decoder, kernels
 from relaylab.models import engine as module
-from relaylab.models import kernels
 from relaylab.models.engine import Engine
 from relaylab.models.kernels import FewTokens
 from relaylab.models.sampling import sample
@@ -299,12 +301,72 @@ def test_the_trial_at_construction_finds_wrong_logits(monkeypatch):
     wrong = lambda *args, **options: (right(*args, **options)[0] * 1.1, None)  # noqa: E731
     AttentionInterface.register(kernels.ATTENTION, wrong)
     try:
+        assert make()._flat, "which does not ask the interface"
+        monkeypatch.setattr(decoder, "FLAT", ())
         with pytest.raises(ValueError, match="differ"):
             make()
     finally:
         AttentionInterface.register(kernels.ATTENTION, right)
     engine = make(keep=3)
     assert (engine.forwarded, engine.passes, engine.rows, engine._keys[0].numel()) == (0, 0, [], 0)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        (Qwen2ForCausalLM, Qwen2Config, {}),  # biases before attention
+        (Qwen3ForCausalLM, Qwen3Config, {"head_dim": 12, "tie_word_embeddings": True, "attention_bias": True}),
+        (MistralForCausalLM, MistralConfig, {"sliding_window": None, "hidden_act": "gelu"}),
+        (LlamaForCausalLM, LlamaConfig, {"mlp_bias": True, "num_key_value_heads": 1}),
+        (LlamaForCausalLM, LlamaConfig, {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 3.0}}),
+        (Qwen3ForCausalLM, Qwen3Config, {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}}),
+    ],
+    ids=lambda m: f"{m[0].__name__}-{'-'.join(m[2])}",
+)
+def test_the_flat_pass_has_the_models_own_logits(model, monkeypatch):
+    """Norms, biases and positions that are not what a new model has; a prefill, ragged rows, and one token each."""
+    kind, config, changes = model
+    torch.manual_seed(0)
+    net = kind(config(**SIZES | changes))
+    for name, parameter in net.named_parameters():
+        if "norm" in name or name.endswith("bias"):
+            torch.nn.init.uniform_(parameter, -1, 2)
+    engine = Engine(net, TOKENIZER)
+    assert engine._flat
+    rows = [engine.open(ids(n, 7 * n)) for n in (21, 20, 17)]
+    monkeypatch.setattr(net, "forward", None)  # whose own pass is not asked
+    some = [engine.forward(rows, positions=3)]
+    for row, more in zip(rows, ([4, 5], [6], [7, 8])):
+        engine.extend(row, more)
+    some.append(engine.forward(rows))
+    for row in rows:
+        engine.extend(row, [9])
+    some.append(engine.forward(rows))
+    monkeypatch.undo()
+    for row, first, second, third in zip(rows, *some):
+        every = fresh(engine, row.ids, len(row.ids))
+        begin = len(row.opening)
+        assert close_to(first, every[begin - 3 : begin])
+        assert close_to(second, every[-2:-1])
+        assert close_to(third, every[-1:])
+
+
+def test_what_the_flat_pass_would_run_wrong_runs_by_the_models_own_code():
+    class Llama(LlamaForCausalLM):
+        """A model of a known name that computes something else."""
+
+        def forward(self, *args, **options):
+            out = super().forward(*args, **options)
+            out.logits = 2 * out.logits
+            return out
+
+    Llama.__name__ = "LlamaForCausalLM"
+    hooked = LlamaForCausalLM(LlamaConfig(**SIZES))
+    hooked.model.layers[0].mlp.register_forward_hook(lambda module, args, out: 2 * out)  # as accelerate has them
+    for model in (Llama(LlamaConfig(**SIZES)), hooked):
+        engine = Engine(model, TOKENIZER)
+        assert not engine._flat
+        assert close_to(engine.forward([engine.open(ids(9))])[0], fresh(engine, ids(9)))
 
 
 def test_misuse_says_what_is_wrong():

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from relaylab.models import decoder
 from relaylab.models.front_cache import FrontCache
 from relaylab.models.kernels import ATTENTION, FEW, FewTokens
 from relaylab.models.text import TokenText
@@ -93,12 +94,19 @@ class Engine:
         self._free: set[int] = set()  # the slots without one
         self._kept: dict[Row, None] = {}  # closed rows, the oldest first
         self._opened: dict[tuple[int, ...], Row] = {}  # by its opening, a row that was run and may lend its caches
-        self._try()
+        self.forwarded = self.passes = 0
+        self._flat = decoder.is_flat(model)
+        error = self._error()
+        if self._flat and not error <= 1:
+            self._flat = False
+            error = self._error()
+        if not error <= 1:
+            kind = type(model).__name__
+            raise ValueError(f"relaylab's engine cannot run {kind}: logits differ {error:.2g} times what rounding may")
 
     @torch.inference_mode()
-    def _try(self) -> None:
-        """Compare a prefill and one token more with the model's own forward pass."""
-        self.forwarded = self.passes = 0
+    def _error(self) -> float:
+        """How far a prefill and one token more are from the model's own forward pass, in units of what is allowed."""
         ids = self.text.encode("What is 12 + 34? It is 46.")[: min(12, self.context)]
         row = self.open(ids[:-1])
         self.forward([row])
@@ -108,10 +116,8 @@ class Engine:
         self.forget()
         self.forwarded = self.passes = 0
         theirs = self.model(torch.tensor([ids], device=self.device), use_cache=False).logits[0, -1].float()
-        error = (ours - theirs)[ours > -torch.inf].abs().max().item()
-        if not error <= (0.002 if self.dtype == torch.float32 else 0.05) * theirs.abs().max().item():
-            name = type(self.model).__name__
-            raise ValueError(f"relaylab's engine cannot run {name}: logits differ from the model's own by {error:.2g}")
+        difference = (ours - theirs)[ours > -torch.inf].abs().max().item()
+        return difference / ((0.002 if self.dtype == torch.float32 else 0.05) * theirs.abs().max().item())
 
     def prompt_ids(self, messages: list[dict[str, str]]) -> list[int]:
         """The chat template applied, ready for an answer, in non-thinking mode where a model has one."""
@@ -321,20 +327,20 @@ class Engine:
         hidden = torch.arange(length, device=self.device) > places[:, None, :, None]
         mask = torch.zeros(hidden.shape, dtype=self.dtype, device=self.device).masked_fill_(hidden, -torch.inf)
         few = FewTokens() if self._large and len(ids) * width <= FEW else nullcontext()
+        keep = min(width, max(1, positions - later))
         with self._lent(), few:
-            logits = self.model(
-                input_ids=torch.tensor(ids, device=self.device),
-                attention_mask=mask,
-                position_ids=places,
-                past_key_values=self._cache,
-                use_cache=True,
-                logits_to_keep=min(width, max(1, positions - later)),
-            ).logits.float()
+            logits = self._logits(torch.tensor(ids, device=self.device), places, mask, keep).float()
         self.passes += 1
         self.forwarded += sum(counts)
         for row, end in zip(order, ends):
             row.cached = end
         return logits if order == rows else logits[[r.slot for r in rows]]
+
+    def _logits(self, ids: Tensor, places: Tensor, mask: Tensor, keep: int) -> Tensor:
+        if self._flat:
+            return decoder.logits(self.model, ids, places, mask, self._cache, keep)
+        options = {"past_key_values": self._cache, "use_cache": True, "logits_to_keep": keep}
+        return self.model(input_ids=ids, attention_mask=mask, position_ids=places, **options).logits
 
     @contextmanager
     def _lent(self) -> Iterator[None]:

@@ -1,0 +1,64 @@
+"""The forward pass of a Llama-like decoder, flat: the sums of transformers' own modules in a third of the operations.
+
+A pass over a few tokens takes the time of calling operations, not of computing them: on a CPU with a small model, on a
+GPU with any. The weights stay where they are. Linear layers are called as modules, so that adapters, biases and
+quantised weights do what they do; norms, rotary positions and attention are computed here.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from relaylab.models.front_cache import FrontCache
+from relaylab.models.kernels import attend
+
+FLAT = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+
+
+def is_flat(model: PreTrainedModel) -> bool:
+    """Whether ``logits`` computes this model: its class is known, and nothing has to happen between its modules.
+
+    Hooks are what accelerate moves weights with, where a model does not fit one device.
+    """
+    return type(model).__name__ in FLAT and not any(
+        m._forward_hooks or m._forward_pre_hooks or hasattr(m, "_hf_hook") for m in model.modules()
+    )
+
+
+def logits(model: PreTrainedModel, ids: Tensor, places: Tensor, mask: Tensor, cache: FrontCache, keep: int) -> Tensor:
+    """Logits (B, keep, vocabulary) after the last ``keep`` tokens of ids (B, T), which enter the cache.
+
+    places (B, T): their positions. mask (B, 1, T, columns): 0 or -inf, added to the scores.
+    """
+    body = model.model
+    x = body.embed_tokens(ids)
+    cos, sin = (p[:, :, None] for p in body.rotary_emb(x, places))  # (B, T, 1, D)
+    half = cos.shape[-1] // 2
+    sin = torch.cat([-sin[..., :half], sin[..., half:]], -1)
+    heads, size = model.config.num_attention_heads, cos.shape[-1]
+    mask = mask.repeat(1, 1, heads // cache.keys[0].shape[1], 1)
+    for i, layer in enumerate(body.layers):
+        x = x + _attention(layer.self_attn, _norm(layer.input_layernorm, x), i, heads, size, cos, sin, mask, cache)
+        y, mlp = _norm(layer.post_attention_layernorm, x), layer.mlp
+        x = x + mlp.down_proj(mlp.act_fn(mlp.gate_proj(y)) * mlp.up_proj(y))
+    return model.lm_head(_norm(body.norm, x[:, -keep:]))
+
+
+def _attention(
+    own: nn.Module, x: Tensor, i: int, heads: int, size: int, cos: Tensor, sin: Tensor, mask: Tensor, cache: FrontCache
+) -> Tensor:
+    batch, time, _ = x.shape
+    query, key, value = (p(x).view(batch, time, -1, size) for p in (own.q_proj, own.k_proj, own.v_proj))
+    if hasattr(own, "q_norm"):
+        query, key = _norm(own.q_norm, query), _norm(own.k_norm, key)
+    query, key = (torch.addcmul(p * cos, p.roll(size // 2, -1), sin) for p in (query, key))
+    keys, values = cache.update(key.transpose(1, 2), value.transpose(1, 2), i)
+    query = query.transpose(1, 2).reshape(batch, keys.shape[1], -1, size)
+    out = attend(query, keys, values, mask, own.scaling).view(batch, heads, time, size)
+    return own.o_proj(out.transpose(1, 2).reshape(batch, time, heads * size))
+
+
+def _norm(norm: nn.Module, x: Tensor) -> Tensor:
+    return nn.functional.rms_norm(x, norm.weight.shape, norm.weight, norm.variance_epsilon)
