@@ -657,6 +657,32 @@ def test_closing_ends_the_thread_and_using_it_again_begins_another(server):
     assert threads() == before
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_a_forked_child_that_drops_its_parents_teachers_does_not_wait_for_them(server):
+    """The child lets go of what its parent's threads held; Ray, which forks so, took 10 seconds more a process."""
+    program = f"""
+import os, threading, time
+from relaylab.models.api_teacher import APITeacher
+from relaylab.models.teachers import Context
+box = [APITeacher({server.url!r}, "m")]
+said = box[0].continue_([Context(0, [{{"role": "user", "content": "?"}}])], [5])[0]
+local, there, over = threading.local(), threading.Event(), threading.Event()
+def hold():
+    local.teacher = box.pop()
+    there.set()
+    over.wait()
+threading.Thread(target=hold, daemon=True).start()
+there.wait()
+begin = time.monotonic()
+child = os.fork()
+if not child:
+    os._exit(7 if time.monotonic() - begin < 4 else 8)
+print(said.text, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "and s 7\n", done.stderr
+
+
 def test_an_open_teacher_does_not_hold_up_the_interpreters_exit(server):
     program = (
         "from relaylab.models.api_teacher import APITeacher; from relaylab.models.teachers import Context\n"

@@ -166,7 +166,8 @@ class APIClient:
                     timeout=None,  # the same: theirs bounds the silence between two bytes, ours the whole request
                 )
                 self._thread.start()
-                self._stop = weakref.finalize(self, _stop, self._loop, self._thread, self._openai)  # runs at exit, too
+                running = (os.getpid(), self._loop, self._thread, self._openai)
+                self._stop = weakref.finalize(self, _stop, *running)  # runs at exit, too
             return self._loop
 
     def close(self) -> None:
@@ -238,7 +239,11 @@ def _revive(url: str, options: dict[str, Any]) -> APIClient:
     return APIClient(url, **options)
 
 
-def _stop(loop: asyncio.AbstractEventLoop, thread: threading.Thread, client: openai.AsyncOpenAI) -> None:
+def _stop(pid: int, loop: asyncio.AbstractEventLoop, thread: threading.Thread, client: openai.AsyncOpenAI) -> None:
+    """End a thread of this process. A child collects its parent's garbage, too, and would wait for what it has not."""
+    if pid != os.getpid():
+        return
+
     async def finish() -> None:
         others = asyncio.all_tasks() - {asyncio.current_task()}
         for task in others:
