@@ -118,7 +118,7 @@ def test_out_of_memory_is_an_answer(teacher, monkeypatch, error, where):
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(*((teacher.engine.model, "forward") if where == "model" else (torch, "zeros")), fail)
+        patch.setattr(*((teacher.engine.model.lm_head, "forward") if where == "model" else (torch, "zeros")), fail)
         said = teacher.continue_([Context(i, ASK) for i in range(3)], [2] * 3)
     assert [x.finish for x in said] == ["error"] * 3
     assert all("out of memory" in x.error for x in said)
