@@ -8,6 +8,9 @@ as many copies in this process, which has everything imported; each the median o
 Workers: points a second with two workers over those with one, in turn, of a notebook that computes for ``--work``
 seconds. Many points: as ``relaylab sweep --dry-run`` and the end of a sweep do it; the finished points are written
 without executing anything.
+
+A process that executes a point imports this file anew where Python forgets to do it once for all (gh-126631), as it
+would any script that calls ``drive``; so what is large is imported where it is used. The command has nothing to import.
 """
 
 from __future__ import annotations
@@ -26,15 +29,12 @@ from statistics import median
 from typing import Any
 
 import nbformat
-import papermill
 
 from relaylab.notebooks import write_json
-from relaylab.sweep.collect import collect
 from relaylab.sweep.drive import drive
 from relaylab.sweep.engines import LocalEngine
 from relaylab.sweep.plan import Plan, Point, read_plan
 from relaylab.sweep.point import Job
-from relaylab.sweep.report import report
 
 COMPUTE = """import time
 end = time.thread_time() + seconds
@@ -66,6 +66,8 @@ def swept(plan: Plan, out: Path, workers: int) -> None:
 
 def overhead(home: Path, rounds: int, points: int) -> dict[str, float]:
     """Seconds of a point: in a sweep, of papermill alone, and the difference."""
+    import papermill
+
     plan = plan_of(home / "trivial", "x = seed", seeds=points)
     swept(plan, home / "warm", 1)  # the fork server starts once
 
@@ -93,6 +95,9 @@ def speedup(home: Path, rounds: int, points: int, work: float) -> dict[str, floa
 
 def many(home: Path, points: int) -> dict[str, float]:
     """Seconds to plan, of the dry run's command, and to collect and report: two factors, four seeds."""
+    from relaylab.sweep.collect import collect
+    from relaylab.sweep.report import report
+
     levels = list(range(round((points / 4) ** 0.5)))
     parameters, file, out = "seed: int = 0\na: int = 0\nb: int = 0", home / "many" / "s.yaml", home / "out"
     grid = f"{{a: {levels}, b: {levels}}}"

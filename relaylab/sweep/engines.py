@@ -20,7 +20,7 @@ from typing import Any, Protocol
 from relaylab.sweep.plan import Point
 from relaylab.sweep.point import Outcome
 
-PRELOADED = ["__main__", "relaylab.sweep.point", "papermill.execute", "filelock", "psutil"]
+PRELOADED = ["__main__", "relaylab.cli", "relaylab.sweep.point", "papermill.execute", "filelock", "psutil"]
 NOWHERE_AFTER = 10  # seconds without an outcome, after which it is asked whether any node can hold a point
 ENDED_WITHIN = 10  # seconds that cancelled tasks are given
 Work = Callable[[Point], Outcome]
