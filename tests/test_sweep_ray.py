@@ -22,11 +22,16 @@ from sweep_stand_in import assigned, slowly, stand_in
 from test_sweep import CELL, Inline, folder, notebook, write
 from test_sweep_faults import chaos
 
+from relaylab.decoding.row import Limits
 from relaylab.sweep.collect import collect
 from relaylab.sweep.drive import drive
 from relaylab.sweep.engines import LocalEngine, RayEngine
+from relaylab.sweep.large_evaluation import evaluated
+from relaylab.sweep.large_filter import rate
 from relaylab.sweep.plan import read_plan
 from relaylab.sweep.point import Job
+from relaylab.sweep.shards import Asked, Spread
+from relaylab.tasks.suites import problems
 
 TESTS = Path(__file__).parent
 pytestmark = [
@@ -89,6 +94,23 @@ def test_the_tables_are_those_of_the_local_engine_to_the_byte_and_a_hanging_poin
     hangs = replace(read_plan(path), points=read_plan(path).points[:1], timeout=2.0)
     (outcome,) = drive(hangs, engine, Job.of(hangs, tmp_path / "ray")).values()
     assert (outcome.status, outcome.error.splitlines()[0]) == ("failed", "stopped after 2 seconds")
+
+
+def test_a_filter_and_an_evaluation_in_shards_are_those_of_one_process(nodes, tmp_path):
+    """With the embedded models, on both nodes."""
+    train = [p for s in ("savings", "tiles") for p in problems(s, 2, split="train")]
+    test = [p for s in ("savings", "tiles") for p in problems(s, 2)]
+    there = Spread(RayEngine(nodes.address), shards=2)
+    for name, spread in (("ray", there), ("one", None)):
+        (out := tmp_path / name).mkdir()
+        asked = Asked("teacher", temperature=1.0)
+        found = rate(asked, train, out / "rates.jsonl", spread, samples=3, max_tokens=100, progress=False)
+        assert [r.problem for r in found] == train
+        limits = Limits(max_tokens=100, max_calls=2)
+        evaluated(["student", "relay"], test, out, Asked("teacher"), spread, limits=limits, progress=False)
+    for name in ("rates.jsonl", "table.csv", "summary.csv", "terms.json"):
+        assert (tmp_path / "ray" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
+    assert len(list(tmp_path.glob("ray/*shards/points/*/result.json"))) == 4, "two shards each"
 
 
 def test_a_point_gets_what_it_asked_for(nodes, tmp_path):
