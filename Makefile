@@ -32,7 +32,7 @@ run: $(READY)
 	@echo "== done: traces and the executed notebook are in $(RUN)"
 
 # The whole series, each lesson executed and as a page that needs no kernel. `make notebooks SIZE=` runs the lessons at
-# their own parameters, minutes each; those of --smoke are in notebooks/smoke.yaml.
+# their own parameters, a minute each; those of --smoke are in notebooks/smoke.yaml.
 SIZE    := --smoke
 LESSONS := $(notdir $(basename $(wildcard notebooks/*.ipynb)))
 notebooks: $(READY)
