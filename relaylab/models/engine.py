@@ -227,21 +227,20 @@ class Engine:
             self._free.clear()
             self._allocate(len(held), columns)
 
-    def _swap(self, a: int, b: int) -> None:
-        one, two = self._at[a], self._at[b]
-        columns = max(r.cached for r in (one, two) if r is not None)
-        for tensor in (*self._keys, *self._values):
-            tensor[[a, b], :, :columns] = tensor[[b, a], :, :columns]
-        self._put(a, two)
-        self._put(b, one)
-
     def _to_front(self, rows: Sequence[Row]) -> None:
-        behind = [r for r in rows if r.slot >= len(rows)]
-        if behind:
-            wanted = set(rows)
-            free = [s for s in range(len(rows)) if self._at[s] not in wanted]
-            for row in behind:
-                self._swap(free.pop(), row.slot)
+        """Swap the rows that are not among the first slots with what is there and not of them."""
+        behind = [r.slot for r in rows if r.slot >= len(rows)]
+        if not behind:
+            return
+        wanted = set(rows)
+        free = [s for s in range(len(rows)) if self._at[s] not in wanted]
+        to, source = free + behind, behind + free
+        moved = [self._at[s] for s in source]
+        columns = max(r.cached for r in moved if r is not None)
+        for tensor in (*self._keys, *self._values):
+            tensor[to, :, :columns] = tensor[source, :, :columns]
+        for slot, row in zip(to, moved):
+            self._put(slot, row)
 
     # Forward passes ---------------------------------------------------------------------------------------------------
 
