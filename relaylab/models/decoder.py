@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from relaylab.models.front_cache import FrontCache
 from relaylab.models.kernels import attend
@@ -18,13 +18,29 @@ FLAT = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForC
 
 
 def is_flat(model: PreTrainedModel) -> bool:
-    """Whether ``logits`` computes this model: its class is known, and nothing has to happen between its modules.
+    """Whether ``logits`` may compute this model: its class is known, and it lies on one device.
 
-    Hooks are what accelerate moves weights with, where a model does not fit one device.
+    accelerate moves weights between devices in wrappers around each module's ``forward``.
     """
-    return type(model).__name__ in FLAT and not any(
-        m._forward_hooks or m._forward_pre_hooks or hasattr(m, "_hf_hook") for m in model.modules()
-    )
+    return type(model).__name__ in FLAT and not any(hasattr(m, "_hf_hook") for m in model.modules())
+
+
+def check_attention(model: PreTrainedModel, config: PreTrainedConfig) -> None:
+    """What can be seen without running a model. ValueError where its attention needs other caches than the engine's."""
+    name, types = type(model).__name__, getattr(config, "layer_types", None)
+    odd = sorted(set(types or ()) - {"full_attention"})
+    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    if types is None and window is not None and window < config.max_position_embeddings:
+        odd = [f"sliding_attention (window of {window})"]
+    if odd or config.is_encoder_decoder:
+        raise ValueError(f"{name} has {odd or 'encoder'} layers; relaylab keeps caches of full attention only")
+    if not getattr(model, "_supports_attention_backend", False):
+        raise ValueError(f"{name} does not use transformers' AttentionInterface, through which relaylab's engine works")
+
+
+def hooks(model: PreTrainedModel) -> list[dict]:
+    """The hooks of all modules, empty or not: while there are any, the modules have to be called."""
+    return [found for m in model.modules() for found in (m._forward_hooks, m._forward_pre_hooks)]
 
 
 def logits(model: PreTrainedModel, ids: Tensor, places: Tensor, mask: Tensor, cache: FrontCache, keep: int) -> Tensor:
@@ -38,8 +54,9 @@ def logits(model: PreTrainedModel, ids: Tensor, places: Tensor, mask: Tensor, ca
     half = cos.shape[-1] // 2
     sin = torch.cat([-sin[..., :half], sin[..., half:]], -1)
     heads, size = model.config.num_attention_heads, cos.shape[-1]
-    mask = mask.repeat(1, 1, heads // cache.keys[0].shape[1], 1)
-    for i, layer in enumerate(body.layers):
+    if ids.shape[1] > 1:
+        mask = mask.repeat(1, 1, heads // cache.keys[0].shape[1], 1)
+    for i, layer in enumerate(body.layers[: len(cache.keys)]):
         x = x + _attention(layer.self_attn, _norm(layer.input_layernorm, x), i, heads, size, cos, sin, mask, cache)
         y, mlp = _norm(layer.post_attention_layernorm, x), layer.mlp
         x = x + mlp.down_proj(mlp.act_fn(mlp.gate_proj(y)) * mlp.up_proj(y))
@@ -56,9 +73,10 @@ def _attention(
     query, key = (torch.addcmul(p * cos, p.roll(size // 2, -1), sin) for p in (query, key))
     keys, values = cache.update(key.transpose(1, 2), value.transpose(1, 2), i)
     query = query.transpose(1, 2).reshape(batch, keys.shape[1], -1, size)
-    out = attend(query, keys, values, mask, own.scaling).view(batch, heads, time, size)
+    out = attend(query, keys, values, mask, own.scaling).reshape(batch, heads, time, size)
     return own.o_proj(out.transpose(1, 2).reshape(batch, time, heads * size))
 
 
 def _norm(norm: nn.Module, x: Tensor) -> Tensor:
-    return nn.functional.rms_norm(x, norm.weight.shape, norm.weight, norm.variance_epsilon)
+    out = nn.functional.rms_norm(x, norm.weight.shape, norm.weight, norm.variance_epsilon)
+    return out.to(x.dtype)  # which autocast makes float32

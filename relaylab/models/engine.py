@@ -15,12 +15,12 @@ recurrent layers or encoders.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from relaylab.models import decoder
 from relaylab.models.front_cache import FrontCache
@@ -69,7 +69,7 @@ class Engine:
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, keep: int = 0, name: str = ""):
         config = model.config.get_text_config()
-        _check_attention(model, config)
+        decoder.check_attention(model, config)
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.text = TokenText(tokenizer)
@@ -95,29 +95,34 @@ class Engine:
         self._kept: dict[Row, None] = {}  # closed rows, the oldest first
         self._opened: dict[tuple[int, ...], Row] = {}  # by its opening, a row that was run and may lend its caches
         self.forwarded = self.passes = 0
+        self._hooks = decoder.hooks(model)
         self._flat = decoder.is_flat(model)
-        error = self._error()
-        if self._flat and not error <= 1:
+        if self._flat:
+            with suppress(AttributeError, IndexError, TypeError, RuntimeError):  # some part of it is another than known
+                if self._error() <= 1:
+                    return
             self._flat = False
-            error = self._error()
-        if not error <= 1:
+        if not (error := self._error()) <= 1:
             kind = type(model).__name__
             raise ValueError(f"relaylab's engine cannot run {kind}: logits differ {error:.2g} times what rounding may")
 
     @torch.inference_mode()
     def _error(self) -> float:
-        """How far a prefill and one token more are from the model's own forward pass, in units of what is allowed."""
+        """How far a prefill and one token more are from the model's own pass, by what rounding may explain."""
         ids = self.text.encode("What is 12 + 34? It is 46.")[: min(12, self.context)]
         row = self.open(ids[:-1])
-        self.forward([row])
-        self.extend(row, ids[-1:])
-        ours = self.forward([row])[0, -1]
-        self.close(row)
-        self.forget()
-        self.forwarded = self.passes = 0
+        try:
+            self.forward([row])
+            self.extend(row, ids[-1:])
+            ours = self.forward([row])[0, -1]
+        finally:
+            self.close(row)
+            self.forget()
+            self.forwarded = self.passes = 0
         theirs = self.model(torch.tensor([ids], device=self.device), use_cache=False).logits[0, -1].float()
         difference = (ours - theirs)[ours > -torch.inf].abs().max().item()
-        return difference / ((0.002 if self.dtype == torch.float32 else 0.05) * theirs.abs().max().item())
+        allowed = (0.002 if self.dtype == torch.float32 else 0.05) * theirs.abs().max().item()
+        return difference / max(allowed, 1e-30)
 
     def prompt_ids(self, messages: list[dict[str, str]]) -> list[int]:
         """The chat template applied, ready for an answer, in non-thinking mode where a model has one."""
@@ -234,12 +239,12 @@ class Engine:
             return
         wanted = set(rows)
         free = [s for s in range(len(rows)) if self._at[s] not in wanted]
-        to, source = free + behind, behind + free
-        moved = [self._at[s] for s in source]
+        moved = [self._at[s] for s in behind + free]
         columns = max(r.cached for r in moved if r is not None)
+        to, source = torch.tensor([free + behind, behind + free], device=self.device)
         for tensor in (*self._keys, *self._values):
             tensor[to, :, :columns] = tensor[source, :, :columns]
-        for slot, row in zip(to, moved):
+        for slot, row in zip(free + behind, moved):
             self._put(slot, row)
 
     # Forward passes ---------------------------------------------------------------------------------------------------
@@ -336,7 +341,7 @@ class Engine:
         return logits if order == rows else logits[[r.slot for r in rows]]
 
     def _logits(self, ids: Tensor, places: Tensor, mask: Tensor, keep: int) -> Tensor:
-        if self._flat:
+        if self._flat and not any(self._hooks):
             return decoder.logits(self.model, ids, places, mask, self._cache, keep)
         options = {"past_key_values": self._cache, "use_cache": True, "logits_to_keep": keep}
         return self.model(input_ids=ids, attention_mask=mask, position_ids=places, **options).logits
@@ -354,19 +359,6 @@ class Engine:
             self._config._attn_implementation = usual
             for module in training:
                 module.training = True
-
-
-def _check_attention(model: PreTrainedModel, config: PreTrainedConfig) -> None:
-    """What can be seen without running the model."""
-    name, types = type(model).__name__, getattr(config, "layer_types", None)
-    odd = sorted(set(types or ()) - {"full_attention"})
-    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
-    if types is None and window is not None and window < config.max_position_embeddings:
-        odd = [f"sliding_attention (window of {window})"]
-    if odd or config.is_encoder_decoder:
-        raise ValueError(f"{name} has {odd or 'encoder'} layers; relaylab keeps caches of full attention only")
-    if not getattr(model, "_supports_attention_backend", False):
-        raise ValueError(f"{name} does not use transformers' AttentionInterface, through which relaylab's engine works")
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:

@@ -25,7 +25,7 @@ def _grouped_attention(
         raise ValueError(f"{type(module).__name__} wants {odd}, which relaylab's engine does not compute")
     batch, heads, time, size = query.shape
     kv_heads = key.shape[1]
-    mask = mask.repeat(1, 1, heads // kv_heads, 1)
+    mask = mask if time == 1 else mask.repeat(1, 1, heads // kv_heads, 1)
     out = attend(query.reshape(batch, kv_heads, -1, size), key, value, mask, scaling)
     return out.reshape(batch, heads, time, size).transpose(1, 2).contiguous(), None
 
@@ -34,7 +34,7 @@ _SMALL = 2**21  # scores, or numbers in the keys: about what the cores' caches h
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float | None) -> Tensor:
-    """Attention of query (B, kv heads, N, D) to key and value (B, kv heads, columns, D), mask (B, 1, N, columns).
+    """Attention of query (B, kv heads, N, D) to key and value (B, kv heads, columns, D), mask (B, 1, N or 1, columns).
 
     Small ones on a CPU as two products of matrices: torch's own kernel takes up to 3 times as long with two threads.
     """
@@ -43,7 +43,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float
     small = batch * heads * columns * max(count, size) <= _SMALL
     if not (small and query.device.type == "cpu" and query.dtype == torch.float32):
         return nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
-    mask = mask.expand(-1, heads, -1, -1).reshape(-1, count, columns)
+    mask = mask.expand(-1, heads, count, -1).reshape(-1, count, columns)
     query, key, value = (x.reshape(batch * heads, -1, size) for x in (query, key, value))
     scores = torch.baddbmm(mask, query, key.transpose(1, 2), alpha=size**-0.5 if scale is None else scale)
     return torch.bmm(scores.softmax(-1), value).view(batch, heads, count, size)
