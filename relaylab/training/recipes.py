@@ -1,7 +1,8 @@
 """How each embedded model is made, by name: what ``relaylab zoo train`` runs.
 
-``student`` and ``teacher`` are trained from scratch, ``warm`` is the student after stage 1, and every file of
-``configs/embedded`` is a run of stage 2 whose adapter has its name.
+``student`` and the teachers are trained from scratch, ``warm`` is the student after stage 1, and every file of
+``configs/embedded`` is a run of stage 2 whose adapter has its name. ``-six`` are both stages without three of the
+suites, for what is said of suites that training never saw.
 """
 
 from __future__ import annotations
@@ -24,13 +25,15 @@ WARMUP = dict(
     problems=6000, data_seed=3, temperature=0.7, keep_correct=True, numbers=list(range(4, 25)),
     steps=700, learning_rate=6e-3, seed=0,
 )  # fmt: skip
+SIX = ("savings", "shopping", "bakery", "tiles", "depot", "galaxy")  # of each level some, and no quotients
+WARMUPS = {"warm": WARMUP, "warm-six": WARMUP | {"suites": list(SIX)}}
 CONFIGS = Path(__file__).parent / "configs" / "embedded"
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
 def recipes() -> list[str]:
     """The names of all embedded models that can be made."""
-    return [*RECIPES, "warm", *sorted(p.stem for p in CONFIGS.glob("*.yaml"))]
+    return [*RECIPES, *WARMUPS, *sorted(p.stem for p in CONFIGS.glob("*.yaml"))]
 
 
 def make(name: str, out: Path, *, device: str = "cpu", steps: int | None = None) -> None:
@@ -41,8 +44,8 @@ def make(name: str, out: Path, *, device: str = "cpu", steps: int | None = None)
     if name in RECIPES:
         recipe = replace(RECIPES[name], steps=steps or RECIPES[name].steps)
         pretrain(recipe, train_tokenizer(recipe.vocabulary), out, device=device)
-    elif name == "warm":
-        _warm(out, device, WARMUP | ({"steps": steps} if steps else {}))
+    elif name in WARMUPS:
+        _warm(out, device, WARMUPS[name] | ({"steps": steps} if steps else {}))
     elif name in recipes():
         _adapter(name, out, device, {"steps": steps} if steps else {})
     else:
@@ -54,7 +57,8 @@ def _warm(out: Path, device: str, recipe: dict) -> None:
 
     started = time.monotonic()
     options = dict(recipe)
-    chosen = list(islice(mixture(seed=options.pop("data_seed")), options.pop("problems")))
+    stream = mixture(seed=options.pop("data_seed"), suites=tuple(options.pop("suites", SUITES)))
+    chosen = list(islice(stream, options.pop("problems")))
     check = [p for s in SUITES[:4] for p in problems(s, 100)]  # those that the student solves alone
     done = warmup("student", chosen, out, check=check, full=True, max_tokens=160, device=device, **options)
     print(done)
