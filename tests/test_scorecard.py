@@ -6,7 +6,10 @@ import pandas as pd
 import pytest
 
 from relaylab.analysis.published import Measured, claims, scorecard
-from relaylab.analysis.scorecard import measured
+from relaylab.analysis.scorecard import Names, measured
+from relaylab.tasks.suites import SUITES
+from relaylab.training.recipes import WARMUPS
+from relaylab.training.run import read_config
 
 LEVELS = ["easy"] * 20 + ["hard"] * 20
 
@@ -57,8 +60,44 @@ def test_every_claim_has_an_answer_and_the_figures_are_the_definitions(table):
     assert found["length-ratio"].value == pytest.approx(20.0)
     assert "2 students of relay" in found["relay-above-grpo"].note
     assert found["grpo-above-base"].verdict == "does not"
-    for name, told in (("filter-accuracy", "relay-no-filter"), ("swap-peak", "relay:teacher=teacher-large")):
+    for name, told in (("filter-accuracy", "relay-no-filter"), ("swap-peak", "relay:teacher=teacher-large"),
+                       ("transfer-base", "relay:student=relay-six")):  # fmt: skip
         assert told in found[name]
+
+
+def test_a_peak_is_over_the_best_of_the_other_teachers(table):
+    """relay: 87.5 % right. Of the others the weakest is right in none, the larger in 75 %, the smaller in 80 %."""
+    swaps = [
+        rows("relay:teacher=student", [0] * 40, 0.1),
+        rows("relay:teacher=teacher-large", [1] * 30 + [0] * 10, 0.1),
+        rows("relay:teacher=teacher-small", [0] * 8 + [1] * 32, 0.1),
+    ]
+    peak = measured(pd.concat([table, *swaps]))["swap-peak"]
+    assert peak.value == pytest.approx(87.5 - 80)
+    assert peak.low < 7.5 < peak.high
+
+
+def test_transfer_counts_the_suites_that_training_never_saw(table):
+    seen, new = ["savings"] * 20, ["sharing"] * 5 + ["convoy"] * 5 + ["harvest"] * 10
+    table = pd.concat(
+        [
+            rows("student", [1] * 20 + [0] * 20, 0.0),
+            rows("relay:student=relay-six", [0] * 20 + [1] * 15 + [0] * 5, 0.1),
+            rows("grpo:student=grpo-six", [1] * 20 + [1] * 5 + [0] * 15, 0.0),
+        ]
+    ).assign(suite=(seen + new) * 3)
+    found = measured(table)
+    assert found["transfer-base"].value == pytest.approx(75.0)
+    assert found["transfer-grpo"].value == pytest.approx(50.0)
+    assert "20 problems" in found["transfer-base"].note
+
+
+def test_the_unseen_suites_are_those_that_no_stage_of_these_students_has_in_its_settings():
+    unseen = set(Names().unseen)
+    for name in ("relay-six", "grpo-six"):
+        settings = read_config(f"embedded/{name}")
+        assert settings["student"] == "warm-six"
+        assert set(settings["suites"]) == set(WARMUPS["warm-six"]["suites"]) == set(SUITES) - unseen
 
 
 def test_the_interval_is_of_pairs(table):

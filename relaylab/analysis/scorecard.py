@@ -19,7 +19,8 @@ from relaylab.analysis.statistics import columns, interval
 @dataclass(frozen=True, slots=True)
 class Names:
     """The labels of the systems in the table. ``relay`` and ``free`` are the full method with and without its teacher;
-    ``weak`` is the relay with a weaker teacher (the untouched student), ``strong`` with a larger one."""
+    ``weak`` is the relay with the weakest teacher (the untouched student), ``small`` and ``strong`` with a smaller and
+    a larger one than in its training. ``transfer`` and ``transfer_grpo`` were trained without the suites ``unseen``."""
 
     base: str = "student"
     teacher: str = "teacher"
@@ -33,7 +34,11 @@ class Names:
     no_exploration: str = "relay:student=relay-no-exploration"
     fixed: str = "fixed"
     weak: str = "relay:teacher=student"
+    small: str = "relay:teacher=teacher-small"
     strong: str = "relay:teacher=teacher-large"
+    transfer: str = "relay:student=relay-six"
+    transfer_grpo: str = "grpo:student=grpo-six"
+    unseen: tuple[str, ...] = ("sharing", "convoy", "harvest")
 
 
 Values = Mapping[str, np.ndarray]  # method -> one value a problem
@@ -46,8 +51,10 @@ def measured(table: pd.DataFrame, names: Names | None = None, *, seed: int = 0) 
     """
     names = names or Names()
     right, ratio = columns(table, "correct"), columns(table, "call_ratio")
-    level = table.drop_duplicates("id").set_index("id").loc[right.index, "level"].to_numpy()
+    problems = table.drop_duplicates("id").set_index("id").loc[right.index]
+    level = problems["level"].to_numpy()
     every, easy, hard = np.ones(len(level), bool), level == "easy", level == "hard"
+    unseen = problems["suite"].isin(names.unseen).to_numpy()
     students = table.groupby("method")["student"].nunique()
 
     def difference(values: pd.DataFrame, a: str, b: str, where: np.ndarray = every) -> Measured | str:
@@ -59,7 +66,7 @@ def measured(table: pd.DataFrame, names: Names | None = None, *, seed: int = 0) 
         if missing := [m for m in needed if m not in values]:
             return f"not evaluated: {', '.join(missing)}"
         if not where.any():
-            return "no problem of this level was evaluated"
+            return "no problem of these suites was evaluated"
         found = {m: values[m].to_numpy()[where] for m in needed}
         got = interval(lambda i: statistic(found, i), int(where.sum()), seed=seed)
         counts = ", ".join(f"{students[m]} students of {m}" for m in needed if students.get(m, 1) > 1)
@@ -85,6 +92,9 @@ def measured(table: pd.DataFrame, names: Names | None = None, *, seed: int = 0) 
     def cost(v: Values, i: np.ndarray) -> float:
         return 100 * (1 - 100 * routed(v, i)[3] / max(gap(v, i), 1e-9))
 
+    def peak(v: Values, i: np.ndarray) -> float:
+        return 100 * (v[n.relay][i].mean() - max(v[m][i].mean() for m in (n.weak, n.small, n.strong)))
+
     three = [n.base, n.teacher, n.relay, f"rho {n.relay}"]
 
     def ablation(other: str) -> tuple[Measured | str, Measured | str]:
@@ -93,7 +103,6 @@ def measured(table: pd.DataFrame, names: Names | None = None, *, seed: int = 0) 
     filter_, bonus, exploration, simple, fixed = (
         ablation(other) for other in (n.no_filter, n.no_bonus, n.no_exploration, n.simple, n.fixed)
     )
-    unseen = "every suite is in the training mixture"
     return {
         "relay-above-grpo": difference(right, n.relay, n.grpo),
         "grpo-above-base": difference(right, n.grpo, n.base),
@@ -102,8 +111,8 @@ def measured(table: pd.DataFrame, names: Names | None = None, *, seed: int = 0) 
         "router-cost": _measured(three, every, cost, both),
         "citer-accuracy": difference(right, n.relay, n.citer),
         "citer-ratio": difference(ratio, n.citer, n.relay),
-        "transfer-base": unseen,
-        "transfer-grpo": unseen,
+        "transfer-base": difference(right, n.transfer, n.base, unseen),
+        "transfer-grpo": difference(right, n.transfer, n.transfer_grpo, unseen),
         "filter-accuracy": filter_[0],
         "filter-ratio": filter_[1],
         "bonus-accuracy": bonus[0],
@@ -115,7 +124,7 @@ def measured(table: pd.DataFrame, names: Names | None = None, *, seed: int = 0) 
         "free-easy": difference(right, n.free, n.grpo, easy),
         "free-hard": difference(right, n.relay, n.free, hard),
         "free-hard-grpo": difference(right, n.grpo, n.free, hard),
-        "swap-peak": difference(right, n.relay, n.strong),
+        "swap-peak": _measured([n.relay, n.weak, n.small, n.strong], every, peak, right),
         "swap-weak": difference(right, n.weak, n.free),
         "length-accuracy": fixed[0],
         "length-ratio": fixed[1],

@@ -11,7 +11,7 @@ import codecs
 from collections.abc import Hashable
 from dataclasses import dataclass, replace
 
-from relaylab.command import Command, format_call
+from relaylab.command import Command
 from relaylab.models.sampling import Uniforms
 from relaylab.models.teachers import Context, Continuation, Message, Segment
 from relaylab.models.text import TokenText, Turn
@@ -122,7 +122,7 @@ class RelayRow:
 
     def force(self, n: int) -> bool:
         """Write the command for n tokens as if the student had; False, and nothing, where it does not fit."""
-        tokens = self._text.encode(format_call(n))
+        tokens = self._text.call(n)
         if len(tokens) >= self.room:
             return False
         for token in tokens:

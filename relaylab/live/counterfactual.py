@@ -13,7 +13,6 @@ from dataclasses import fields
 from typing import Any
 
 from relaylab.analysis.counterfactual import _problem
-from relaylab.command import format_call
 from relaylab.decoding.pair import Pair, graded, load_pair
 from relaylab.decoding.relay import Stream
 from relaylab.decoding.row import Limits
@@ -112,7 +111,7 @@ class Counterfactual(LiveView):
         held = base.calls[k] if k is not None else None
         changed = held is not None and at <= held.end
         start = held.start if changed else at
-        limit, command = self._relay.limits.max_tokens, self._pair.student.text.encode(format_call(n))
+        limit, command = self._relay.limits.max_tokens, self._pair.student.text.call(n)
         if start + len(command) >= limit:
             raise ValueError(f"no room for a call at token {start + 1}: the limit is {limit} tokens (max_tokens)")
         if changed:

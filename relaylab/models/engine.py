@@ -329,10 +329,10 @@ class Engine:
         self._cache.aim(columns, length)
         # (B, 1, T, columns): a token sees its row's columns up to its own; what padding sees is not looked at.
         hidden = torch.arange(length, device=self.device) > places[:, None, :, None]
-        mask = torch.zeros(hidden.shape, dtype=self.dtype, device=self.device).masked_fill_(hidden, -torch.inf)
+        mask = torch.where(hidden, -torch.inf, 0.0).to(self.dtype)
         few = FewTokens() if self._large and len(ids) * width <= FEW else nullcontext()
         keep = min(width, max(1, positions - later))
-        with self._lent(), few:
+        with self._evaluating(), few:
             logits = self._logits(torch.tensor(ids, device=self.device), places, mask, keep).float()
         self.passes += 1
         self.forwarded += sum(counts)
@@ -344,19 +344,21 @@ class Engine:
         if self._flat and not any(self._hooks):
             return decoder.logits(self.model, ids, places, mask, self._cache, keep)
         options = {"past_key_values": self._cache, "use_cache": True, "logits_to_keep": keep}
-        return self.model(input_ids=ids, attention_mask=mask, position_ids=places, **options).logits
+        usual, self._config._attn_implementation = self._config._attn_implementation, ATTENTION
+        try:
+            return self.model(input_ids=ids, attention_mask=mask, position_ids=places, **options).logits
+        finally:
+            self._config._attn_implementation = usual
 
     @contextmanager
-    def _lent(self) -> Iterator[None]:
-        """The model with our attention and in evaluation mode; a trainer that holds it too gets it back as it was."""
-        usual, self._config._attn_implementation = self._config._attn_implementation, ATTENTION
+    def _evaluating(self) -> Iterator[None]:
+        """The model in evaluation mode; a trainer that holds it too gets it back as it was."""
         training = [m for m in self.model.modules() if m.training] if self.model.training else []
         try:
             for module in training:
                 module.training = False
             yield
         finally:
-            self._config._attn_implementation = usual
             for module in training:
                 module.training = True
 

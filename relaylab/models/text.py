@@ -16,7 +16,7 @@ import json
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from relaylab.command import CLOSE, MAX_BODY, OPEN, Command, find_calls
+from relaylab.command import CLOSE, MAX_BODY, OPEN, Command, find_calls, format_call
 
 # No text that the sampler can write may contain this; a shorter prefix than the whole tag leaves less debris.
 FORBIDDEN = OPEN[:-1].encode()
@@ -60,6 +60,7 @@ class TokenText:
         self.known = np.zeros(len(self.bytes), bool)  # which ids have a token at all
         self.known[list(tokenizer.get_vocab().values())] = True
         self._bans: dict[int, np.ndarray] = {}
+        self._calls: dict[int, list[int]] = {}
 
     def _table(self) -> list[bytes]:
         state = json.loads(self.tokenizer.backend_tokenizer.to_str())
@@ -100,6 +101,12 @@ class TokenText:
 
     def _encode(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+
+    def call(self, n: int) -> list[int]:
+        """Ids of the command for n tokens. ValueError for a number that no command holds."""
+        if n not in self._calls:
+            self._calls[n] = self.encode(format_call(n))
+        return self._calls[n]
 
     def encode_bytes(self, data: bytes) -> list[int]:
         """Ids of a piece of a token's bytes, which may not be whole characters."""
