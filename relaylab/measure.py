@@ -70,6 +70,7 @@ def evaluate(
     benchmarks: Annotated[str, typer.Option(help="Benchmarks, a space between: 'gsm8k math500'.")] = "",
     data: Annotated[Path | None, typer.Option(help="Folder with the benchmarks' files, instead of the hub.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Problems of each; a drawn part of a benchmark.")] = None,
+    student: Annotated[str, typer.Option(help="The untrained one, where a method names no other.")] = "student",
     teacher: Annotated[str, typer.Option(help="A name, a folder, a hub id, or the URL of a server.")] = "teacher",
     samples: Annotated[int, typer.Option(min=1, help="Answers a problem and method: the k of avg@k.")] = 1,
     temperature: Annotated[float, typer.Option(min=0, help="The student's; 0 is greedy.")] = 0.0,
@@ -109,7 +110,7 @@ def evaluate(
     table = evaluated(
         methods.split(), problems, out, Asked(teacher, tuple(server or ()), tokenizer),
         spread_over(engine, workers, shards, address, threads, gpus),
-        samples=samples, temperature=temperature, seed=seed,
+        student=student, samples=samples, temperature=temperature, seed=seed,
         limits=Limits(max_tokens=max_tokens, max_calls=max_calls, max_call_tokens=max_call_tokens),
         training=list(islice(mixture(seed=seed + 5), training)), batch_size=batch_size, suffix=suffixes.pop(),
     )  # fmt: skip

@@ -41,6 +41,20 @@ def evaluated(tmp_path_factory):
     return out, run(out, ["student", "relay:student=relay+warm", "teacher", "router:p=0.5"])
 
 
+def test_another_untrained_student_is_that_of_all_methods_that_name_none(tmp_path):
+    methods = ["student", "plan", "teacher", "relay"]
+    table = run(tmp_path / "a", methods, 2, student="warm")
+    traces = {m: list(read_traces(tmp_path / "a" / "traces" / "0" / f"{m}.jsonl")) for m in methods}
+    assert {m: {t.student for t in found} for m, found in traces.items()} == {
+        "student": {"warm"}, "plan": {"warm"}, "teacher": {"warm"}, "relay": {"relay"}
+    }  # fmt: skip
+    named = run(tmp_path / "b", ["student:student=warm"], 2)
+    same = ["id", "correct", "tokens"]
+    assert table.loc[table["method"] == "student", same].reset_index(drop=True).equals(named[same])
+    with pytest.raises(ValueError, match="other student"):
+        run(tmp_path / "a", methods, 2)
+
+
 @given(st.integers(1, 40), st.data())
 def test_pass_at_k_is_the_share_of_subsets_with_a_right_answer(n, data):
     c, k = data.draw(st.integers(0, n)), data.draw(st.integers(1, n))

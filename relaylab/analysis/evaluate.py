@@ -32,6 +32,7 @@ def evaluate(
     problems: Sequence[Problem],
     out: str | Path,
     *,
+    student: str = "student",
     teacher: str | Teacher = "teacher",
     limits: Limits | None = None,
     samples: int = 1,
@@ -47,10 +48,10 @@ def evaluate(
     """Decode ``problems`` with every method, ``samples`` times each; the table, which is also in ``out/table.csv``.
 
     methods: texts of ``baselines.method``. A student option may name several, ``relay:student=a+b+c``: the same method
-    by several students, say one a training seed; their rows share the method's label. samples: with a temperature, of
-    avg@k and pass@k; sample j has the seed ``seed + j``. training: problems for what a baseline learns (citer). suffix:
-    put behind each question. bench: makes a ``Bench``, say of a kind that reads traces made elsewhere. Further options
-    (device, dtype) are for local models.
+    by several students, say one a training seed; their rows share the method's label. student: the untrained one, of
+    all methods that name no other. samples: with a temperature, of avg@k and pass@k; sample j has the seed ``seed +
+    j``. training: problems for what a baseline learns (citer). suffix: put behind each question. bench: makes a
+    ``Bench``, say of a kind that reads traces made elsewhere. Further options (device, dtype) are for local models.
 
     The same call goes on where an interrupted one stopped, and repeats nothing; more methods may be added to a folder.
     Raises ValueError where ``out`` holds an evaluation on other terms, for an unknown method, and for several samples
@@ -63,8 +64,9 @@ def evaluate(
     asked = [replace(p, question=p.prompt(suffix)) for p in problems]
     named = teacher if isinstance(teacher, str) else teacher.name
     terms = {"teacher": named, "limits": asdict(limits), "samples": samples, "temperature": temperature, "seed": seed}
-    _check_terms(out, terms | {"suffix": suffix, "problems": [p.id for p in problems]})
-    models = Models(teacher, training, limits.max_tokens, options)
+    other = {"student": student} if student != "student" else {}
+    _check_terms(out, terms | other | {"suffix": suffix, "problems": [p.id for p in problems]})
+    models = Models(teacher, training, limits.max_tokens, options, untrained=student)
     rows = []
     for j in range(samples):
         folder = out / "traces" / str(seed + j)

@@ -46,12 +46,16 @@ from relaylab.trace import TEACHER, Trace, TraceWriter, read_traces
 
 @dataclass(eq=False)
 class Models:
-    """The models of a comparison, each loaded once, and what is trained for a baseline."""
+    """The models of a comparison, each loaded once, and what is trained for a baseline.
+
+    ``untrained`` is who answers as ``student``, the student of all methods that need no training.
+    """
 
     teacher_name: str | Teacher = "teacher"
     training: Sequence[Problem] = ()  # problems that a token router may learn from
     max_tokens: int = 512
     options: dict[str, Any] = field(default_factory=dict)  # device and dtype of local models
+    untrained: str = "student"
     _engines: dict[str, Engine] = field(default_factory=dict, repr=False)
     _teachers: dict[str, Teacher] = field(default_factory=dict, repr=False)
     _routers: dict[str, TokenRouter] = field(default_factory=dict, repr=False)
@@ -69,7 +73,7 @@ class Models:
 
     def engine(self, name: str) -> Engine:
         if name not in self._engines:
-            self._engines[name] = load_engine(name, **self.options)
+            self._engines[name] = load_engine(self.untrained if name == "student" else name, **self.options)
         return self._engines[name]
 
     def router(self, student: str) -> TokenRouter:
