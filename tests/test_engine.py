@@ -377,6 +377,43 @@ def test_the_flat_pass_through_torchs_attention(dtype, monkeypatch):
             engine.extend(row, more)
 
 
+def test_positions_are_right_after_the_caches_have_grown_and_shrunk():
+    """The flat pass looks its angles up in a table as long as the caches."""
+    engine = make(max_position_embeddings=600)
+    row = engine.open(ids(5))
+    engine.forward([row])
+    before = engine._columns
+    engine.extend(row, ids(500, 3))
+    engine.forward([row])
+    assert engine._columns > before
+    engine.extend(row, [7])
+    assert close_to(engine.forward([row])[0], fresh(engine, row.ids))
+    engine.close(row)
+    short = engine.open(ids(9, 2))
+    assert close_to(engine.forward([short])[0], fresh(engine, short.ids))
+    assert engine._columns < 500
+
+
+def test_angles_that_depend_on_the_length_are_asked_of_the_model():
+    rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
+    engine = make(rope_parameters=rope)
+    assert not engine._flat
+    row = engine.open(ids(20))
+    assert close_to(engine.forward([row])[0], fresh(engine, row.ids))
+
+
+@pytest.mark.parametrize("shape", [(3, 1, 48), (2, 5, 4, 16), (1, 1, 1), (40, 30, 64)])
+@pytest.mark.parametrize("eps", [1e-6, 0.5])
+def test_the_small_norm_is_torchs(shape, eps):
+    torch.manual_seed(0)
+    x, weight = torch.randn(shape) * 3, torch.randn(shape[-1])
+    x[0] = 0  # whose root is that of eps alone
+    expected = torch.nn.functional.rms_norm(x, weight.shape, weight, eps)
+    assert torch.allclose(kernels.rms_norm(x, weight, eps), expected, rtol=1e-5, atol=1e-6)
+    half = kernels.rms_norm(x.bfloat16(), weight.bfloat16(), eps)
+    assert half.dtype == torch.bfloat16
+
+
 def test_what_the_flat_pass_would_run_wrong_runs_by_the_models_own_code():
     class Llama(LlamaForCausalLM):
         """A model of a known name that computes something else."""

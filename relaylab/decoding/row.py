@@ -106,9 +106,9 @@ class RelayRow:
     def may_force(self) -> bool:
         """Whether a policy may write a call here: not where the caps leave nothing, not inside a call that the student
         is writing itself, and not directly behind a call that got no answer, which would be asked for ever."""
-        calls = self.closed_calls
-        unanswered = bool(calls) and calls[-1].status != "answered" and self.since_call == 0
-        return self._allowance() > 0 and not unanswered and not self._turn.in_call
+        if self._turn.in_call or not self._allowance():
+            return False
+        return self.since_call > 0 or not (calls := self.closed_calls) or calls[-1].status == "answered"
 
     # What is written --------------------------------------------------------------------------------------------------
 
@@ -168,13 +168,14 @@ class RelayRow:
 
     def _allowance(self) -> int:
         """The most tokens that the caps leave for a call; 0 where it would be refused."""
-        limits = self.limits
+        limits, left = self.limits, self.room
         if limits.max_calls is not None and sum(c.status == "answered" for c in self.calls) >= limits.max_calls:
             return 0
-        budget = None
+        if limits.max_call_tokens is not None:
+            left = min(left, limits.max_call_tokens)
         if limits.max_teacher_tokens is not None:
-            budget = limits.max_teacher_tokens - self.source.count(TEACHER)
-        return max(0, min(c for c in (self.room, limits.max_call_tokens, budget) if c is not None))
+            left = min(left, limits.max_teacher_tokens - self.source.count(TEACHER))
+        return max(0, left)
 
     def _grant(self, call: Call) -> None:
         """What the caps leave of a request; nothing, or a call that waits already, refuses it: one token can close two

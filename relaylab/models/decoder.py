@@ -12,17 +12,19 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from relaylab.models.front_cache import FrontCache
-from relaylab.models.kernels import attend
+from relaylab.models.kernels import attend, rms_norm
 
 FLAT = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+ROTARY = ("default", "linear", "llama3", "yarn")  # where an angle is a function of the position alone
 
 
 def is_flat(model: PreTrainedModel) -> bool:
-    """Whether ``logits`` may compute this model: its class is known, and it lies on one device.
+    """Whether ``logits`` may compute this model: its class and its positions are known, and it lies on one device.
 
     accelerate moves weights between devices in wrappers around each module's ``forward``.
     """
-    return type(model).__name__ in FLAT and not any(hasattr(m, "_hf_hook") for m in model.modules())
+    known = type(model).__name__ in FLAT and model.model.rotary_emb.rope_type in ROTARY
+    return known and not any(hasattr(m, "_hf_hook") for m in model.modules())
 
 
 def check_attention(model: PreTrainedModel, config: PreTrainedConfig) -> None:
@@ -50,9 +52,7 @@ def logits(model: PreTrainedModel, ids: Tensor, places: Tensor, mask: Tensor, ca
     """
     body = model.model
     x = body.embed_tokens(ids)
-    cos, sin = (p[:, :, None] for p in body.rotary_emb(x, places))  # (B, T, 1, D)
-    half = cos.shape[-1] // 2
-    sin = torch.cat([-sin[..., :half], sin[..., half:]], -1)
+    cos, sin = _angles(body, x, places, cache)
     heads, size = model.config.num_attention_heads, cos.shape[-1]
     if ids.shape[1] > 1:
         mask = mask.repeat(1, 1, heads // cache.keys[0].shape[1], 1)
@@ -61,6 +61,19 @@ def logits(model: PreTrainedModel, ids: Tensor, places: Tensor, mask: Tensor, ca
         y, mlp = _norm(layer.post_attention_layernorm, x), layer.mlp
         x = x + mlp.down_proj(mlp.act_fn(mlp.gate_proj(y)) * mlp.up_proj(y))
     return model.lm_head(_norm(body.norm, x[:, -keep:]))
+
+
+def _angles(body: nn.Module, x: Tensor, places: Tensor, cache: FrontCache) -> list[Tensor]:
+    """Cosines and sines (B, T, 1, D) of places (B, T), the first half of the sines negated.
+
+    Looked up: the model's own module takes a dozen operations. The table grows with the caches.
+    """
+    columns, table = cache.keys[0].shape[2], cache.angles
+    if not table or len(table[0]) != columns or table[0].dtype != x.dtype:
+        cos, sin = (p[0, :, None] for p in body.rotary_emb(x, torch.arange(columns, device=x.device)[None]))
+        half = cos.shape[-1] // 2
+        table = cache.angles = [cos, torch.cat([-sin[..., :half], sin[..., half:]], -1)]
+    return [angles[places] for angles in table]
 
 
 def _attention(
@@ -78,5 +91,4 @@ def _attention(
 
 
 def _norm(norm: nn.Module, x: Tensor) -> Tensor:
-    out = nn.functional.rms_norm(x, norm.weight.shape, norm.weight, norm.variance_epsilon)
-    return out.to(x.dtype)  # which autocast makes float32
+    return rms_norm(x, norm.weight, norm.variance_epsilon).to(x.dtype)  # which autocast makes float32

@@ -8,11 +8,15 @@ from transformers import Cache
 
 
 class FrontCache(Cache):
-    """What the model sees as its cache during one forward pass: the rows in the first slots, written in place."""
+    """What the model sees as its cache during one forward pass: the rows in the first slots, written in place.
+
+    ``angles`` is room for the flat pass to keep its rotary positions, one a column (``decoder.py``).
+    """
 
     def __init__(self, keys: list[Tensor], values: list[Tensor]):
         super().__init__(layers=[])
         self.keys, self.values = keys, values
+        self.angles: list[Tensor] = []
 
     def aim(self, columns: Tensor, length: int) -> None:
         """columns (B, T): where each token of the chunk goes; attention reads the first ``length`` columns."""

@@ -6,6 +6,7 @@ batch, and a fork that changes one thing meets the same luck in all the rest (co
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -22,8 +23,12 @@ class Uniforms:
     """
 
     def __init__(self, seed: int, *, stream: int = 0):
-        self._generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, stream])))
-        self._drawn = np.empty(0)
+        self._seed, self._drawn = [seed, stream], np.empty(0)
+
+    @functools.cached_property
+    def _generator(self) -> np.random.Generator:
+        """Made when it is first asked: greedy rows never do."""
+        return np.random.Generator(np.random.Philox(np.random.SeedSequence(self._seed)))
 
     def __getitem__(self, position: int) -> float:
         while position >= len(self._drawn):
