@@ -20,7 +20,7 @@ from relaylab.analysis.statistics import columns, interval
 class Names:
     """The labels of the systems in the table. ``relay`` and ``free`` are the full method with and without its teacher;
     ``weak`` is the relay with the weakest teacher (the untouched student), ``small`` and ``strong`` with a smaller and
-    a larger one than in its training. ``transfer`` and ``transfer_grpo`` were trained without the suites ``unseen``."""
+    a larger one than in its training. GRPO of ``transfer`` and ``transfer_grpo`` never saw the suites ``unseen``."""
 
     base: str = "student"
     teacher: str = "teacher"
