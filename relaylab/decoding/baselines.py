@@ -46,16 +46,13 @@ from relaylab.trace import TEACHER, Trace, TraceWriter, read_traces
 
 @dataclass(eq=False)
 class Models:
-    """The models of a comparison, each loaded once, and what is trained for a baseline.
-
-    ``untrained`` is who answers as ``student``, the student of all methods that need no training.
-    """
+    """The models of a comparison, each loaded once, and what is trained for a baseline."""
 
     teacher_name: str | Teacher = "teacher"
     training: Sequence[Problem] = ()  # problems that a token router may learn from
     max_tokens: int = 512
     options: dict[str, Any] = field(default_factory=dict)  # device and dtype of local models
-    untrained: str = "student"
+    untrained: str = "student"  # who answers as ``student``, that of all methods without training
     _engines: dict[str, Engine] = field(default_factory=dict, repr=False)
     _teachers: dict[str, Teacher] = field(default_factory=dict, repr=False)
     _routers: dict[str, TokenRouter] = field(default_factory=dict, repr=False)
