@@ -402,18 +402,6 @@ def test_angles_that_depend_on_the_length_are_asked_of_the_model():
     assert close_to(engine.forward([row])[0], fresh(engine, row.ids))
 
 
-@pytest.mark.parametrize("shape", [(3, 1, 48), (2, 5, 4, 16), (1, 1, 1), (40, 30, 64)])
-@pytest.mark.parametrize("eps", [1e-6, 0.5])
-def test_the_small_norm_is_torchs(shape, eps):
-    torch.manual_seed(0)
-    x, weight = torch.randn(shape) * 3, torch.randn(shape[-1])
-    x[0] = 0  # whose root is that of eps alone
-    expected = torch.nn.functional.rms_norm(x, weight.shape, weight, eps)
-    assert torch.allclose(kernels.rms_norm(x, weight, eps), expected, rtol=1e-5, atol=1e-6)
-    half = kernels.rms_norm(x.bfloat16(), weight.bfloat16(), eps)
-    assert half.dtype == torch.bfloat16
-
-
 def test_what_the_flat_pass_would_run_wrong_runs_by_the_models_own_code():
     class Llama(LlamaForCausalLM):
         """A model of a known name that computes something else."""

@@ -63,9 +63,15 @@ def evaluate(
     chosen = [variants(text) for text in methods]  # before anything is written: an unknown method ends here
     asked = [replace(p, question=p.prompt(suffix)) for p in problems]
     named = teacher if isinstance(teacher, str) else teacher.name
-    terms = {"teacher": named, "limits": asdict(limits), "samples": samples, "temperature": temperature, "seed": seed}
-    other = {"student": student} if student != "student" else {}
-    _check_terms(out, terms | other | {"suffix": suffix, "problems": [p.id for p in problems]})
+    terms = {
+        "student": student,
+        "teacher": named,
+        "limits": asdict(limits),
+        "samples": samples,
+        "temperature": temperature,
+        "seed": seed,
+    }
+    _check_terms(out, terms | {"suffix": suffix, "problems": [p.id for p in problems]})
     models = Models(teacher, training, limits.max_tokens, options, untrained=student)
     rows = []
     for j in range(samples):

@@ -1,11 +1,10 @@
 """Where the engine computes otherwise than torch and transformers do, to the same sums: attention over grouped heads,
-and, on a CPU, norms and linear layers over a few tokens. The model itself is not changed; all this holds during a
-forward pass of the engine alone.
+and linear layers over a few tokens on a CPU. The model itself is not changed; both hold during a forward pass of the
+engine alone.
 """
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import torch
@@ -48,25 +47,6 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float
     query, key, value = (x.reshape(batch * heads, -1, size) for x in (query, key, value))
     scores = torch.baddbmm(mask, query, key.transpose(1, 2), alpha=size**-0.5 if scale is None else scale)
     return torch.bmm(scores.softmax(-1), value).view(batch, heads, count, size)
-
-
-_NORMED = 2**15  # numbers up to which the norm's own operations are what takes its time
-
-
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x (..., D) over the root of its mean square, times weight (D,).
-
-    Small ones on a CPU in five operations, of which one reads and squares: torch composes its own of seven.
-    """
-    if x.device.type != "cpu" or x.dtype != torch.float32 or x.numel() > _NORMED:
-        return nn.functional.rms_norm(x, weight.shape, weight, eps)
-    size = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return x * torch.addcmul(_number(eps), size, size, value=1 / x.shape[-1]).rsqrt_() * weight
-
-
-@functools.cache
-def _number(value: float) -> Tensor:
-    return torch.tensor(value)
 
 
 ATTENTION = "relaylab_grouped"
