@@ -1,4 +1,4 @@
-"""The forward pass of a Llama-like decoder, flat: what transformers' own modules sum, in three fifths of the operations.
+"""The forward pass of a Llama-like decoder, flat: what transformers' own modules sum, in fewer operations (128 of 211).
 
 A pass over a few tokens takes the time of calling operations, not of computing them: on a CPU with a small model, on a
 GPU with any. The weights stay where they are. Linear layers are called as modules, so that adapters, biases and
