@@ -78,6 +78,9 @@ def evaluate(
     max_calls: Annotated[int | None, typer.Option(min=0, help="Answered calls of a trained student.")] = None,
     max_call_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens that such a call may be granted.")] = None,
     training: Annotated[int, typer.Option(min=0, help="Training problems for what a baseline learns (citer).")] = 300,
+    training_benchmark: Annotated[
+        str | None, typer.Option(help="Whose problems these are: 'gsm8k_train'. Otherwise the embedded suites'.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows decoded at a time.")] = 64,
     seed: Annotated[int, typer.Option(min=0, help="Of answers, coins and drawn subsets.")] = 0,
     server: Server = None,
@@ -105,6 +108,12 @@ def evaluate(
     if len(suffixes) > 1:
         raise ValueError(f"{', '.join(named)} put their questions differently; evaluate them in folders of their own")
     problems = [p for name in named for p in load_benchmark(name, path=data, limit=limit, seed=seed)]
+    if training_benchmark is None:
+        learned = list(islice(mixture(seed=seed + 5), training))
+    elif _benchmark(training_benchmark).training:
+        learned = load_benchmark(training_benchmark, path=data, limit=training, seed=seed)
+    else:
+        raise ValueError(f"{training_benchmark} is for testing; --training-benchmark takes gsm8k_train or dapo17k")
     if tokenizer and not server:
         raise ValueError("--tokenizer is for --server; a teacher in this process brings its own")
     table = evaluated(
@@ -112,7 +121,7 @@ def evaluate(
         spread_over(engine, workers, shards, address, threads, gpus),
         student=student, samples=samples, temperature=temperature, seed=seed,
         limits=Limits(max_tokens=max_tokens, max_calls=max_calls, max_call_tokens=max_call_tokens),
-        training=list(islice(mixture(seed=seed + 5), training)), batch_size=batch_size, suffix=suffixes.pop(),
+        training=learned, batch_size=batch_size, suffix=suffixes.pop(),
     )  # fmt: skip
     shown = Table()
     for column in ("method", "correct", "95 % interval", "teacher tokens", "calls a response", "gap recovered"):

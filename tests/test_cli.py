@@ -320,8 +320,18 @@ def test_evaluate_takes_benchmarks_from_files_and_says_what_it_misses(relaylab, 
         (["--suites", "savings", "--methods", "magic"], "no method 'magic'"),
         (["--benchmarks", "nothing"], "unknown benchmark 'nothing'"),
         (["--benchmarks", "gsm8k savings"], "put their questions differently"),
+        (["--suites", "savings", "--training-benchmark", "gsm8k"], "gsm8k is for testing"),
     ):
         done = relaylab("evaluate", *wrong, "--out", tmp_path / "b")
         assert done.code == 2
         assert told in done.err
     assert "holds no evaluation" in relaylab("report", tmp_path / "b").err
+
+
+def test_a_token_router_learns_from_the_benchmark_s_own_training_problems(relaylab, tmp_path):
+    (tmp_path / "gsm8k.jsonl").write_text('{"question": "What is 2+3?", "answer": "2+3=5\\n#### 5"}\n')
+    beyond = [{"question": f"What is {i}^9?", "answer": f"#### {i**9}"} for i in (12, 13)]
+    (tmp_path / "gsm8k_train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in beyond))
+    asked = ["--benchmarks", "gsm8k", "--data", tmp_path, "--max-tokens", 12, "--methods", "citer"]
+    done = relaylab("evaluate", *asked, "--training-benchmark", "gsm8k_train", "--out", tmp_path / "a")
+    assert "solves none of the 2 problems" in done.err  # those of the file, not 300 embedded ones

@@ -18,6 +18,7 @@ from scipy.special import comb
 from relaylab.analysis.evaluate import evaluate, variants
 from relaylab.analysis.statistics import columns, gap_recovered, mean, paired, pass_at_k, share, summary
 from relaylab.analysis.table import read_table
+from relaylab.decoding.baselines import Bench
 from relaylab.decoding.row import Limits
 from relaylab.tasks.suites import problems
 from relaylab.trace import read_traces
@@ -53,6 +54,18 @@ def test_another_untrained_student_is_that_of_all_methods_that_name_none(tmp_pat
     assert table.loc[table["method"] == "student", same].reset_index(drop=True).equals(named[same])
     with pytest.raises(ValueError, match="other student"):
         run(tmp_path / "a", methods, 2)
+
+
+def test_a_suffix_stands_behind_training_questions_too(tmp_path):
+    seen = []
+
+    def bench(models, *args, **terms):
+        seen.extend(p.question for p in models.training)
+        return Bench(models, *args, **terms)
+
+    taught = problems("savings", 2, split="train")
+    run(tmp_path, ["student"], 1, training=taught, suffix="Box it.", bench=bench)
+    assert seen == [f"{p.question}\nBox it." for p in taught]
 
 
 @given(st.integers(1, 40), st.data())

@@ -50,7 +50,7 @@ def evaluate(
     methods: texts of ``baselines.method``. A student option may name several, ``relay:student=a+b+c``: the same method
     by several students, say one a training seed; their rows share the method's label. student: the untrained one, of
     all methods that name no other. samples: with a temperature, of avg@k and pass@k; sample j has the seed ``seed +
-    j``. training: problems for what a baseline learns (citer). suffix: put behind each question. bench: makes a
+    j``. training: problems for what a baseline learns (citer). suffix: put behind each question of both. bench: makes a
     ``Bench``, say of a kind that reads traces made elsewhere. Further options (device, dtype) are for local models.
 
     The same call goes on where an interrupted one stopped, and repeats nothing; more methods may be added to a folder.
@@ -61,7 +61,7 @@ def evaluate(
         raise ValueError(f"{samples} samples at temperature 0 are {samples} times the same; set a temperature")
     out, limits = Path(out), limits or Limits()
     chosen = [variants(text) for text in methods]  # before anything is written: an unknown method ends here
-    asked = [replace(p, question=p.prompt(suffix)) for p in problems]
+    asked, training = ([replace(p, question=p.prompt(suffix)) for p in part] for part in (problems, training))
     named = teacher if isinstance(teacher, str) else teacher.name
     terms = {
         "student": student,
