@@ -172,6 +172,7 @@ def warmup(
     temperature: Annotated[float, typer.Option(min=0, help="At which responses are sampled.")] = 1.0,
     samples: Annotated[int, typer.Option(min=1, help="Responses of each problem.")] = 1,
     keep_correct: Annotated[bool, typer.Option(help="Leave wrong responses out.")] = False,
+    sure: Annotated[float, typer.Option(min=0, max=1, help="Do not learn tokens of a smaller probability.")] = 0.0,
     exponent: Annotated[list[int] | None, typer.Option(help="n = d * 10^k: the k, several times; 0 1 2 3.")] = None,
     max_tokens: MaxTokens = 512,
     suffix: Suffix = "",
@@ -191,7 +192,7 @@ def warmup(
     done = warmup(
         student, problems_named(suite, data, limit, "train"), out, check=tests, steps=steps, batch_size=batch_size,
         learning_rate=learning_rate, full=full, seed=seed, temperature=temperature, samples=samples,
-        keep_correct=keep_correct, exponents=exponent or (0, 1, 2, 3), max_tokens=max_tokens, suffix=suffix,
+        keep_correct=keep_correct, sure=sure, exponents=exponent or (0, 1, 2, 3), max_tokens=max_tokens, suffix=suffix,
         rows_at_a_time=rows_at_a_time, gradient_checkpointing=gradient_checkpointing,
     )  # fmt: skip
     console.print(str(done), highlight=False, markup=False)

@@ -8,12 +8,15 @@ Where the defaults are not the paper's, and why:
 
 - ``counts``: half of the responses stay without a command. With one or more in every response the student learns that
   an answer *must* hold one, and GRPO then finds no group that is solved alone (docs/training.md has the numbers).
+- ``sure``: nothing but the commands is new, and yet a small student forgets much. A token that it drew by chance, say a
+  digit of a product that it cannot do, pulls hardest, and unlearns what is stored nearby. Such tokens are only read.
 - ``exponents`` are the paper's, 0 to 3. With answers of 75 tokens nearly all of those are clipped to "all the rest",
   and no number lies between 10 and 20; so the embedded student gets the ``numbers`` 4 to 24 instead (``recipes.py``).
 """
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -32,6 +35,8 @@ from relaylab.models.teachers import Continuation, NoTeacher, ScriptedTeacher
 from relaylab.tasks.suites import Problem
 from relaylab.trace import Trace
 from relaylab.training.policy import Policy, load_trainable, save_student
+
+NO_LOSS = -100  # the label of a token that is read and not learned
 
 
 def insert_calls(
@@ -70,6 +75,7 @@ def warmup_data(
     samples: int = 1,
     temperature: float = 1.0,
     keep_correct: bool = False,
+    sure: float = 0.0,
     counts: Sequence[float] = (0.5, 0.35, 0.15),
     exponents: Sequence[int] = (0, 1, 2, 3),
     numbers: Sequence[int] | None = None,
@@ -82,23 +88,39 @@ def warmup_data(
     """Pre-tokenised rows (``input_ids``, ``labels``) of the student's own responses, with commands in them.
 
     samples: responses of each problem. Those that did not end are left out; so are wrong ones with ``keep_correct``.
-    suffix: put behind each question. rows_at_a_time: responses sampled together.
-    Raises ValueError where no response is left.
+    sure: tokens of a smaller probability, at temperature 1, have the label -100: they are read and not learned. suffix:
+    put behind each question. rows_at_a_time: responses sampled together.
+    Raises ValueError where no response is left, and for a probability that is none.
     """
+    if not 0 <= sure <= 1:
+        raise ValueError(f"sure is {sure}; it must be a probability, 0 to learn every token")
     rows, traces, rng = [], list[Trace](), random.Random(seed)
     calls = dict(counts=counts, exponents=exponents, numbers=numbers)
     options = dict(temperature=temperature, max_tokens=max_tokens, batch_size=rows_at_a_time, progress=progress)
+    options["record"] = sure > 0
     for k in range(samples):
         traces += Pair(student, NoTeacher()).decode(_asked(problems, suffix), seed=seed + k, **options)
     for trace in traces:
         if trace.stop == "end" and (trace.correct or not keep_correct):
-            ids = insert_calls(trace.completion_ids, student.text.encode, rng=rng, **calls)
-            rows.append({"input_ids": trace.prompt_ids + ids, "labels": [-100] * len(trace.prompt_ids) + ids})
+            told = insert_calls(_labelled(trace, sure), lambda text: _same(student.text.encode(text)), rng=rng, **calls)
+            told = [(i, NO_LOSS) for i in trace.prompt_ids] + told
+            rows.append({"input_ids": [i for i, _ in told], "labels": [label for _, label in told]})
     if not rows:
         ended = sum(t.stop == "end" for t in traces)
         remedy = "raise max_tokens, or turn keep_correct off"
         raise ValueError(f"none of the {len(traces)} responses can be used: {ended} ended within their limit; {remedy}")
     return Dataset.from_list(rows)
+
+
+def _labelled(trace: Trace, sure: float) -> list[tuple[int, int]]:
+    """The tokens of a response, each with its label."""
+    if not sure:
+        return _same(trace.completion_ids)
+    return [(i, i if p >= math.log(sure) else NO_LOSS) for i, p in zip(trace.completion_ids, trace.logprobs or ())]
+
+
+def _same(ids: Sequence[int]) -> list[tuple[int, int]]:
+    return [(i, i) for i in ids]
 
 
 @dataclass(frozen=True, slots=True)
