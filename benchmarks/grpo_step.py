@@ -1,11 +1,14 @@
 """One GRPO step with relay rollouts against TRL's own step with plain generation of the same number of tokens.
 
-    python benchmarks/grpo_step.py --threads 2                                     # at the beginning of a training
-    python benchmarks/grpo_step.py --threads 2 --student relay-short --cap 8       # at its end
+    B="python benchmarks/grpo_step.py --threads 2"
+    $B                                                                    # any calls, at the beginning of a training
+    $B --student warm-sure --settings embedded/relay-once --stage 0       # the first step of that training
+    $B --student relay-once --settings embedded/relay-once                # and its last
 
-16 prompts x 8 rollouts of exactly 128 completion tokens in both (nobody may stop early), LoRA on the student,
-the teacher in the same process; beta 0.01, so both compute the reference too. The two are measured in turn, each time
-in a new trainer whose first step is not counted. Seconds are TRL's own ``step_time``.
+16 prompts x 8 rollouts of exactly 128 completion tokens in both (nobody may stop early), LoRA on the student, the
+teacher in the same process; beta 0.01, so both compute the reference too. With ``--settings`` rollouts have the limits
+of a stage of that training. The two are measured in turn, each time in a new trainer whose first step is not counted.
+Seconds are TRL's own ``step_time``.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from relaylab.decoding.row import Limits
 from relaylab.tasks.suites import SUITES, problems
 from relaylab.training import grpo as module
 from relaylab.training.policy import Policy, load_trainable
+from relaylab.training.run import read_config
 
 PROMPTS, GROUP, TOKENS = 16, 8, 128
 
@@ -40,7 +44,16 @@ class Endless(Policy):
         self.engine.end_ids = frozenset()
 
 
-def relay_step(student: str, cap: int | None, steps: int) -> tuple[list[float], float]:
+def limits_of(settings: str | None, stage: int) -> Limits:
+    """Those of a stage of a training, but for the length of an answer."""
+    if settings is None:
+        return Limits(max_tokens=TOKENS)
+    config = read_config(settings)
+    chosen = [*config.get("lead", []), config["limits"]][stage]
+    return Limits(**{k: v for k, v in chosen.items() if k != "steps"} | {"max_tokens": TOKENS})
+
+
+def relay_step(student: str, limits: Limits, steps: int) -> tuple[list[float], float]:
     """Seconds of each counted step, and the mean of teacher tokens a rollout."""
     seen: list[dict[str, float]] = []
     module.Policy = Endless
@@ -50,7 +63,7 @@ def relay_step(student: str, cap: int | None, steps: int) -> tuple[list[float], 
     with tempfile.TemporaryDirectory() as out:
         module.grpo(
             student, [teacher], chosen, out, steps=steps + 1, prompts=PROMPTS, group=GROUP, learning_rate=1e-6,
-            limits=Limits(max_tokens=TOKENS, max_call_tokens=cap), keep_rollouts=0, watch=seen.append, progress=False,
+            limits=limits, keep_rollouts=0, watch=seen.append, progress=False,
         )  # fmt: skip
     assert all(line["tokens"] == TOKENS for line in seen)
     return [line["step_time"] for line in seen[1:]], sum(x["call_ratio"] for x in seen) / len(seen) * TOKENS
@@ -88,7 +101,8 @@ def plain_step(student: str, steps: int) -> list[float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--student", default="warm")
-    parser.add_argument("--cap", type=int, help="most tokens a call")
+    parser.add_argument("--settings", help="of a training, whose limits hold")
+    parser.add_argument("--stage", type=int, default=-1, help="of that training; -1 is its last")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=3, help="counted steps of each in a round")
@@ -97,7 +111,7 @@ def main() -> None:
     logging.set_verbosity_error()
     pairs, written = [], []
     for _ in range(args.rounds):
-        ours, teacher = relay_step(args.student, args.cap, args.steps)
+        ours, teacher = relay_step(args.student, limits_of(args.settings, args.stage), args.steps)
         pairs.append((median(ours), median(plain_step(args.student, args.steps))))
         written.append(teacher)
     ratios = sorted(a / b for a, b in pairs)

@@ -25,8 +25,11 @@ WARMUP = dict(
     problems=6000, data_seed=3, temperature=0.7, keep_correct=True, numbers=list(range(4, 25)),
     steps=700, learning_rate=6e-3, seed=0,
 )  # fmt: skip
+# Why sure: without it the warm-up costs the student most of the products that it knew, sums of large numbers behind
+# them, and the reading of a number that stands behind a tag (docs/training.md). Responses can then be wrong ones too.
+SURE = WARMUP | dict(problems=24000, keep_correct=False, sure=0.5, steps=2000)
 SIX = ("savings", "shopping", "bakery", "tiles", "depot", "galaxy")  # of each level some, and no quotients
-WARMUPS = {"warm": WARMUP, "warm-six": WARMUP | {"suites": list(SIX)}}
+WARMUPS = {"warm": WARMUP, "warm-sure": SURE, "warm-six": WARMUP | {"suites": list(SIX)}}
 CONFIGS = Path(__file__).parent / "configs" / "embedded"
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 

@@ -1,0 +1,67 @@
+"""What a warm-up leaves of what a student could do: probabilities of the right tokens in worked solutions.
+
+    python benchmarks/warmup.py student warm warm-sure
+
+At temperature 1, over test problems of the embedded suites, the solution given up to each token (nothing is decoded).
+*easy*: the digits of the result of a step that the untouched student does well. *product*, *quotient*: those of the
+hard steps. *behind*: all that follows the line of a hard product, the product being right; *behind a call*: the same
+with ``<call>8</call>`` in front of the product, as if a teacher had written it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections import defaultdict
+from collections.abc import Iterator
+from statistics import fmean
+
+from relaylab.command import format_call
+from relaylab.models.engine import Engine
+from relaylab.models.zoo import load_engine
+from relaylab.tasks.suites import SUITES, Problem, problems
+
+HARD = {"product_2x2": "product", "quotient_4x2": "quotient"}
+COLUMNS = ("easy", "product", "quotient", "behind", "behind a call")
+
+
+def probability(engine: Engine, question: str, given: str, wanted: str) -> float:
+    """Of the text ``wanted`` behind the prompt and ``given``."""
+    ids, rest = engine.prompt_ids([{"role": "user", "content": question}]), engine.text.encode(wanted)
+    row = engine.open(ids + engine.text.encode(given) + rest[:-1])
+    logp = engine.forward([row], positions=len(rest))[0].float().log_softmax(-1)
+    engine.close(row)
+    return math.exp(sum(logp[i, token].item() for i, token in enumerate(rest)))
+
+
+def measured(engine: Engine, problem: Problem) -> Iterator[tuple[str, float]]:
+    given, left = "", problem.solution
+    for step in problem.steps:
+        asked, digits = f"{step.expression}=", str(step.result)
+        before, left = left.split(asked, 1)
+        given, left = given + before + asked, left.removeprefix(digits)
+        yield HARD.get(step.kind, "easy"), probability(engine, problem.question, given, digits)
+        if step.kind == "product_2x2":
+            yield "behind", probability(engine, problem.question, given + digits, left)
+            called = given + format_call(8) + digits
+            yield "behind a call", probability(engine, problem.question, called, left)
+        given += digits
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("students", nargs="+", help="names or folders")
+    parser.add_argument("--count", type=int, default=50, help="test problems a suite")
+    args = parser.parse_args()
+    chosen = [p for s in SUITES if s != "galaxy" for p in problems(s, args.count)]
+    print("| student |", " | ".join(f"{c} %" for c in COLUMNS), "|\n" + "|---" * (len(COLUMNS) + 1) + "|")
+    for name in args.students:
+        engine, found = load_engine(name), defaultdict(list)
+        for problem in chosen:
+            for what, value in measured(engine, problem):
+                found[what].append(value)
+        print(f"| {name} |", " | ".join(f"{100 * fmean(found[c]):.1f}" for c in COLUMNS), "|")
+
+
+if __name__ == "__main__":
+    main()
