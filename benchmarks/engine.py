@@ -126,6 +126,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=96)
     parser.add_argument("--prompts", type=int, nargs="*", default=[64, 256, 1024])
+    parser.add_argument("--relay-batch", type=int, help="rows of the relay; at most 16 where it is not given")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     args = parser.parse_args()
@@ -140,7 +141,8 @@ def main() -> None:
         "device": str(engines[0].device),
         "plain": plain(engines[0], args.batch, args.tokens, args.rounds),
     }
-    results["relay"] = [with_calls(*engines, min(args.batch, 16), p, args.rounds) for p in args.prompts]
+    rows = args.relay_batch or min(args.batch, 16)
+    results["relay"] = [with_calls(*engines, rows, p, args.rounds) for p in args.prompts]
     print(json.dumps(results, indent=1))
 
 

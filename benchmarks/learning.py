@@ -42,10 +42,11 @@ def main() -> None:
     parser.add_argument("--teacher", default="teacher")
     parser.add_argument("--suites", nargs="+", default=list(SUITES))
     parser.add_argument("--count", type=int, default=100, help="test problems a suite")
+    parser.add_argument("--start", type=int, default=0, help="of a suite: the number of its first problem")
     parser.add_argument("--settings", default="embedded/relay", help="of the training; its limits hold here too")
     parser.add_argument("--out", type=Path, default=Path("runs/learning"))
     args = parser.parse_args()
-    chosen: list[Problem] = [p for s in args.suites for p in problems(s, args.count)]
+    chosen: list[Problem] = [p for s in args.suites for p in problems(s, args.count, start=args.start)]
     teacher, limits = load_teacher(args.teacher), Limits(**read_config(args.settings)["limits"])
 
     def decode(name: str, pair: Pair) -> list[Trace]:
