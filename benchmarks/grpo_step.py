@@ -107,6 +107,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=3, help="counted steps of each in a round")
     args = parser.parse_args()
+    if args.stage != -1 and args.settings is None:
+        parser.error("--stage is one of a training; name its --settings")
     torch.set_num_threads(args.threads)
     logging.set_verbosity_error()
     pairs, written = [], []

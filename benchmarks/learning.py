@@ -44,8 +44,9 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=100, help="test problems a suite")
     parser.add_argument("--start", type=int, default=0, help="of a suite: the number of its first problem")
     parser.add_argument("--settings", default="embedded/relay", help="of the training; its limits hold here too")
-    parser.add_argument("--out", type=Path, default=Path("runs/learning"))
+    parser.add_argument("--out", type=Path, help="traces; runs/learning and the name of the settings")
     args = parser.parse_args()
+    args.out = args.out or Path("runs/learning", args.settings.replace("/", "-"))
     chosen: list[Problem] = [p for s in args.suites for p in problems(s, args.count, start=args.start)]
     teacher, limits = load_teacher(args.teacher), Limits(**read_config(args.settings)["limits"])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -12,6 +12,9 @@ from rich.table import Table
 from relaylab.sweep.command import EngineName
 from relaylab.sweep.shards import Address, Asked, EngineOption, Gpus, Server, Shards, Threads, Workers, spread_over
 from relaylab.viz.view import visible
+
+if TYPE_CHECKING:
+    from relaylab.tasks.suites import Problem
 
 console = Console()
 
@@ -93,13 +96,11 @@ def evaluate(
     gpus: Gpus = 0.0,
 ) -> None:
     """Every method on the same problems: traces, a table and a summary; resumes where it stopped."""
-    from itertools import islice
-
     from relaylab.analysis.statistics import summary
     from relaylab.decoding.row import Limits
     from relaylab.sweep.large_evaluation import evaluated
     from relaylab.tasks.benchmarks import load_benchmark
-    from relaylab.tasks.suites import SUITES, mixture
+    from relaylab.tasks.suites import SUITES
 
     if bool(suites) == bool(benchmarks):
         raise ValueError("name either --suites or --benchmarks")
@@ -108,12 +109,7 @@ def evaluate(
     if len(suffixes) > 1:
         raise ValueError(f"{', '.join(named)} put their questions differently; evaluate them in folders of their own")
     problems = [p for name in named for p in load_benchmark(name, path=data, limit=limit, seed=seed)]
-    if training_benchmark is None:
-        learned = list(islice(mixture(seed=seed + 5), training))
-    elif _benchmark(training_benchmark).training:
-        learned = load_benchmark(training_benchmark, path=data, limit=training, seed=seed)
-    else:
-        raise ValueError(f"{training_benchmark} is for testing; --training-benchmark takes gsm8k_train or dapo17k")
+    learned = _learned_from(training_benchmark, data, training, seed)
     if tokenizer and not server:
         raise ValueError("--tokenizer is for --server; a teacher in this process brings its own")
     table = evaluated(
@@ -139,6 +135,22 @@ def evaluate(
     console.print(
         f"{len(table)} rows in {out / 'table.csv'}; next: relaylab report {out}", highlight=False, markup=False
     )
+
+
+def _learned_from(name: str | None, data: Path | None, count: int, seed: int) -> list[Problem]:
+    """Training problems: those of a benchmark, or the embedded suites'."""
+    from itertools import islice
+
+    from relaylab.tasks.benchmarks import load_benchmark
+    from relaylab.tasks.suites import mixture
+
+    if name is None or not count:
+        return list(islice(mixture(seed=seed + 5), count))
+    if not _benchmark(name).training:
+        raise ValueError(f"{name} is for testing; --training-benchmark takes gsm8k_train or dapo17k")
+    if data is not None and not data.is_dir():
+        raise ValueError(f"{data} would be read for testing and for training; --data must be a folder with both files")
+    return load_benchmark(name, path=data, limit=count, seed=seed)
 
 
 def report(folder: Annotated[Path, typer.Argument(help="Of an evaluation.")]) -> None:

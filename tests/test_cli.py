@@ -335,3 +335,6 @@ def test_a_token_router_learns_from_the_benchmark_s_own_training_problems(relayl
     asked = ["--benchmarks", "gsm8k", "--data", tmp_path, "--max-tokens", 12, "--methods", "citer"]
     done = relaylab("evaluate", *asked, "--training-benchmark", "gsm8k_train", "--out", tmp_path / "a")
     assert "solves none of the 2 problems" in done.err  # those of the file, not 300 embedded ones
+    asked = ["--benchmarks", "gsm8k", "--data", tmp_path / "gsm8k.jsonl", "--methods", "student"]
+    done = relaylab("evaluate", *asked, "--training-benchmark", "gsm8k_train", "--out", tmp_path / "b")
+    assert "read for testing and for training" in done.err

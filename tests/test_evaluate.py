@@ -68,6 +68,13 @@ def test_a_suffix_stands_behind_training_questions_too(tmp_path):
     assert seen == [f"{p.question}\nBox it." for p in taught]
 
 
+def test_what_a_baseline_learned_from_belongs_to_the_terms(tmp_path):
+    run(tmp_path, ["student"], 1)
+    run(tmp_path, ["student"], 1, training=problems("savings", 2, split="train"))  # nothing had learned before
+    with pytest.raises(ValueError, match="other training"):
+        run(tmp_path, ["student"], 1, training=problems("savings", 3, split="train"))
+
+
 @given(st.integers(1, 40), st.data())
 def test_pass_at_k_is_the_share_of_subsets_with_a_right_answer(n, data):
     c, k = data.draw(st.integers(0, n)), data.draw(st.integers(1, n))

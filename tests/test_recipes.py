@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from relaylab.models.zoo import embedded, load_engine
-from relaylab.training import recipes
+from relaylab.training import recipes, run
 from relaylab.training.recipes import make
 from relaylab.training.recipes import recipes as names
 
@@ -27,6 +27,13 @@ def test_the_embedded_students_say_what_made_them():
         record = json.loads((path / "training.json").read_text())
         assert {"recipe", "seconds", "device"} <= set(record), name
         assert "seed" in record["recipe"], name
+
+
+def test_a_recipe_that_is_cut_short_keeps_the_first_of_its_stages():
+    lead = run.read_config("embedded/relay-once")["lead"]
+    assert recipes._shortened("relay-once", 50) == {"steps": 50, "lead": [lead[0], lead[1] | {"steps": 10}]}
+    assert recipes._shortened("relay-once", 200) == {"steps": 200, "lead": lead}
+    assert recipes._shortened("relay", 3) == {"steps": 3, "lead": []}
 
 
 def test_a_run_of_stage_two_becomes_an_adapter(tmp_path, monkeypatch):

@@ -89,7 +89,7 @@ def test_what_the_student_was_not_sure_of_is_read_and_not_learned(student):
                 left_out += label != learned
     assert left_out > 12, "the product of two numbers that it cannot do has some such digit in nearly every response"
     called = warmup_data(student, chosen, counts=(0, 1), sure=1.0, **options)
-    for row in called:  # of a response that nothing is sure in, the command alone is learned
+    for row in called:  # the command itself is learned, whatever the student was sure of
         learned = [i for i, label in zip(row["input_ids"], row["labels"]) if label != -100]
         assert find_calls(student.tokenizer.decode(learned))[0].n >= 1
     with pytest.raises(ValueError, match=r"sure is 1\.5"):

@@ -11,6 +11,7 @@ for people are ``viz/report.py``.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -50,8 +51,9 @@ def evaluate(
     methods: texts of ``baselines.method``. A student option may name several, ``relay:student=a+b+c``: the same method
     by several students, say one a training seed; their rows share the method's label. student: the untrained one, of
     all methods that name no other. samples: with a temperature, of avg@k and pass@k; sample j has the seed ``seed +
-    j``. training: problems for what a baseline learns (citer). suffix: put behind each question of both. bench: makes a
-    ``Bench``, say of a kind that reads traces made elsewhere. Further options (device, dtype) are for local models.
+    j``. training: problems for what a baseline learns (citer). suffix: put behind each question, of training too.
+    bench: makes a ``Bench``, say of a kind that reads traces made elsewhere. Further options (device, dtype) are for
+    local models.
 
     The same call goes on where an interrupted one stopped, and repeats nothing; more methods may be added to a folder.
     Raises ValueError where ``out`` holds an evaluation on other terms, for an unknown method, and for several samples
@@ -70,6 +72,7 @@ def evaluate(
         "samples": samples,
         "temperature": temperature,
         "seed": seed,
+        "training": _digest(training),
     }
     _check_terms(out, terms | {"suffix": suffix, "problems": [p.id for p in problems]})
     models = Models(teacher, training, limits.max_tokens, options, untrained=student)
@@ -105,6 +108,11 @@ def variants(text: str) -> list[tuple[str, Method]]:
     return [(label, m) for m in several]
 
 
+def _digest(problems: Sequence[Problem]) -> str:
+    told = json.dumps([[p.id, p.question] for p in problems]).encode()
+    return hashlib.blake2b(told, digest_size=8).hexdigest() if problems else ""
+
+
 def _check_terms(out: Path, terms: dict[str, Any]) -> None:
     path = out / "terms.json"
     if not path.exists():
@@ -112,6 +120,9 @@ def _check_terms(out: Path, terms: dict[str, Any]) -> None:
         path.write_text(json.dumps(terms, indent=1) + "\n")
         return
     known, now = json.loads(path.read_text()), json.loads(json.dumps(terms))
+    if not known.get("training"):  # nothing in the folder has learned from problems
+        known["training"] = now["training"]
+        path.write_text(json.dumps(known, indent=1) + "\n")
     if other := sorted(k for k in now.keys() | known.keys() if now.get(k) != known.get(k)):
         was = {k: known.get(k) for k in other if k != "problems"}
         raise ValueError(f"{out} holds an evaluation with other {', '.join(other)} ({was}); choose another folder")

@@ -25,8 +25,8 @@ WARMUP = dict(
     problems=6000, data_seed=3, temperature=0.7, keep_correct=True, numbers=list(range(4, 25)),
     steps=700, learning_rate=6e-3, seed=0,
 )  # fmt: skip
-# Why sure: without it the warm-up costs the student most of the products that it knew, sums of large numbers behind
-# them, and the reading of a number that stands behind a tag (docs/training.md). Responses can then be wrong ones too.
+# Why sure: without it the warm-up costs the student most of the products that it knew and sums of large numbers behind
+# them, and leaves it nearly unable to read a number behind a tag (docs/training.md). Wrong responses may then stay.
 SURE = WARMUP | dict(problems=24000, keep_correct=False, sure=0.5, steps=2000)
 SIX = ("savings", "shopping", "bakery", "tiles", "depot", "galaxy")  # of each level some, and no quotients
 WARMUPS = {"warm": WARMUP, "warm-sure": SURE, "warm-six": WARMUP | {"suites": list(SIX)}}
@@ -50,7 +50,7 @@ def make(name: str, out: Path, *, device: str = "cpu", steps: int | None = None)
     elif name in WARMUPS:
         _warm(out, device, WARMUPS[name] | ({"steps": steps} if steps else {}))
     elif name in recipes():
-        _adapter(name, out, device, {"steps": steps} if steps else {})
+        _adapter(name, out, device, _shortened(name, steps) if steps else {})
     else:
         raise ValueError(f"no recipe for {name!r}; there are {', '.join(recipes())}")
 
@@ -68,6 +68,17 @@ def _warm(out: Path, device: str, recipe: dict) -> None:
     shutil.rmtree(out / "run", ignore_errors=True)
     told = dict(rows=done.rows, accuracy_before=done.before, accuracy_after=done.after, calls=done.calls)
     _record(out, dict(recipe=recipe, **told, seconds=round(time.monotonic() - started), device=device))
+
+
+def _shortened(name: str, steps: int) -> dict:
+    """What gives the first ``steps`` steps of a run of stage 2."""
+    from relaylab.training.run import read_config
+
+    lead = []
+    for stage in read_config(f"embedded/{name}").get("lead", []):
+        if left := steps - sum(part["steps"] for part in lead):
+            lead.append(stage | {"steps": min(stage["steps"], left)})
+    return {"steps": steps, "lead": lead}
 
 
 def _adapter(name: str, out: Path, device: str, options: dict) -> None:

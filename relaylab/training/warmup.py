@@ -2,14 +2,16 @@
 
 Responses are sampled from the student itself, so that nothing but the commands is new to it. Commands go in at random
 *token* positions and ask for n = d * 10**k tokens, d in 1..9, clipped to what is left of the response; the ids around
-them stay as they were sampled. The loss is cross-entropy over the whole response, on TRL's SFTTrainer.
+them stay as they were sampled. The loss is cross-entropy over the whole response, or where the student was sure, on
+TRL's SFTTrainer.
 
 Where the defaults are not the paper's, and why:
 
 - ``counts``: half of the responses stay without a command. With one or more in every response the student learns that
   an answer *must* hold one, and GRPO then finds no group that is solved alone (docs/training.md has the numbers).
-- ``sure``: nothing but the commands is new, and yet a small student forgets much. A token that it drew by chance, say a
-  digit of a product that it cannot do, pulls hardest, and unlearns what is stored nearby. Such tokens are only read.
+- ``sure`` (off by default, 0.5 for ``warm-sure``): nothing but the commands is new, and yet a small student forgets
+  much. A token that it drew by chance, say a digit of a product that it cannot do, pulls hardest, and unlearns what is
+  stored nearby. Such tokens are then read, not learned.
 - ``exponents`` are the paper's, 0 to 3. With answers of 75 tokens nearly all of those are clipped to "all the rest",
   and no number lies between 10 and 20; so the embedded student gets the ``numbers`` 4 to 24 instead (``recipes.py``).
 """
@@ -40,7 +42,7 @@ NO_LOSS = -100  # the label of a token that is read and not learned
 
 
 def insert_calls(
-    ids: Sequence[int],
+    ids: Sequence[Any],
     encode: Callable[[str], list],
     *,
     rng: random.Random,
@@ -116,7 +118,7 @@ def _labelled(trace: Trace, sure: float) -> list[tuple[int, int]]:
     """The tokens of a response, each with its label."""
     if not sure:
         return _same(trace.completion_ids)
-    return [(i, i if p >= math.log(sure) else NO_LOSS) for i, p in zip(trace.completion_ids, trace.logprobs or ())]
+    return [(i, i if p >= math.log(sure) else NO_LOSS) for i, p in zip(trace.completion_ids, trace.logprobs)]
 
 
 def _same(ids: Sequence[int]) -> list[tuple[int, int]]:
