@@ -71,6 +71,7 @@ def test_a_suffix_stands_behind_training_questions_too(tmp_path):
 def test_what_a_baseline_learned_from_belongs_to_the_terms(tmp_path):
     run(tmp_path, ["student"], 1)
     run(tmp_path, ["student"], 1, training=problems("savings", 2, split="train"))  # nothing had learned before
+    run(tmp_path, ["student"], 1)
     with pytest.raises(ValueError, match="other training"):
         run(tmp_path, ["student"], 1, training=problems("savings", 3, split="train"))
 

@@ -123,6 +123,7 @@ def _check_terms(out: Path, terms: dict[str, Any]) -> None:
     if not known.get("training"):  # nothing in the folder has learned from problems
         known["training"] = now["training"]
         path.write_text(json.dumps(known, indent=1) + "\n")
+    now["training"] = now["training"] or known["training"]  # and nothing does now
     if other := sorted(k for k in now.keys() | known.keys() if now.get(k) != known.get(k)):
         was = {k: known.get(k) for k in other if k != "problems"}
         raise ValueError(f"{out} holds an evaluation with other {', '.join(other)} ({was}); choose another folder")
