@@ -34,7 +34,7 @@ KINDS = {"local": ("driver", "worker"), "ray": ("driver", "worker", "node")}
 PATIENCE = 300  # seconds without anything happening, after which this gives up
 NODE = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "memory": 2 * 2**30, "include_log_monitor": False}
 # hash() tells whether every process has the same seed for it; the file counts how often this ran.
-BODY = """from relaylab.notebooks import result
+BODY = """from relaylab.sweep.notebook import result
 with open("ran.log", "a") as file:
     file.write(f"{seed}\\n")
 result(accuracy=(seed * 7 % 10) / 10, call_ratio=hash(f"point {seed}") % 1000 / 1000)

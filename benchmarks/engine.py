@@ -22,14 +22,14 @@ from statistics import median
 import torch
 from transformers.utils import logging
 
-from relaylab.command import format_call
-from relaylab.decoding.policies import CallAt
-from relaylab.decoding.relay import Relay
-from relaylab.decoding.row import Limits
-from relaylab.models.engine import Engine
-from relaylab.models.local_teacher import LocalTeacher
-from relaylab.models.sampling import sample
-from relaylab.models.zoo import load_engine
+from relaylab.call_tag import format_call
+from relaylab.engine.engine import Engine
+from relaylab.engine.load import load_engine
+from relaylab.engine.sampling import sample
+from relaylab.relay.call_rules import CallAt
+from relaylab.relay.config import RelayConfig
+from relaylab.relay.local_teacher import LocalTeacher
+from relaylab.relay.relay import Relay
 from relaylab.tasks.suites import SUITES, problem
 
 
@@ -92,7 +92,7 @@ def with_calls(
     texts = [" ".join(problem("savings", 100 * i + k).question for k in range(prompt // 20 + 1)) for i in range(batch)]
     messages = [[{"role": "user", "content": cut(student, text, prompt)}] for text in texts]
     relay = Relay(
-        student, LocalTeacher(teacher), policy=CallAt(places), limits=Limits(max_tokens=256), batch_size=batch
+        student, LocalTeacher(teacher), call_rule=CallAt(places), config=RelayConfig(max_tokens=256), batch_size=batch
     )
 
     def ours() -> list[list[int]]:

@@ -26,17 +26,17 @@ from transformers import PrinterCallback, TrainerCallback
 from transformers.utils import logging
 from trl import GRPOConfig, GRPOTrainer
 
-from relaylab.decoding.pair import load_teacher
-from relaylab.decoding.row import Limits
+from relaylab.relay.config import RelayConfig
+from relaylab.relay.pair import load_teacher
 from relaylab.tasks.suites import SUITES, problems
 from relaylab.training import grpo as module
-from relaylab.training.policy import Policy, load_trainable
+from relaylab.training.policy_model import PolicyModel, load_trainable
 from relaylab.training.run import read_config
 
 PROMPTS, GROUP, TOKENS = 16, 8, 128
 
 
-class Endless(Policy):
+class Endless(PolicyModel):
     """A policy whose answers have no end token."""
 
     def __init__(self, *args, **options):
@@ -44,19 +44,19 @@ class Endless(Policy):
         self.engine.end_ids = frozenset()
 
 
-def limits_of(settings: str | None, stage: int) -> Limits:
+def limits_of(settings: str | None, stage: int) -> RelayConfig:
     """Those of a stage of a training, but for the length of an answer."""
     if settings is None:
-        return Limits(max_tokens=TOKENS)
+        return RelayConfig(max_tokens=TOKENS)
     config = read_config(settings)
     chosen = [*config.get("lead", []), config["limits"]][stage]
-    return Limits(**{k: v for k, v in chosen.items() if k != "steps"} | {"max_tokens": TOKENS})
+    return RelayConfig(**{k: v for k, v in chosen.items() if k != "steps"} | {"max_tokens": TOKENS})
 
 
-def relay_step(student: str, limits: Limits, steps: int) -> tuple[list[float], float]:
+def relay_step(student: str, limits: RelayConfig, steps: int) -> tuple[list[float], float]:
     """Seconds of each counted step, and the mean of teacher tokens a rollout."""
     seen: list[dict[str, float]] = []
-    module.Policy = Endless
+    module.PolicyModel = Endless
     chosen = [p for s in SUITES for p in problems(s, 8, split="train")]
     teacher = load_teacher("teacher")
     teacher.engine.end_ids = frozenset()

@@ -14,12 +14,12 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from relaylab.analysis.learning import hard_kinds, measures, step_accuracy
-from relaylab.decoding.pair import Pair, load_teacher
-from relaylab.decoding.row import Limits
-from relaylab.models.local_teacher import LocalTeacher
-from relaylab.models.teachers import NoTeacher
-from relaylab.models.zoo import load_engine
+from relaylab.engine.load import load_engine
+from relaylab.evaluation.learning import hard_kinds, measures, step_accuracy
+from relaylab.relay.config import RelayConfig
+from relaylab.relay.local_teacher import LocalTeacher
+from relaylab.relay.pair import Pair, load_teacher
+from relaylab.relay.teachers import NoTeacher
 from relaylab.tasks.suites import SUITES, Problem, problems
 from relaylab.trace import Trace, to_frame
 from relaylab.training.run import read_config
@@ -48,11 +48,11 @@ def main() -> None:
     args = parser.parse_args()
     args.out = args.out or Path("runs/learning", args.settings.replace("/", "-"))
     chosen: list[Problem] = [p for s in args.suites for p in problems(s, args.count, start=args.start)]
-    teacher, limits = load_teacher(args.teacher), Limits(**read_config(args.settings)["limits"])
+    teacher, limits = load_teacher(args.teacher), RelayConfig(**read_config(args.settings)["limits"])
 
     def decode(name: str, pair: Pair) -> list[Trace]:
         path = args.out / f"{name.strip('/').replace('/', '_')}.jsonl"
-        return pair.decode(chosen, out=path, limits=limits, batch_size=128, progress=False)
+        return pair.decode(chosen, out=path, config=limits, batch_size=128, progress=False)
 
     alone = decode("alone", Pair(load_engine(args.untouched), NoTeacher()))
     assert isinstance(teacher, LocalTeacher)

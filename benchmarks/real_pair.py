@@ -20,17 +20,17 @@ from pathlib import Path
 
 from transformers.utils import logging
 
-from relaylab.decoding.pair import graded, load_teacher
-from relaylab.decoding.policies import CallAt, CallWhenUnsure
-from relaylab.decoding.relay import Relay
-from relaylab.decoding.row import Limits
-from relaylab.models.engine import Engine
-from relaylab.models.local_teacher import LocalTeacher
-from relaylab.models.teachers import Context, Continuation, NoTeacher, Teacher
-from relaylab.models.zoo import load_engine
+from relaylab.engine.engine import Engine
+from relaylab.engine.load import load_engine
+from relaylab.relay.call_rules import CallAt, CallWhenUnsure
+from relaylab.relay.config import RelayConfig
+from relaylab.relay.local_teacher import LocalTeacher
+from relaylab.relay.pair import graded, load_teacher
+from relaylab.relay.relay import Relay
+from relaylab.relay.teachers import Context, NoTeacher, Teacher, TeacherOutput
 from relaylab.tasks.data import load_problems
 from relaylab.trace import Trace
-from relaylab.viz.view import trace_text
+from relaylab.views.trace_view import trace_text
 
 ASK = "{}\nSolve it step by step, briefly. Put the final number into \\boxed{{}}."
 
@@ -40,9 +40,9 @@ class Noted:
 
     def __init__(self, teacher: Teacher):
         self.teacher, self.name, self.fingerprint = teacher, teacher.name, teacher.fingerprint
-        self.answers: list[tuple[Context, int, Continuation]] = []
+        self.answers: list[tuple[Context, int, TeacherOutput]] = []
 
-    def continue_(self, contexts: Sequence[Context], n: Sequence[int]) -> list[Continuation]:
+    def continue_(self, contexts: Sequence[Context], n: Sequence[int]) -> list[TeacherOutput]:
         asked = copy.deepcopy(list(contexts))  # contexts grow
         said = self.teacher.continue_(contexts, n)
         self.answers += zip(asked, n, said, strict=True)
@@ -99,25 +99,25 @@ def main() -> None:
     own = None if "://" in args.teacher or args.teacher == "none" else student
     own = load_engine(args.teacher) if own and args.teacher != args.student else own
     teacher = Noted(LocalTeacher(own) if own else load_teacher(args.teacher, tokenizer=args.tokenizer))
-    limits = Limits(max_tokens=args.max_tokens)
+    limits = RelayConfig(max_tokens=args.max_tokens)
     problems = load_problems(args.data, limit=args.limit)
     prompts = [[{"role": "user", "content": ASK.format(p.question)}] for p in problems]
     done: dict[str, list[Trace]] = {}
     fixed = CallAt({16: 8, 48: 8, 96: 8})
 
     def relay(*who, **options) -> list[Trace]:
-        return Relay(*who, limits=limits, **options).run(prompts)
+        return Relay(*who, config=limits, **options).run(prompts)
 
     def forks(base: str, at: Callable[[Trace], int], n: int) -> list[Trace]:
-        one = Relay(student, teacher, limits=limits)  # a fork is one row; two are enough to see it
+        one = Relay(student, teacher, config=limits)  # a fork is one row; two are enough to see it
         streams = [one.fork(t, at(t), call=n, prompt=p) for t, p in zip(done[base][:2], prompts)]
         return [stream.traces[0] for stream in streams if list(stream)]
 
     setups: dict[str, Callable[[], list[Trace]]] = {
         "student": lambda: relay(student, NoTeacher()),
         "teacher": lambda: relay(own or student, NoTeacher()),
-        "fixed": lambda: relay(student, teacher, policy=fixed),
-        "unsure": lambda: relay(student, teacher, policy=CallWhenUnsure(1.0, 8, most=6)),
+        "fixed": lambda: relay(student, teacher, call_rule=fixed),
+        "unsure": lambda: relay(student, teacher, call_rule=CallWhenUnsure(1.0, 8, most=6)),
         "fork": lambda: forks("student", lambda t: min(16, len(t.completion_ids) - 1), 32),
         "resize": lambda: forks("fixed", lambda t: t.answered[0].start, 32),
     }
@@ -139,7 +139,7 @@ def main() -> None:
         server = load_teacher(args.server, tokenizer=args.tokenizer)
         print(server.probe())
         agreement(teacher, server, student)
-        measure("server", lambda: relay(student, server, policy=fixed))
+        measure("server", lambda: relay(student, server, call_rule=fixed))
         for a, b in zip(done["fixed"], done["server"]):
             pairs = zip(a.completion_ids, b.completion_ids)
             k = next((i for i, (x, y) in enumerate(pairs) if x != y), len(a.completion_ids))

@@ -30,9 +30,9 @@ from typing import Any
 
 import nbformat
 
-from relaylab.notebooks import write_json
 from relaylab.sweep.drive import drive
 from relaylab.sweep.engines import LocalEngine
+from relaylab.sweep.notebook import write_json
 from relaylab.sweep.plan import Plan, Point, read_plan
 from relaylab.sweep.point import Job
 

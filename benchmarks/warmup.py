@@ -16,9 +16,9 @@ from collections import defaultdict
 from collections.abc import Iterator
 from statistics import fmean
 
-from relaylab.command import format_call
-from relaylab.models.engine import Engine
-from relaylab.models.zoo import load_engine
+from relaylab.call_tag import format_call
+from relaylab.engine.engine import Engine
+from relaylab.engine.load import load_engine
 from relaylab.tasks.suites import SUITES, Problem, problems
 
 HARD = {"product_2x2": "product", "quotient_4x2": "quotient"}

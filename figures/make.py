@@ -27,17 +27,17 @@ import pandas as pd
 import plotly.graph_objects as go
 import typer
 
-from relaylab.analysis.statistics import summary
-from relaylab.analysis.table import read_table, trace_files
+from relaylab.evaluation.stats import summary
+from relaylab.evaluation.table import read_table, trace_files
 from relaylab.sweep.collect import effects, plane
 from relaylab.sweep.report import plane_figure
 from relaylab.sweep.results import read_results
 from relaylab.trace import Trace, read_traces
 from relaylab.version import __version__
-from relaylab.viz import report
-from relaylab.viz.curves import learning_curves
-from relaylab.viz.figures import call_positions, save_figure
-from relaylab.viz.view import trace_html, trace_summary
+from relaylab.views import report
+from relaylab.views.curves import learning_curves
+from relaylab.views.figures import call_positions, save_figure
+from relaylab.views.trace_view import trace_html, trace_summary
 
 TRACES = 180  # traces whose calls are drawn: a row is to be seen
 SWEPT = ("accuracy", "teacher_share", "alone")  # what of a sweep is told
@@ -136,7 +136,7 @@ def strip(traces: list[Trace], suite: str) -> Picture:
 
 def learning(runs: dict[str, Path]) -> Picture:
     """Learning curves of training runs."""
-    from relaylab.training.record import read_metrics
+    from relaylab.training.run_dir import read_metrics
 
     metrics = {name: read_metrics(folder) for name, folder in runs.items()}
     kept = [frame[["step", *COLUMNS]].assign(run=name) for name, frame in metrics.items()]

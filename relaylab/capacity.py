@@ -17,7 +17,7 @@ import psutil
 from relaylab.training.memory import GB, QWEN3, RUNTIME, Shape, Term, arithmetic, gigabytes, shipped, table, total
 
 TOKENS = 2048  # prompt and completion of one row, decoding
-WEIGHTS = Path(__file__).parent / "models" / "weights"
+WEIGHTS = Path(__file__).parent / "zoo" / "weights"
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,7 @@ def _fit(name: str, m: Machine, terms: list[Term], *, on_cpu: bool = False, trai
     one = total(t for t in terms if t.what == "KV caches")
     ok = False
     if not terms:
-        why = "student and teacher are not both in relaylab/models/weights"
+        why = "student and teacher are not both in relaylab/zoo/weights"
     elif trains and on_cpu:
         why = "made for a GPU, and there is none"
     elif have is None:

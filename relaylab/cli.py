@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from relaylab import measure, notebooks
+from relaylab import measure
 from relaylab.lab import lab
 from relaylab.measure import (
     Data,
@@ -27,10 +27,11 @@ from relaylab.measure import (
     Tokenizer,
     problems_named,
 )
+from relaylab.sweep import notebook as notebooks
 from relaylab.sweep.command import sweep
 from relaylab.trace import Trace, read_traces, to_frame
 from relaylab.version import __version__
-from relaylab.viz.view import trace_text, visible
+from relaylab.views.trace_view import trace_text, visible
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 zoo_app = typer.Typer(no_args_is_help=True, help="The embedded models: what they are, how they were made.")
@@ -94,10 +95,10 @@ def solve(
     json_: Annotated[bool, typer.Option("--json", help="Print the trace as JSON.")] = False,
 ) -> None:
     """Relay one question and show the trace."""
-    policy = _policy(call_when_unsure, call_every, call_tokens)
+    call_rule = _call_rule(call_when_unsure, call_every, call_tokens)
     trace = _pair(student, teacher, tokenizer, teacher_temperature).solve(
         question, seed=seed, temperature=temperature, top_p=top_p, max_tokens=max_tokens, max_calls=max_calls,
-        max_call_tokens=max_call_tokens, policy=policy, on_failure=on_failure.value,
+        max_call_tokens=max_call_tokens, call_rule=call_rule, on_failure=on_failure.value,
     )  # fmt: skip
     print(trace.to_json() if json_ else trace_text(trace))
 
@@ -127,10 +128,10 @@ def decode(
 ) -> None:
     """Relay and grade many questions; resumes where it stopped."""
     chosen = problems_named(suite, data, limit, "test")
-    policy = _policy(call_when_unsure, call_every, call_tokens)
+    call_rule = _call_rule(call_when_unsure, call_every, call_tokens)
     traces = _pair(student, teacher, tokenizer, teacher_temperature).decode(
         chosen, out=out, seed=seed, temperature=temperature, top_p=top_p, max_tokens=max_tokens, max_calls=max_calls,
-        max_call_tokens=max_call_tokens, policy=policy, on_failure=on_failure.value, batch_size=batch_size,
+        max_call_tokens=max_call_tokens, call_rule=call_rule, on_failure=on_failure.value, batch_size=batch_size,
     )  # fmt: skip
     console.print(_table(traces))
     console.print(f"{len(traces)} traces in {out}", highlight=False, markup=False)
@@ -144,7 +145,7 @@ def show(
     html: Annotated[Path | None, typer.Option(help="Write them as a page instead.")] = None,
 ) -> None:
     """Show the traces of a file, and a summary of all of them."""
-    from relaylab.viz.view import trace_html
+    from relaylab.views.trace_view import trace_html
 
     found = list(read_traces(traces))
     chosen = [t for t in found if t.id == id_] if id_ else found[:limit]
@@ -209,8 +210,8 @@ def train(
     """Stage 2: GRPO with the relay; resumes where it stopped."""
     import yaml
 
-    from relaylab.training.record import processes
     from relaylab.training.run import train
+    from relaylab.training.run_dir import processes
 
     given = {}
     for pair in set_ or ():
@@ -242,8 +243,8 @@ app.command()(_resumable()(measure.judge))
 @zoo_app.command("list")
 def zoo_list() -> None:
     """The embedded models with their sizes and scores."""
-    from relaylab.analysis.verify import percent
-    from relaylab.models import zoo
+    from relaylab.engine import load as zoo
+    from relaylab.zoo.verify import percent
 
     known = zoo.manifest()
     levels = dict.fromkeys(s["level"] for e in known.values() for s in e.get("scores", {}).values())
@@ -277,7 +278,7 @@ def zoo_train(
     """Make an embedded model anew; resumes where it stopped."""
     import torch
 
-    from relaylab.training.recipes import make
+    from relaylab.zoo.recipes import make
 
     torch.set_num_threads(threads)
     make(name, out, device=device, steps=steps)
@@ -290,7 +291,7 @@ def zoo_verify(
     write: Annotated[bool, typer.Option(help="Write checksums and scores to the manifest instead.")] = False,
 ) -> None:
     """Check the embedded models: checksums, scores against the manifest's, and what is required of the pair."""
-    from relaylab.analysis.verify import verify, write_manifest
+    from relaylab.zoo.verify import verify, write_manifest
 
     if write:
         write_manifest(count=count)
@@ -319,7 +320,7 @@ def _share(scores: list[dict[str, int]], part: str, whole: str) -> float | None:
 
 
 def _pair(student: str, teacher: str, tokenizer: str | None, teacher_temperature: float):
-    from relaylab.decoding.pair import load_pair
+    from relaylab.relay.pair import load_pair
 
     url = teacher.startswith(("http://", "https://"))
     if tokenizer and not url:
@@ -327,8 +328,8 @@ def _pair(student: str, teacher: str, tokenizer: str | None, teacher_temperature
     return load_pair(student, teacher, teacher_options={"temperature": teacher_temperature, "tokenizer": tokenizer})
 
 
-def _policy(threshold: float | None, every: int | None, n: int):
-    from relaylab.decoding.policies import CallEvery, CallWhenUnsure
+def _call_rule(threshold: float | None, every: int | None, n: int):
+    from relaylab.relay.call_rules import CallEvery, CallWhenUnsure
 
     if threshold is not None and every is not None:
         raise ValueError("name --call-when-unsure or --call-every, not both")

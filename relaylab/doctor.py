@@ -183,7 +183,7 @@ def _extra(module: str) -> Check:
 
 
 def _api(url: str) -> Check:
-    from relaylab.models.api_teacher import APITeacher
+    from relaylab.relay.api_teacher import APITeacher
 
     with APITeacher(url, timeout=10, retries=1) as teacher:
         found = teacher.probe()

@@ -20,7 +20,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from relaylab.notebooks import lessons_home, write_json
+from relaylab.sweep.notebook import lessons_home, write_json
 
 RECORD = ".relaylab.json"  # in the reader's folder: of each file, the checksum of what was written last
 SHARED = ("notebooks/*.ipynb", "notebooks/*.yaml", "notebooks/measured/*.csv", "docs/*.md")

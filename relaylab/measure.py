@@ -11,7 +11,7 @@ from rich.table import Table
 
 from relaylab.sweep.command import EngineName
 from relaylab.sweep.shards import Address, Asked, EngineOption, Gpus, Server, Shards, Threads, Workers, spread_over
-from relaylab.viz.view import visible
+from relaylab.views.trace_view import visible
 
 if TYPE_CHECKING:
     from relaylab.tasks.suites import Problem
@@ -54,7 +54,7 @@ def filter_(
 ) -> None:
     """Stage 2, first half: how often the teacher solves each problem, for the data filter."""
     from relaylab.sweep.large_filter import rate
-    from relaylab.training.filtering import keep
+    from relaylab.training.data_filter import keep
 
     asked = Asked(teacher, tuple(server or ()), tokenizer, teacher_temperature)
     spread = spread_over(engine, workers, shards, address, threads, gpus)
@@ -96,8 +96,8 @@ def evaluate(
     gpus: Gpus = 0.0,
 ) -> None:
     """Every method on the same problems: traces, a table and a summary; resumes where it stopped."""
-    from relaylab.analysis.statistics import summary
-    from relaylab.decoding.row import Limits
+    from relaylab.evaluation.stats import summary
+    from relaylab.relay.config import RelayConfig
     from relaylab.sweep.large_evaluation import evaluated
     from relaylab.tasks.benchmarks import load_benchmark
     from relaylab.tasks.suites import SUITES
@@ -116,7 +116,7 @@ def evaluate(
         methods.split(), problems, out, Asked(teacher, tuple(server or ()), tokenizer),
         spread_over(engine, workers, shards, address, threads, gpus),
         student=student, samples=samples, temperature=temperature, seed=seed,
-        limits=Limits(max_tokens=max_tokens, max_calls=max_calls, max_call_tokens=max_call_tokens),
+        config=RelayConfig(max_tokens=max_tokens, max_calls=max_calls, max_call_tokens=max_call_tokens),
         training=learned, batch_size=batch_size, suffix=suffixes.pop(),
     )  # fmt: skip
     shown = Table()
@@ -155,16 +155,16 @@ def _learned_from(name: str | None, data: Path | None, count: int, seed: int) ->
 
 def report(folder: Annotated[Path, typer.Argument(help="Of an evaluation.")]) -> None:
     """One HTML page of an evaluation, and its figures."""
-    from relaylab.viz.report import report
+    from relaylab.views.report import report
 
     console.print(f"the report is {report(folder)}", highlight=False, markup=False)
 
 
 def scorecard(folder: Annotated[Path, typer.Argument(help="Of an evaluation of the embedded systems.")]) -> None:
     """The paper's claims beside our measurements, as a Markdown table; also in the folder, as scorecard.csv."""
-    from relaylab.analysis.published import markdown, scorecard
-    from relaylab.analysis.scorecard import measured
-    from relaylab.analysis.table import read_table
+    from relaylab.evaluation.published import markdown, scorecard
+    from relaylab.evaluation.scorecard import measured
+    from relaylab.evaluation.table import read_table
 
     card = scorecard(measured(read_table(folder)))
     card.to_csv(folder / "scorecard.csv", index=False)
@@ -179,8 +179,8 @@ def judge(
     cache: Annotated[Path | None, typer.Option(help="JSONL file of replies, so that none is paid for twice.")] = None,
 ) -> None:
     """Audit the grader: a chat model judges right and wrong answers alike; where do the two differ?"""
-    from relaylab.analysis.judge import Judge, audit
-    from relaylab.models.api_client import APIClient
+    from relaylab.evaluation.judge import Judge, audit
+    from relaylab.relay.api_client import APIClient
     from relaylab.trace import read_traces
 
     found = audit(read_traces(traces), Judge(APIClient(server), model=model, max_requests=max_requests, cache=cache))

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from relaylab.command import TAG, strip_calls
+from relaylab.call_tag import TAG, strip_calls
 
 if TYPE_CHECKING:
     import datasets

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from relaylab.command import find_calls, format_call
-from relaylab.models.sampling import Uniforms, sample
+from relaylab.call_tag import find_calls, format_call
+from relaylab.engine.sampling import Uniforms, sample
 
 
 @dataclass

@@ -7,11 +7,11 @@ import signal
 import time
 from pathlib import Path
 
-from relaylab.notebooks import write_json
+from relaylab.sweep.notebook import write_json
 
 
 def stand_in(notebook, folder, parameters, *, timeout=None, env=None):
-    """As ``relaylab.notebooks.execute``; teachers called ``bad``, ``die``, ``slow`` and ``held`` misbehave.
+    """As ``relaylab.sweep.notebook.execute``; teachers called ``bad``, ``die``, ``slow`` and ``held`` misbehave.
 
     Who worked on what is in ``attempts`` beside the notebook, a line ``teacher seed process`` each. ``held`` goes on
     once there is a file ``go`` beside it.

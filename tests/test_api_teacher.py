@@ -20,9 +20,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from misbehaving_server import BEGIN, DROP, MARKS, OK, MisbehavingServer, Reply, encode
 
-from relaylab.models.api_client import APIClient, Fault, _retry_after
-from relaylab.models.api_teacher import APITeacher
-from relaylab.models.teachers import Context, Continuation, Segment, Teacher
+from relaylab.relay.api_client import APIClient, Fault, _retry_after
+from relaylab.relay.api_teacher import APITeacher
+from relaylab.relay.teachers import Context, Segment, Teacher, TeacherOutput
 
 ASK = [{"role": "user", "content": "2*3?"}]
 PROMPT = "<|begin|>user: 2*3?\nassistant (no thinking): "
@@ -39,7 +39,7 @@ def byte_tokenizer():
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    from relaylab.models.text import _byte_alphabet
+    from relaylab.engine.token_text import _byte_alphabet
 
     inner = Tokenizer(models.BPE(vocab=_byte_alphabet(), merges=[]))
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -76,7 +76,7 @@ def connect(server):
         teacher.close()
 
 
-def ask(teacher: APITeacher, *segments: str | Segment, n: int = 5, row: object = 0, seed: int = 0) -> Continuation:
+def ask(teacher: APITeacher, *segments: str | Segment, n: int = 5, row: object = 0, seed: int = 0) -> TeacherOutput:
     return teacher.continue_([context(*segments, row=row, seed=seed)], [n])[0]
 
 
@@ -615,7 +615,7 @@ def test_misuse_is_an_error_at_once(server, connect):
 def test_it_works_within_a_running_loop_as_in_jupyter(server, connect):
     teacher = connect()
 
-    async def cell() -> Continuation:
+    async def cell() -> TeacherOutput:
         return ask(teacher)
 
     assert asyncio.run(cell()).text == "and s"
@@ -662,8 +662,8 @@ def test_a_forked_child_that_drops_its_parents_teachers_does_not_wait_for_them(s
     """The child lets go of what its parent's threads held; Ray, which forks so, took 10 seconds more a process."""
     program = f"""
 import os, threading, time
-from relaylab.models.api_teacher import APITeacher
-from relaylab.models.teachers import Context
+from relaylab.relay.api_teacher import APITeacher
+from relaylab.relay.teachers import Context
 box = [APITeacher({server.url!r}, "m")]
 said = box[0].continue_([Context(0, [{{"role": "user", "content": "?"}}])], [5])[0]
 local, there, over = threading.local(), threading.Event(), threading.Event()
@@ -685,7 +685,7 @@ print(said.text, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
 def test_an_open_teacher_does_not_hold_up_the_interpreters_exit(server):
     program = (
-        "from relaylab.models.api_teacher import APITeacher; from relaylab.models.teachers import Context\n"
+        "from relaylab.relay.api_teacher import APITeacher; from relaylab.relay.teachers import Context\n"
         f"teacher = APITeacher({server.url!r}, 'm')\n"
         "print(teacher.continue_([Context(0, [{'role': 'user', 'content': '?'}])], [5])[0].text)"
     )

@@ -16,8 +16,8 @@ from test_player import CHROMIUM, Page, evaluate
 from test_view import HOSTILE
 
 from relaylab.trace import Call, Trace, TraceWriter
-from relaylab.viz.atlas import COLUMNS, OUTCOMES, _cells, _chosen, atlas, read_labelled
-from relaylab.viz.frontend import scripts, source
+from relaylab.views.atlas import COLUMNS, OUTCOMES, _cells, _chosen, atlas, read_labelled
+from relaylab.views.frontend import scripts, source
 
 TAGS = {"section", "style", "script", "div", "details", "summary", "p", "table", "thead", "tbody", "tr", "th", "td"}
 VIEW = {"rows": "group", "align": "position", "shade": "share", "calls": "answered"}

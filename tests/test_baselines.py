@@ -7,11 +7,11 @@ import random
 import pytest
 import torch
 
-from relaylab.decoding.baselines import METHODS, Bench, Models, confidence, method
-from relaylab.decoding.pair import problem_seed
-from relaylab.decoding.row import Limits
-from relaylab.decoding.token_router import Hidden, train_token_router
-from relaylab.models.teachers import ScriptedTeacher
+from relaylab.evaluation.systems import METHODS, Bench, Models, confidence, method
+from relaylab.evaluation.token_router import Hidden, train_token_router
+from relaylab.relay.config import RelayConfig
+from relaylab.relay.pair import problem_seed
+from relaylab.relay.teachers import ScriptedTeacher
 from relaylab.tasks.suites import problems
 from relaylab.trace import read_traces
 
@@ -27,8 +27,8 @@ def models():
 @pytest.fixture(scope="module")
 def bench(models, tmp_path_factory):
     chosen = [p for s in SUITES for p in problems(s, 4)]
-    limits = Limits(max_tokens=130, max_calls=2)
-    return Bench(models, chosen, tmp_path_factory.mktemp("bench"), limits=limits, batch_size=12, progress=False)
+    limits = RelayConfig(max_tokens=130, max_calls=2)
+    return Bench(models, chosen, tmp_path_factory.mktemp("bench"), config=limits, batch_size=12, progress=False)
 
 
 def accuracy(traces):
@@ -101,14 +101,14 @@ def test_speculative_decoding_loses_nothing_and_needs_fewer_passes(bench):
 
 
 def test_traces_are_kept_and_read_again(bench, models):
-    again = Bench(models, bench.problems, bench.folder, limits=bench.limits, batch_size=12, progress=False)
+    again = Bench(models, bench.problems, bench.folder, config=bench.limits, batch_size=12, progress=False)
     for name in ("student", "speculative"):
         path = bench.path(METHODS[name])
         bench.traces(METHODS[name])
         before = path.read_bytes()
         assert again.traces(METHODS[name]) == bench.traces(METHODS[name])
         assert path.read_bytes() == before
-    other = Bench(models, bench.problems, bench.folder, limits=bench.limits, seed=5, progress=False)
+    other = Bench(models, bench.problems, bench.folder, config=bench.limits, seed=5, progress=False)
     for name in ("student", "speculative"):
         with pytest.raises(ValueError, match="was made with"):
             other.traces(METHODS[name])

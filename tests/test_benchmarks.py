@@ -10,7 +10,7 @@ import datasets
 import pytest
 from shared_benchmarks import COUNTS, SHARED
 
-from relaylab.decoding.pair import graded
+from relaylab.relay.pair import graded
 from relaylab.tasks.answers import grade_problem_details
 from relaylab.tasks.benchmarks import BENCHMARKS, Benchmark, benchmark, load_benchmark
 from relaylab.tasks.suites import SUITES, Problem, problems

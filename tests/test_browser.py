@@ -19,7 +19,7 @@ import pytest
 from nbconvert import HTMLExporter
 from real_jupyterlab import SECONDS, Lab, open_jupyter, write_notebook
 
-from relaylab.notebooks import smoke_parameters
+from relaylab.sweep.notebook import smoke_parameters
 
 # One Lab for all, and each test finds what the one before has left: the file runs in one worker (--dist loadfile).
 pytestmark = pytest.mark.browser
@@ -29,15 +29,16 @@ SCREENSHOTS = ROOT / "runs" / "browser"
 LESSON = "07_call_positions"
 CELLS = (
     """import relaylab as rl
-from relaylab.live import Counterfactual, LiveBench
+from relaylab.views.counterfactual_view import CounterfactualView
+from relaylab.views.playground import Playground
 
 pair = rl.load_pair()
 task = rl.problem("tiles", 0)""",
-    """bench = LiveBench(
+    """bench = Playground(
     students=[pair.student, "student"], teachers=[pair.teacher, "none"], suites=["savings", "tiles"]
 )
 bench""",
-    """what_if = Counterfactual(pair.solve(task), pair)
+    """what_if = CounterfactualView(pair.solve(task), pair)
 what_if""",
     "rl.reward_lab()",
     "rl.cost_dial()",
@@ -45,7 +46,7 @@ what_if""",
 VIEWS = {  # how their names begin
     "player": "Relay player",
     "atlas": "Call atlas",
-    "counterfactual": "Counterfactual",
+    "counterfactual": "CounterfactualView",
     "bench": "Live bench",
     "reward_lab": "Reward lab",
     "cost_dial": "Cost dial",
@@ -433,7 +434,7 @@ def test_the_cost_dial(lab: Lab):
 def test_pictures(lab: Lab):
     starts = {
         "bench": "Live bench",
-        "counterfactual": "Counterfactual",
+        "counterfactual": "CounterfactualView",
         "reward_lab": "Reward lab",
         "cost_dial": "Cost",
     }

@@ -6,8 +6,8 @@ import random
 
 import pytest
 
+from relaylab.call_tag import format_call
 from relaylab.checks import CHECKS, Function, NotYet, check
-from relaylab.command import format_call
 from relaylab.trace import TEACHER
 from relaylab.training.rewards import advantages
 

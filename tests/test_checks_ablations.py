@@ -8,7 +8,7 @@ import pytest
 
 from relaylab.checks import NotYet, check
 from relaylab.tasks.suites import Problem
-from relaylab.training.filtering import Rate, keep
+from relaylab.training.data_filter import Rate, keep
 
 
 def test_solutions_written_by_hand_are_right():

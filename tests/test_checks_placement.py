@@ -6,12 +6,12 @@ import random
 
 import pytest
 
-from relaylab.analysis.counterfactual import call_effects, verdicts
-from relaylab.analysis.learning import calls_at, result_digits
-from relaylab.analysis.placement import calls_frame
 from relaylab.checks.lesson07 import CHECKS
-from relaylab.decoding.pair import load_pair
-from relaylab.decoding.policies import CallAt
+from relaylab.evaluation.counterfactual import call_effects, verdicts
+from relaylab.evaluation.learning import calls_at, result_digits
+from relaylab.evaluation.placement import calls_frame
+from relaylab.relay.call_rules import CallAt
+from relaylab.relay.pair import load_pair
 from relaylab.tasks.suites import problems
 from relaylab.trace import Call, Trace
 

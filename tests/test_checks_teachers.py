@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from relaylab.analysis.statistics import paired
 from relaylab.checks import NotYet, check
 from relaylab.checks.lesson05 import CHECKS as FREE
 from relaylab.checks.lesson06 import CHECKS as SWAP
-from relaylab.models.text import TokenText
-from relaylab.models.zoo import embedded_tokenizer
+from relaylab.engine.load import embedded_tokenizer
+from relaylab.engine.token_text import TokenText
+from relaylab.evaluation.stats import paired
 from relaylab.trace import Call, Trace
 
 

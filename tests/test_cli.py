@@ -14,9 +14,9 @@ from typing import NamedTuple
 import pytest
 
 from relaylab.cli import main
-from relaylab.decoding.pair import Pair
-from relaylab.models import zoo
-from relaylab.models.teachers import Continuation, ScriptedTeacher
+from relaylab.engine import load as zoo
+from relaylab.relay.pair import Pair
+from relaylab.relay.teachers import ScriptedTeacher, TeacherOutput
 from relaylab.tasks.suites import problem
 from relaylab.trace import Trace, TraceWriter, read_traces
 
@@ -176,8 +176,8 @@ def test_decode_of_a_file_of_questions(relaylab, tmp_path):
 
 @pytest.mark.parametrize("on_failure", ["carry_on", "raise", "exclude"])
 def test_decode_does_what_it_is_told_where_the_teacher_fails(relaylab, tmp_path, monkeypatch, on_failure):
-    broken = ScriptedTeacher([Continuation("", "error", error="the server is\non fire")])
-    monkeypatch.setattr("relaylab.decoding.pair.load_pair", lambda *_, **__: Pair(zoo.load_engine("student"), broken))
+    broken = ScriptedTeacher([TeacherOutput("", "error", error="the server is\non fire")])
+    monkeypatch.setattr("relaylab.relay.pair.load_pair", lambda *_, **__: Pair(zoo.load_engine("student"), broken))
     options = ["--limit", 2, "--call-every", 8, "--max-tokens", 40]
     out = tmp_path / "t.jsonl"
     result = relaylab("decode", "--suite", "savings", "--out", out, "--on-failure", on_failure, *options)
@@ -265,7 +265,7 @@ def test_zoo_verify_exits_with_1_where_it_finds_something(relaylab, tmp_path, mo
     result = relaylab("zoo", "verify", "--count", 0)
     assert result.code == 1
     assert "WRONG student: not in the manifest" in result.out
-    monkeypatch.setattr("relaylab.analysis.verify.verify", lambda count: [])
+    monkeypatch.setattr("relaylab.zoo.verify.verify", lambda count: [])
     assert relaylab("zoo", "verify", "--count", 0).code == 0
 
 
@@ -273,7 +273,7 @@ def test_an_interrupt_of_what_cannot_go_on_is_130_too(relaylab, monkeypatch):
     def interrupted(count):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("relaylab.analysis.verify.verify", interrupted)
+    monkeypatch.setattr("relaylab.zoo.verify.verify", interrupted)
     assert relaylab("zoo", "verify").code == 130
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relaylab.command import LIMIT, find_calls, format_call, strip_calls
+from relaylab.call_tag import LIMIT, find_calls, format_call, strip_calls
 
 # Text that is rich in what matters: tags, halves of tags, digits of several scripts, spaces.
 SCRAPS = [

@@ -14,10 +14,10 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from relaylab.decoding import pair
-from relaylab.decoding.row import Limits
-from relaylab.models import engine
-from relaylab.models.zoo import load_engine
+from relaylab.engine import engine
+from relaylab.engine.load import load_engine
+from relaylab.relay import pair
+from relaylab.relay.config import RelayConfig
 from relaylab.training import grpo, memory, policy, run
 from relaylab.training.memory import GB, RUNTIME, Shape, Training, columns, places, shipped, total
 
@@ -39,7 +39,7 @@ def settings(name, monkeypatch):
 
 @pytest.mark.parametrize("name", FILES)
 def test_settings_are_known_and_divide(name, settings):
-    Limits(**settings.get("limits", {}))
+    RelayConfig(**settings.get("limits", {}))
     assert set(settings.get("filter") or {}) <= {"rates", *run.FILTER}
     all_ = DEFAULTS | settings
     micro, save = all_["micro_batch"], all_["save_every"]

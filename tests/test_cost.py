@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from relaylab.analysis.cost import (
+from relaylab.evaluation.cost import (
     MEASURES,
     CostTerms,
     HandOff,
@@ -27,7 +27,7 @@ from relaylab.analysis.cost import (
     sweep,
     usage,
 )
-from relaylab.analysis.fleet import (
+from relaylab.evaluation.fleet import (
     Plan,
     Replica,
     capacity,
@@ -40,7 +40,7 @@ from relaylab.analysis.fleet import (
     unloaded,
 )
 from relaylab.trace import Call, Trace
-from relaylab.viz.cost_figures import cost_against_share, fleet_load
+from relaylab.views.cost_figures import cost_against_share, fleet_load
 
 STUDENT = ModelTerms(parameters=10, attention_width=1, input_price=1, output_price=2, prefill_rate=100, decode_rate=10)
 TEACHER = ModelTerms(
@@ -124,14 +124,14 @@ def test_costs_by_hand():
 
 
 def test_tokens_are_those_that_the_engines_run():
-    from relaylab.decoding.pair import Pair
-    from relaylab.decoding.policies import CallAt
-    from relaylab.models.local_teacher import LocalTeacher
-    from relaylab.models.zoo import load_engine
+    from relaylab.engine.load import load_engine
+    from relaylab.relay.call_rules import CallAt
+    from relaylab.relay.local_teacher import LocalTeacher
+    from relaylab.relay.pair import Pair
 
     student, teacher = load_engine("student"), load_engine("teacher")
     policy = CallAt({3: 4, 14: 3})
-    trace = Pair(student, LocalTeacher(teacher)).solve("What is 7+5?", policy=policy, max_tokens=40, record=False)
+    trace = Pair(student, LocalTeacher(teacher)).solve("What is 7+5?", call_rule=policy, max_tokens=40, record=False)
     row = usage([trace]).iloc[0]
     assert len(trace.answered) == 2
     # Neither model runs the last token that it wrote: nobody asks what would come behind it.

@@ -6,14 +6,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from relaylab.analysis.counterfactual import call_effects, effects_by, verdicts
-from relaylab.decoding.pair import Pair
-from relaylab.decoding.policies import CallAt
-from relaylab.decoding.relay import Relay
-from relaylab.decoding.row import Limits
-from relaylab.models.local_teacher import LocalTeacher
-from relaylab.models.teachers import Continuation, ScriptedTeacher
-from relaylab.models.zoo import load_engine
+from relaylab.engine.load import load_engine
+from relaylab.evaluation.counterfactual import call_effects, effects_by, verdicts
+from relaylab.relay.call_rules import CallAt
+from relaylab.relay.local_teacher import LocalTeacher
+from relaylab.relay.pair import Pair
+from relaylab.relay.relay import Relay
+from relaylab.relay.teachers import ScriptedTeacher, TeacherOutput
 from relaylab.tasks.suites import Problem, problems
 from relaylab.trace import Trace
 
@@ -26,7 +25,7 @@ class Says(ScriptedTeacher):
     """Writes one sentence and ends the answer."""
 
     def __init__(self, text: str, name: str):
-        super().__init__(lambda context, n: Continuation(text, "stop"))
+        super().__init__(lambda context, n: TeacherOutput(text, "stop"))
         self.name = name
 
 
@@ -38,7 +37,7 @@ def student():
 @pytest.fixture(scope="module")
 def helped(student) -> tuple[list[Trace], Relay]:
     pair = Pair(student, Says(RIGHT, "knows"))
-    options = dict(policy=CallAt({3: 40}), max_tokens=60)
+    options = dict(call_rule=CallAt({3: 40}), max_tokens=60)
     return pair.decode([PROBLEM], progress=False, **options), pair.relay(**options)
 
 
@@ -71,7 +70,7 @@ def test_a_call_is_worth_what_its_teacher_knows(student, helped):
 def test_a_later_call_of_the_same_policy_shows_that_a_call_only_moved(student):
     """Forbidden at token 3, the policy calls at token 20 instead; alone it cannot."""
     teacher = Says(RIGHT, "knows")
-    options = dict(policy=CallAt({3: 40, 20: 40}), max_tokens=60)
+    options = dict(call_rule=CallAt({3: 40, 20: 40}), max_tokens=60)
     pair = Pair(student, teacher)
     effects = call_effects(
         pair.decode([PROBLEM], progress=False, **options), pair.relay(**options), students=[student], progress=False
@@ -86,7 +85,7 @@ def test_a_later_call_of_the_same_policy_shows_that_a_call_only_moved(student):
 def embedded():
     """The untouched student, so that where it calls is the policy's doing and no training changes it."""
     pair = Pair(load_engine("student"), LocalTeacher(load_engine("teacher")))
-    caps = dict(max_tokens=120, max_calls=2, policy=CallAt({10: 8, 40: 20}))
+    caps = dict(max_tokens=120, max_calls=2, call_rule=CallAt({10: 8, 40: 20}))
     chosen = [*problems("depot", 1), *problems("tiles", 1), *problems("savings", 1)]
     return pair, caps, pair.decode(chosen, progress=False, **caps)
 
@@ -131,7 +130,7 @@ def test_what_cannot_be_forked_is_refused(student, helped):
         call_effects(traces, relay, samples=2)
     with pytest.raises(ValueError, match="samples is 0"):
         call_effects(traces, relay, samples=0)
-    capped = Relay(student, Says(RIGHT, "knows"), limits=Limits(max_call_tokens=8))
+    capped = Relay(student, Says(RIGHT, "knows"), max_call_tokens=8)
     with pytest.raises(ValueError, match="call for 9 tokens is changed"):
         call_effects(traces, capped, lengths=[8, 9])
     with pytest.raises(ValueError, match="two arms have one name"):
@@ -142,7 +141,7 @@ def test_what_cannot_be_forked_is_refused(student, helped):
     with pytest.raises(ValueError, match="holds no problem"):
         call_effects([bare], relay)
     pair = Pair(student, Says(RIGHT, "knows"))
-    silent = pair.decode([PROBLEM], policy=CallAt({3: 40}), announce=False, max_tokens=60, progress=False)
+    silent = pair.decode([PROBLEM], call_rule=CallAt({3: 40}), write_call=False, max_tokens=60, progress=False)
     with pytest.raises(ValueError, match="without a command"):
         call_effects(silent, relay)
     assert call_effects([], relay, progress=False).empty

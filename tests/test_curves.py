@@ -10,9 +10,9 @@ from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 from traitlets.config import Config
 
-from relaylab.viz import curves
-from relaylab.viz.curves import DASHES, METRICS, LiveCurves, learning_curves
-from relaylab.viz.theme import OKABE_ITO, described
+from relaylab.views import curves
+from relaylab.views.curves import DASHES, METRICS, LiveCurves, learning_curves
+from relaylab.views.theme import OKABE_ITO, described
 
 
 def frame(n: int = 12, up: float = 0.05) -> pd.DataFrame:

@@ -21,12 +21,13 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from relaylab.models import decoder, kernels
-from relaylab.models import engine as module
-from relaylab.models.engine import Engine
-from relaylab.models.kernels import FewTokens
-from relaylab.models.sampling import sample
-from relaylab.models.zoo import embedded_tokenizer
+from relaylab.engine import engine as module
+from relaylab.engine import flat_decoder as decoder
+from relaylab.engine import kernels
+from relaylab.engine.engine import Engine
+from relaylab.engine.kernels import FewTokens
+from relaylab.engine.load import embedded_tokenizer
+from relaylab.engine.sampling import sample
 
 TOKENIZER = embedded_tokenizer()
 SIZES = dict(

@@ -15,17 +15,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import comb
 
-from relaylab.analysis.evaluate import evaluate, variants
-from relaylab.analysis.statistics import columns, gap_recovered, mean, paired, pass_at_k, share, summary
-from relaylab.analysis.table import read_table
-from relaylab.decoding.baselines import Bench
-from relaylab.decoding.row import Limits
+from relaylab.evaluation.evaluate import evaluate, variants
+from relaylab.evaluation.stats import columns, gap_recovered, mean, paired, pass_at_k, share, summary
+from relaylab.evaluation.systems import Bench
+from relaylab.evaluation.table import read_table
+from relaylab.relay.config import RelayConfig
 from relaylab.tasks.suites import problems
 from relaylab.trace import read_traces
-from relaylab.viz.report import accuracy_against_share, comparisons, report
+from relaylab.views.report import accuracy_against_share, comparisons, report
 
 SUITES = ("savings", "tiles")
-LIMITS = Limits(max_tokens=120, max_calls=2)
+LIMITS = RelayConfig(max_tokens=120, max_calls=2)
 
 
 def chosen(count=4):
@@ -33,7 +33,7 @@ def chosen(count=4):
 
 
 def run(out, methods=("student", "relay", "teacher"), count=4, **options):
-    return evaluate(methods, chosen(count), out, limits=LIMITS, progress=False, **options)
+    return evaluate(methods, chosen(count), out, config=LIMITS, progress=False, **options)
 
 
 @pytest.fixture(scope="module")

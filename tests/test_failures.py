@@ -7,16 +7,15 @@ from threading import Thread
 import pytest
 from misbehaving_server import DROP, Reply
 
-from relaylab.decoding.policies import CallAt
-from relaylab.decoding.relay import Relay, TeacherFailed
-from relaylab.decoding.row import Limits
-from relaylab.models.api_teacher import APITeacher
-from relaylab.models.teachers import Continuation, ScriptedTeacher
-from relaylab.models.zoo import load_engine
+from relaylab.engine.load import load_engine
+from relaylab.relay.api_teacher import APITeacher
+from relaylab.relay.call_rules import CallAt
+from relaylab.relay.relay import Relay, TeacherFailed
+from relaylab.relay.teachers import ScriptedTeacher, TeacherOutput
 from relaylab.tasks.suites import SUITES, problem
 
 QUESTIONS = [problem(SUITES[i % len(SUITES)], i).question for i in range(6)]
-BROKEN = Continuation("", "error", error="the server is on fire")
+BROKEN = TeacherOutput("", "error", error="the server is on fire")
 
 
 @pytest.fixture(scope="module")
@@ -26,11 +25,11 @@ def student():
 
 def every_third(context, n):
     """Fails for a third of the rows, told apart by their seed."""
-    return BROKEN if context.seed % 3 == 0 else Continuation("12", "length", tokens=2)
+    return BROKEN if context.seed % 3 == 0 else TeacherOutput("12", "length", tokens=2)
 
 
 def relay(student, teacher, on_failure):
-    return Relay(student, teacher, policy=CallAt({6: 2, 40: 2}), limits=Limits(max_tokens=120), on_failure=on_failure)
+    return Relay(student, teacher, call_rule=CallAt({6: 2, 40: 2}), max_tokens=120, on_failure=on_failure)
 
 
 def test_carry_on_goes_on_alone_and_says_so(student):

@@ -8,9 +8,9 @@ import plotly.io as pio
 import pytest
 
 from relaylab.trace import Call, Trace
-from relaylab.viz import figures
-from relaylab.viz.theme import ROLES, described
-from relaylab.viz.view import trace_summary
+from relaylab.views import figures
+from relaylab.views.theme import ROLES, described
+from relaylab.views.trace_view import trace_summary
 
 
 def trace(name: str, source: str, calls: list[Call], **more) -> Trace:

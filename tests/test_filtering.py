@@ -10,19 +10,19 @@ from itertools import chain
 import pytest
 from misbehaving_server import Reply
 
-from relaylab.decoding.pair import problem_seed
-from relaylab.models.api_teacher import APITeacher
-from relaylab.models.local_teacher import LocalTeacher
-from relaylab.models.teachers import Continuation, NoTeacher, ScriptedTeacher
-from relaylab.models.zoo import load_engine
+from relaylab.engine.load import load_engine
+from relaylab.relay.api_teacher import APITeacher
+from relaylab.relay.local_teacher import LocalTeacher
+from relaylab.relay.pair import problem_seed
+from relaylab.relay.teachers import NoTeacher, ScriptedTeacher, TeacherOutput
 from relaylab.tasks.suites import Problem, problems
-from relaylab.training import filtering
-from relaylab.training.filtering import Rate, keep, load_rates
+from relaylab.training import data_filter as filtering
+from relaylab.training.data_filter import Rate, keep, load_rates
 
 pass_rates = partial(filtering.pass_rates, progress=False)
 PROBLEMS = [*problems("savings", 3), *problems("depot", 2), Problem("mine-ü", "mine", "Half of\u2028one?", "1/2", "?")]
 RIGHT = dict(zip((p.id for p in PROBLEMS), (10, 5, 4, 0, 1, 6)))  # of ten
-DOWN = Continuation("", "error", error="the server is on fire")
+DOWN = TeacherOutput("", "error", error="the server is on fire")
 
 
 class Pupil(ScriptedTeacher):
@@ -50,7 +50,7 @@ class Pupil(ScriptedTeacher):
     def say(self, context, n):
         p, k = self.known[context.seed]
         said = f"So it is \\boxed{{{p.answer if k < self.right[p.id] else 0}}}"
-        return DOWN if (p.id, k) in self.down else Continuation(said, "stop" if k % 2 else "length")
+        return DOWN if (p.id, k) in self.down else TeacherOutput(said, "stop" if k % 2 else "length")
 
     @property
     def ids(self) -> list[list[str]]:
@@ -191,7 +191,7 @@ def test_failures_are_in_no_rate_and_a_problem_without_any_answer_is_asked_again
 
 def test_text_of_a_failed_sample_is_not_graded(tmp_path):
     right = f"\\boxed{{{PROBLEMS[0].answer}}}"
-    teacher = ScriptedTeacher([replace(DOWN, text=right), Continuation("", "stop"), right])
+    teacher = ScriptedTeacher([replace(DOWN, text=right), TeacherOutput("", "stop"), right])
     with pytest.warns(UserWarning, match="1 of 3"):
         assert pass_rates(teacher, PROBLEMS[:1], tmp_path / "r", samples=3) == [Rate(PROBLEMS[0], 1, 2, 1)]
 

@@ -9,11 +9,11 @@ import time
 import pytest
 from misbehaving_server import DROP, MisbehavingServer, Reply
 
-from relaylab.models.api_teacher import APITeacher
-from relaylab.models.fleet_teacher import FleetTeacher, fleet
-from relaylab.models.teachers import Context, Segment, Teacher
+from relaylab.relay.api_teacher import APITeacher
+from relaylab.relay.fleet_teacher import FleetTeacher, fleet
+from relaylab.relay.teachers import Context, Segment, Teacher
 from relaylab.tasks.suites import problems
-from relaylab.training.filtering import load_rates, pass_rates
+from relaylab.training.data_filter import load_rates, pass_rates
 
 # Four at a time: more connections at once than the test server's queue holds are refused.
 OPTIONS = {"model": "m", "retries": 0, "backoff": 0.01, "max_backoff": 0.05, "concurrency": 4, "wait": 0.05}

@@ -14,27 +14,27 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from relaylab.decoding.row import Limits
-from relaylab.models.local_teacher import LocalTeacher
-from relaylab.models.teachers import Continuation, NoTeacher, ScriptedTeacher
-from relaylab.models.zoo import load_engine
+from relaylab.engine.load import load_engine
+from relaylab.relay.config import RelayConfig
+from relaylab.relay.local_teacher import LocalTeacher
+from relaylab.relay.teachers import NoTeacher, ScriptedTeacher, TeacherOutput
 from relaylab.tasks.suites import problems
 from relaylab.trace import read_traces
 from relaylab.training import grpo as module
 from relaylab.training.grpo import grpo
-from relaylab.training.policy import Policy, load_trainable
-from relaylab.training.record import read_metrics
+from relaylab.training.policy_model import PolicyModel, load_trainable
 from relaylab.training.rewards import advantages, score
+from relaylab.training.run_dir import read_metrics
 
 SMALL = dict(
-    steps=2, prompts=2, group=4, learning_rate=1e-3, limits=Limits(max_tokens=48), save_every=1, progress=False,
+    steps=2, prompts=2, group=4, learning_rate=1e-3, limits=RelayConfig(max_tokens=48), save_every=1, progress=False,
     device="cpu", keep_rollouts=1,
 )  # fmt: skip
 
 
 def calling(context, n):
     """A teacher that says digits, so that calls are answered whatever is asked."""
-    return Continuation("7" * min(n, 3), "length", tokens=min(n, 3))
+    return TeacherOutput("7" * min(n, 3), "length", tokens=min(n, 3))
 
 
 def some_problems(count: int = 4):
@@ -155,7 +155,7 @@ def test_teacher_tokens_get_exactly_nothing_and_without_the_mask_they_do(monkeyp
 
 
 def test_the_sampled_end_token_is_trained(monkeypatch, tmp_path, teacher):
-    trainer, traces = captured(monkeypatch, tmp_path, teacher, limits=Limits(max_tokens=160), seed=3)
+    trainer, traces = captured(monkeypatch, tmp_path, teacher, limits=RelayConfig(max_tokens=160), seed=3)
     ended = [i for i, t in enumerate(traces) if t.stop == "end"]
     assert ended
     by_length = {len(t.completion_ids): t for t in (traces[i] for i in ended)}
@@ -200,7 +200,7 @@ def test_the_same_call_again_is_done_already_and_another_is_refused(run, teacher
 
 def test_the_policy_decodes_with_the_trained_weights():
     model, tokenizer = load_trainable("warm", device="cpu")
-    policy = Policy(model, tokenizer)
+    policy = PolicyModel(model, tokenizer)
     ids = torch.arange(12)[None]
     for scale in (1.0, 3.0):
         with torch.no_grad():
@@ -230,7 +230,7 @@ def test_plain_grpo_has_no_calls(tmp_path):
 
 def test_several_teachers_take_the_groups_in_turn_and_a_failure_leaves_its_group(tmp_path):
     good = ScriptedTeacher(calling, name="good")
-    broken = ScriptedTeacher([Continuation("", "error", error="down")], name="broken")
+    broken = ScriptedTeacher([TeacherOutput("", "error", error="down")], name="broken")
     grpo("warm", [good, broken], some_problems(), tmp_path / "run", **SMALL | {"steps": 1, "group": 8})
     traces = list(read_traces(tmp_path / "run" / "rollouts" / "000000.jsonl"))
     assert [t.teacher for t in traces] == ["good"] * 8 + ["broken"] * 8
@@ -241,7 +241,7 @@ def test_several_teachers_take_the_groups_in_turn_and_a_failure_leaves_its_group
 
 
 def test_a_fixed_length_is_granted_whatever_is_asked(tmp_path, teacher):
-    limits = Limits(max_tokens=48, call_tokens=5)
+    limits = RelayConfig(max_tokens=48, fixed_call_tokens=5)
     grpo("warm", [teacher], some_problems(), tmp_path / "run", **SMALL | {"limits": limits})
     calls = [c for f in (tmp_path / "run" / "rollouts").iterdir() for t in read_traces(f) for c in t.answered]
     assert calls
@@ -249,8 +249,8 @@ def test_a_fixed_length_is_granted_whatever_is_asked(tmp_path, teacher):
 
 
 def test_the_caps_of_the_first_steps_give_way_to_others(tmp_path, teacher):
-    lead = [(1, Limits(max_tokens=48, call_tokens=5)), (2, Limits(max_tokens=48, max_call_tokens=3))]
-    options = SMALL | {"lead": lead, "limits": Limits(max_tokens=48, max_calls=0), "steps": 4, "keep_rollouts": 1}
+    lead = [(1, RelayConfig(max_tokens=48, fixed_call_tokens=5)), (2, RelayConfig(max_tokens=48, max_call_tokens=3))]
+    options = SMALL | {"lead": lead, "limits": RelayConfig(max_tokens=48, max_calls=0), "steps": 4, "keep_rollouts": 1}
     grpo("warm", [teacher], some_problems(), tmp_path / "run", **options)
     granted = []
     for file in sorted((tmp_path / "run" / "rollouts").iterdir()):
@@ -269,7 +269,7 @@ def test_settings_that_do_not_fit_are_named(tmp_path, teacher, run):
         ({"updates": 3}, "cannot be cut into 3 updates"),
         ({"micro_batch": 3}, "micro batches of 3"),
         ({"save_every": 0}, "save_every is 0"),
-        ({"lead": [(99, Limits(max_tokens=48))]}, "steps of lead are more"),
+        ({"lead": [(99, RelayConfig(max_tokens=48))]}, "steps of lead are more"),
     ):
         with pytest.raises(ValueError, match=words):
             grpo("warm", [teacher], some_problems(), tmp_path / "run", **SMALL | options)
@@ -288,12 +288,12 @@ def test_settings_that_do_not_fit_are_named(tmp_path, teacher, run):
 SCRIPT = """
 import sys, torch
 torch.set_num_threads(1)
-from relaylab.decoding.pair import load_teacher
-from relaylab.decoding.row import Limits
+from relaylab.relay.pair import load_teacher
+from relaylab.relay.config import RelayConfig
 from relaylab.tasks.suites import problems
 from relaylab.training.grpo import grpo
 grpo("warm", [load_teacher("teacher")], problems("depot", 5, split="train"), sys.argv[1], steps=6, prompts=2, group=4,
-     updates=2, learning_rate=1e-3, limits=Limits(max_tokens=40), save_every=2, progress=False, device="cpu",
+     updates=2, learning_rate=1e-3, limits=RelayConfig(max_tokens=40), save_every=2, progress=False, device="cpu",
      keep_rollouts=1)
 """
 
@@ -338,12 +338,13 @@ def test_a_killed_run_ends_with_the_weights_of_an_undisturbed_one(tmp_path):
 TWO = """
 import sys, torch
 torch.set_num_threads(1)
-from relaylab.decoding.pair import load_teacher
-from relaylab.decoding.row import Limits
+from relaylab.relay.pair import load_teacher
+from relaylab.relay.config import RelayConfig
 from relaylab.tasks.suites import problems
 from relaylab.training.grpo import grpo
 grpo("warm", [load_teacher("teacher")], problems("depot", 4, split="train"), sys.argv[1], steps=2,
-     prompts=int(sys.argv[2]), group=4, learning_rate=1e-3, limits=Limits(max_tokens=40), progress=False, device="cpu")
+     prompts=int(sys.argv[2]), group=4, learning_rate=1e-3, limits=RelayConfig(max_tokens=40), progress=False,
+     device="cpu")
 """
 
 

@@ -7,8 +7,8 @@ import json
 import pytest
 from misbehaving_server import DROP, MisbehavingServer, Reply, Request
 
-from relaylab.analysis.judge import Judge, Verdict, audit, parse_verdict
-from relaylab.models.api_client import APIClient
+from relaylab.evaluation.judge import Judge, Verdict, audit, parse_verdict
+from relaylab.relay.api_client import APIClient
 from relaylab.trace import Trace
 
 KEY = "sk-topsecret-0123456789"

@@ -13,8 +13,9 @@ import typer
 from test_notebooks_run import notebook
 from typer.testing import CliRunner
 
-from relaylab import lab, notebooks
+from relaylab import lab
 from relaylab.lab import RECORD, Copied, copy_lessons
+from relaylab.sweep import notebook as notebooks
 
 ROOT = Path(__file__).parents[1]
 

@@ -17,14 +17,14 @@ PACKAGE = ROOT / "relaylab"
 
 # Top to bottom, as in docs/design.md. A module may import from its own package and from what stands further down.
 ORDER = [
-    *("__main__", "cli", "measure", "sweep", "live", "lab", "notebooks", "checks", "doctor", "capacity"),
-    *("viz", "analysis", "training", "decoding", "models", "tasks"),
-    *("trace", "command", "version"),
+    *("__main__", "cli", "measure", "lab", "checks", "doctor", "capacity"),
+    *("views", "sweep", "zoo", "evaluation", "training", "relay", "engine", "tasks"),
+    *("files", "trace", "call_tag", "version"),
 ]
 RANK = {name: rank for rank, name in enumerate(ORDER)}
 # The package itself is a facade over everything; only a door may look at it from inside.
-FACADE, DOORS = "relaylab", ORDER[:10]
-NEVER = {"viz": {"torch", "transformers"}, "trace": {"torch", "transformers"}, "command": {"torch", "transformers"}}
+FACADE, DOORS = "relaylab", ORDER[:7]
+NEVER = {"views": {"torch", "transformers"}, "trace": {"torch", "transformers"}, "call_tag": {"torch", "transformers"}}
 
 
 def imports(file: Path, package: Path) -> Iterator[str]:
@@ -77,32 +77,32 @@ def test_imports_point_downwards():
 @pytest.mark.parametrize(
     ("file", "source", "complaint"),
     [
-        ("models/engine.py", "from relaylab.decoding import relay", "stands above"),
-        ("models/engine.py", "from relaylab.decoding.relay import Relay", "stands above"),
-        ("models/engine.py", "def f():\n    from ..viz import view", "stands above"),
-        ("models/engine.py", "from .. import cli", "stands above"),
-        ("models/engine.py", "if TYPE_CHECKING:\n    import relaylab.training.grpo", "stands above"),
-        ("models/engine.py", "importlib.import_module('relaylab.cli')", "stands above"),
-        ("models/engine.py", "from relaylab import load_pair", "facade"),
-        ("command.py", "from relaylab.trace import Trace", "stands above"),
-        ("viz/view.py", "def f():\n    import torch.nn", "does without"),
-        ("viz/view.py", "from transformers import AutoTokenizer", "does without"),
+        ("engine/engine.py", "from relaylab.relay import relay", "stands above"),
+        ("engine/engine.py", "from relaylab.relay.relay import Relay", "stands above"),
+        ("engine/engine.py", "def f():\n    from ..views import trace_view", "stands above"),
+        ("engine/engine.py", "from .. import cli", "stands above"),
+        ("engine/engine.py", "if TYPE_CHECKING:\n    import relaylab.training.grpo", "stands above"),
+        ("engine/engine.py", "importlib.import_module('relaylab.cli')", "stands above"),
+        ("engine/engine.py", "from relaylab import load_pair", "facade"),
+        ("call_tag.py", "from relaylab.trace import Trace", "stands above"),
+        ("views/trace_view.py", "def f():\n    import torch.nn", "does without"),
+        ("views/trace_view.py", "from transformers import AutoTokenizer", "does without"),
         ("extra.py", "", "no place"),
         (
-            "viz/view.py",
-            "from relaylab.decoding.relay import Relay\nfrom ..trace import Trace\nfrom . import theme",
+            "views/trace_view.py",
+            "from relaylab.relay.relay import Relay\nfrom ..trace import Trace\nfrom . import theme",
             None,
         ),
-        ("trace.py", "from relaylab.command import strip_calls", None),
+        ("trace.py", "from relaylab.call_tag import strip_calls", None),
         ("cli.py", "import relaylab as rl\nfrom relaylab import __version__, sweep", None),
         ("__init__.py", "def __getattr__(name):\n    from relaylab.cli import main", None),
     ],
 )
 def test_the_check_sees_every_kind_of_import(tmp_path, file, source, complaint):
     package = tmp_path / "relaylab"
-    for name in ("viz", "models", "decoding", "training"):
+    for name in ("views", "engine", "relay", "training"):
         (package / name).mkdir(parents=True)
-    for name in ("cli", "sweep", "trace", "command", "viz/theme", "decoding/relay"):
+    for name in ("cli", "sweep", "trace", "call_tag", "views/theme", "relay/relay"):
         (package / f"{name}.py").touch()
     (package / file).write_text(source)
     found = violations(package)
@@ -119,12 +119,12 @@ def loaded_after(*modules: str) -> set[str]:
 
 def test_the_ground_floor_and_the_facade_import_nothing_slow():
     slow = {"torch", "transformers", "datasets", "pandas", "numpy", "plotly", "openai", "IPython"}
-    assert not slow & loaded_after("relaylab", "relaylab.command", "relaylab.trace", "relaylab.version")
+    assert not slow & loaded_after("relaylab", "relaylab.call_tag", "relaylab.trace", "relaylab.version")
 
 
 def test_viz_reads_traces_without_torch():
-    modules = [m.name for m in pkgutil.walk_packages([str(PACKAGE / "viz")], "relaylab.viz.")]
-    assert not {"torch", "transformers"} & loaded_after("relaylab.viz", *modules)
+    modules = [m.name for m in pkgutil.walk_packages([str(PACKAGE / "views")], "relaylab.views.")]
+    assert not {"torch", "transformers"} & loaded_after("relaylab.views", *modules)
 
 
 def test_no_file_of_the_package_is_over_400_lines():

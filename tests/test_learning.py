@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from relaylab.analysis.learning import calls_at, hard_kinds, measures, step_accuracy
+from relaylab.evaluation.learning import calls_at, hard_kinds, measures, step_accuracy
 from relaylab.trace import Call, Trace
 
 STEPS = [{"expression": "12+3", "result": 15, "kind": "sum"}, {"expression": "15*47", "result": 705, "kind": "product"}]

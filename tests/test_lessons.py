@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from relaylab.notebooks import checked, read_parameters, smoke_parameters
+from relaylab.sweep.notebook import checked, read_parameters, smoke_parameters
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 SERIES = sorted(path.stem for path in FOLDER.glob("*.ipynb"))

@@ -11,14 +11,15 @@ import nbformat
 import pytest
 from nbconvert import HTMLExporter
 
-from relaylab.decoding.pair import load_pair
-from relaylab.live import Counterfactual, LiveBench, decode
-from relaylab.live.view import HERE, front_end
-from relaylab.models.teachers import ScriptedTeacher
-from relaylab.notebooks import RESULT, execute
+from relaylab.relay.pair import load_pair
+from relaylab.relay.teachers import ScriptedTeacher
+from relaylab.sweep.notebook import RESULT, execute
 from relaylab.tasks.suites import problem
 from relaylab.trace import COMMAND, Trace
-from relaylab.viz.theme import DARK, LIGHT
+from relaylab.views.counterfactual_view import CounterfactualView
+from relaylab.views.live_view import HERE, front_end
+from relaylab.views.playground import Playground, decode
+from relaylab.views.theme import DARK, LIGHT
 
 VIEW = "application/vnd.jupyter.widget-view+json"
 HOSTILE = "</pre><script>alert(1)</script>\x1b[31m\u202e"
@@ -41,7 +42,7 @@ def original(pair):
 
 @pytest.fixture
 def bench(pair):
-    return LiveBench(students=[pair.student], teachers=[pair.teacher, "none"], suites=["savings", "tiles"])
+    return Playground(students=[pair.student], teachers=[pair.teacher, "none"], suites=["savings", "tiles"])
 
 
 def send(view, do, **more):
@@ -148,7 +149,7 @@ def test_it_grows_in_steps_and_not_a_message_a_token(bench, monkeypatch):
 
 
 def test_one_answer_at_a_time_in_all_views(bench, original, pair):
-    what_if = Counterfactual(original, pair)
+    what_if = CounterfactualView(original, pair)
     bench.ask(TILES, pace=20)
     with pytest.raises(RuntimeError, match="another answer is being written"):
         what_if.fork(at=10, call=3)
@@ -164,7 +165,7 @@ def test_an_error_on_the_way_is_shown_as_text(pair):
     def broken(context, n):
         raise ValueError(f"broken {HOSTILE}")
 
-    bench = LiveBench(students=[pair.student, "nobody"], teachers=[ScriptedTeacher(broken)], suites=[])
+    bench = Playground(students=[pair.student, "nobody"], teachers=[ScriptedTeacher(broken)], suites=[])
     assert bench.ask(TILES).wait(60)
     assert bench.message == "ValueError: broken </pre><script>alert(1)</script>\\x1b[31m\\u202e"
     assert (bench.failed, bench.busy) == (True, False)
@@ -175,7 +176,7 @@ def test_an_error_on_the_way_is_shown_as_text(pair):
 
 
 def test_the_oldest_run_goes_and_any_can_be_removed(pair):
-    bench = LiveBench(students=[pair.student], teachers=["none"], suites=[], keep=2, max_tokens=2)
+    bench = Playground(students=[pair.student], teachers=["none"], suites=[], keep=2, max_tokens=2)
     for _ in range(3):
         bench.ask(FREE).wait(60)
     assert [run["key"] for run in bench.runs] == ["run-2", "run-3"]
@@ -187,20 +188,20 @@ def test_the_oldest_run_goes_and_any_can_be_removed(pair):
 
 def test_bad_settings_and_names_are_refused(pair):
     with pytest.raises(ValueError, match="unknown settings speed; there are max_tokens"):
-        LiveBench(speed=3)
+        Playground(speed=3)
     with pytest.raises(ValueError, match="two students have one name"):
-        LiveBench(students=["relay", pair.student])
+        Playground(students=["relay", pair.student])
     with pytest.raises(ValueError, match="unknown suite 'algebra'"):
-        LiveBench(suites=["algebra"])
+        Playground(suites=["algebra"])
     with pytest.raises(ValueError, match="keep is 0"):
-        LiveBench(keep=0)
+        Playground(keep=0)
 
 
 # What if --------------------------------------------------------------------------------------------------------------
 
 
 def test_a_forced_call_forks_from_the_very_prefix_and_its_caches(pair, original):
-    what_if = Counterfactual(original, pair)
+    what_if = CounterfactualView(original, pair)
     assert (what_if.runs[0]["heading"], what_if.runs[0]["outcome"]) == ("Original", "right")
     before = pair.student.forwarded
     assert what_if.fork(at=50, call=3).wait(60)
@@ -219,7 +220,7 @@ def test_a_forced_call_forks_from_the_very_prefix_and_its_caches(pair, original)
 
 
 def test_a_call_is_resized_at_any_of_its_tokens(pair, original):
-    what_if = Counterfactual(original, pair)
+    what_if = CounterfactualView(original, pair)
     for at in (61, 64, 68):  # the command's first token, one within, the answer's first
         send(what_if, "fork", at=at, call=4, of=0)
         assert what_if.wait(60)
@@ -232,7 +233,7 @@ def test_a_call_is_resized_at_any_of_its_tokens(pair, original):
 
 
 def test_a_forbidden_call_is_not_made_and_a_fork_can_be_forked(pair, original):
-    what_if = Counterfactual(original, pair)
+    what_if = CounterfactualView(original, pair)
     send(what_if, "fork", at=70, forbid=True, of=0)  # a token of the second answer
     assert what_if.wait(60)
     fork = what_if.traces[1]
@@ -263,7 +264,7 @@ def test_a_forbidden_call_is_not_made_and_a_fork_can_be_forked(pair, original):
     ],
 )
 def test_a_change_that_cannot_be_made_is_refused(pair, original, change, said):
-    what_if = Counterfactual(original, pair)
+    what_if = CounterfactualView(original, pair)
     with pytest.raises(ValueError, match=said):
         what_if.fork(**change)
     send(what_if, "fork", **change)
@@ -272,14 +273,14 @@ def test_a_change_that_cannot_be_made_is_refused(pair, original, change, said):
 
 def test_traces_that_do_not_fit_are_refused(pair, original):
     with pytest.raises(ValueError, match="does not say which models"):
-        Counterfactual(Trace("q", [1]))
+        CounterfactualView(Trace("q", [1]))
     with pytest.raises(ValueError, match="another tokenizer than that of 'relay'"):
-        Counterfactual(Trace("q", [1], [99, 999_999], "ss", ["a", "b"]), pair)
+        CounterfactualView(Trace("q", [1], [99, 999_999], "ss", ["a", "b"]), pair)
     with pytest.raises(ValueError, match=r"no room for a call at token 51: the limit is 55 tokens"):
-        Counterfactual(original, pair, max_tokens=55).fork(at=50, call=3)
+        CounterfactualView(original, pair, max_tokens=55).fork(at=50, call=3)
     with pytest.raises(ValueError, match="no teacher, or calls are forbidden"):
-        Counterfactual(original, pair, forbid_calls=True).fork(at=50, call=3)
-    named = Counterfactual(original)  # loads relay and teacher, as the trace says
+        CounterfactualView(original, pair, forbid_calls=True).fork(at=50, call=3)
+    named = CounterfactualView(original)  # loads relay and teacher, as the trace says
     assert named.fork(at=50, call=3).wait(60)
     assert named.traces[1].teacher == "teacher"
 
@@ -291,12 +292,12 @@ def test_the_record_is_an_output_of_its_own_and_is_brought_up_to_date(pair, orig
     shown, updated = [], []
     monkeypatch.setattr("IPython.display.display", lambda thing, **more: shown.append((thing, more)))
     monkeypatch.setattr("IPython.display.update_display", lambda thing, **more: updated.append((thing, more)))
-    bench = LiveBench(students=[pair.student], teachers=[ScriptedTeacher([HOSTILE])], suites=["tiles"])
+    bench = Playground(students=[pair.student], teachers=[ScriptedTeacher([HOSTILE])], suites=["tiles"])
     bench._ipython_display_()
     (widget, _), (record, more) = shown
     assert widget[VIEW]["model_id"] == bench.model_id
     assert widget["text/html"] == ""  # what a page shows that cannot run it
-    assert record.text == "LiveBench: nothing has been asked yet"
+    assert record.text == "Playground: nothing has been asked yet"
     bench.ask(TILES).wait(60)
     (record, again) = updated[-1]
     assert again["display_id"] == more["display_id"] == bench.mark
@@ -325,19 +326,20 @@ def test_for_one_output_the_bundle_has_both(bench, monkeypatch):
     assert "Run 1: relay with no teacher" in data["text/html"]
     assert data["text/plain"].startswith("Run 1: relay with no teacher: not graded, 2 tokens")
     monkeypatch.setenv(RESULT, "anywhere")
-    assert set(LiveBench(students=["relay"], teachers=["none"])._repr_mimebundle_()) == {"text/html", "text/plain"}
+    assert set(Playground(students=["relay"], teachers=["none"])._repr_mimebundle_()) == {"text/html", "text/plain"}
 
 
 LESSON = f"""
 import relaylab as rl
-from relaylab.live import Counterfactual, LiveBench
+from relaylab.views.counterfactual_view import CounterfactualView
+from relaylab.views.playground import Playground
 pair, task = rl.load_pair(), rl.problem("tiles", 0)
-bench = LiveBench(students=[pair.student], teachers=[pair.teacher])
+bench = Playground(students=[pair.student], teachers=[pair.teacher])
 bench
 ---
 bench.ask(task).wait()
 ---
-what_if = Counterfactual(bench.traces[0], pair)
+what_if = CounterfactualView(bench.traces[0], pair)
 what_if.fork(at=61, call=4).wait()
 what_if
 ---

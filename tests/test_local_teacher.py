@@ -7,11 +7,11 @@ import torch
 from test_text import merging_tokenizer
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from relaylab.models.engine import Engine
-from relaylab.models.local_teacher import LocalTeacher
-from relaylab.models.teachers import Context, Segment
-from relaylab.models.text import TokenText
-from relaylab.models.zoo import load_engine
+from relaylab.engine.engine import Engine
+from relaylab.engine.load import load_engine
+from relaylab.engine.token_text import TokenText
+from relaylab.relay.local_teacher import LocalTeacher
+from relaylab.relay.teachers import Context, Segment
 
 ASK = [{"role": "user", "content": "What is 12+34?"}]
 
@@ -39,7 +39,7 @@ def greek():
 def saying(monkeypatch, tokens):
     """Whatever the logits, these tokens come, over and over."""
     script = iter(tokens * 100)
-    monkeypatch.setattr("relaylab.models.local_teacher.sample", lambda logits, **_: [next(script) for _ in logits])
+    monkeypatch.setattr("relaylab.relay.local_teacher.sample", lambda logits, **_: [next(script) for _ in logits])
 
 
 def test_nothing_is_run_twice(teacher):

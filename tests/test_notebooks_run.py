@@ -10,8 +10,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from relaylab import notebooks
-from relaylab.notebooks import Parameter, checked, execute, find_notebook, read_parameters, result
+from relaylab.sweep import notebook as notebooks
+from relaylab.sweep.notebook import Parameter, checked, execute, find_notebook, read_parameters, result
 
 PARAMETERS = """# What may be changed.
 steps: int = 3  # optimiser steps
@@ -22,7 +22,7 @@ loose = "x"
 half = steps / 2
 """
 BODY = """import os
-from relaylab.notebooks import result
+from relaylab.sweep.notebook import result
 result(double=2 * steps, beta=beta)
 result(threads=os.environ["OMP_NUM_THREADS"], loss=float("nan"))
 """
@@ -120,7 +120,7 @@ def test_a_notebook_leaves_its_copy_and_its_record(tmp_path):
 
 def test_a_notebook_that_raises_or_hangs_is_a_record_too(tmp_path):
     """In one kernel start each: the first cell's result is kept, the rest is told."""
-    first = "x = 1", "from relaylab.notebooks import result\nresult(x=x)"
+    first = "x = 1", "from relaylab.sweep.notebook import result\nresult(x=x)"
     record = execute(notebook(tmp_path / "bad.ipynb", *first, "1 / 0"), tmp_path / "bad")
     assert (record["status"], record["values"]) == ("failed", {"x": 1})
     assert "ZeroDivisionError" in record["error"]

@@ -7,20 +7,20 @@ from dataclasses import replace
 
 import pytest
 
-from relaylab.analysis.verify import required, verify, write_manifest
-from relaylab.decoding.pair import Pair, load_pair, load_teacher
-from relaylab.decoding.policies import CallAt
-from relaylab.decoding.row import Limits
-from relaylab.models import zoo
-from relaylab.models.teachers import Continuation, NoTeacher, ScriptedTeacher
-from relaylab.models.zoo import load_engine
+from relaylab.engine import load as zoo
+from relaylab.engine.load import load_engine
+from relaylab.relay.call_rules import CallAt
+from relaylab.relay.config import RelayConfig
+from relaylab.relay.pair import Pair, load_pair, load_teacher
+from relaylab.relay.teachers import NoTeacher, ScriptedTeacher, TeacherOutput
 from relaylab.tasks.grading import grade
 from relaylab.tasks.suites import SUITES, level_of, problem, problems
 from relaylab.trace import TraceWriter, read_traces
+from relaylab.zoo.verify import required, verify, write_manifest
 
 PROBLEMS = [*problems("savings", 3), *problems("depot", 3)]
 CALLS = CallAt({6: 2})
-TERMS = dict(policy=CALLS, temperature=1.0, max_tokens=40, progress=False)
+TERMS = dict(call_rule=CALLS, temperature=1.0, max_tokens=40, progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +60,8 @@ def test_a_torn_file_is_taken_up_where_it_stopped(student, tmp_path):
         dict(max_tokens=41),
         dict(max_calls=1),
         dict(max_call_tokens=1),
-        dict(policy=CallAt({6: 3})),
-        dict(policy=None),
+        dict(call_rule=CallAt({6: 3})),
+        dict(call_rule=None),
         dict(forbid_calls=True),
         dict(on_failure="exclude"),
         dict(record=True),
@@ -99,7 +99,7 @@ def test_a_policy_is_known_again_though_it_has_no_repr_of_its_own(student, tmp_p
             return None
 
     for _ in range(2):
-        traces = pair(student).decode(PROBLEMS[:1], out=tmp_path / "t.jsonl", **TERMS | dict(policy=Never()))
+        traces = pair(student).decode(PROBLEMS[:1], out=tmp_path / "t.jsonl", **TERMS | dict(call_rule=Never()))
     assert traces[0].terms["policy"].endswith("Never object>")
 
 
@@ -120,7 +120,7 @@ def test_excluded_rows_are_decoded_anew_and_their_old_lines_go(student, tmp_path
     out, failing = tmp_path / "t.jsonl", {PROBLEMS[1].question, PROBLEMS[4].question}
 
     def broken(context, n):
-        return Continuation("", "error", error="down") if context.messages[-1]["content"] in failing else "12"
+        return TeacherOutput("", "error", error="down") if context.messages[-1]["content"] in failing else "12"
 
     terms = TERMS | dict(on_failure="exclude")
     first = pair(student, broken).decode(PROBLEMS, out=out, **terms)
@@ -157,16 +157,16 @@ def test_traces_are_graded_and_know_their_problem(student):
     assert alone.solve(p).correct is trace.correct
     assert alone.solve(p.question).correct is None
     said = iter([f"\\boxed{{{p.answer}}}", "\\boxed{1}"])
-    told = pair(student, lambda context, n: Continuation(next(said), "stop"))
-    assert [told.solve(p, policy=CallAt({0: 40})).correct for _ in range(2)] == [True, False]
+    told = pair(student, lambda context, n: TeacherOutput(next(said), "stop"))
+    assert [told.solve(p, call_rule=CallAt({0: 40})).correct for _ in range(2)] == [True, False]
 
 
 def test_caps_come_as_limits_or_one_by_one(student):
     both = pair(student)
-    assert both.relay(max_tokens=7, max_calls=0, temperature=1.0).limits == Limits(max_tokens=7, max_calls=0)
-    assert both.relay(limits=Limits(max_tokens=8)).limits.max_tokens == 8
+    assert both.relay(max_tokens=7, max_calls=0, temperature=1.0).limits == RelayConfig(max_tokens=7, max_calls=0)
+    assert both.relay(config=RelayConfig(max_tokens=8)).limits.max_tokens == 8
     with pytest.raises(ValueError, match="give limits or max_tokens, not both"):
-        both.relay(limits=Limits(), max_tokens=7)
+        both.relay(config=RelayConfig(), max_tokens=7)
 
 
 def test_teachers_by_name():
@@ -225,7 +225,7 @@ def test_fresh_scores_are_compared(student, tmp_path, monkeypatch):
     entry = {"sha256": zoo.checksum(zoo.embedded()["student"]), "scores": {"savings": {"right": 0, "count": 10}}}
     monkeypatch.setattr(zoo, "MANIFEST", tmp_path / "manifest.json")
     zoo.MANIFEST.write_text(json.dumps({"student": entry}))
-    monkeypatch.setattr("relaylab.models.zoo.embedded", lambda: {"student": zoo.WEIGHTS / "student"})
+    monkeypatch.setattr("relaylab.engine.load.embedded", lambda: {"student": zoo.WEIGHTS / "student"})
     told = {f.text: f.ok for f in verify(count=10) if "manifest" in f.text}
     assert told["student: checksum as in the manifest"]
     del told["student: checksum as in the manifest"]

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from relaylab.analysis.placement import (
+from relaylab.evaluation.placement import (
     agreement_frame,
     calls_frame,
     outcome,
@@ -17,8 +17,8 @@ from relaylab.analysis.placement import (
     windows_frame,
 )
 from relaylab.trace import Call, Trace
-from relaylab.viz import placement_figures as figures
-from relaylab.viz.theme import described
+from relaylab.views import placement_figures as figures
+from relaylab.views.theme import described
 
 STEPS = [
     {"expression": "12+3", "result": 15, "kind": "sum"},

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from test_view import HOSTILE, contrast, relay
 
 from relaylab.trace import Trace
-from relaylab.viz.frontend import fragment, source, style
-from relaylab.viz.player import player, teacher_pieces
-from relaylab.viz.theme import DARK, LIGHT
+from relaylab.views.frontend import fragment, source, style
+from relaylab.views.player import player, teacher_pieces
+from relaylab.views.theme import DARK, LIGHT
 
 NODE = shutil.which("node")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -217,8 +217,8 @@ document.body.textContent = JSON.stringify({ found, took });
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: the views cannot be tried in a browser")
 def test_the_views_in_a_browser(tmp_path: Path):
-    from relaylab.viz.cost_dial import cost_dial
-    from relaylab.viz.reward_lab import Rollout, reward_lab
+    from relaylab.views.cost_dial import cost_dial
+    from relaylab.views.reward_lab import Rollout, reward_lab
 
     hostile = "<script>document.title='broken'</script><img src=x onerror=\"document.title='broken'\">"
     small = relay()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from relaylab.analysis.published import (
+from relaylab.evaluation.published import (
     FIGURE_3,
     FULL,
     IN_DOMAIN,

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from relaylab.notebooks import checked, code_cells, read_parameters
+from relaylab.sweep.notebook import checked, code_cells, read_parameters
 from relaylab.sweep.plan import read_plan
 from relaylab.tasks.benchmarks import benchmark
-from relaylab.training.filtering import keep, load_rates
+from relaylab.training.data_filter import keep, load_rates
 from relaylab.training.run import read_config
 
 ROOT = Path(__file__).parents[1]
@@ -26,7 +26,7 @@ def execute(name, monkeypatch, **given):
     path, found, names = SWEEPS / name, {}, {}
     given = checked(given, read_parameters(path))
     monkeypatch.chdir(SWEEPS)
-    monkeypatch.setattr("relaylab.notebooks.result", lambda **values: found.update(values))
+    monkeypatch.setattr("relaylab.sweep.notebook.result", lambda **values: found.update(values))
     for tags, source in code_cells(path):
         exec(compile(source, name, "exec"), names)
         names |= given if "parameters" in tags else {}

@@ -7,10 +7,10 @@ import json
 import pytest
 import torch
 
-from relaylab.models.zoo import embedded, load_engine
+from relaylab.engine.load import embedded, load_engine
 from relaylab.training import recipes, run
-from relaylab.training.recipes import make
-from relaylab.training.recipes import recipes as names
+from relaylab.zoo.recipes import make
+from relaylab.zoo.recipes import recipes as names
 
 
 def test_every_embedded_model_has_a_recipe():

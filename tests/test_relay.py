@@ -7,14 +7,14 @@ import torch
 from reference import slow_relay
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from relaylab.decoding.events import CallClosed, CallOpened, Done, TokenEvent
-from relaylab.decoding.policies import CallAt, CallEvery, CallWhenUnsure
-from relaylab.decoding.relay import Relay
-from relaylab.decoding.row import Limits
-from relaylab.models.engine import Engine
-from relaylab.models.local_teacher import LocalTeacher
-from relaylab.models.teachers import Continuation, NoTeacher, ScriptedTeacher
-from relaylab.models.zoo import embedded_tokenizer, load_engine
+from relaylab.engine.engine import Engine
+from relaylab.engine.load import embedded_tokenizer, load_engine
+from relaylab.relay.call_rules import CallAt, CallEvery, CallWhenUnsure
+from relaylab.relay.config import RelayConfig
+from relaylab.relay.events import CallClosed, CallOpened, Done, TokenEvent
+from relaylab.relay.local_teacher import LocalTeacher
+from relaylab.relay.relay import Relay
+from relaylab.relay.teachers import NoTeacher, ScriptedTeacher, TeacherOutput
 from relaylab.tasks.suites import SUITES, problem
 from relaylab.trace import Trace
 
@@ -59,7 +59,7 @@ def texts(traces):
 @pytest.mark.parametrize("kind", ["embedded", "qwen3", "llama"])
 def test_without_calls_greedy_equals_generate(engines, kind):
     engine = engines[kind][0]
-    ours = Relay(engine, NoTeacher(), limits=Limits(max_tokens=40)).run(QUESTIONS[:12])
+    ours = Relay(engine, NoTeacher(), max_tokens=40).run(QUESTIONS[:12])
     # The relay forbids calls here; generate must not be able to write one either for the comparison to mean something.
     engine.tokenizer.padding_side = "left"
     prompts = [engine.prompt_ids([{"role": "user", "content": q}]) for q in QUESTIONS[:12]]
@@ -89,14 +89,14 @@ def test_a_ragged_batch_equals_the_slow_reference(engines, kind, temperature):
             return places(moment.seed).get(moment.position)
 
     relay = Relay(
-        student, LocalTeacher(teacher), limits=Limits(max_tokens=60, max_call_tokens=9), temperature=temperature,
-        policy=Ragged(), record=True,
+        student, LocalTeacher(teacher), max_tokens=60, max_call_tokens=9, temperature=temperature,
+        call_rule=Ragged(), record=True,
     )  # fmt: skip
     fast = relay.run(QUESTIONS[:rows], seeds=range(10, 10 + rows))
     for i, trace in enumerate(fast):
         slow = slow_relay(
             student.model, teacher.model, student.tokenizer, trace.prompt_ids, end_ids=student.end_ids, max_tokens=60,
-            seed=10 + i, temperature=temperature, policy=places(10 + i).get, caps=9,
+            seed=10 + i, temperature=temperature, call_rule=places(10 + i).get, caps=9,
         )  # fmt: skip
         assert trace.completion_ids == slow.ids
         assert trace.source == slow.source
@@ -116,8 +116,8 @@ def test_a_row_alone_equals_the_row_in_a_batch_of_64(engines, kind, temperature)
     student, teacher = engines[kind]
 
     def run(questions, seeds, **options):
-        relay = Relay(student, LocalTeacher(teacher, temperature=temperature), limits=Limits(max_tokens=48),
-                      temperature=temperature, policy=CallEvery(13, 4), **options)  # fmt: skip
+        relay = Relay(student, LocalTeacher(teacher, temperature=temperature), max_tokens=48,
+                      temperature=temperature, call_rule=CallEvery(13, 4), **options)  # fmt: skip
         return texts(relay.run(questions, seeds=seeds))
 
     together = run(QUESTIONS, range(64))
@@ -132,7 +132,7 @@ def test_no_token_is_run_twice(engines):
     for kind, every in (("embedded", 5), ("qwen3", 9), ("llama", 3)):
         student, teacher = engines[kind]
         local = LocalTeacher(teacher)
-        relay = Relay(student, local, limits=Limits(max_tokens=70), policy=CallEvery(every, 4))
+        relay = Relay(student, local, max_tokens=70, call_rule=CallEvery(every, 4))
         s, t = student.forwarded, teacher.forwarded
         traces = relay.run(QUESTIONS[:8])
         assert sum(len(x.answered) for x in traces) > 16
@@ -149,7 +149,7 @@ def test_no_token_is_run_twice(engines):
 
 def test_the_rollouts_of_a_group_share_the_reading_of_their_prompt(engines):
     student, teacher = engines["embedded"]
-    relay = Relay(student, LocalTeacher(teacher), limits=Limits(max_tokens=60), policy=CallEvery(9, 4), temperature=1.0)
+    relay = Relay(student, LocalTeacher(teacher), max_tokens=60, call_rule=CallEvery(9, 4), temperature=1.0)
     alone = [relay.run([QUESTIONS[k]], seeds=[seed])[0] for k in (0, 1) for seed in range(8)]
     s, t = student.forwarded, teacher.forwarded
     together = relay.run([QUESTIONS[k] for k in (0, 1) for _ in range(8)], seeds=[*range(8), *range(8)])
@@ -173,7 +173,11 @@ def _last_choice(trace) -> int:
 def test_forks_replay_exactly_and_change_one_thing(engines):
     student, teacher = engines["embedded"]
     relay = Relay(
-        student, LocalTeacher(teacher), limits=Limits(max_tokens=90), temperature=0.7, policy=CallAt({20: 5, 50: 4})
+        student,
+        LocalTeacher(teacher),
+        max_tokens=90,
+        temperature=0.7,
+        call_rule=CallAt({20: 5, 50: 4}),
     )
     trace = relay.run([QUESTIONS[4]], seeds=[3])[0]
     call = trace.answered[0]
@@ -182,7 +186,7 @@ def test_forks_replay_exactly_and_change_one_thing(engines):
             at
         )
 
-    free = Relay(student, LocalTeacher(teacher), limits=Limits(max_tokens=90), temperature=0.7)
+    free = Relay(student, LocalTeacher(teacher), max_tokens=90, temperature=0.7)
     resized = list(free.fork(trace, call.start, call=2))[-1].trace
     assert resized.completion_ids[: call.start] == trace.completion_ids[: call.start]
     assert (resized.calls[0].requested, resized.calls[0].delivered) == (2, 2)
@@ -208,7 +212,7 @@ def test_a_kept_cache_serves_the_next_question_and_changes_nothing():
     plain, keeping = load_engine("warm"), load_engine("warm", keep=4)
     results = []
     for engine in (plain, keeping):
-        relay = Relay(engine, NoTeacher(), limits=Limits(max_tokens=40))
+        relay = Relay(engine, NoTeacher(), max_tokens=40)
         first = relay.run([QUESTIONS[2]])[0]
         before = engine.forwarded
         second = list(relay.fork(first, 30))[-1].trace
@@ -220,7 +224,7 @@ def test_a_kept_cache_serves_the_next_question_and_changes_nothing():
 
 def test_events_tell_the_trace(engines):
     student, teacher = engines["embedded"]
-    relay = Relay(student, LocalTeacher(teacher), limits=Limits(max_tokens=40), policy=CallAt({5: 3, 20: 2}))
+    relay = Relay(student, LocalTeacher(teacher), max_tokens=40, call_rule=CallAt({5: 3, 20: 2}))
     events = list(relay.stream(QUESTIONS[:3]))
     done = {e.row: e.trace for e in events if isinstance(e, Done)}
     for row, trace in done.items():
@@ -236,7 +240,7 @@ def test_events_tell_the_trace(engines):
 
 def test_a_closed_stream_keeps_what_there_is_and_frees_the_caches(engines):
     student, teacher = engines["embedded"]
-    stream = Relay(student, LocalTeacher(teacher), limits=Limits(max_tokens=40)).stream(QUESTIONS[:3])
+    stream = Relay(student, LocalTeacher(teacher), max_tokens=40).stream(QUESTIONS[:3])
     for _ in range(20):
         next(stream)
     stream.close()
@@ -249,7 +253,7 @@ def test_a_closed_stream_keeps_what_there_is_and_frees_the_caches(engines):
 @pytest.mark.parametrize("temperature", [0.0, 1.0, 5.0])
 def test_forbidden_calls_cannot_be_written(engines, temperature):
     student, _ = engines["embedded"]
-    relay = Relay(student, NoTeacher(), limits=Limits(max_tokens=60), temperature=temperature)
+    relay = Relay(student, NoTeacher(), max_tokens=60, temperature=temperature)
     for trace in relay.run(QUESTIONS[:32]):
         assert "<call" not in trace.text
         assert not trace.calls
@@ -258,9 +262,11 @@ def test_forbidden_calls_cannot_be_written(engines, temperature):
 def test_caps_bound_what_is_granted(engines):
     student, teacher = engines["qwen3"]
 
-    def run(policy=None, **caps):
-        limits = Limits(**{"max_tokens": 60} | caps)
-        return Relay(student, LocalTeacher(teacher), limits=limits, policy=policy or CallEvery(6, 8)).run(QUESTIONS[:8])
+    def run(call_rule=None, **caps):
+        limits = RelayConfig(**{"max_tokens": 60} | caps)
+        return Relay(student, LocalTeacher(teacher), config=limits, call_rule=call_rule or CallEvery(6, 8)).run(
+            QUESTIONS[:8]
+        )
 
     assert max(len(t.answered) for t in run()) >= 3
     for trace in run(max_calls=2):
@@ -273,13 +279,13 @@ def test_caps_bound_what_is_granted(engines):
     for trace in run(max_tokens=25):
         assert len(trace.completion_ids) <= 25
     with pytest.raises(ValueError, match="max_tokens is 0"):
-        Limits(max_tokens=0)
+        RelayConfig(max_tokens=0)
 
 
 def test_a_refused_call_of_the_student_is_recorded_and_it_goes_on(engines):
     """A cap of no calls at all, and a student that is made to write one: a replayed prefix does it."""
     student, teacher = engines["embedded"]
-    free = Relay(student, LocalTeacher(teacher), limits=Limits(max_tokens=60), policy=CallAt({5: 4}))
+    free = Relay(student, LocalTeacher(teacher), max_tokens=60, call_rule=CallAt({5: 4}))
     text = free.run([QUESTIONS[0]])[0]
     command = text.calls[0]
     prefix = Trace(
@@ -290,7 +296,7 @@ def test_a_refused_call_of_the_student_is_recorded_and_it_goes_on(engines):
         text.pieces[: command.end - 1],
     )
 
-    strict = Relay(student, LocalTeacher(teacher), limits=Limits(max_tokens=60, max_calls=0))
+    strict = Relay(student, LocalTeacher(teacher), max_tokens=60, max_calls=0)
     stream = strict.fork(prefix, command.end - 1)
     row = stream._rows[0]
     row.student(text.completion_ids[command.end - 1])  # the ">" that closes it
@@ -305,8 +311,8 @@ def test_a_refused_call_of_the_student_is_recorded_and_it_goes_on(engines):
 
 def test_a_teacher_that_ends_the_answer_without_a_word_is_replayed_as_it_was(engines):
     student, _ = engines["embedded"]
-    teacher = ScriptedTeacher([Continuation("", "stop")])
-    relay = Relay(student, teacher, policy=CallAt({6: 3}), limits=Limits(max_tokens=40))
+    teacher = ScriptedTeacher([TeacherOutput("", "stop")])
+    relay = Relay(student, teacher, call_rule=CallAt({6: 3}), max_tokens=40)
     trace = relay.run([QUESTIONS[0]])[0]
     assert (trace.stop, trace.calls[-1].status, trace.calls[-1].delivered) == ("teacher_end", "answered", 0)
     again = list(relay.fork(trace, len(trace.completion_ids)))[-1].trace
@@ -316,9 +322,9 @@ def test_a_teacher_that_ends_the_answer_without_a_word_is_replayed_as_it_was(eng
 
 def test_a_policy_cannot_call_where_calls_are_forbidden(engines):
     student, teacher = engines["embedded"]
-    trace = Relay(student, NoTeacher(), limits=Limits(max_tokens=40), policy=CallAt({3: 4})).run([QUESTIONS[0]])[0]
+    trace = Relay(student, NoTeacher(), max_tokens=40, call_rule=CallAt({3: 4})).run([QUESTIONS[0]])[0]
     assert not trace.calls
-    relay = Relay(student, LocalTeacher(teacher), limits=Limits(max_tokens=40), policy=CallAt({3: 4}))
+    relay = Relay(student, LocalTeacher(teacher), max_tokens=40, call_rule=CallAt({3: 4}))
     trace = relay.run([QUESTIONS[0]])[0]
     assert trace.calls[0].start == 3
     forbidden = list(relay.fork(trace, 3, forbid=True))[-1].trace
@@ -329,12 +335,12 @@ def test_a_policy_cannot_call_where_calls_are_forbidden(engines):
 
 def test_a_dead_teacher_does_not_drown_the_student():
     student = load_engine("student")  # it calls nobody by itself
-    teacher = ScriptedTeacher([Continuation("", "error", error="dead")])
-    relay = Relay(student, teacher, policy=CallWhenUnsure(0.0, 3), limits=Limits(max_tokens=120))
+    teacher = ScriptedTeacher([TeacherOutput("", "error", error="dead")])
+    relay = Relay(student, teacher, call_rule=CallWhenUnsure(0.0, 3), max_tokens=120)
     trace = relay.run([QUESTIONS[3]])[0]
     assert trace.count("s") >= len(trace.calls) > 3  # after each failed call it writes at least a token of its own
     assert len(relay.run([QUESTIONS[3]])[0].calls) == len(trace.calls)
-    some = Relay(student, teacher, policy=CallWhenUnsure(0.0, 3, most=2), limits=Limits(max_tokens=120))
+    some = Relay(student, teacher, call_rule=CallWhenUnsure(0.0, 3, most=2), max_tokens=120)
     assert len(some.run([QUESTIONS[3]])[0].calls) == 2  # tries count, not answers
 
 
@@ -343,9 +349,9 @@ def test_entropy_policy_calls_where_the_student_is_unsure(engines):
     relay = Relay(
         student,
         LocalTeacher(teacher),
-        policy=CallWhenUnsure(0.5, 3, most=4),
+        call_rule=CallWhenUnsure(0.5, 3, most=4),
         record=True,
-        limits=Limits(max_tokens=120),
+        max_tokens=120,
     )
     forced = 0
     for trace in relay.run(QUESTIONS[:9]):
@@ -362,7 +368,7 @@ def test_a_scripted_teacher_and_a_student_with_another_tokenizer(engines):
     """Text that crosses is tokenised once on arrival; the student's command is not part of what the teacher sees."""
     student, _ = engines["embedded"]
     teacher = ScriptedTeacher(lambda context, n: "é<call>9</call>x"[:n])
-    relay = Relay(student, teacher, policy=CallAt({4: 30}), limits=Limits(max_tokens=60))
+    relay = Relay(student, teacher, call_rule=CallAt({4: 30}), max_tokens=60)
     trace = relay.run([QUESTIONS[0]])[0]
     call = next(c for c in trace.calls if c.forced)
     assert "".join(trace.pieces[call.end : call.end + call.delivered]) == "é<call>9</call>x"
@@ -385,7 +391,7 @@ def test_bad_arguments_say_what_to_do(engines):
 
 def test_two_streams_over_one_teacher_do_not_take_each_others_answers(engines):
     student, teacher = engines["embedded"]
-    relay = Relay(student, LocalTeacher(teacher), policy=CallAt({4: 6, 20: 5}), limits=Limits(max_tokens=60))
+    relay = Relay(student, LocalTeacher(teacher), call_rule=CallAt({4: 6, 20: 5}), max_tokens=60)
     questions = [problem(s, 1).question for s in ("savings", "tiles", "depot")]
     alone = [relay.run([q]) for q in questions]
     streams = [relay.stream([q], seeds=[0]) for q in questions]

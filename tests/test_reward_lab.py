@@ -9,10 +9,10 @@ from dataclasses import asdict, replace
 import pytest
 from test_player import Page, evaluate
 
-from relaylab.analysis.cost import MEASURES, CostTerms, ModelTerms, sweep
+from relaylab.evaluation.cost import MEASURES, CostTerms, ModelTerms, sweep
 from relaylab.training.rewards import rolled_back
-from relaylab.viz.cost_dial import cost_dial, example_terms
-from relaylab.viz.reward_lab import EXAMPLE, SCHEMES, Rollout, reward_lab, reward_table
+from relaylab.views.cost_dial import cost_dial, example_terms
+from relaylab.views.reward_lab import EXAMPLE, SCHEMES, Rollout, reward_lab, reward_table
 
 
 def some_rollout(rng: random.Random) -> Rollout:

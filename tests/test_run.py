@@ -6,10 +6,10 @@ import json
 
 import pytest
 
-from relaylab.models.teachers import Continuation, ScriptedTeacher
+from relaylab.relay.teachers import ScriptedTeacher, TeacherOutput
 from relaylab.tasks.suites import mixture
 from relaylab.training import run as module
-from relaylab.training.filtering import load_rates
+from relaylab.training.data_filter import load_rates
 from relaylab.training.run import read_config, train
 
 
@@ -70,7 +70,7 @@ def test_the_filter_keeps_what_the_teacher_solves_half_of_the_time(tmp_path, ask
         problem = answers[context.messages[0]["content"]]
         turns[problem.id] = turns.get(problem.id, 0) + 1
         right = {"tiles": False, "depot": turns[problem.id] % 2 == 0}.get(problem.suite, True)
-        return Continuation(f"\\boxed{{{problem.answer if right else 'x'}}}", "stop", tokens=4)
+        return TeacherOutput(f"\\boxed{{{problem.answer if right else 'x'}}}", "stop", tokens=4)
 
     stream = mixture(seed=1)
     chosen = [next(stream) for _ in range(18)]

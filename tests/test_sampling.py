@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from relaylab.models.sampling import Uniforms, sample, token_statistics
+from relaylab.engine.sampling import Uniforms, sample, token_statistics
 
 RNG = np.random.default_rng(0)
 LOGITS = torch.tensor(RNG.normal(0, 2, 12), dtype=torch.float32)

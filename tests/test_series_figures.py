@@ -11,9 +11,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from relaylab.analysis.table import rows_of
+from relaylab.evaluation.table import rows_of
 from relaylab.trace import Call, Trace, TraceWriter
-from relaylab.viz import figures
+from relaylab.views import figures
 
 SCRIPT = Path(__file__).parents[1] / "figures" / "make.py"
 

@@ -17,14 +17,14 @@ import torch
 from misbehaving_server import Reply
 from shard_stand_in import dies_once
 
-from relaylab.decoding.row import Limits
-from relaylab.models.teachers import Continuation, ScriptedTeacher
+from relaylab.relay.config import RelayConfig
+from relaylab.relay.teachers import ScriptedTeacher, TeacherOutput
 from relaylab.sweep.engines import LocalEngine
 from relaylab.sweep.large_evaluation import evaluated
 from relaylab.sweep.large_filter import rate
 from relaylab.sweep.shards import Asked, Spread, deal, in_shards, spread_over
 from relaylab.tasks.suites import problems
-from relaylab.training.filtering import load_rates
+from relaylab.training.data_filter import load_rates
 
 ROOT = Path(__file__).parents[1]
 PROBLEMS = [p for s in ("savings", "tiles", "depot") for p in problems(s, 4, split="train")]
@@ -57,9 +57,9 @@ class Scripted(Asked):
                 raise KeyboardInterrupt
             asked.append(context.messages[0]["content"])
             if asked[-1] in self.silent:
-                return Continuation("", "error", error="out of order")
+                return TeacherOutput("", "error", error="out of order")
             right = {p.question: p.answer for p in PROBLEMS}[asked[-1]]
-            return Continuation(rf"\boxed{{{right if context.seed % 3 else 0}}}", "stop", tokens=5)
+            return TeacherOutput(rf"\boxed{{{right if context.seed % 3 else 0}}}", "stop", tokens=5)
 
         return ScriptedTeacher(says)
 
@@ -194,7 +194,7 @@ DRIVER = """
 import sys, time
 from pathlib import Path
 import test_shards
-from relaylab.models.teachers import ScriptedTeacher
+from relaylab.relay.teachers import ScriptedTeacher
 
 if __name__ == "__main__":
     quick = test_shards.Scripted.load
@@ -236,8 +236,8 @@ METHODS = ["student", "relay", "cascade:share=0.5", "router:p=0.5"]
 
 def table(out, shards=None, methods=METHODS, asked=None, chosen=TESTS, **options):
     spread = None if shards is None else Spread(Inline(), shards)
-    limits = Limits(max_tokens=110, max_calls=2)
-    return evaluated(methods, chosen, out, asked or Asked("teacher"), spread, limits=limits, progress=False, **options)
+    limits = RelayConfig(max_tokens=110, max_calls=2)
+    return evaluated(methods, chosen, out, asked or Asked("teacher"), spread, config=limits, progress=False, **options)
 
 
 @pytest.fixture(scope="module")
@@ -251,7 +251,7 @@ def plain(tmp_path_factory):
 def test_any_number_of_shards_gives_the_table_of_one_process(tmp_path, plain, shards, monkeypatch):
     found = table(tmp_path, shards)
     assert {name: (tmp_path / name).read_bytes() for name in plain} == plain
-    monkeypatch.setattr("relaylab.decoding.baselines.load_engine", None)  # no model is loaded for what is there
+    monkeypatch.setattr("relaylab.evaluation.systems.load_engine", None)  # no model is loaded for what is there
     assert table(tmp_path, shards).equals(found)
     monkeypatch.undo()
     more = table(tmp_path, methods=["plan"])  # more methods in one process
@@ -263,7 +263,7 @@ def test_any_number_of_shards_gives_the_table_of_one_process(tmp_path, plain, sh
 
 
 def test_an_interrupted_evaluation_goes_on_in_other_shards(tmp_path, plain, monkeypatch):
-    from relaylab.decoding.pair import Pair
+    from relaylab.relay.pair import Pair
 
     decode, asked = Pair.decode, []
 

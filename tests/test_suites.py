@@ -9,7 +9,7 @@ from fractions import Fraction
 
 import pytest
 
-from relaylab.models.zoo import embedded_tokenizer
+from relaylab.engine.load import embedded_tokenizer
 from relaylab.tasks.grading import extract_boxed, grade
 from relaylab.tasks.stories import ITEMS, NAMES, SCENES
 from relaylab.tasks.suites import PLANS, SUITES, level_of, mixture, problem, problems, split_of

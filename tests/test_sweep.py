@@ -16,11 +16,11 @@ from sweep_stand_in import stand_in
 from test_notebooks_run import notebook
 from typer.testing import CliRunner
 
-from relaylab.notebooks import write_json
 from relaylab.sweep.collect import collect, effects
 from relaylab.sweep.command import sweep
 from relaylab.sweep.drive import drive
 from relaylab.sweep.engines import LocalEngine
+from relaylab.sweep.notebook import write_json
 from relaylab.sweep.plan import code_version, read_plan
 from relaylab.sweep.point import Job, Outcome
 from relaylab.sweep.report import report
@@ -370,7 +370,7 @@ def test_the_report_escapes_and_links(done):
 
 def test_the_command_plans_executes_and_reports(tmp_path):
     """With a real kernel once; the rest of the door beside it."""
-    body = "from relaylab.notebooks import result\nresult(accuracy=beta, call_ratio=0.5)"
+    body = "from relaylab.sweep.notebook import result\nresult(accuracy=beta, call_ratio=0.5)"
     path = write(tmp_path, "grid: {beta: [0.1, 0.2]}\n")
     notebook(tmp_path / "n.ipynb", CELL, body)
     app, out = typer.Typer(), tmp_path / "out"

@@ -22,7 +22,7 @@ from sweep_stand_in import assigned, slowly, stand_in
 from test_sweep import CELL, Inline, folder, notebook, write
 from test_sweep_faults import chaos
 
-from relaylab.decoding.row import Limits
+from relaylab.relay.config import RelayConfig
 from relaylab.sweep.collect import collect
 from relaylab.sweep.drive import drive
 from relaylab.sweep.engines import LocalEngine, RayEngine
@@ -79,7 +79,7 @@ def until(there, seconds=120):
 
 def test_the_tables_are_those_of_the_local_engine_to_the_byte_and_a_hanging_point_costs_itself(nodes, tmp_path):
     """With kernels. The hash of a text tells whether all processes have the same seed for it."""
-    body = "import time\nfrom relaylab.notebooks import result\n"
+    body = "import time\nfrom relaylab.sweep.notebook import result\n"
     body += "result(accuracy=beta + seed / 3, call_ratio=hash(teacher) % 997 / 997)\n"
     path = write(tmp_path, "grid: {beta: [0.1, 0.7]}\n")
     notebook(tmp_path / "n.ipynb", CELL, body)
@@ -106,8 +106,8 @@ def test_a_filter_and_an_evaluation_in_shards_are_those_of_one_process(nodes, tm
         asked = Asked("teacher", temperature=1.0)
         found = rate(asked, train, out / "rates.jsonl", spread, samples=3, max_tokens=100, progress=False)
         assert [r.problem for r in found] == train
-        limits = Limits(max_tokens=100, max_calls=2)
-        evaluated(["student", "relay"], test, out, Asked("teacher"), spread, limits=limits, progress=False)
+        limits = RelayConfig(max_tokens=100, max_calls=2)
+        evaluated(["student", "relay"], test, out, Asked("teacher"), spread, config=limits, progress=False)
     for name in ("rates.jsonl", "table.csv", "summary.csv", "terms.json"):
         assert (tmp_path / "ray" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
     assert len(list(tmp_path.glob("ray/*shards/points/*/result.json"))) == 4, "two shards each"

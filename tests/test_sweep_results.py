@@ -24,7 +24,7 @@ def folder(tmp_path):
         for level, parameters in LEVELS.items()
         for seed in range(3)
     )
-    from relaylab.notebooks import write_json
+    from relaylab.sweep.notebook import write_json
 
     old = Point("old", {"reward": "simple"}, {"reward scheme": "simple"}, 0)
     for point in (*points, old):

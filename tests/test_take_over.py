@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from relaylab.decoding.policies import CallAt, CallWhenUnsure
-from relaylab.decoding.relay import Relay
-from relaylab.decoding.row import Limits
-from relaylab.models.local_teacher import LocalTeacher
-from relaylab.models.teachers import Continuation, ScriptedTeacher
-from relaylab.models.zoo import load_engine
+from relaylab.engine.load import load_engine
+from relaylab.relay.call_rules import CallAt, CallWhenUnsure
+from relaylab.relay.config import RelayConfig
+from relaylab.relay.local_teacher import LocalTeacher
+from relaylab.relay.relay import Relay
+from relaylab.relay.teachers import ScriptedTeacher, TeacherOutput
 from relaylab.tasks.suites import problem
 
 QUESTIONS = [problem(s, 3).question for s in ("savings", "tiles", "depot", "galaxy")]
@@ -27,8 +27,8 @@ def teacher():
 
 
 def silent(student, teacher, policy, **options):
-    limits = Limits(max_tokens=options.pop("max_tokens", 120), max_calls=options.pop("max_calls", None))
-    return Relay(student, teacher, policy=policy, announce=False, limits=limits, **options)
+    limits = RelayConfig(max_tokens=options.pop("max_tokens", 120), max_calls=options.pop("max_calls", None))
+    return Relay(student, teacher, call_rule=policy, write_call=False, config=limits, **options)
 
 
 @torch.no_grad()
@@ -60,9 +60,7 @@ def test_one_token_more_is_run_a_hand_off(student, teacher):
 
 def test_a_call_of_everything_is_the_teacher_alone(student, teacher):
     whole = silent(student, teacher, CallAt({0: 120}), max_calls=1).run(QUESTIONS)
-    alone = Relay(teacher.engine, ScriptedTeacher([""]), forbid_calls=True, limits=Limits(max_tokens=120)).run(
-        QUESTIONS
-    )
+    alone = Relay(teacher.engine, ScriptedTeacher([""]), forbid_calls=True, max_tokens=120).run(QUESTIONS)
     for a, b in zip(whole, alone):
         ended = b.stop == "end"
         assert a.completion_ids == (b.completion_ids[:-1] if ended else b.completion_ids)
@@ -72,9 +70,9 @@ def test_a_call_of_everything_is_the_teacher_alone(student, teacher):
 
 
 def test_a_teacher_that_fails_leaves_the_student_as_it_was(student):
-    broken = ScriptedTeacher([Continuation("", "error", error="no")])
+    broken = ScriptedTeacher([TeacherOutput("", "error", error="no")])
     failed = silent(student, broken, CallAt({0: 4, 9: 4}), record=True).run(QUESTIONS[:2])
-    alone = Relay(student, broken, forbid_calls=True, record=True, limits=Limits(max_tokens=120)).run(QUESTIONS[:2])
+    alone = Relay(student, broken, forbid_calls=True, record=True, max_tokens=120).run(QUESTIONS[:2])
     for a, b in zip(failed, alone):
         assert [c.status for c in a.calls] == ["failed", "failed"]
         assert a.completion_ids == b.completion_ids

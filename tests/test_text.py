@@ -9,8 +9,8 @@ from test_command import TEXTS, slow_find
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from relaylab.models.text import FORBIDDEN, TokenText, Turn, fingerprint
-from relaylab.models.zoo import embedded_tokenizer
+from relaylab.engine.load import embedded_tokenizer
+from relaylab.engine.token_text import FORBIDDEN, TokenText, Turn, fingerprint
 
 TEXT = TokenText(embedded_tokenizer())
 SINGLE = {b: i for i, b in enumerate(TEXT.bytes) if len(b) == 1}

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relaylab.trace import Call, Trace
-from relaylab.viz.theme import DARK, LIGHT, ROLES
-from relaylab.viz.view import MAX_ROWS, trace_html, trace_summary, trace_text, turns, visible
+from relaylab.views.theme import DARK, LIGHT, ROLES
+from relaylab.views.trace_view import MAX_ROWS, trace_html, trace_summary, trace_text, turns, visible
 
 HOSTILE = [
     "<script>alert(1)</script>",

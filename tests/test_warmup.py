@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relaylab.command import find_calls
-from relaylab.models.zoo import load_engine
+from relaylab.call_tag import find_calls
+from relaylab.engine.load import load_engine
 from relaylab.tasks.suites import problems
 from relaylab.training.warmup import insert_calls, warmup, warmup_data
 

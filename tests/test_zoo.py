@@ -10,9 +10,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from relaylab.decoding.pair import load_teacher
-from relaylab.models import zoo
-from relaylab.models.zoo import checksum, embedded, load_engine, load_model, resolve
+from relaylab.engine import load as zoo
+from relaylab.engine.load import checksum, embedded, load_engine, load_model, resolve
+from relaylab.relay.pair import load_teacher
 
 
 @pytest.fixture(scope="module")

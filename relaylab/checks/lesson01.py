@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 
+from relaylab.call_tag import format_call
 from relaylab.checks.function import Function, NotYet
-from relaylab.command import format_call
 
 
 def _answers(rng: random.Random) -> Iterator[tuple]:

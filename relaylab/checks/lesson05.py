@@ -7,11 +7,11 @@ import random
 from collections.abc import Iterator, Sequence
 from statistics import pstdev, stdev
 
-from relaylab.analysis.published import FULL, SIMPLE, TABLE_4
+from relaylab.call_tag import OPEN
 from relaylab.checks.function import Function, NotYet
-from relaylab.command import OPEN
+from relaylab.evaluation.published import FULL, SIMPLE, TABLE_4
 
-FORBIDDEN = OPEN[:-1].encode()  # what ``models/text.py`` forbids; that module takes seconds to import
+FORBIDDEN = OPEN[:-1].encode()  # what ``engine/token_text.py`` forbids; that module takes seconds to import
 
 
 def _vocabularies(rng: random.Random) -> Iterator[tuple]:

@@ -6,8 +6,8 @@ import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
+from relaylab.call_tag import format_call, strip_calls
 from relaylab.checks.function import Function
-from relaylab.command import format_call, strip_calls
 
 _PARTS = ("74*48=", "3552", ".\n", "All tiles together: ", "<call", "<call>", " 12 ", "\n")
 

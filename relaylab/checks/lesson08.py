@@ -6,9 +6,9 @@ import random
 import re
 from collections.abc import Iterator
 
-from relaylab.analysis.cost import CostTerms, ModelTerms, alone, breakeven_calls, costs, regular_trace, usage
-from relaylab.analysis.published import matched_p
 from relaylab.checks.function import Function, NotYet
+from relaylab.evaluation.cost import CostTerms, ModelTerms, alone, breakeven_calls, costs, regular_trace, usage
+from relaylab.evaluation.published import matched_p
 from relaylab.trace import COMMAND, STUDENT, TEACHER, Call, Trace
 
 SHAPE = {"tokens": 1000, "prompt": 150, "command_tokens": 8}  # of docs/cost.md

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import bootstrap
 
-from relaylab.analysis.statistics import RESAMPLES, Interval
+from relaylab.evaluation.stats import RESAMPLES, Interval
 from relaylab.sweep.plan import Plan, label
 from relaylab.sweep.store import store_at
 

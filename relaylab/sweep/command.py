@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from relaylab.viz.view import visible
+from relaylab.views.trace_view import visible
 
 console = Console()
 SHOWN = 30  # points of a dry run that are listed

@@ -17,10 +17,10 @@ from typing import Any
 
 import pandas as pd
 
-from relaylab.analysis.evaluate import evaluate, variants
-from relaylab.analysis.table import trace_files
-from relaylab.decoding.baselines import Bench, Cascade, Method, Router
-from relaylab.decoding.pair import UNFINISHED
+from relaylab.evaluation.evaluate import evaluate, variants
+from relaylab.evaluation.systems import Bench, Cascade, Method, Router
+from relaylab.evaluation.table import trace_files
+from relaylab.relay.pair import UNFINISHED
 from relaylab.sweep.shards import Asked, Spread, digest, in_shards, last_words, whole_lines, write_lines
 from relaylab.tasks.suites import Problem
 from relaylab.trace import Trace, read_traces

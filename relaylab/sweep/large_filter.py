@@ -15,7 +15,7 @@ from typing import Any
 
 from relaylab.sweep.shards import Asked, Spread, digest, in_shards, last_words, whole_lines, write_lines
 from relaylab.tasks.suites import Problem
-from relaylab.training.filtering import Rate, load_rates, pass_rates
+from relaylab.training.data_filter import Rate, load_rates, pass_rates
 
 
 def rate(

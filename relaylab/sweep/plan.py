@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from relaylab.notebooks import checked, code_cells, read_parameters
+from relaylab.sweep.notebook import checked, code_cells, read_parameters
 from relaylab.version import __version__
 
 PACKAGE = Path(__file__).parents[1]

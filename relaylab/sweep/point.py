@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from relaylab.notebooks import execute, write_json
+from relaylab.sweep.notebook import execute, write_json
 from relaylab.sweep.plan import Plan, Point, code_version
 from relaylab.sweep.store import RECORD, Busy, Store, is_url, store_at
 
@@ -33,8 +33,8 @@ class Job:
     """What every point of a sweep has in common; called with a point, it executes it. Travels to other processes.
 
     out: an absolute path, or a URL. ``threads`` bounds those of each numerical library. ``wait``: for another process
-    that has the point, instead of ``busy``. ``run`` executes: ``relaylab.notebooks.execute``, or a stand-in with its
-    signature.
+    that has the point, instead of ``busy``. ``run`` executes: ``relaylab.sweep.notebook.execute``, or a stand-in
+    with its signature.
     """
 
     notebook: Path
@@ -87,7 +87,7 @@ class Job:
             with _output_to(draft / "log.txt"):
                 record = self.run(self.notebook, draft, point.parameters, timeout=self.timeout, env=env)
             if record["status"] == "done" and (missing := [n for n in self.collect if n not in record["values"]]):
-                told = f"the notebook gave no {missing[0]!r}: relaylab.notebooks.result({missing[0]}=...) would"
+                told = f"the notebook gave no {missing[0]!r}: relaylab.sweep.notebook.result({missing[0]}=...) would"
                 record = record | {"status": "failed", "error": told}
             write_json(draft / RECORD, self._record(point, record))
             done = record["status"] == "done"

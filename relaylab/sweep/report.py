@@ -17,9 +17,9 @@ from relaylab.sweep.collect import effects, plane
 from relaylab.sweep.plan import Plan
 from relaylab.sweep.point import Outcome
 from relaylab.sweep.store import store_at
-from relaylab.viz import theme
-from relaylab.viz.figures import plain
-from relaylab.viz.view import visible
+from relaylab.views import theme
+from relaylab.views.figures import plain
+from relaylab.views.trace_view import visible
 
 theme.register()
 

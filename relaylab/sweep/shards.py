@@ -92,12 +92,12 @@ class Asked:
     def load(self) -> Any:
         """The ``Teacher``."""
         if self.servers:
-            from relaylab.models.fleet_teacher import fleet
-            from relaylab.models.zoo import load_tokenizer
+            from relaylab.engine.load import load_tokenizer
+            from relaylab.relay.fleet_teacher import fleet
 
             own = load_tokenizer(self.tokenizer) if self.tokenizer else None
             return fleet(self.servers, tokenizer=own, temperature=self.temperature)
-        from relaylab.decoding.pair import load_teacher
+        from relaylab.relay.pair import load_teacher
 
         options = {"tokenizer": self.tokenizer} if self.tokenizer else {}
         return load_teacher(self.teacher, temperature=self.temperature, **options)
@@ -174,7 +174,7 @@ def write_lines(path: Path, lines: Sequence[bytes]) -> None:
 
 @dataclass(frozen=True)
 class _Run:
-    """``work`` with the signature of ``relaylab.notebooks.execute``, as a ``Job`` calls it."""
+    """``work`` with the signature of ``relaylab.sweep.notebook.execute``, as a ``Job`` calls it."""
 
     work: Work
 

@@ -24,14 +24,14 @@ from datasets import Dataset
 from transformers import PrinterCallback, set_seed
 from trl import GRPOConfig, GRPOTrainer
 
-from relaylab.decoding.relay import OnFailure, Relay
-from relaylab.decoding.row import Limits
-from relaylab.models.teachers import Teacher
+from relaylab.relay.config import OnFailure, RelayConfig
+from relaylab.relay.relay import Relay
+from relaylab.relay.teachers import Teacher
 from relaylab.tasks.suites import Problem
-from relaylab.training.policy import Policy, load_trainable, save_student
-from relaylab.training.record import Recorder, Run, Watch, processes
+from relaylab.training.policy_model import PolicyModel, load_trainable, save_student
 from relaylab.training.rewards import score
 from relaylab.training.rollouts import Rollouts
+from relaylab.training.run_dir import MetricsCallback, Run, Watch, processes
 
 
 def grpo(
@@ -51,8 +51,8 @@ def grpo(
     prompts: int = 16,
     group: int = 8,
     temperature: float = 1.0,
-    limits: Limits | None = None,
-    lead: Sequence[tuple[int, Limits]] = (),
+    limits: RelayConfig | None = None,
+    lead: Sequence[tuple[int, RelayConfig]] = (),
     on_failure: OnFailure = "exclude",
     batch_size: int = 128,
     # the update
@@ -89,7 +89,7 @@ def grpo(
     cannot be diluted. mask_teacher: keep teacher tokens out of the loss (off only to see what happens).
 
     suffix: put behind each question. steps: batches of rollouts, ``prompts`` x ``group`` of them each in every
-    process. limits: the caps of a rollout (160 tokens by default); ``Limits(call_tokens=n)`` trains with a fixed n.
+    process. limits: the caps of a rollout (160 tokens by default); ``fixed_call_tokens`` trains with a fixed n.
     lead: (steps, limits) in front of these, one after the other; under a fixed n it learns when to call before for how
     long. They are part of ``steps``.
     on_failure: of a teacher; by default the rollout leaves its group. batch_size: rollouts decoded at a time.
@@ -103,7 +103,7 @@ def grpo(
     Interrupted or killed, the same call goes on from the last checkpoint, to the same weights. Raises ValueError where
     ``out`` holds another run, and for settings that do not fit together.
     """
-    limits = limits or Limits(max_tokens=160)
+    limits = limits or RelayConfig(max_tokens=160)
     terms = {
         k: v for k, v in locals().items() if k not in ("out", "teachers", "problems", "watch", "progress", "device")
     }
@@ -124,10 +124,10 @@ def grpo(
         return run.student
     set_seed(seed)  # a new adapter begins at random
     model, tokenizer = load_trainable(student, full=full, lora=lora, device=device, dtype=dtype)
-    policy = Policy(model, tokenizer, name=run.out.name)
+    policy = PolicyModel(model, tokenizer, name=run.out.name)
     options = {"temperature": temperature, "on_failure": on_failure, "batch_size": batch_size}
     stages = [
-        (count * updates, [Relay(policy.engine, teacher, limits=caps, **options) for teacher in teachers])
+        (count * updates, [Relay(policy.engine, teacher, config=caps, **options) for teacher in teachers])
         for count, caps in (*lead, (steps, limits))
     ]
     asked = {p.prompt(suffix): p for p in problems}
@@ -184,7 +184,7 @@ def grpo(
         train_dataset=_order(list(asked), steps * prompts * workers.num_processes, seed),
         rollout_func=rollouts,
         reward_funcs=rollouts.reward,
-        callbacks=[Recorder(run, steps * updates, watch=watch, progress=progress)],
+        callbacks=[MetricsCallback(run, steps * updates, watch=watch, progress=progress)],
     )
     trainer.remove_callback(PrinterCallback)
     with workers.main_process_first():

@@ -14,12 +14,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from relaylab.decoding.pair import graded, problem_seed
-from relaylab.decoding.relay import Relay
-from relaylab.models.teachers import Message
+from relaylab.relay.pair import graded, problem_seed
+from relaylab.relay.relay import Relay
+from relaylab.relay.teachers import Message
 from relaylab.tasks.suites import Problem
 from relaylab.trace import TEACHER, Trace, TraceWriter
-from relaylab.training.policy import Policy
+from relaylab.training.policy_model import PolicyModel
 from relaylab.training.rewards import helped, kind_of, ratios, rolled_back, score
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Rollouts:
 
     def __init__(
         self,
-        policy: Policy,
+        policy: PolicyModel,
         stages: Sequence[tuple[int, Sequence[Relay]]],
         problems: dict[str, Problem],
         *,

@@ -17,14 +17,14 @@ from typing import Any
 
 import yaml
 
-from relaylab.decoding.pair import load_teacher
-from relaylab.decoding.row import Limits
-from relaylab.models.teachers import NoTeacher, Teacher
+from relaylab.relay.config import RelayConfig
+from relaylab.relay.pair import load_teacher
+from relaylab.relay.teachers import NoTeacher, Teacher
 from relaylab.tasks.data import load_problems
 from relaylab.tasks.suites import SUITES, Problem, mixture
-from relaylab.training.filtering import keep, load_rates, pass_rates
+from relaylab.training.data_filter import keep, load_rates, pass_rates
 from relaylab.training.grpo import grpo
-from relaylab.training.record import processes
+from relaylab.training.run_dir import processes
 
 CONFIGS = Path(__file__).parent / "configs"
 FILTER = {
@@ -94,8 +94,8 @@ def _train(
     data: str | Path | None = None,
     limit: int | None = None,
     filter: dict[str, Any] | None = None,
-    limits: Limits | dict[str, Any] | None = None,
-    lead: Sequence[tuple[int, Limits] | dict[str, Any]] = (),
+    limits: RelayConfig | dict[str, Any] | None = None,
+    lead: Sequence[tuple[int, RelayConfig] | dict[str, Any]] = (),
     **options: Any,
 ) -> Path:
     named = teacher if isinstance(teacher, list | tuple) else [teacher]
@@ -115,12 +115,12 @@ def _train(
     return grpo(student, teachers, problems, out, limits=_limits(limits), lead=leading, **options)
 
 
-def _limits(given: Limits | dict[str, Any] | None) -> Limits | None:
+def _limits(given: RelayConfig | dict[str, Any] | None) -> RelayConfig | None:
     if not isinstance(given, dict):
         return given
-    if odd := set(given) - {f.name for f in fields(Limits)}:
-        raise ValueError(f"unknown limits {sorted(odd)}; there are {', '.join(f.name for f in fields(Limits))}")
-    return Limits(**given)
+    if odd := set(given) - {f.name for f in fields(RelayConfig)}:
+        raise ValueError(f"unknown limits {sorted(odd)}; there are {', '.join(f.name for f in fields(RelayConfig))}")
+    return RelayConfig(**given)
 
 
 def _teacher(named: str | Teacher, options: dict[str, Any]) -> Teacher:

@@ -30,13 +30,13 @@ from datasets import Dataset
 from transformers import PrinterCallback, set_seed
 from trl import SFTConfig, SFTTrainer
 
-from relaylab.command import format_call
-from relaylab.decoding.pair import Pair
-from relaylab.models.engine import Engine
-from relaylab.models.teachers import Continuation, NoTeacher, ScriptedTeacher
+from relaylab.call_tag import format_call
+from relaylab.engine.engine import Engine
+from relaylab.relay.pair import Pair
+from relaylab.relay.teachers import NoTeacher, ScriptedTeacher, TeacherOutput
 from relaylab.tasks.suites import Problem
 from relaylab.trace import Trace
-from relaylab.training.policy import Policy, load_trainable, save_student
+from relaylab.training.policy_model import PolicyModel, load_trainable, save_student
 
 NO_LOSS = -100  # the label of a token that is read and not learned
 
@@ -172,7 +172,7 @@ def warmup(
     set_seed(seed)
     out = Path(out)
     model, tokenizer = load_trainable(student, full=full, lora=lora, device=device, dtype=dtype)
-    policy = Policy(model, tokenizer, name=str(student))
+    policy = PolicyModel(model, tokenizer, name=str(student))
     cuda = policy.engine.device.type == "cuda"
     before = _alone(policy.engine, check, seed, data)
     rows = warmup_data(policy.engine, problems, seed=seed, progress=progress, **data)
@@ -220,7 +220,7 @@ def _calls(engine: Engine, check: Sequence[Problem], seed: int, data: dict[str, 
     if not check:
         return None
     check = _asked(check, data.get("suffix", ""))
-    teacher = ScriptedTeacher([Continuation("", "error", error="only counting")])
+    teacher = ScriptedTeacher([TeacherOutput("", "error", error="only counting")])
     traces = Pair(engine, teacher).decode(check, seed=seed, temperature=1.0, progress=False, **_limit(data))
     return sum(len(t.calls) for t in traces) / len(traces)
 

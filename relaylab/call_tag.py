@@ -1,0 +1,87 @@
+"""The grammar of a call: ``<call>n</call>`` asks the teacher for the next n tokens (method: section 3).
+
+    command  = "<call>" spaces digits spaces "</call>"      digits 0-9 only, 1 <= n < 10**12
+
+A closed tag with any other body of up to 32 characters is a call all the same, but one that nobody answers: it has a
+``problem``. So has an opening tag that is never closed, or whose body runs longer or opens another tag. This module
+knows text and character spans only; which token holds which character is the business of ``engine/token_text.py``.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+OPEN, CLOSE = "<call>", "</call>"
+LIMIT = 10**12
+MAX_BODY = 32
+
+# The body may not hold another opening tag, so an unclosed tag can be told from what follows without looking further.
+_CALL = re.compile(rf"{OPEN}(?:((?:(?!{OPEN}).){{0,{MAX_BODY}}}?){CLOSE})?", re.DOTALL)
+TAG = re.compile("</?call>?")  # a tag or the debris of one, wherever it stands
+_NUMBER = re.compile(r"[ \t\r\n]*([0-9]+)[ \t\r\n]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A call found in a text, at characters ``start`` to ``end``.
+
+    ``n`` is the number asked for, or None with a ``problem``: ``empty`` (nothing between the tags), ``malformed`` (no
+    number), ``zero``, ``too_large`` (n >= 10**12) or ``unclosed`` (the span is that of the opening tag alone).
+    """
+
+    start: int
+    end: int
+    n: int | None
+    problem: str | None = None
+
+    @property
+    def closed(self) -> bool:
+        return self.problem != "unclosed"
+
+
+def format_call(n: int) -> str:
+    """The command that asks for ``n`` tokens.
+
+    >>> format_call(20)
+    '<call>20</call>'
+
+    Raises ValueError where n is not in 1 .. 10**12 - 1.
+    """
+    if not 1 <= n < LIMIT:
+        raise ValueError(f"a call asks for 1 to {LIMIT - 1} tokens, not {n}")
+    return f"{OPEN}{n}{CLOSE}"
+
+
+def find_calls(text: str) -> list[Command]:
+    """All calls in a text, in order, those that nobody can answer included.
+
+    >>> [(c.n, c.problem) for c in find_calls("a <call> 12 </call> b <call></call> <call>3")]
+    [(12, None), (None, 'empty'), (None, 'unclosed')]
+    """
+    return [Command(m.start(), m.end(), *_read(m[1])) for m in _CALL.finditer(text)]
+
+
+def _read(body: str | None) -> tuple[int | None, str | None]:
+    if body is None:
+        return None, "unclosed"
+    if not body.strip(" \t\r\n"):
+        return None, "empty"
+    number = _NUMBER.fullmatch(body)
+    if not number:
+        return None, "malformed"
+    n = int(number[1])
+    if n == 0:
+        return None, "zero"
+    return (n, None) if n < LIMIT else (None, "too_large")
+
+
+def strip_calls(text: str) -> str:
+    """The text without its closed calls: what a reader sees who must not know of them.
+
+    Opening tags that are never closed are no commands; they stay.
+
+    >>> strip_calls("12*<call>4</call>7=84")
+    '12*7=84'
+    """
+    return _CALL.sub(lambda m: m[0] if m[1] is None else "", text)

@@ -1,0 +1,171 @@
+"""Names to models: the embedded ones, local directories, hub ids, and LoRA adapters of any of these.
+
+Embedded models are package data and load through the same AutoModelForCausalLM and AutoTokenizer as any other; nothing
+past this module knows that they are small. ``manifest.json`` beside them holds checksums and scores.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import warnings
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging
+
+from relaylab.engine.engine import Engine
+
+# PEFT 0.21 and TRL 1.16 ask transformers 5.23 by a name that goes in version 6; a user can do nothing about it.
+warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+
+WEIGHTS = Path(__file__).parents[1] / "zoo" / "weights"
+MANIFEST = WEIGHTS / "manifest.json"
+CONFIGS = ("config.json", "adapter_config.json")  # a directory with one of them is a model
+SAFE = {"use_safetensors": True, "trust_remote_code": False}
+
+
+def embedded() -> dict[str, Path]:
+    """The embedded models by name."""
+    return {p.parent.name: p.parent for p in sorted(WEIGHTS.glob("*/*config.json")) if p.name in CONFIGS}
+
+
+def resolve(name: str | Path) -> str:
+    """The path or hub id that a name stands for: an embedded name first, then a directory, else a hub id as it is."""
+    here = embedded()
+    if str(name) in here:
+        return str(here[str(name)])
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not any((path / c).exists() for c in CONFIGS):
+            raise ValueError(f"{path} holds no model: neither {' nor '.join(CONFIGS)} is there")
+        return str(path)
+    if str(name).count("/") != 1 or str(name).startswith((".", "~", "/")):
+        raise ValueError(
+            f"no model {str(name)!r}: it is none of the embedded ones ({', '.join(here)}), no directory, "
+            "and no hub id of the form owner/name"
+        )
+    return str(name)
+
+
+def load_model(
+    name: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    device: str | None = None,
+    quantize: str | None = None,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model and its tokenizer, in evaluation mode; a LoRA adapter comes merged into its base model.
+
+    ``device``: cuda where there is one (under a launcher of several processes, the process's own), else cpu. ``dtype``:
+    float32 on a CPU, else the checkpoint's. ``quantize="4bit"`` rounds the layers' matrices to 4 bits while loading
+    (bitsandbytes' nf4 with double quantisation, multiplied in bfloat16): for a teacher that would not fit else.
+
+    Raises ValueError for a name that stands for nothing, and for 4 bits without a CUDA device, without bitsandbytes, or
+    of an adapter. Remote code is never run and weights are read from safetensors only.
+    """
+    path = resolve(name)
+    if str(name) in embedded():  # they load in milliseconds; a bar in every notebook cell would be noise
+        logging.disable_progress_bar()
+    device = device or _device()
+    adapter = Path(path) / "adapter_config.json"
+    if quantize is not None:
+        _check_quantize(quantize, device, path if adapter.exists() else "")
+        model = AutoModelForCausalLM.from_pretrained(path, **_four_bit(dtype or torch.bfloat16, device))
+        return model.eval(), AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    dtype = dtype or (torch.float32 if device == "cpu" else "auto")
+    options: dict[str, Any] = {"dtype": dtype} | SAFE
+    if adapter.exists():
+        from peft import PeftModel
+
+        if not (Path(path) / "adapter_model.safetensors").exists():  # PEFT would look for a pickle next
+            raise ValueError(f"{path} holds an adapter without adapter_model.safetensors")
+        base = resolve(json.loads(adapter.read_text())["base_model_name_or_path"])
+        model = AutoModelForCausalLM.from_pretrained(base, **options)
+        model = PeftModel.from_pretrained(model, path).merge_and_unload()
+        path = base if not (Path(path) / "tokenizer.json").exists() else path
+    else:
+        model = AutoModelForCausalLM.from_pretrained(path, **options)
+    return model.to(device).eval(), AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+
+
+def _device() -> str:
+    """accelerate and torchrun number the processes of a machine; each has the GPU of its number."""
+    if not torch.cuda.is_available():
+        return "cpu"
+    return f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ else "cuda"
+
+
+def _check_quantize(quantize: str, device: str, adapter: str) -> None:
+    if quantize != "4bit":
+        raise ValueError(f"quantize is {quantize!r}; it can be '4bit', or None for the weights as they are")
+    if adapter:
+        raise ValueError(f"{adapter} is an adapter, which is not merged into 4-bit weights; load it without quantize")
+    if torch.device(device).type != "cuda" or not torch.cuda.is_available():
+        where = "there is none" if not torch.cuda.is_available() else f"the model is to go to {device!r}"
+        raise ValueError(f"4 bits need a CUDA device, and {where}; leave quantize out, or serve the model elsewhere")
+    if find_spec("bitsandbytes") is None:
+        raise ValueError("4 bits need bitsandbytes, which is not installed: pip install 'relaylab[quant]'")
+
+
+def _four_bit(dtype: torch.dtype, device: str) -> dict[str, Any]:
+    """Options of from_pretrained. Such a model is put where it belongs by its device map: it cannot be moved later."""
+    config = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+    return {"dtype": dtype, "quantization_config": config, "device_map": {"": device}} | SAFE
+
+
+def load_engine(name: str | Path, *, keep: int = 0, **options: Any) -> Engine:
+    """An engine over ``load_model(name, **options)``; its name says ``(4bit)`` where that is how it was loaded.
+
+    A folder gives its own name, or that of the run it belongs to where it is a run's ``student``.
+    """
+    model, tokenizer = load_model(name, **options)
+    path = Path(name).resolve()
+    called = (path.parent.name if path.name == "student" else path.name) if Path(name).is_dir() else str(name)
+    quantize = options.get("quantize")
+    return Engine(model, tokenizer, keep=keep, name=f"{called} ({quantize})" if quantize else called)
+
+
+def embedded_tokenizer() -> PreTrainedTokenizerBase:
+    """The tokenizer that all embedded models share."""
+    return load_tokenizer("student")
+
+
+def checksum(directory: Path) -> str:
+    """SHA-256 over a model's weights, configurations and tokenizer."""
+    digest = hashlib.sha256()
+    names = ("*.safetensors", "*config.json", "tokenizer.json", "chat_template.jinja")
+    for file in sorted({f for name in names for f in directory.glob(name)}):
+        digest.update(file.name.encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model, without its weights."""
+    return AutoTokenizer.from_pretrained(resolve(name), trust_remote_code=False)
+
+
+def manifest() -> dict[str, dict[str, Any]]:
+    """What is known of the embedded models: ``sha256``, ``parameters``, ``recipe``, ``scores``, how they were made."""
+    return json.loads(MANIFEST.read_text()) if MANIFEST.exists() else {}
+
+
+def changed() -> list[str]:
+    """The embedded models whose files are not those of the manifest."""
+    known = manifest()
+    return [name for name, path in embedded().items() if known.get(name, {}).get("sha256") != checksum(path)]

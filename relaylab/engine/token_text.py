@@ -1,0 +1,207 @@
+"""Which token holds which bytes: the bridge between ids and the text in which calls are found.
+
+Ids are never derived from decoded text: decoding and encoding again moves token boundaries. Instead every token has its
+bytes, a completion's text is their concatenation, and a character span is mapped to the tokens that overlap it. Spans
+are byte offsets, which for the ASCII grammar of a call are as good as characters: no byte of a longer UTF-8 character
+is an ASCII one.
+"""
+
+from __future__ import annotations
+
+import codecs
+import functools
+import hashlib
+import json
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from relaylab.call_tag import CLOSE, MAX_BODY, OPEN, Command, find_calls, format_call
+
+# No text that the sampler can write may contain this; a shorter prefix than the whole tag leaves less debris.
+FORBIDDEN = OPEN[:-1].encode()
+
+
+@functools.cache
+def _byte_alphabet() -> dict[str, int]:
+    """GPT-2's printable stand-ins for bytes, as byte-level BPE vocabularies spell them."""
+    plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    rest = [b for b in range(256) if b not in plain]
+    return {chr(b): b for b in plain} | {chr(256 + i): b for i, b in enumerate(rest)}
+
+
+def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A digest of what turns text into ids and back; equal for tokenizers that can exchange ids."""
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    parts = {k: state.get(k) for k in ("added_tokens", "normalizer", "pre_tokenizer", "model", "decoder")}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+class TokenText:
+    """The bytes of every token of a tokenizer, byte-level (Qwen, Llama 3, GPT-2) or with byte fallback (Llama 2,
+    Gemma).
+
+    >>> from relaylab.engine.load import embedded_tokenizer
+    >>> text = TokenText(embedded_tokenizer())
+    >>> ids = text.encode("12*7=<call>2</call>")
+    >>> b"".join(text.bytes[i] for i in ids).decode()
+    '12*7=<call>2</call>'
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        if not getattr(tokenizer, "is_fast", False):
+            raise ValueError(
+                f"{type(tokenizer).__name__} is not backed by the tokenizers library; use a fast tokenizer"
+            )
+        self.tokenizer = tokenizer
+        self.fingerprint = fingerprint(tokenizer)
+        self.size = len(tokenizer)
+        self.bytes = self._table()
+        self.known = np.zeros(len(self.bytes), bool)  # which ids have a token at all
+        self.known[list(tokenizer.get_vocab().values())] = True
+        self._bans: dict[int, np.ndarray] = {}
+        self._calls: dict[int, list[int]] = {}
+
+    def _table(self) -> list[bytes]:
+        state = json.loads(self.tokenizer.backend_tokenizer.to_str())
+        byte_level = '"ByteLevel"' in json.dumps(state["decoder"])
+        alphabet = _byte_alphabet()
+        literal = {t["id"]: t["content"] for t in state["added_tokens"]}
+        table = [b""] * (max(self.tokenizer.get_vocab().values()) + 1)
+        for token, i in self.tokenizer.get_vocab().items():
+            if i in literal:
+                table[i] = literal[i].encode()
+            elif byte_level:
+                table[i] = bytes(alphabet[c] for c in token)
+            elif len(token) == 6 and token.startswith("<0x"):
+                table[i] = bytes([int(token[3:5], 16)])
+            else:
+                table[i] = token.replace("▁", " ").encode()
+        return table
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of untrusted text, with its very bytes: what looks like a special token in it stays text.
+
+        Some tokenizers put a space before every text (Llama 2); such a text is encoded behind a newline that is taken
+        off again. Where a normaliser changes characters (NFC), these are encoded one by one, and as bytes where the
+        vocabulary has them; only a character that it cannot spell at all comes out as the tokenizer wants it.
+        """
+        data = text.encode()
+        for before in ("", "\n"):
+            ids = self._encode(before + text)
+            begin, missing = len(ids), len(data)
+            while begin > 0 and missing > 0:
+                begin -= 1
+                missing -= len(self.bytes[ids[begin]])
+            if b"".join(self.bytes[i] for i in ids[begin:]) == data:
+                return ids[begin:]
+        if len(text) > 1:
+            return self.encode(text[: len(text) // 2]) + self.encode(text[len(text) // 2 :])
+        return [self._single[b] for b in data] if all(b in self._single for b in data) else self._encode(text)
+
+    def _encode(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+
+    def call(self, n: int) -> list[int]:
+        """Ids of the command for n tokens. ValueError for a number that no command holds."""
+        if n not in self._calls:
+            self._calls[n] = self.encode(format_call(n))
+        return self._calls[n]
+
+    def encode_bytes(self, data: bytes) -> list[int]:
+        """Ids of a piece of a token's bytes, which may not be whole characters."""
+        try:
+            return self.encode(data.decode())
+        except UnicodeDecodeError:
+            return [self._single[b] for b in data if b in self._single]
+
+    @functools.cached_property
+    def _single(self) -> dict[int, int]:
+        return {token[0]: i for i, token in reversed(list(enumerate(self.bytes))) if len(token) == 1}
+
+    def pieces(self, ids: list[int]) -> list[str]:
+        """The text of each token; joined, the text of all. A character of several tokens belongs to its last one.
+
+        What is no character becomes U+FFFD; a cut-off one at the end goes to the last token.
+        """
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        return [decoder.decode(self.bytes[t], final=i == len(ids) - 1) for i, t in enumerate(ids)]
+
+    def forbidden(self, turn: bytes) -> np.ndarray:
+        """Which tokens would complete the beginning of a call after the bytes of a turn: a bool array (vocabulary,).
+
+        However the call is cut into tokens, its last forbidden byte belongs to some token; that one is in the array.
+        """
+        matched = next((k for k in range(len(FORBIDDEN) - 1, 0, -1) if turn.endswith(FORBIDDEN[:k])), 0)
+        if matched not in self._bans:
+            # "<" stands at the beginning of the pattern alone, so no other partial match can be under way.
+            rest = FORBIDDEN[matched:]
+            self._bans[matched] = np.array([FORBIDDEN in b or (matched > 0 and b.startswith(rest)) for b in self.bytes])
+        return self._bans[matched]
+
+
+class Turn:
+    """What the student writes between two hand-offs: its tokens, their bytes, and the calls closed so far."""
+
+    def __init__(self, text: TokenText):
+        self._text = text
+        self.ids: list[int] = []
+        self.ends: list[int] = []  # byte offset after each token
+        self.bytes = bytearray()
+        self.calls: list[Command] = []
+
+    def append(self, token: int) -> list[Command]:
+        """Add a token; the calls that it closes, in order (nearly always none or one)."""
+        data = self._text.bytes[token]
+        self.ids.append(token)
+        self.bytes += data
+        self.ends.append(len(self.bytes))
+        if b">" not in data:
+            return []
+        # Latin-1 keeps a byte a character: the offsets are right and the ASCII grammar reads the same.
+        start = self.calls[-1].end if self.calls else 0
+        found = find_calls(self.bytes[start:].decode("latin-1"))
+        closed = [Command(c.start + start, c.end + start, c.n, c.problem) for c in found if c.closed]
+        self.calls += closed
+        return closed
+
+    @property
+    def in_call(self) -> bool:
+        """Whether the turn ends within an opening tag or the body of a call that may still be closed."""
+        tail = self.bytes[self.calls[-1].end if self.calls else 0 :]
+        begin = tail.rfind(FORBIDDEN)
+        return begin >= 0 and len(tail) - begin < len(OPEN) + MAX_BODY + len(CLOSE)
+
+    def unclosed(self) -> list[Command]:
+        """Opening tags that were never closed; final once the turn is over."""
+        return [c for c in find_calls(self.bytes.decode("latin-1")) if not c.closed]
+
+    def tokens(self, start: int, end: int) -> range:
+        """The tokens that overlap bytes ``start`` to ``end``, and those without bytes between them."""
+        first = next(i for i, stop in enumerate(self.ends) if stop > start)
+        last = next(i for i, stop in enumerate(self.ends) if stop >= end)
+        return range(first, last + 1)
+
+    def without_calls(self) -> tuple[list[int], bytes]:
+        """Ids and bytes of the turn with its closed calls removed.
+
+        A token that holds a call's beginning or end and other text besides, such as ``>=``, leaves that text, encoded
+        anew; all other ids are the sampled ones.
+        """
+        ids, kept, begin = [], bytearray(), 0
+        for token, end in zip(self.ids, self.ends, strict=True):
+            touching = [c for c in self.calls if c.start < end and c.end > begin]
+            inside = begin == end and any(c.start < begin < c.end for c in self.calls)
+            if touching:
+                rest = bytes(
+                    b
+                    for k, b in enumerate(self.bytes[begin:end], begin)
+                    if not any(c.start <= k < c.end for c in touching)
+                )
+                ids += self._text.encode_bytes(rest) if rest else []
+                kept += rest
+            elif not inside:
+                ids.append(token)
+                kept += self.bytes[begin:end]
+            begin = end
+        return ids, bytes(kept)

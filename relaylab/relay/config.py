@@ -1,0 +1,56 @@
+"""``RelayConfig``: everything that decides how a relay decodes, besides its models, prompts and seeds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+OnFailure = Literal["carry_on", "raise", "exclude"]
+
+
+@dataclass(frozen=True, slots=True)
+class RelayConfig:
+    """The settings of a relay. None means "no cap".
+
+    Args:
+        temperature: of the student; 0 is greedy.
+        top_p: sample the student from the fewest tokens that hold this much probability.
+        top_k: sample the student from its ``top_k`` likeliest tokens; 0 is all.
+        max_tokens: completion tokens in all, commands included.
+        max_calls: answered calls; later ones are refused and the student goes on.
+        max_call_tokens: teacher tokens that one call may be granted.
+        max_teacher_tokens: delivered teacher tokens in all.
+        fixed_call_tokens: grant every call so many tokens, whatever it asks for (table 5).
+        write_call: a call rule's calls are written as commands; if False, the teacher takes over silently.
+        forbid_calls: no call can be written (teacher-free decoding, table 4).
+        on_failure: of the teacher: ``carry_on`` alone, ``raise`` TeacherFailed, or ``exclude`` the sequence.
+
+    Raises:
+        ValueError: for a value out of range.
+
+    >>> RelayConfig(max_tokens=160, max_calls=2).max_call_tokens is None
+    True
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    max_tokens: int = 512
+    max_calls: int | None = None
+    max_call_tokens: int | None = None
+    max_teacher_tokens: int | None = None
+    fixed_call_tokens: int | None = None
+    write_call: bool = True
+    forbid_calls: bool = False
+    on_failure: OnFailure = "carry_on"
+
+    def __post_init__(self) -> None:
+        least = {"max_tokens": 1, "max_calls": 0, "max_call_tokens": 0, "max_teacher_tokens": 0, "fixed_call_tokens": 1}
+        for name, minimum in least.items():
+            value = getattr(self, name)
+            if value is not None and value < minimum:
+                raise ValueError(f"{name} is {value}; it must be at least {minimum}, or None for no cap")
+        if self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
+            raise ValueError("temperature and top_k must not be negative, and top_p lies in (0, 1]")
+        if self.on_failure not in ("carry_on", "raise", "exclude"):
+            raise ValueError(f"on_failure is {self.on_failure!r}; it must be 'carry_on', 'raise' or 'exclude'")

@@ -1,0 +1,259 @@
+"""How the embedded models were made: tokenizer, drills, and training from scratch.
+
+Both models see the same mixture: *drills*, packed lines such as ``47*83=3901.``, which teach the arithmetic densely,
+and solved problems of all suites. Operands are drawn the same way for both; only width, depth and the number of steps
+differ. The loss covers results and solutions, not operands and questions.
+
+Muon trains the matrices, AdamW the rest. A run writes a checkpoint every ``save_every`` steps and continues from it.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+from relaylab.call_tag import format_call
+from relaylab.tasks.suites import mixture
+
+CHAT_TEMPLATE = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+# Qwen's pre-tokenizer: one token a digit, words with their leading space, punctuation with its line break.
+PRE_TOKENIZER = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Everything that decides an embedded model. ``steps`` are optimiser steps of ``batch`` sequences."""
+
+    width: int
+    layers: int
+    heads: int
+    steps: int
+    seed: int
+    batch: int = 64
+    learning_rate: float = 4e-3
+    vocabulary: int = 1024
+
+
+RECIPES = {
+    "student": Recipe(width=48, layers=2, heads=4, steps=4500, seed=1),
+    "teacher": Recipe(width=128, layers=4, heads=4, steps=4000, seed=2),
+    "teacher-small": Recipe(width=80, layers=3, heads=4, steps=3000, seed=3),
+    "teacher-large": Recipe(width=160, layers=4, heads=4, steps=3000, seed=4),
+}
+
+# kind -> (weight in the drills, draw of "expression", result)
+DRILLS = {
+    "sum": (1.5, lambda r: _line(r.randint(2, 99), "+", r.randint(2, 99))),
+    "long_sum": (1.0, lambda r: _line(r.randint(100, 9999), "+", r.randint(11, 99))),
+    "difference": (1.5, lambda r: _line(*_descending(r))),
+    "product_1x1": (0.7, lambda r: _line(r.randint(2, 9), "*", r.randint(2, 9))),
+    "product_2x1": (0.7, lambda r: _line(r.randint(12, 99), "*", r.randint(2, 9))),
+    "product_2x2": (3.0, lambda r: _line(r.randint(12, 99), "*", r.randint(12, 99))),
+    "product_3x3": (0.2, lambda r: _line(r.randint(112, 989), "*", r.randint(112, 989))),
+    "quotient": (0.4, lambda r: _quotient(r, 2, 9)),
+    "long_quotient": (0.7, lambda r: _quotient(r, 12, 99)),
+    "tenfold": (0.3, lambda r: _line(r.randint(100, 99999), "*", 10)),
+}
+
+
+def _line(a: int, sign: str, b: int) -> tuple[str, str]:
+    result = {"+": a + b, "-": a - b, "*": a * b}[sign]
+    return f"{a}{sign}{b}=", f"{result}.\n"
+
+
+def _descending(r: random.Random) -> tuple[int, str, int]:
+    a = r.randint(12, 150)
+    return a, "-", r.randint(2, min(99, a - 1))
+
+
+def _quotient(r: random.Random, low: int, high: int) -> tuple[str, str]:
+    a, b = r.randint(low, high), r.randint(low, high)
+    return f"{a * b}/{b}=", f"{a}.\n"
+
+
+def train_tokenizer(vocabulary: int, *, problems: int = 6000) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer, so that any text can be encoded, with ChatML special tokens and template."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(PRE_TOKENIZER), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    stream = mixture()
+    texts = []
+    for i in range(problems):
+        p = next(stream)
+        # Calls are in the corpus so that `<call>` is a few tokens, as in a large vocabulary; no model is trained on
+        # them here.
+        texts.append(f"user\n{p.question}\nassistant\n{p.solution}\n{format_call(i % 9 + 1)}")
+    tokenizer.train_from_iterator(texts, trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", model_max_length=2048
+    )
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+def new_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
+    """A Qwen3 of the recipe's size with random weights."""
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=recipe.width,
+        intermediate_size=recipe.width * 3,
+        num_hidden_layers=recipe.layers,
+        num_attention_heads=recipe.heads,
+        num_key_value_heads=recipe.heads // 2,
+        head_dim=max(16, recipe.width // recipe.heads),
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return Qwen3ForCausalLM(config)
+
+
+class Batches:
+    """Endless training batches ``(input_ids, labels)``, each (B, T); a function of the seed and the step."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, *, batch: int, seed: int):
+        self.tokenizer, self.batch, self.seed = tokenizer, batch, seed
+
+    def __call__(self, step: int, drill_share: float) -> tuple[torch.Tensor, torch.Tensor]:
+        r = random.Random(f"{self.seed}/{step}")
+        return self._drills(r) if r.random() < drill_share else self._problems(r)
+
+    def _drills(self, r: random.Random, length: int = 96) -> tuple[torch.Tensor, torch.Tensor]:
+        kinds, weights = list(DRILLS), [w for w, _ in DRILLS.values()]
+        lines = [DRILLS[k][1](r) for k in r.choices(kinds, weights, k=self.batch * length // 6)]
+        # One stream cut into rows: a row may begin in the middle of a line, which costs a little and needs no padding.
+        encoded = self.tokenizer([part for line in lines for part in line], add_special_tokens=False)["input_ids"]
+        ids = [i for part in encoded for i in part]
+        labels = [i if k % 2 else -100 for k, part in enumerate(encoded) for i in part]
+        size = self.batch * length
+        assert len(ids) >= size
+        return torch.tensor(ids[:size]).view(self.batch, -1), torch.tensor(labels[:size]).view(self.batch, -1)
+
+    def _problems(self, r: random.Random) -> tuple[torch.Tensor, torch.Tensor]:
+        stream = mixture(seed=r.getrandbits(48) + 1)
+        chosen = [next(stream) for _ in range(self.batch)]
+        chats = [
+            self.tokenizer.apply_chat_template(
+                [{"role": "user", "content": p.question}], add_generation_prompt=True, tokenize=False
+            )
+            for p in chosen
+        ]
+        prompts = self.tokenizer(chats, add_special_tokens=False)["input_ids"]
+        answers = self.tokenizer([p.solution + "<|im_end|>" for p in chosen], add_special_tokens=False)["input_ids"]
+        width = max(len(p) + len(a) for p, a in zip(prompts, answers))
+        ids = torch.full((self.batch, width), self.tokenizer.pad_token_id)
+        labels = torch.full((self.batch, width), -100)
+        for row, (p, a) in enumerate(zip(prompts, answers)):
+            ids[row, : len(p) + len(a)] = torch.tensor(p + a)
+            labels[row, len(p) : len(p) + len(a)] = torch.tensor(a)
+        return ids, labels
+
+
+def _loss(model: Qwen3ForCausalLM, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of the labelled tokens; logits are made for these alone: half of a small model's time."""
+    hidden = model.model(input_ids=ids[:, :-1]).last_hidden_state
+    wanted = labels[:, 1:] >= 0
+    return torch.nn.functional.cross_entropy(model.lm_head(hidden[wanted]), labels[:, 1:][wanted])
+
+
+def pretrain(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerFast, out: Path, *, device: str = "cpu", save_every: int = 200
+):
+    """Train one embedded model and save it to ``out`` with ``training.json`` (recipe, time, losses).
+
+    Interrupted, it continues from ``out/checkpoint.pt`` when called again with the same recipe.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(recipe.seed)
+    model = new_model(recipe, tokenizer).to(device)
+    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
+    others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
+    optimizers = [
+        torch.optim.Muon(matrices, lr=recipe.learning_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
+    batches = Batches(tokenizer, batch=recipe.batch, seed=recipe.seed)
+    checkpoint = out / "checkpoint.pt"
+    step, seconds, losses = 0, 0.0, []
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        if state["recipe"] != asdict(recipe):
+            raise ValueError(f"{checkpoint} belongs to another recipe; remove it or choose another folder")
+        model.load_state_dict(state["model"])
+        for o, s in zip(optimizers, state["optimizers"]):
+            o.load_state_dict(s)
+        step, seconds, losses = state["step"], state["seconds"], state["losses"]
+    bar = tqdm(total=recipe.steps, initial=step, desc=out.name, mininterval=5)
+    started = time.monotonic()
+    model.train()
+    while step < recipe.steps:
+        done = step / recipe.steps
+        rate = recipe.learning_rate * min(1.0, (step + 1) / 100) * min(1.0, max(0.01, (1 - done) / 0.5))
+        for o in optimizers:
+            for group in o.param_groups:
+                group["lr"] = rate
+        ids, labels = batches(step, drill_share=0.8 if done < 0.3 else 0.5 if done < 0.6 else 0.3)
+        loss = _loss(model, ids.to(device), labels.to(device))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for o in optimizers:
+            o.step()
+            o.zero_grad()
+        step += 1
+        bar.update()
+        if step % save_every == 0 or step == recipe.steps:
+            losses.append([step, round(loss.item(), 4)])
+            bar.set_postfix(loss=losses[-1][1])
+            spent = seconds + time.monotonic() - started
+            state = dict(
+                recipe=asdict(recipe),
+                model=model.state_dict(),
+                step=step,
+                seconds=spent,
+                losses=losses,
+                optimizers=[o.state_dict() for o in optimizers],
+            )
+            torch.save(state, checkpoint.with_suffix(".tmp"))
+            checkpoint.with_suffix(".tmp").rename(checkpoint)
+    bar.close()
+    model.eval().to(torch.bfloat16).save_pretrained(
+        out
+    )  # stored in half the space; the scores are those of the rounded weights
+    tokenizer.save_pretrained(out)
+    record = dict(
+        recipe=asdict(recipe),
+        seconds=round(seconds + time.monotonic() - started),
+        device=device,
+        threads=torch.get_num_threads(),
+        parameters=model.num_parameters(),
+        losses=losses,
+    )
+    (out / "training.json").write_text(json.dumps(record, indent=1))
+    checkpoint.unlink(missing_ok=True)
+    return model
