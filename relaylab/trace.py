@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     import datasets
     import pandas
 
-VERSION = 1
+VERSION = 2
 STUDENT, TEACHER, COMMAND = "s", "t", "c"
-NESTED = ("calls", "problem", "terms")  # the fields of a trace that a table holds as JSON text
+NESTED = ("calls", "problem", "config")  # the fields of a trace that a table holds as JSON text
 
 # Why a generation ended: the student's end token; the teacher's; the limit of tokens; the model's context is full; the
 # policy `exclude` after a teacher failure; the caller closed the stream.
@@ -80,7 +80,7 @@ class Trace:
     id: str = ""
     problem: dict[str, Any] = field(default_factory=dict)  # question, answer, suite ... of the task
     correct: bool | None = None
-    terms: dict[str, Any] = field(default_factory=dict)  # what decided it, where `Pair.decode` made it
+    config: dict[str, Any] = field(default_factory=dict)  # what decided it, where `Pair.decode` made it
 
     def __post_init__(self) -> None:
         self.check()

@@ -59,7 +59,7 @@ def test_a_cascade_sends_the_least_sure_and_says_what_it_threw_away(bench):
     sent = {t.id for t in traces if t.call_ratio == 1}
     assert sent == set(sorted(alone, key=lambda name: confidence(alone[name]))[:3])
     for t in traces:
-        assert t.terms.get("discarded_tokens") == (len(alone[t.id].completion_ids) if t.id in sent else None)
+        assert t.config.get("discarded_tokens") == (len(alone[t.id].completion_ids) if t.id in sent else None)
     own = alone[traces[0].id]
     assert confidence(own) == pytest.approx(sum(own.logprobs) / len(own.logprobs))
 
@@ -95,7 +95,7 @@ def test_speculative_decoding_loses_nothing_and_needs_fewer_passes(bench):
     for a, b in zip(teacher, fast):
         assert b.completion_ids[:-1] == a.completion_ids
         assert b.correct == a.correct
-        counts = b.terms["counts"]
+        counts = b.config["counts"]
         assert counts["teacher_passes"] < len(b.completion_ids) / 2
         assert counts["student_passes"] >= len(b.completion_ids) - counts["teacher_passes"]
 

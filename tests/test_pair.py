@@ -100,7 +100,7 @@ def test_a_policy_is_known_again_though_it_has_no_repr_of_its_own(student, tmp_p
 
     for _ in range(2):
         traces = pair(student).decode(PROBLEMS[:1], out=tmp_path / "t.jsonl", **TERMS | dict(call_rule=Never()))
-    assert traces[0].terms["policy"].endswith("Never object>")
+    assert traces[0].config["call_rule"].endswith("Never object>")
 
 
 @pytest.mark.parametrize("name", ["question", "answer"])

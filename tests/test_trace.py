@@ -101,7 +101,7 @@ def test_a_broken_line_in_the_middle_is_an_error_that_names_it(tmp_path):
     path.write_text(f"{good}\n{{\n{good}\n")
     with pytest.raises(ValueError, match=r"t\.jsonl, line 2"):
         list(read_traces(path))
-    path.write_text(good.replace('"version":1', '"version":99') + "\n")
+    path.write_text(good.replace('"version":2', '"version":99') + "\n")
     with pytest.raises(ValueError, match="version 99"):
         list(read_traces(path))
 

@@ -174,7 +174,7 @@ def usage(traces: Iterable[Trace]) -> pd.DataFrame:
         calls = hand_offs(trace)
         run = len(trace.source.rstrip(TEACHER))  # a last answer of the teacher's is not read by the student
         own = run - trace.source.count(TEACHER, 0, run)
-        thrown = trace.terms.get("discarded_tokens", 0)  # an answer of the student's before this one: a cascade's
+        thrown = trace.config.get("discarded_tokens", 0)  # an answer of the student's before this one: a cascade's
         prompt = len(trace.prompt_ids) if own or thrown else 0  # else the response is all the teacher's
         latencies = [c.latency for c in trace.calls if c.status in ("answered", "failed")]
         rows.append(

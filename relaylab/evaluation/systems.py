@@ -247,7 +247,7 @@ class Router(Method):
 @dataclass(frozen=True)
 class Cascade(Method):
     """The ``share`` of questions whose answer the student is least sure of, by the mean log-probability of its tokens,
-    is answered anew by the teacher. What the student wrote there is paid for too: ``terms["discarded_tokens"]``."""
+    is answered anew by the teacher. What the student wrote there is paid for too: ``config["discarded_tokens"]``."""
 
     student: str = "student"
     share: float = 0.1
@@ -259,7 +259,7 @@ class Cascade(Method):
         return bench.write(
             self,
             [
-                replace(b, terms=b.terms | {"discarded_tokens": len(a.completion_ids)}) if i in unsure else a
+                replace(b, config=b.config | {"discarded_tokens": len(a.completion_ids)}) if i in unsure else a
                 for i, (a, b) in enumerate(zip(alone, teacher))
             ],
         )
@@ -278,7 +278,7 @@ def confidence(trace: Trace) -> float:
 @dataclass(frozen=True)
 class Speculative(Method):
     """transformers' assisted generation: the student drafts ``draft`` tokens, the teacher accepts what it would have
-    written itself. Every token counts as the teacher's; ``terms["counts"]`` has the passes of both models.
+    written itself. Every token counts as the teacher's; ``config["counts"]`` has the passes of both models.
 
     One question at a time, since transformers assists no batches.
     """
@@ -295,8 +295,8 @@ class Speculative(Method):
         bench.folder.mkdir(parents=True, exist_ok=True)
         done = {t.id: t for t in read_traces(bench.path(self))} if bench.path(self).exists() else {}
         for trace in done.values():
-            if {k: v for k, v in trace.terms.items() if k != "counts"} != terms:
-                raise ValueError(f"{bench.path(self)} was made with {trace.terms}; choose another folder or remove it")
+            if {k: v for k, v in trace.config.items() if k != "counts"} != terms:
+                raise ValueError(f"{bench.path(self)} was made with {trace.config}; choose another folder or remove it")
         todo = [p for p in bench.problems if p.id not in done]
         bar = tqdm(todo, desc="speculative", disable=not bench.progress)
         with TraceWriter(bench.path(self)) as out:
@@ -345,7 +345,7 @@ class Speculative(Method):
             temperature=bench.temperature,
             student=student.name,
             teacher=teacher.name,
-            terms=terms | {"counts": counts},
+            config=terms | {"counts": counts},
         )
         return graded(trace, problem)
 

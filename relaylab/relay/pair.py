@@ -67,14 +67,14 @@ class Pair:
         trace as soon as it is done. Interrupted, the same call goes on where it stopped: a problem whose id is in the
         file is not decoded again, unless it was excluded after a teacher failure; then its old line goes.
 
-        Raises ValueError where two problems share an id, and where the file was made by another pair, with other terms
-        (all that decide a trace: see ``Trace.terms``), or has another question or answer under the same id.
+        Raises ValueError where two problems share an id, and where the file was made by another pair, with other config
+        (all that decide a trace: see ``Trace.config``), or has another question or answer under the same id.
         """
         if twice := [name for name, count in Counter(p.id for p in problems).items() if count > 1]:
             raise ValueError(f"the problem {twice[0]!r} comes twice; ids must differ")
         relay = self.relay(**options)
-        terms = _terms(relay, seed)
-        done = _resume(Path(out), terms, problems) if out is not None and Path(out).exists() else {}
+        config = _relay_config(relay, seed)
+        done = _resume(Path(out), config, problems) if out is not None and Path(out).exists() else {}
         todo = [p for p in problems if p.id not in done]
         stream = relay.stream([p.question for p in todo], seeds=[problem_seed(seed, p.id) for p in todo])
         writer = TraceWriter(out) if out is not None else None
@@ -83,7 +83,7 @@ class Pair:
             for event in stream:
                 if isinstance(event, Done):
                     problem = todo[event.row]
-                    event.trace.terms = dict(terms)
+                    event.trace.config = dict(config)
                     done[problem.id] = graded(event.trace, problem)
                     if writer:
                         writer.write(done[problem.id])
@@ -114,7 +114,7 @@ def problem_seed(seed: int, name: str) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest()) >> 1
 
 
-def _terms(relay: Relay, seed: int) -> dict[str, Any]:
+def _relay_config(relay: Relay, seed: int) -> dict[str, Any]:
     """All that decides the traces of a relay, as JSON can hold it; of the teacher, what it tells of itself."""
     teacher = {k: getattr(relay.teacher, k, None) for k in ("temperature", "top_p", "top_k", "fingerprint")}
     return {
@@ -129,12 +129,12 @@ def _terms(relay: Relay, seed: int) -> dict[str, Any]:
     }
 
 
-def _resume(path: Path, terms: dict[str, Any], problems: Sequence[Problem]) -> dict[str, Trace]:
+def _resume(path: Path, config: dict[str, Any], problems: Sequence[Problem]) -> dict[str, Trace]:
     """The traces of a file that are done, by id; those that are not are taken out of the file."""
     known, found = {p.id: p for p in problems}, list(read_traces(path))
     for trace in found:
-        if other := sorted(k for k in terms.keys() | trace.terms.keys() if terms.get(k) != trace.terms.get(k)):
-            was, now = ({k: t.get(k) for k in other} for t in (trace.terms, terms))
+        if other := sorted(k for k in config.keys() | trace.config.keys() if config.get(k) != trace.config.get(k)):
+            was, now = ({k: t.get(k) for k in other} for t in (trace.config, config))
             raise ValueError(f"{path} was made with {was}, this run has {now}; choose another file or remove it")
         for name in ("question", "answer") if trace.id in known else ():
             if trace.problem.get(name) != getattr(known[trace.id], name):

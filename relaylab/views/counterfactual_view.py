@@ -50,7 +50,7 @@ class CounterfactualView(LiveView):
             if not (trace.student and trace.teacher):
                 raise ValueError("the trace does not say which models made it; give the pair")
             pair = load_pair(trace.student, trace.teacher)
-        caps = {f.name: trace.terms[f.name] for f in fields(RelayConfig) if f.name in trace.terms}
+        caps = {f.name: trace.config[f.name] for f in fields(RelayConfig) if f.name in trace.config}
         caps = caps or {"max_tokens": max(RelayConfig().max_tokens, 2 * len(trace.completion_ids))}
         if "config" in options:
             caps = {}

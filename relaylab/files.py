@@ -1,0 +1,274 @@
+"""Files that survive a crash: whole writes, JSON Lines that resume, folders bound to their configuration.
+
+Every command that resumes stands on these few functions. Nothing here removes what relaylab did not write.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from filelock import FileLock, Timeout
+
+CONFIG = "config.json"  # what a folder was made with; its presence says that the folder is ours
+Item = TypeVar("Item")
+
+
+# Whole writes ---------------------------------------------------------------------------------------------------------
+
+
+def write_whole(path: str | os.PathLike, data: str | bytes) -> None:
+    """Write a file so that a reader finds the old content or the new, also after a power cut.
+
+    >>> import tempfile; path = Path(tempfile.mkdtemp()) / "a.txt"
+    >>> write_whole(path, "new"); path.read_text()
+    'new'
+    """
+    path = Path(path)
+    descriptor, rest = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as out:
+            out.write(data.encode() if isinstance(data, str) else data)
+            out.flush()
+            os.fsync(out.fileno())
+        os.chmod(rest, 0o644)
+        os.replace(rest, path)
+    except BaseException:
+        Path(rest).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+    """Write a value as indented JSON, whole."""
+    write_whole(path, json.dumps(value, indent=1, ensure_ascii=True) + "\n")
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """The value of a JSON file.
+
+    Raises:
+        ValueError: for a file that is empty or no JSON; the message names it.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is empty or broken ({error}); remove it to begin anew") from None
+
+
+@contextmanager
+def replaced_folder(out: str | os.PathLike, *, marker: str) -> Iterator[Path]:
+    """A new folder to write into, which takes the place of ``out`` at the end, whole or not at all.
+
+    Args:
+        out: the folder to replace. It may be missing, empty, or hold a file ``marker``, which says that it is ours.
+        marker: a file that every folder of this kind holds, such as ``training.json``.
+
+    Raises:
+        ValueError: where ``out`` holds something else; nothing is removed.
+    """
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / marker).exists())):
+        raise ValueError(f"{out} is not empty and relaylab did not make it; choose another folder")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    try:
+        yield fresh
+        fresh.chmod(0o755)
+        if out.exists():
+            old = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.")) / "old"
+            out.rename(old)
+            fresh.rename(out)
+            shutil.rmtree(old.parent)
+        else:
+            fresh.rename(out)
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
+
+
+@contextmanager
+def locked(path: str | os.PathLike) -> Iterator[None]:
+    """Nobody else writes ``path`` meanwhile.
+
+    Raises:
+        ValueError: where another process does.
+    """
+    lock = FileLock(f"{path}.lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ValueError(f"another relaylab process writes {path}; wait for it, or choose another name") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+# Configurations -------------------------------------------------------------------------------------------------------
+
+
+def plain(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration as its JSON gives it back: tuples are lists, paths are text."""
+    return json.loads(json.dumps(config, default=str))
+
+
+def check_config(where: str | os.PathLike, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Compare the configuration that a file or folder was made with to the present one.
+
+    Raises:
+        ValueError: names each setting that differs, with both values.
+
+    >>> check_config("runs/a", {"seed": 0}, {"seed": 1})
+    Traceback (most recent call last):
+    ValueError: runs/a was made with another configuration: seed was 0, is 1. Choose another name or remove it
+    """
+    now = plain(now)
+    if changed := sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k)):
+        text = "; ".join(f"{k} was {_short(before.get(k))}, is {_short(now.get(k))}" for k in changed)
+        raise ValueError(f"{where} was made with another configuration: {text}. Choose another name or remove it")
+
+
+def bind_folder(folder: str | os.PathLike, config: dict[str, Any]) -> Path:
+    """Make a folder for a configuration, or check that it was made with this one.
+
+    Raises:
+        ValueError: where the folder holds another configuration, or files and no configuration.
+    """
+    folder = Path(folder)
+    if (folder / CONFIG).exists():
+        check_config(folder, read_json(folder / CONFIG), config)
+        return folder
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} is not empty and relaylab did not make it; choose another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / CONFIG, plain(config))
+    return folder
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+# JSON Lines -----------------------------------------------------------------------------------------------------------
+
+
+def read_lines(path: str | os.PathLike, parse: Callable[[dict[str, Any]], Item] = lambda data: data) -> Iterator[Item]:
+    """The records of a JSON Lines file, one at a time; a torn last line is left out.
+
+    Raises:
+        ValueError: with file and line, for a broken line that is not the last.
+    """
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
+                return  # this line was being written when its writer died
+            try:
+                yield parse(json.loads(line))
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+                raise ValueError(f"{path}, line {number}: not a record of relaylab ({error})") from error
+
+
+class LineWriter:
+    """Appends records to a JSON Lines file, each flushed whole, after cutting off a torn last line.
+
+    Args:
+        path: the file; made where it is missing. Nobody else may write it meanwhile.
+        begins: the first bytes of every line. A last line without a line break that does not begin so is not ours.
+
+    Raises:
+        ValueError: where another process writes the file, or where it does not end in a line of ours.
+    """
+
+    def __init__(self, path: str | os.PathLike, *, begins: bytes = b"{"):
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = locked(self.path)
+        self._lock.__enter__()
+        try:
+            if self.path.exists():
+                _cut_torn(self.path, begins)
+            self._file = open(self.path, "ab")  # noqa: SIM115 - it stays open until close()
+        except BaseException:
+            self._lock.__exit__(None, None, None)
+            raise
+
+    def write(self, line: str) -> None:
+        """Append one line, which holds no line break."""
+        self._file.write(line.encode() + b"\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        if not self._file.closed:
+            self._file.close()
+            self._lock.__exit__(None, None, None)
+
+    def __enter__(self) -> LineWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _cut_torn(path: Path, begins: bytes, block: int = 2**16) -> None:
+    """Cut off what stands after the last line break. The break is looked for from the end: the file may be large."""
+    with open(path, "rb") as file:
+        size = end = file.seek(0, os.SEEK_END)
+        whole = 0
+        while end:
+            start = max(0, end - block)
+            file.seek(start)
+            if (found := file.read(end - start).rfind(b"\n")) >= 0:
+                whole = start + found + 1
+                break
+            end = start
+        for at in {0, whole}:  # the first line and the torn one
+            file.seek(at)
+            head = file.read(len(begins))
+            if head and not begins.startswith(head) and not head.startswith(begins):
+                raise ValueError(f"{path} holds something else than relaylab writes there; choose another file")
+    if whole < size:
+        os.truncate(path, whole)
+
+
+# Shards ---------------------------------------------------------------------------------------------------------------
+
+
+def shard(items: Sequence[Item], part: str | None) -> list[Item]:
+    """Part ``i/n`` of some items, i from 1 to n; all of them for None.
+
+    >>> shard("abcde", "2/2")
+    ['b', 'd']
+
+    Raises:
+        ValueError: for a text that is not of this form.
+    """
+    if part is None:
+        return list(items)
+    number, slash, count = part.partition("/")
+    if not (slash and number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count)):
+        raise ValueError(f"a shard is written i/n with 1 <= i <= n, such as 2/4, not {part!r}")
+    return list(items[int(number) - 1 :: int(count)])
+
+
+def shard_path(path: str | os.PathLike, part: str | None) -> Path:
+    """Where a shard of the file ``path`` is written: beside it, so that shards never share a file.
+
+    >>> shard_path("runs/traces.jsonl", "2/4").name
+    'traces.2-of-4.jsonl'
+    """
+    path = Path(path)
+    return path if part is None else path.with_name(f"{path.stem}.{part.replace('/', '-of-')}{path.suffix}")
+
+
+def shard_files(path: str | os.PathLike) -> list[Path]:
+    """The shards of the file ``path`` that exist."""
+    path = Path(path)
+    return sorted(path.parent.glob(f"{glob.escape(path.stem)}.*-of-*{path.suffix}"))
