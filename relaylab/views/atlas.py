@@ -45,7 +45,7 @@ def atlas(traces: Iterable[Trace], *, by: str | Sequence[Any] = "suite", name: s
 
     Args:
         traces: At most 20,000.
-        by: What a row is: ``suite``, ``level``, ``student``, ``teacher``, or a label for each trace (``read_labelled``).
+        by: What a row is: ``suite``, ``level``, ``student``, ``teacher``, or one label per trace (``read_labelled``).
         name: What a label is, in a word.
         full: The number of traces in full at most (and at most 200,000 tokens of them).
 

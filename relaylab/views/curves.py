@@ -99,7 +99,7 @@ def learning_curves(
     dots = px.scatter(long, y="logged", **options).update_traces(showlegend=False, hoverinfo="skip", hovertemplate=None)
     dots.update_traces(marker={"size": 5, "opacity": 0.3 if several else 0.4})
     fig.add_traces(dots.data)
-    for row, (label, unit) in enumerate(known[::-1], 1):  # plotly.express counts rows from the bottom
+    for row, unit in enumerate(units[::-1], 1):  # plotly.express counts rows from the bottom
         fig.update_yaxes(title_text=unit, matches=None, rangemode="tozero", hoverformat=".4~g", row=row, col=1)
     tops = [fig.layout["yaxis" if k == 1 else f"yaxis{k}"].domain[1] for k in range(len(columns), 0, -1)]
     fig.layout.annotations = [

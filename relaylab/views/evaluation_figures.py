@@ -41,23 +41,24 @@ def accuracy_against_share(table: pd.DataFrame, *, student: str = "student", tea
     """
     frame = summary(table)
     frame["kind"] = frame["method"].str.replace(r"[:,]\w+=[\d.]+", "", regex=True).map(plain)
+    kinds = list(dict.fromkeys(frame["kind"]))
     frame = frame.sort_values("teacher_share", kind="stable")
+    accuracy, share = frame["accuracy"], frame["teacher_share"]
     fig = px.line(
-        frame.assign(share=100 * frame["teacher_share"], solved=100 * frame["accuracy"], method=frame["method"].map(plain)),
+        frame.assign(share=100 * share, solved=100 * accuracy, method=frame["method"].map(plain)),
         x="share", y="solved", color="kind", symbol="kind", markers=True, hover_name="method", template="relaylab",
-        error_x=100 * (frame["teacher_high"] - frame["teacher_share"]), error_y=100 * (frame["high"] - frame["accuracy"]),
-        error_x_minus=100 * (frame["teacher_share"] - frame["teacher_low"]),
-        error_y_minus=100 * (frame["accuracy"] - frame["low"]), color_discrete_sequence=OKABE_ITO[:6],
-        category_orders={"kind": list(dict.fromkeys(frame.sort_index()["kind"]))},
+        error_x=100 * (frame["teacher_high"] - share), error_x_minus=100 * (share - frame["teacher_low"]),
+        error_y=100 * (frame["high"] - accuracy), error_y_minus=100 * (accuracy - frame["low"]),
+        color_discrete_sequence=OKABE_ITO[:6], category_orders={"kind": kinds},
         labels={"share": "teacher tokens of all tokens (%)", "solved": "problems solved (%)"},
     )  # fmt: skip
     fig.update_traces(marker_size=10, line_width=1, error_x_thickness=1, error_y_thickness=1)
     fig.update_traces(hovertemplate="%{hovertext}<br>%{y:.1f} % right, %{x:.1f} % teacher tokens<extra></extra>")
     ends = frame.set_index("method")["accuracy"]
     if {student, teacher} <= set(ends.index):
-        share = np.linspace(0, 1, 21)
-        line = [100 * random_router(ends[student], ends[teacher], s) for s in share]
-        _reference(fig, "random router (expected)", 100 * share, line)
+        router = np.linspace(0, 1, 21)
+        line = [100 * random_router(ends[student], ends[teacher], s) for s in router]
+        _reference(fig, "random router (expected)", 100 * router, line)
     best = frame.sort_values("accuracy", ascending=False)
     points = zip(best["method"], 100 * best["accuracy"], 100 * best["teacher_share"])
     words = "; ".join(f"{visible(m)}: {a:.1f} % right at {s:.1f} %" for m, a, s in points)
@@ -141,7 +142,8 @@ def window_figure(windows: pd.DataFrame, *, value: str = "entropy") -> go.Figure
     fig = px.line(
         stats, x="offset", y="mean", error_y=1.96 * stats["sem"].fillna(0), facet_col="phase", color="group",
         line_dash="group", symbol="group", markers=True, hover_data=["count"], template="relaylab",
-        category_orders={"phase": list(phases.values())}, labels={"offset": "tokens from the edge", "mean": f"{name} (nats)"},
+        category_orders={"phase": list(phases.values())},
+        labels={"offset": "tokens from the edge", "mean": f"{name} (nats)"},
     )  # fmt: skip
     fig.for_each_annotation(lambda a: a.update(text=a.text.removeprefix("phase="), font_size=14))
     fig.update_xaxes(matches=None, tickformat="d")
@@ -188,8 +190,8 @@ def verdict_figure(verdicts: pd.DataFrame, *, by: str = "suite") -> go.Figure:
     _some(verdicts, "calls")
     fig = _counts(verdicts, by, "verdict", by, "calls", order=list(dict.fromkeys(verdicts[by].astype(str))))
     accuracy = [f"{100 * verdicts[name].mean():.1f} %" for name in ("with", "against")]
-    verdict = _counted(verdicts["verdict"].astype(str))
-    alt = f"{plural(len(verdicts), 'call')}: {verdict}. Mean accuracy {accuracy[0]} with the call, {accuracy[1]} otherwise."
+    counts = f"{plural(len(verdicts), 'call')}: {_counted(verdicts['verdict'].astype(str))}"
+    alt = f"{counts}. Mean accuracy {accuracy[0]} with the call, {accuracy[1]} otherwise."
     return with_alt_text(fig, alt, "Calls that mattered", height=460)
 
 
@@ -289,9 +291,8 @@ def cost_against_share(swept: pd.DataFrame, *, measure: str = "flops") -> go.Fig
     ends = [f["share"].min(), f["share"].max()]
     _reference(fig, "cost = share", ends, ends)
     fig.update_xaxes(**_log_ticks(ends)).update_yaxes(**_log_ticks([*ends, *f["cost"]]))
-    words = [
-        f"{what[0].upper()}{what[1:]} of a relay against the teacher's share of the tokens, both relative to the teacher alone"
-    ]
+    both = "of a relay against the teacher's share of the tokens, both relative to the teacher alone"
+    words = [f"{what[0].upper()}{what[1:]} {both}"]
     for key, line in f.groupby(["cached", "setting"], sort=False):
         x, y = line["share"], line["cost"]
         points = f"{y.iloc[0]:.3g} % at a share of {x.iloc[0]:.3g} %, {y.iloc[-1]:.3g} % at {x.iloc[-1]:.3g} %"
@@ -318,8 +319,8 @@ def fleet_load(curve: pd.DataFrame) -> go.Figure:
         quantity=long["quantity"].map(lambda q: "median" if q == "p50" else "95th percentile or share"),
     )
     fig = px.line(
-        long, x="rate", y="value", color="system", symbol="system", line_dash="quantity", facet_row="panel", markers=True,
-        log_x=True, facet_row_spacing=0.09, template="relaylab", labels={"rate": "requests sent to one replica (1/s)"},
+        long, x="rate", y="value", color="system", symbol="system", line_dash="quantity", facet_row="panel",
+        markers=True, log_x=True, facet_row_spacing=0.09, template="relaylab", labels={"rate": "requests sent to one replica (1/s)"},
         category_orders={"panel": list(dict.fromkeys(panels.values())), "system": list(dict.fromkeys(long["system"]))},
     )  # fmt: skip
     fig.layout.annotations = ()

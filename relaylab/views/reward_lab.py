@@ -151,8 +151,8 @@ def reward_lab(
     for k, (rollout, rows) in enumerate(zip(group, (r for _, r in table.groupby("rollout"))), 1):
         paid = "; ".join(f"{r.scheme} {r.reward:.2f}, advantage {r.advantage:+.2f}" for r in rows.itertuples())
         words += (
-            f"<p>Rollout {k}, {'right' if rollout.correct else 'wrong'}, {rollout.own} own tokens, {rollout.teacher} of "
-            f"the teacher in {rollout.calls} answered calls, {rollout.ignored} calls that nobody answered, rho "
+            f"<p>Rollout {k}, {'right' if rollout.correct else 'wrong'}, {rollout.own} own tokens, {rollout.teacher} "
+            f"of the teacher in {rollout.calls} answered calls, {rollout.ignored} calls that nobody answered, rho "
             f"{rows.rho.iloc[0]:.2f}. {paid}.</p>"
         )
     schemes = [

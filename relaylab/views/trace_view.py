@@ -125,7 +125,8 @@ def trace_html(trace: Trace) -> str:
     question = _escape(str(trace.problem.get("question") or trace.prompt), keep="\n")
     return (
         f'<section class="rl-trace {NO_MATH}" aria-label="Relay trace. {_escape(trace_summary(trace))}">'
-        f'<style>{_style()}</style><div class="rl-question" dir="auto" {_SCROLLS} aria-label="Question">{question}</div>'
+        f"<style>{_style()}</style>"
+        f'<div class="rl-question" dir="auto" {_SCROLLS} aria-label="Question">{question}</div>'
         f"{_facts(trace)}{_legend(trace)}{_strip(trace)}{_calls_html(trace)}</section>"
     )
 

@@ -91,7 +91,8 @@ def static_view(name: str, state: dict[str, Any], *, label: str, words: str) -> 
         f'<section class="rl-view {NO_MATH}" data-rl="{key}" aria-label="{html.escape(label)}"><style>{style()}</style>'
         f'<script type="application/json">{payload}</script><div class="rl-stage"></div>'
         f'<details class="rl-words" open><summary>In words</summary>{words}</details>'
-        f'<script>(()=>{{"use strict";\n{bundle(name)}\n$shared.mount("{key}", ${name}.render);}})();</script></section>'
+        f'<script>(()=>{{"use strict";\n{bundle(name)}\n$shared.mount("{key}", ${name}.render);}})();</script>'
+        "</section>"
     )
     return Html(page, label)
 
