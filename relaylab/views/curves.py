@@ -94,12 +94,13 @@ def learning_curves(
     fig.update_traces(line_width=2.5, hovertemplate="%{y}", showlegend=False)
     shown: set[str] = set()
     for line in fig.data:
-        line.update(name=line.name or plain(labels[0]), showlegend=several and line.name not in shown)
+        panel = len(columns) - int(line.yaxis[1:] or 1)  # plotly.express counts rows from the bottom
+        line.update(name=line.name or plain(labels[panel]), showlegend=several and line.name not in shown)
         shown.add(line.name)
     dots = px.scatter(long, y="logged", **options).update_traces(showlegend=False, hoverinfo="skip", hovertemplate=None)
     dots.update_traces(marker={"size": 5, "opacity": 0.3 if several else 0.4})
     fig.add_traces(dots.data)
-    for row, unit in enumerate(units[::-1], 1):  # plotly.express counts rows from the bottom
+    for row, unit in enumerate(units[::-1], 1):
         fig.update_yaxes(title_text=unit, matches=None, rangemode="tozero", hoverformat=".4~g", row=row, col=1)
     tops = [fig.layout["yaxis" if k == 1 else f"yaxis{k}"].domain[1] for k in range(len(columns), 0, -1)]
     fig.layout.annotations = [

@@ -320,7 +320,8 @@ def fleet_load(curve: pd.DataFrame) -> go.Figure:
     )
     fig = px.line(
         long, x="rate", y="value", color="system", symbol="system", line_dash="quantity", facet_row="panel",
-        markers=True, log_x=True, facet_row_spacing=0.09, template="relaylab", labels={"rate": "requests sent to one replica (1/s)"},
+        markers=True, log_x=True, facet_row_spacing=0.09, template="relaylab",
+        labels={"rate": "requests sent to one replica (1/s)"},
         category_orders={"panel": list(dict.fromkeys(panels.values())), "system": list(dict.fromkeys(long["system"]))},
     )  # fmt: skip
     fig.layout.annotations = ()
