@@ -22,7 +22,8 @@ from relaylab.evaluation.table import read_table
 from relaylab.relay.config import RelayConfig
 from relaylab.tasks.suites import problems
 from relaylab.trace import read_traces
-from relaylab.views.report import accuracy_against_share, comparisons, report
+from relaylab.views.evaluation_figures import accuracy_against_share
+from relaylab.views.report import comparisons, report
 
 SUITES = ("savings", "tiles")
 LIMITS = RelayConfig(max_tokens=120, max_calls=2)

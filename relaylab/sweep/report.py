@@ -21,7 +21,7 @@ from relaylab.views import theme
 from relaylab.views.figures import plain
 from relaylab.views.trace_view import visible
 
-theme.register()
+theme.register_templates()
 
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "x", "cross", "star", "pentagon", "hexagon")
 STYLE = (
@@ -57,11 +57,11 @@ def report(
             "differ in this factor alone. In brackets: 95 % intervals from a bootstrap over seeds; of two or three "
             "seeds they tell the spread and are narrower than the truth. One seed has no interval.</p>",
             _effects_table(found),
-            *(theme.described(f).html for f in effect_figures(found)),
+            *(theme.show_figure(f).html for f in effect_figures(found)),
         ]
     corners = plane(plan, table)
     if len(corners):
-        parts.append(theme.described(plane_figure(plan, corners)).html)
+        parts.append(theme.show_figure(plane_figure(plan, corners)).html)
     if bad:
         rows = [
             (
@@ -85,7 +85,7 @@ def report(
     page = (
         '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="color-scheme" content="light dark">'
         f"<title>relaylab: {_text(plan.name)}</title><style>{theme.page_css('body')}{STYLE}</style>"
-        f"{theme.plotly_library().html}<body>{''.join(parts)}</body></html>"
+        f"{theme.load_plotly().html}<body>{''.join(parts)}</body></html>"
     )
     return store.write("report.html", page.encode())
 

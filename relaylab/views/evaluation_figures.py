@@ -63,7 +63,7 @@ def accuracy_against_share(table: pd.DataFrame, *, student: str = "student", tea
     points = zip(best["method"], 100 * best["accuracy"], 100 * best["teacher_share"])
     words = "; ".join(f"{visible(m)}: {a:.1f} % right at {s:.1f} %" for m, a, s in points)
     alt = f"Accuracy against the teacher's share of all tokens, {table['id'].nunique()} problems. {words}."
-    layout = {"height": 640, "legend": {"y": -0.16, "yanchor": "top", "title_text": ""}}
+    layout = {"height": 640, "legend": {"y": -0.16, "yanchor": "top"}}
     return with_alt_text(fig, alt, "Accuracy against the teacher's share", **layout)
 
 
@@ -146,7 +146,7 @@ def window_figure(windows: pd.DataFrame, *, value: str = "entropy") -> go.Figure
         labels={"offset": "tokens from the edge", "mean": f"{name} (nats)"},
     )  # fmt: skip
     fig.for_each_annotation(lambda a: a.update(text=a.text.removeprefix("phase="), font_size=14))
-    fig.update_xaxes(matches=None, tickformat="d")
+    fig.update_xaxes(matches=None, tick0=0, dtick=1 if stats["offset"].nunique() <= 25 else 5)
     words = []
     for group, f in known.groupby("group"):
         at = f[(f["phase"] == "before") & (f["offset"] == 0)][value]
@@ -344,7 +344,7 @@ _GROUPED: dict[str, Any] = {"scattermode": "group", "scattergap": 0.4}  # marks 
 
 def _below(y: float = -0.2) -> dict[str, Any]:
     """A legend below the axes, for many or long names."""
-    return {"y": y, "yanchor": "top", "title_text": ""}
+    return {"y": y, "yanchor": "top"}
 
 
 def _reference(fig: go.Figure, name: str, x: Iterable[float], y: Iterable[float]) -> None:
