@@ -1,9 +1,8 @@
 """The views in a real JupyterLab: notebooks run from the menu; each view clicked, used by keys alone, and looked at.
 
-Lesson 07, small, has the player, the atlas, the counterfactual and the live playground, as a learner meets them. A notebook
-of its own has the reward lab and the cost dial, which stand in other lessons, and takes the two live views further:
-typed into, stopped, saved, exported. Screenshots of each view, light and dark, 1280 and 800 pixels wide, are left in
-``runs/browser``.
+Lesson 07, small, has the player, the atlas, the counterfactuals and the playground, as a learner meets them. A second
+notebook has the reward lab and the cost dial, and takes the two live views further: typed into, stopped, saved,
+exported. Screenshots of each view, light and dark, 1280 and 800 pixels wide, are left in ``runs/browser``.
 
 The console must be empty of errors, and JupyterLab's own are not excused: none was seen, once it looks for no news.
 """
@@ -46,6 +45,8 @@ what_if""",
 trace.problem = {"question": "Ann has $5 and Bob has $7. $x^2$ \\\\[y\\\\]"}
 trace""",
     "rl.player(trace)",
+    """from IPython.display import HTML
+HTML("<p>$z^2$</p>")""",
 )
 VIEWS = {  # how their names begin
     "player": "Relay player",
@@ -437,12 +438,13 @@ def test_the_cost_dial(lab: Lab):
 
 def test_dollars_of_models_and_questions_are_no_mathematics(lab: Lab):
     """JupyterLab typesets what stands between dollars, unless an output says that it must not."""
-    trace = lab.page.locator("section[aria-label^='Relay trace']")
+    trace = lab.page.locator("section[aria-label^='Relay trace. not graded, 1 token']")
     assert "Ann has $5 and Bob has $7. $x^2$" in trace.inner_text()
     assert "It is $\\color{red}{5}$ or \\(7\\)." in trace.locator(".rl-strip").text_content()
     assert "It is $\\color{red}{5}$ or \\(7\\)." in find(lab, "player").locator(".rl-strip").first.text_content()
-    lab.page.wait_for_timeout(2000)  # mathematics is typeset later than the output is drawn
-    assert lab.page.locator("mjx-container, .MathJax").count() == 0
+    formulas = lab.page.locator("mjx-container, .MathJax")
+    formulas.first.wait_for(timeout=WAIT)  # of the last cell, whose HTML is not ours
+    assert formulas.count() == 1
 
 
 def test_pictures(lab: Lab):
