@@ -53,6 +53,10 @@ class ServerError(openai.OpenAIError):
         self.passing, self.status, self.absent = passing, status, absent
 
 
+class NoText(ServerError):
+    """The answer holds no text, as from a server that is still reasoning."""
+
+
 class Cancelled(openai.OpenAIError):
     """Somebody cancelled the request."""
 
@@ -90,12 +94,14 @@ class Answer:
         if isinstance(text, list):  # of parts
             text = "".join(str(part.get("text", "")) for part in text if isinstance(part, dict))
         if not isinstance(text, str):
-            raise ServerError("the server's answer holds no text", passing=True)
+            raise NoText("the server's answer holds no text", passing=True)
         if any("\ud800" <= c <= "\udfff" for c in text):
             raise ServerError("the server's text holds a lone surrogate, which is no character")
         reason, ids = choice.get("finish_reason"), choice.get("token_ids")
         usage = data["usage"] if isinstance(data.get("usage"), dict) else {}
-        written, prompt = (n if type(n := usage.get(f"{of}_tokens")) is int else None for of in ("completion", "prompt"))
+        written, prompt = (
+            n if type(n := usage.get(f"{of}_tokens")) is int else None for of in ("completion", "prompt")
+        )
         return cls(
             text,
             _FINISH.get(str(reason).casefold(), str(reason)) if reason else None,
@@ -235,7 +241,7 @@ class APIClient:
         with self._lock:
             for future in futures:
                 future.cancel()
-                self._stops[future].set()
+                self._stops.get(future, threading.Event()).set()
             for connection in self._connections:
                 if connection.stopped.is_set():
                     connection.cut()
@@ -322,7 +328,9 @@ class _Connection(httpx2.Client):
             try:
                 self.answer = self.read(_parse(data))
             except ServerError as error:
-                raise httpx2.DecodingError("unreadable", request=request) from error if error.passing else error
+                if not error.passing:
+                    raise
+                raise httpx2.DecodingError("unreadable", request=request) from error
         headers = {k: v for k, v in response.headers.items() if k != "content-encoding"}
         return httpx2.Response(response.status_code, headers=headers, content=data, request=request)
 
@@ -344,6 +352,8 @@ def _body(response: httpx2.Response, limit: int, deadline: float) -> bytes:
             data += chunk if coding == "identity" else inflate.decompress(chunk, limit + 1 - len(data))
         except zlib.error:
             raise httpx2.DecodingError("the server's answer is compressed wrongly") from None
+        if len(data) > limit and response.is_error:
+            return bytes(data[:limit])
         if len(data) > limit:
             raise ServerError(f"the server's answer is longer than the {limit // 1000} kB that it may need")
         if time.monotonic() > deadline:
@@ -361,7 +371,9 @@ def _parse(data: bytes) -> Any:
         pieces = [piece for event in events for piece in event.get("choices") or []]
         text = "".join(piece.get("text") or (piece.get("delta") or {}).get("content") or "" for piece in pieces)
         reason = next((r for piece in reversed(pieces) if (r := piece.get("finish_reason"))), None)
-        return {k: v for e in events for k, v in e.items() if v} | {"choices": [{"text": text, "finish_reason": reason}]}
+        return {k: v for e in events for k, v in e.items() if v} | {
+            "choices": [{"text": text, "finish_reason": reason}]
+        }
     except (ValueError, TypeError, AttributeError, RecursionError):
         raise ServerError("the server's answer is not JSON", passing=True) from None
 
