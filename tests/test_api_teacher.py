@@ -469,7 +469,7 @@ def test_a_model_is_named_or_is_the_only_one(server):
     ("reply", "error"),
     [
         (Reply(status=404, body="<html>nothing here</html>"), "often ends in /v1"),
-        (Reply(status=307, headers={"Location": "http://elsewhere/v1"}), "moved to http://elsewhere/v1"),
+        (Reply(status=307, body={}, headers={"Location": "http://elsewhere/v1"}), "moved to http://elsewhere/v1"),
     ],
 )
 def test_an_address_that_is_no_api_says_so(server, reply, error):

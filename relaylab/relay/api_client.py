@@ -17,7 +17,7 @@ import weakref
 import zlib
 from collections.abc import Callable, Collection
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl, quote, unquote, urlsplit, urlunsplit
@@ -53,10 +53,6 @@ class ServerError(openai.OpenAIError):
         self.passing, self.status, self.absent = passing, status, absent
 
 
-class NoText(ServerError):
-    """The answer holds no text, as from a server that is still reasoning."""
-
-
 class Cancelled(openai.OpenAIError):
     """Somebody cancelled the request."""
 
@@ -73,6 +69,7 @@ class Answer:
     ids: list[int] | None = None
     written: int | None = None
     prompt: int | None = None
+    has_text: bool = True  # false while a server is still reasoning
 
     @classmethod
     def read(cls, data: Any) -> Answer:
@@ -81,6 +78,16 @@ class Answer:
         Raises:
             ServerError: for an error under status 200, and if there is no text or none that can be encoded.
         """
+        answer = cls.parse(data)
+        if not answer.has_text:
+            raise ServerError("the server's answer holds no text", passing=True)
+        if any("\ud800" <= c <= "\udfff" for c in answer.text):
+            raise ServerError("the server's text holds a lone surrogate, which is no character")
+        return answer
+
+    @classmethod
+    def parse(cls, data: Any) -> Answer:
+        """As ``read``, with any text or none."""
         data = data if isinstance(data, dict) else {}
         choices = data.get("choices")
         if data.get("error") or (choices is None and data.keys() & {"message", "detail"}):
@@ -88,26 +95,18 @@ class Answer:
         if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
             count = len(choices) if isinstance(choices, list) else "no"
             raise ServerError(f"the server's answer holds {count} choices instead of one", passing=True)
-        choice = choices[0]
-        message = choice.get("message")
+        choice, usage = choices[0], data.get("usage")
+        message, reason, ids = (choice.get(k) for k in ("message", "finish_reason", "token_ids"))
         text = message.get("content") if isinstance(message, dict) else choice.get("text")
         if isinstance(text, list):  # of parts
             text = "".join(str(part.get("text", "")) for part in text if isinstance(part, dict))
-        if not isinstance(text, str):
-            raise NoText("the server's answer holds no text", passing=True)
-        if any("\ud800" <= c <= "\udfff" for c in text):
-            raise ServerError("the server's text holds a lone surrogate, which is no character")
-        reason, ids = choice.get("finish_reason"), choice.get("token_ids")
-        usage = data["usage"] if isinstance(data.get("usage"), dict) else {}
-        written, prompt = (
-            n if type(n := usage.get(f"{of}_tokens")) is int else None for of in ("completion", "prompt")
-        )
+        counts = usage if isinstance(usage, dict) else {}
         return cls(
-            text,
+            text if isinstance(text, str) else "",
             _FINISH.get(str(reason).casefold(), str(reason)) if reason else None,
             ids if isinstance(ids, list) and all(type(i) is int for i in ids) else None,
-            written,
-            prompt,
+            *(n if type(n := counts.get(k)) is int else None for k in ("completion_tokens", "prompt_tokens")),
+            has_text=isinstance(text, str),
         )
 
 
@@ -322,7 +321,7 @@ class _Connection(httpx2.Client):
         request.extensions["trace"] = self._trace
         deadline = time.monotonic() + self.seconds
         limit = self.limit + 2 * int(request.headers.get("content-length", 0))  # a chat may repeat what it continues
-        with super().send(request, **options | {"stream": True, "follow_redirects": False}) as response:
+        with closing(super().send(request, **options | {"stream": True, "follow_redirects": False})) as response:
             data = _body(response, limit, deadline)
         if response.is_success:
             try:

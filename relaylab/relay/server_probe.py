@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from relaylab.call_tag import visible
-from relaylab.relay.api_client import Answer, APIClient, NoText, ServerError
+from relaylab.relay.api_client import Answer, APIClient, ServerError
 
 TEXT = "Count: one, two, three, four,"
 LIMIT = 3
@@ -36,37 +36,21 @@ _PREFIX = {
 
 @dataclass(frozen=True, slots=True)
 class ServerProbe:
-    """What was seen of a server. If ``error`` is set, nothing else is known.
-
-    Args:
-        url: of the server.
-        error: why it could not be asked.
-        models: those that it lists.
-        model: the one to use.
-        completions: ``/completions`` continues a text.
-        template: it does so within a chat template of its own, which is no continuation.
-        token_prompts: ``/completions`` takes token ids.
-        token_ids: it returns those that it wrote.
-        prefix: what it makes of a chat that ends in the beginning of an answer.
-        no_thinking: its chats take ``enable_thinking=False``.
-        begins: tokens that it puts before a text; None if unknown.
-        context: tokens that a prompt and its continuation may have together; None if unknown.
-        tokenizer: the tokenizer given is the server's; None if unknown.
-    """
+    """What was seen of a server. If ``error`` is set, nothing else is known."""
 
     url: str
-    error: str | None = None
-    models: tuple[str, ...] = ()
-    model: str | None = None
-    completions: bool = False
-    template: bool = False
-    token_prompts: bool = False
-    token_ids: bool = False
-    prefix: Prefix = "refused"
-    no_thinking: bool = False
-    begins: int | None = None
-    context: int | None = None
-    tokenizer: bool | None = None
+    error: str | None = None  # why it could not be asked
+    models: tuple[str, ...] = ()  # those that it lists
+    model: str | None = None  # the one to use
+    completions: bool = False  # /completions continues a text
+    template: bool = False  # it puts a chat template of its own around the text, which is no continuation
+    token_prompts: bool = False  # /completions takes token ids
+    token_ids: bool = False  # it returns those that it wrote
+    prefix: Prefix = "refused"  # what it makes of a chat that ends in the beginning of an answer
+    no_thinking: bool = False  # its chats take enable_thinking=False
+    begins: int | None = None  # tokens that it puts before a text, if known
+    context: int | None = None  # tokens of a prompt and its continuation together, if known
+    tokenizer: bool | None = None  # the tokenizer given is the server's, if known
 
     @property
     def reachable(self) -> bool:
@@ -122,7 +106,7 @@ def _probe(client: APIClient, model: str | None, tokenizer: Any, temperature: fl
         """None if the server refuses."""
         common = {"model": model, "max_tokens": LIMIT, "temperature": temperature}
         try:
-            return client.ask(path, common | body, read=Answer.read if path == "/completions" else _chat_answer)
+            return client.ask(path, common | body, read=Answer.parse if "messages" in body else Answer.read)
         except ServerError as error:
             if error.status not in REFUSALS:
                 raise
@@ -130,7 +114,10 @@ def _probe(client: APIClient, model: str | None, tokenizer: Any, temperature: fl
             return None
 
     def chat(messages: list[dict[str, str]], **body: Any) -> Answer | None:
-        return answer("/chat/completions", messages=messages, **body)
+        reply = answer("/chat/completions", messages=messages, **body)
+        if reply is not None and not reply.has_text:
+            refusals.append(ServerError("this server's chat answers hold no text; perhaps it reasons first"))
+        return reply if reply and reply.has_text else None
 
     # 1) The models.
     listed = _models(client)
@@ -150,23 +137,23 @@ def _probe(client: APIClient, model: str | None, tokenizer: Any, temperature: fl
     template = bool(text and twice and text.prompt and twice.prompt and text.prompt < twice.prompt)
     template = template and 2 * text.prompt - twice.prompt > TEMPLATE_TOKENS
 
-    # 3) Chats: of a begun answer.
+    # 3) Chats of a begun answer.
     begun = [*QUESTION, {"role": "assistant", "content": PREFIX}]
-    extra = NO_THINKING
-    reply = chat(begun, **CONTINUE, **extra)
-    if reply is None:
-        extra = {}
-        reply = chat(begun, **CONTINUE)
+    reply = chat(begun, **CONTINUE, **NO_THINKING)
+    no_thinking = reply is not None
+    reply = reply or chat(begun, **CONTINUE)
     prefix: Prefix = "refused"
     if reply:
         prefix = "repeats" if reply.text.startswith(PREFIX) else "new text"
-    if reply and prefix == "new text" and (other := chat(begun, **extra)):
+    if reply and prefix == "new text" and (other := chat(begun, **NO_THINKING if no_thinking else {})):
         # Who ignores the request to continue closes the message and opens another: the same prompt as without it.
         fewer = reply.prompt is not None and other.prompt is not None and reply.prompt < other.prompt
         prefix = "new text" if fewer else "new turn"
     if text is None and reply is None and not chat(QUESTION):
-        no_text = ServerError("the server's chat answers hold no text, perhaps since it reasons first")
-        raise ServerError(_remedy(refusals[-1] if refusals else no_text, model, listed))
+        if listed and model not in listed:
+            raise ServerError(f"model {model!r} not found; the server has: {_names(listed)} ({refusals[-1]})")
+        address = "; is this the address of the API? It often ends in /v1"
+        raise ServerError(str(refusals[-1]) + (address if refusals[-1].status == 404 and not listed else ""))
 
     begins = text.prompt - len(ids) if tokenizer and text and text.prompt and not template else None
     ours = None if begins is None else 0 <= begins < 3
@@ -183,7 +170,7 @@ def _probe(client: APIClient, model: str | None, tokenizer: Any, temperature: fl
         token_prompts=by_ids is not None and by_ids.prompt in (None, len(ids)),
         token_ids=bool(with_ids and with_ids.ids),
         prefix=prefix,
-        no_thinking=reply is not None and extra is NO_THINKING,
+        no_thinking=no_thinking,
         begins=begins,
         context=context if type(context) is int else None,
         tokenizer=ours,
@@ -200,25 +187,9 @@ def _models(client: APIClient) -> dict[str, dict[str, Any]]:
     try:
         return client.ask("/models", read=read)
     except ServerError as error:
-        if error.status in REFUSALS:
-            return {}
-        raise
-
-
-def _chat_answer(data: Any) -> Answer | None:
-    """No text in a chat is this server's way to chat, and no reason to ask again."""
-    try:
-        return Answer.read(data)
-    except NoText:
-        return None
-
-
-def _remedy(refusal: ServerError, model: str, models: Collection[str]) -> str:
-    if models and model not in models:
-        return f"model {model!r} not found; the server has: {_names(models)} ({refusal})"
-    if refusal.status == 404 and not models:
-        return f"{refusal}; is this the address of the API? It often ends in /v1"
-    return str(refusal)
+        if error.status not in REFUSALS:
+            raise
+        return {}
 
 
 def _names(models: Collection[str]) -> str:
