@@ -219,7 +219,7 @@ class APITeacher:
             if not answer.text.startswith(begun):
                 raise ServerError("the server repeated another text than the one it was to continue")
             answer = replace(answer, text=answer.text[len(begun) :])
-        return self._read(answer, n)
+        return self._read(answer, n, view.whole_characters)
 
     def _by_chat(self, server: ServerProbe) -> bool:
         if self.mode == "auto":
@@ -244,7 +244,7 @@ class APITeacher:
             text = self.tokenizer.decode(prompt.ids[prompt.opening :])
         return text.rstrip(CUT)
 
-    def _read(self, answer: Answer, n: int) -> TeacherOutput:
+    def _read(self, answer: Answer, n: int, whole_characters: bool) -> TeacherOutput:
         text, tokens, tokenizer = answer.text, answer.written, self.tokenizer
         ids = tokenizer.text_ids(answer) if tokenizer and answer.ids is not None else None
         if ids is None and tokenizer and (tokens is None or tokens > n):
@@ -263,7 +263,10 @@ class APITeacher:
             if not tokenizer:
                 raise ServerError(f"the server wrote {tokens} tokens instead of {n}; a tokenizer could cut them")
             tokens, finish = n, "length"
-        ids, text = (ids[:n], text) if ids is not None else (None, text.rstrip(CUT))
+        ids = None if ids is None else ids[:n]
+        while ids and whole_characters and tokenizer.decode(ids).endswith(CUT):
+            ids, tokens = ids[:-1], len(ids) - 1
+        text = text.rstrip(CUT) if ids is None or whole_characters else text
         if not text and not ids and finish == "length":
             raise ServerError(f"the server wrote no whole character in {n} tokens")
         return TeacherOutput(text, finish, ids=ids, tokens=n if tokens is None else tokens)
