@@ -100,7 +100,8 @@ def locked(path: str | os.PathLike) -> Iterator[None]:
     Raises:
         ValueError: where another process does.
     """
-    lock = FileLock(f"{path}.lock", timeout=0)
+    path = Path(path)
+    lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=0)
     try:
         lock.acquire()
     except Timeout:
