@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from relaylab.engine.fast_llama import fast_forward
+from relaylab.engine.cuda_graphs import StepGraphs
+from relaylab.engine.fast_llama import causal_mask, fast_forward
 from relaylab.engine.kernels import ATTENTION, FEW, FewTokens
 from relaylab.engine.kv_cache import CacheSlot, KVCache
 from relaylab.engine.supported import cache_shape, context_of, end_ids_of
@@ -33,6 +34,7 @@ class Engine:
         model: it may be trained between forward passes, in training mode too. Close all slots before it changes.
         tokenizer: of the model, a fast one.
         name: for traces.
+        graphs: on a GPU, decode by CUDA graphs (``cuda_graphs.py``): the same tokens, several times as fast.
 
     ``forwarded`` counts the tokens that were run (padding not counted), ``passes`` the forward passes.
 
@@ -47,7 +49,9 @@ class Engine:
     True
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, name: str = ""):
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, name: str = "", graphs: bool = True
+    ):
         config = model.config.get_text_config()
         shape = cache_shape(model, tokenizer)
         self.model = model.eval()
@@ -68,11 +72,13 @@ class Engine:
         # While any module has a hook, the modules have to be called: no faster pass then.
         self._hooks = [hooks for m in model.modules() for hooks in (m._forward_hooks, m._forward_pre_hooks)]
         self._fast = fast_forward(model)
+        capture = graphs and self._fast and self.device.type == "cuda" and not getattr(model, "is_quantized", False)
+        self._graphs = StepGraphs(model, self._fast, self.cache) if capture else None
         if self._fast:
             with suppress(AttributeError, IndexError, TypeError, RuntimeError):  # some part of it is another than known
                 if self._error() <= 1:
                     return
-            self._fast = None
+            self._fast = self._graphs = None
         if not (error := self._error()) <= 1:
             kind = type(model).__name__
             raise ValueError(f"relaylab's engine cannot run {kind}: logits differ {error:.2g} times what rounding may")
@@ -205,14 +211,35 @@ class Engine:
 
     def _pass(self, slots: list[CacheSlot], positions: int, hidden: bool) -> list[Tensor]:
         """One forward pass: logits, and hidden states where they are wanted."""
-        # 1) The slots' caches come to the front; ragged chunks are right-aligned.
+        # 1) The slots' caches come to the front, and there is a column for every token.
         self.cache.to_front(slots)
         order = sorted(slots, key=lambda s: s.index)
         ends = [min(len(s.ids), s.cached + MAX_CHUNK_TOKENS) for s in order]
         counts = [end - s.cached for s, end in zip(order, ends)]
-        width, length, later = max(counts), max(ends), order[0].pending - counts[0]
-        self.cache.reserve(length)
-        rows = [[0] * (width - n) + s.ids[s.cached : end] for s, n, end in zip(order, counts, ends)]
+        width, later = max(counts), order[0].pending - counts[0]
+        self.cache.reserve(max(ends))
+        # 2) The model. A step of decoding on a GPU is one graph.
+        outputs = None
+        if self._graphs and width == 1 and not hidden and not any(self._hooks):
+            logits = self._graphs.step([s.ids[s.cached] for s in order], [s.cached for s in order])
+            outputs = None if logits is None else [logits]
+        if outputs is None:
+            outputs = self._chunk(order, counts, ends, min(width, max(1, positions - later)), hidden)
+        # 3) What was run stays in the cache.
+        if self._unknown is not None:
+            outputs[0].masked_fill_(self._unknown, -torch.inf)
+        self.passes += 1
+        self.forwarded += sum(counts)
+        for slot, end in zip(order, ends):
+            slot.cached = end
+        return outputs if order == slots else [x[[s.index for s in slots]] for x in outputs]
+
+    def _chunk(
+        self, slots: list[CacheSlot], counts: list[int], ends: list[int], keep: int, hidden: bool
+    ) -> list[Tensor]:
+        """Run the next ``counts`` tokens of the first slots, right-aligned: outputs after the last ``keep`` of them."""
+        width, length = max(counts), max(ends)
+        rows = [[0] * (width - n) + s.ids[s.cached : end] for s, n, end in zip(slots, counts, ends)]
         ids, chunk = torch.tensor(rows, device=self.device), torch.arange(width, device=self.device)
         places = torch.tensor(ends, device=self.device)[:, None] + (chunk - width)  # (B, T), each sequence's positions
         columns = places
@@ -221,23 +248,11 @@ class Engine:
             columns = torch.where(chunk >= padding, places, self.cache.columns - 1)
             places = places.clamp(min=0)
         self.cache.aim(columns, length)
-        # 2) A token sees its sequence's columns up to its own; what padding sees is not looked at.
-        unseen = torch.arange(length, device=self.device) > places[:, None, :, None]
-        mask = torch.where(unseen, -torch.inf, 0.0).to(self.dtype)  # (B, 1, T, columns)
-        # 3) The model, in evaluation mode.
+        mask = causal_mask(places, length, self.dtype)  # what padding sees is not looked at
         few = FewTokens() if self._large and ids.numel() <= FEW else nullcontext()
-        keep = min(width, max(1, positions - later))
         with _evaluating(self.model), few:
-            outputs = self._outputs(ids, places, mask, keep, hidden)
-        logits = outputs[0].float()
-        if self._unknown is not None:
-            logits.masked_fill_(self._unknown, -torch.inf)
-        self.passes += 1
-        self.forwarded += sum(counts)
-        for slot, end in zip(order, ends):
-            slot.cached = end
-        outputs = [logits, *outputs[1:]]
-        return outputs if order == slots else [x[[s.index for s in slots]] for x in outputs]
+            logits, *states = self._outputs(ids, places, mask, keep, hidden)
+        return [logits.float(), *states]
 
     def _outputs(self, ids: Tensor, places: Tensor, mask: Tensor, keep: int, hidden: bool) -> list[Tensor]:
         if self._fast and not any(self._hooks):

@@ -65,6 +65,12 @@ def forward(model: PreTrainedModel, ids: Tensor, positions: Tensor, mask: Tensor
     return _norm(body.norm, x[:, -keep:])
 
 
+def causal_mask(places: Tensor, length: int, dtype: torch.dtype) -> Tensor:
+    """The mask (B, 1, T, length) of tokens at places (B, T): each sees its sequence's columns up to its own."""
+    unseen = torch.arange(length, device=places.device) > places[:, None, :, None]
+    return torch.zeros(unseen.shape, dtype=dtype, device=places.device).masked_fill_(unseen, -torch.inf)
+
+
 def _angles(body: nn.Module, x: Tensor, cache: KVCache) -> list[Tensor]:
     """Tables (columns, 1, D) of cosines and sines, the first half of the sines negated. They grow with the caches."""
     table = cache.angles

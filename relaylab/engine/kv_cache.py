@@ -52,6 +52,7 @@ class KVCache(Cache):
         self.values: list[Tensor] = [torch.empty(0)] * layers
         self.room = self.columns = 0  # slots and columns that there is memory for
         self.at: list[CacheSlot | None] = []  # the slot at each index
+        self.moves = 0  # how often the tensors were made anew
         self.angles: list[Tensor] = []  # rotary positions, one a column, kept by the fast pass
 
     @property
@@ -121,6 +122,7 @@ class KVCache(Cache):
 
         Ordinary tensors, so that they may be written in any mode.
         """
+        self.moves += 1
         self.room, self.columns = s, c = min(slots, self.room), min(columns, self.columns)
         for tensors in (self.keys, self.values):
             for i, old in enumerate(tensors):
