@@ -187,7 +187,8 @@ class Sequence:
         if call.error is not None:
             call.status = "failed"
         else:
-            allowed = min(self._allowance(), call.granted if self._shared else self.room)
+            # The caps were applied when the call was granted; another tokenizer counts other tokens.
+            allowed = call.granted if self._shared else self._allowance()
             exact = self._shared and output.ids is not None
             every = list(output.ids) if exact else self._text.encode(output.text)
             ids = every[:allowed]
@@ -278,6 +279,8 @@ class Sequence:
                 setattr(self, name, list(getattr(trace, name)[:at]))
         if ended:
             self.finish(trace.stop)
+        elif self.turn == "student" and self.room <= 0:
+            self.finish("length")
 
     def _give(self, ids: list[int]) -> None:
         """Tokens of the student whose calls are known already."""
