@@ -28,8 +28,6 @@ _HOME = {
     "LocalTeacher": "relay.local_teacher",
     "APITeacher": "relay.api_teacher",
     "NoTeacher": "relay.teachers",
-    "FleetTeacher": "relay.fleet_teacher",
-    "fleet": "relay.fleet_teacher",
     "ScriptedTeacher": "relay.teachers",
     "TeacherOutput": "relay.teachers",
     "load_engine": "engine.load",
