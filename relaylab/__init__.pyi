@@ -17,7 +17,7 @@ from .tasks.suites import problems as problems
 from .trace import Call as Call
 from .trace import Trace as Trace
 from .trace import read_traces as read_traces
-from .training.run import train as train
+from .training.grpo import train as train
 from .training.warmup import warmup as warmup
 from .views.atlas import atlas as atlas
 from .views.counterfactual_view import CounterfactualView as CounterfactualView

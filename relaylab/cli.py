@@ -14,9 +14,9 @@ import typer
 from rich.console import Console
 
 from relaylab import options as opt
-from relaylab.options import command, given_only, option
-from relaylab.sweep.command import sweep
-from relaylab.sweep.notebook import notebooks_run
+from relaylab.files import shard_path, write_whole
+from relaylab.notebook_commands import notebooks_run, sweep
+from relaylab.options import command, option
 from relaylab.trace import Trace, read_traces
 from relaylab.version import __version__
 from relaylab.views.tables import method_table, trace_table, zoo_table
@@ -83,10 +83,11 @@ def _decode(
     """Relay and grade many questions."""
     _check_different(out, questions.data, "--out", "--data")
     problems = [replace(p, question=p.prompt(questions.suffix)) for p in questions.load(100)]
-    keywords = relay | calls.keywords | given_only(shard=shard)
-    traces = teacher.pair(student).decode(problems, out=out, seed=seed, batch_size=batch_size, **keywords)
+    traces = teacher.pair(student).decode(
+        problems, out=out, seed=seed, batch_size=batch_size, shard=shard, **relay, **calls.keywords
+    )
     console.print(trace_table(traces))
-    _say(f"{len(traces)} traces in {out}")
+    _say(f"{len(traces)} traces in {shard_path(out, shard)}")
     _check_answers(traces)
 
 
@@ -98,13 +99,11 @@ def _show(
     html: Annotated[Path | None, option("Write them as a page instead.")] = None,
 ) -> None:
     """Show the traces of a file, and a summary of all of them."""
-    from relaylab.files import write_whole
-
     _check_different(html, traces, "--html", "the file of traces")
-    everything = list(read_traces(traces))
+    everything = _read(traces)
     chosen = [t for t in everything if t.id == id_] if id_ else everything[:limit]
-    if not everything or (id_ and not chosen):
-        raise ValueError(f"{traces} has no trace {f'{id_!r}' if id_ else 'in it'}")
+    if id_ and not chosen:
+        raise ValueError(f"{traces} has no trace {id_!r}")
     if html:
         head = '<!doctype html><meta charset="utf-8"><meta name="color-scheme" content="light dark">'
         write_whole(html, "\n".join([f"{head}<title>relaylab</title>", *map(trace_html, chosen)]))
@@ -114,63 +113,59 @@ def _show(
     console.print(trace_table(everything))
 
 
-@command(app, "warmup")
+@command(app, "warmup", resumes=True)
 def _warmup(
     out: Annotated[Path, option("Folder of the warmed-up student.")],
     questions: opt.Questions,
-    process: opt.Process,
-    check: Annotated[int, option("Test problems per suite to measure accuracy on; 0: none.", min=0)] = 50,
+    models: opt.Models,
     student: opt.Student = "student",
+    check: Annotated[int, option("Test problems per suite to measure accuracy on; 0: none.", min=0)] = 50,
     temperature: Annotated[float, option("At which responses are sampled.", min=0)] = 1.0,
     samples: opt.Samples = 1,
     keep_correct: Annotated[bool, option("Leave wrong responses out.")] = False,
     min_token_prob: Annotated[float, option("Do not learn less probable tokens.", min=0, max=1)] = 0.0,
-    exponent: Annotated[list[int] | None, option("The k of n = d * 10^k; may be repeated; 0 1 2 3.")] = None,
+    exponents: Annotated[list[int], option("The k of n = d * 10^k; may be repeated.", "--exponent")] = [0, 1, 2, 3],  # noqa: B006
     max_tokens: opt.MaxTokens = 512,
-    rows_at_a_time: opt.BatchSize = 128,
-    steps: Annotated[int, option("Optimiser steps.", min=1)] = 250,
-    batch_size: Annotated[int, option("Responses per step.", min=1)] = 32,
-    gradient_checkpointing: bool = False,
-    learning_rate: float = 1e-3,
+    decode_batch_size: opt.BatchSize = 128,
+    max_steps: Annotated[int, option("Optimiser steps.", min=1)] = 250,
+    per_device_train_batch_size: Annotated[int, option("Responses per step.", min=1)] = 32,
+    activation_checkpointing: Annotated[bool, option("Compute activations again instead of keeping them.")] = False,
+    learning_rate: Annotated[float, option("At its highest.", min=0)] = 1e-3,
     full: Annotated[bool, option("Train all weights instead of an adapter.")] = False,
     seed: opt.Seed = 0,
 ) -> None:
     """Stage 1: teach a student the syntax of a call, on its own responses."""
-    process.start(student)
+    training = questions.load(400, split="train")
+    models.start(student)
     from relaylab.tasks.suites import problems
     from relaylab.training.warmup import warmup
 
-    training = questions.load(400, split="train")
-    tests = [p for s in questions.suite or () if check for p in problems(s, check)]
     result = warmup(
-        student, training, out, check=tests, suffix=questions.suffix, steps=steps, batch_size=batch_size, full=full,
-        learning_rate=learning_rate, temperature=temperature, samples=samples, keep_correct=keep_correct,
-        sure=min_token_prob, exponents=exponent or (0, 1, 2, 3), max_tokens=max_tokens, rows_at_a_time=rows_at_a_time,
-        gradient_checkpointing=gradient_checkpointing, seed=seed,
+        student, training, out, check=[p for s in questions.suite or () if check for p in problems(s, check)],
+        temperature=temperature, samples=samples, keep_correct=keep_correct, min_token_prob=min_token_prob,
+        exponents=exponents, max_tokens=max_tokens, prompt_suffix=questions.suffix, seed=seed, full=full,
+        decode_batch_size=decode_batch_size, max_steps=max_steps, learning_rate=learning_rate,
+        per_device_train_batch_size=per_device_train_batch_size, activation_checkpointing=activation_checkpointing,
+        **models.keywords,
     )  # fmt: skip
     _say(str(result))
 
 
-@command(app, "train", resumes=True)
+@command(app, "train", resumes=True, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def _train(
-    config: Annotated[str, typer.Argument(help="A YAML file of settings, or the name of a shipped one.")],
+    context: typer.Context,
+    config: Annotated[str, typer.Argument(help="A YAML file of settings, or the name of a shipped run.")],
     process: opt.Process,
-    set_: Annotated[list[str] | None, option("NAME=VALUE, over the file; VALUE is YAML.", "--set", "-s")] = None,
 ) -> None:
-    """Stage 2: GRPO with the relay."""
-    import yaml
-
-    from relaylab.training.run import read_config, train
+    """Stage 2: GRPO with the relay. Settings follow the file: --max_steps 300 --output_dir runs/a."""
+    process.import_files()
+    from relaylab.training.config import parse_config
+    from relaylab.training.grpo import train
     from relaylab.training.run_dir import processes
 
-    settings = read_config(config)
-    for text in set_ or ():
-        name, equals, value = text.partition("=")
-        if not equals:
-            raise ValueError(f"--set {text}: write NAME=VALUE")
-        settings[name] = yaml.safe_load(value)
-    process.start()
-    out = train(**settings)
+    settings = parse_config(config, context.args)
+    process.set_threads(str(settings.student), *settings.teacher)
+    out = train(settings)
     if processes().is_main_process:
         _say(f"the trained student is in {out}; try: relaylab solve --student {out} ...")
 
@@ -194,11 +189,11 @@ def _filter(
     from relaylab.training.data_filter import keep, pass_rates
 
     rates = pass_rates(
-        teacher.load(temperature=1.0), problems, out, samples=samples, max_tokens=max_tokens, suffix=questions.suffix,
-        seed=seed, batch_size=batch_size, **given_only(shard=shard),
+        teacher.load(temperature=1.0), problems, out, samples=samples, max_tokens=max_tokens,
+        prompt_suffix=questions.suffix, seed=seed, batch_size=batch_size, shard=shard,
     )  # fmt: skip
     _say(f"{len(keep(rates, threshold))} of {len(rates)} problems have a pass rate of at least {threshold}")
-    _say(f"all rates are in {out}")
+    _say(f"all rates are in {shard_path(out, shard)}")
     raise typer.Exit(0 if any(rate.samples for rate in rates) else 1)
 
 
@@ -222,16 +217,23 @@ def _evaluate(
     teacher.start(student, teacher.teacher)
     from relaylab.evaluation.evaluate import evaluate
     from relaylab.evaluation.stats import summary
+    from relaylab.evaluation.table import excluded_methods
     from relaylab.tasks.benchmarks import training_problems
 
     table = evaluate(
-        methods.split(), problems, out, student=student, samples=samples, seed=seed, batch_size=batch_size,
+        methods.split(), problems, out, student=student, samples=samples, seed=seed, batch_size=batch_size, shard=shard,
         teacher=teacher.teacher if teacher.is_local(teacher.teacher) else teacher.load(), suffix=questions.suffix,
         training=training_problems(training_benchmark, training, path=questions.data, seed=seed),
-        **relay, **teacher.keywords, **given_only(shard=shard),
+        **relay, **teacher.keywords,
     )  # fmt: skip
-    console.print(method_table(summary(table)))
-    _say(f"{len(table)} rows in {out / 'table.csv'}; next: relaylab report {out}")
+    if shard:
+        _say(f"{len(table)} answers of shard {shard}; without --shard the same command makes the tables")
+    else:
+        console.print(method_table(summary(table)))
+        _say(f"{len(table)} rows in {out / 'table.csv'}; next: relaylab report {out}")
+    if lost := excluded_methods(table):
+        _warn(f"{', '.join(lost)}: every answer is excluded, because the teacher failed")
+        raise typer.Exit(1)
 
 
 EvaluationFolder = Annotated[Path, typer.Argument(help="Folder of an evaluation.")]
@@ -248,8 +250,7 @@ def _report(folder: EvaluationFolder) -> None:
 @command(app, "scorecard")
 def _scorecard(folder: EvaluationFolder) -> None:
     """The paper's claims beside our measurements, as a Markdown table and as scorecard.csv in the folder."""
-    from relaylab.evaluation.published import markdown, scorecard
-    from relaylab.evaluation.scorecard import measured
+    from relaylab.evaluation.scorecard import markdown, measured, scorecard
     from relaylab.evaluation.table import read_table, write_table
 
     card = scorecard(measured(read_table(folder)))
@@ -271,7 +272,9 @@ def _judge(
 
     _check_different(cache, traces, "--cache", "the file of traces")
     judge = Judge(APIClient(server), model=model, max_requests=max_requests, cache=cache)
-    _say(str(audit(read_traces(traces), judge)))
+    result = audit(_read(traces), judge)
+    _say(str(result))
+    raise typer.Exit(0 if result.judged else 1)
 
 
 @command(app, "lab")
@@ -332,6 +335,12 @@ def _zoo_verify(
     for finding in findings:
         _say(("ok    " if finding.ok else "WRONG ") + finding.text)
     raise typer.Exit(0 if all(f.ok for f in findings) else 1)
+
+
+def _read(path: Path) -> list[Trace]:
+    if not (traces := list(read_traces(path))):
+        raise ValueError(f"{path} has no trace in it")
+    return traces
 
 
 def _say(text: str) -> None:

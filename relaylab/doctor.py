@@ -6,6 +6,7 @@ address was given. ``memory.py`` has the sums.
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import shutil
@@ -95,7 +96,8 @@ def estimates(machine: Machine | None = None) -> list[Estimate]:
     """
     m = machine or survey()
     free, width = (m.memory_free, 4) if m.accelerator is None else (m.device_free, 2)  # on a CPU weights are fp32
-    student, teacher = (Shape.read(WEIGHTS / role / "config.json") for role in ("student", "teacher"))
+    configs = [json.loads((WEIGHTS / role / "config.json").read_text()) for role in ("student", "teacher")]
+    student, teacher = (Shape(**{name: config[name] for name in Shape.__slots__}) for config in configs)
     results = [_estimate("embedded pair", decoding(student, teacher, width=4), m.memory_free)]
     for size in ("0.6B", "1.7B"):
         pair = decoding(QWEN3[size], QWEN3["8B"], width=width)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from relaylab.files import read_json, write_json, write_whole
-from relaylab.sweep.notebook import lessons_home
+from relaylab.notebook_commands import lessons_home
 
 RECORD = ".relaylab.json"  # in the reader's folder: of each file, the checksum of what was written last
 SHARED = ("notebooks/*.ipynb", "notebooks/*.yaml", "notebooks/measured/*.csv", "docs/*.md")

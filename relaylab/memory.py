@@ -7,16 +7,14 @@ table there (with names of settings: their sums).
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import yaml
+from relaylab.training.configs import config_names, read_config
 
 GB = 10**9
 RUNTIME = 1.5 * GB  # Python, torch, a CUDA context and its workspaces
@@ -25,7 +23,6 @@ KEPT = 8  # closed rows whose caches a local teacher keeps (relay.pair.KEEP)
 CHUNK = 8192  # tokens of one forward pass of an engine (engine.engine.MAX_CHUNK_TOKENS)
 RANK = 16  # of an adapter (training.policy_model.LORA)
 TILE = (4096, 32768)  # tokens, vocabulary: what TRL's log-probability kernel works on at a time
-CONFIGS = Path(__file__).parent / "training" / "configs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +43,6 @@ class Shape:
     intermediate_size: int
     vocab_size: int
     tie_word_embeddings: bool
-
-    @classmethod
-    def read(cls, config: Path) -> Shape:
-        data = json.loads(config.read_text())
-        return cls(**{f.name: data[f.name] for f in fields(cls)})
 
     @property
     def _matrices(self) -> list[tuple[int, int]]:
@@ -207,19 +199,17 @@ def training_memory(settings: dict[str, Any], gpus: int = 1, card: int = 0) -> T
     """
     (student,), teacher = ([s for n, s in QWEN3.items() if f"Qwen3-{n}" in settings[r]] for r in ("student", "teacher"))
     return TrainingMemory(
-        student, teacher[0] if teacher else None, rows=settings["batch_size"], micro=settings["micro_batch"],
-        tokens=PROMPT + settings["limits"]["max_tokens"], four_bit="quantize" in settings.get("teacher_options", {}),
-        full=settings.get("full", False), width=4 if settings.get("dtype") == "float32" else 2, gpus=gpus, card=card,
+        student, teacher[0] if teacher else None, rows=settings["decode_batch_size"],
+        micro=settings["per_device_train_batch_size"], tokens=PROMPT + settings["max_completion_length"],
+        four_bit="quantize" in (settings.get("teacher_options") or {}), full=settings.get("full", False),
+        width=4 if settings.get("dtype") == "float32" else 2, gpus=gpus, card=card,
     )  # fmt: skip
 
 
 def shipped() -> dict[str, TrainingMemory]:
-    """The shipped settings for Qwen3 by name. A name ends in its GPUs and the GB of each: 80gb, 4x80gb."""
-    runs = {}
-    for file in sorted((CONFIGS / "qwen3").glob("*gb*.yaml")):
-        gpus, card = re.findall(r"(?:(\d+)x)?(\d+)gb", file.stem)[0]
-        runs[f"qwen3/{file.stem}"] = training_memory(yaml.safe_load(file.read_text()), int(gpus or 1), int(card))
-    return runs
+    """The shipped runs for Qwen3 by name. A name ends in its GPUs and the GB of each: 80gb, 4x80gb."""
+    cards = {name: re.findall(r"qwen3/.*?(?:(\d+)x)?(\d+)gb", name) for name in config_names()}
+    return {n: training_memory(read_config(n), int(c[0][0] or 1), int(c[0][1])) for n, c in cards.items() if c}
 
 
 def memory_table() -> str:

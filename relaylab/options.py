@@ -15,11 +15,10 @@ from dataclasses import dataclass, field, is_dataclass
 from functools import wraps
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
-from relaylab.files import read_json
 from relaylab.relay.config import RelayConfig
 
 if TYPE_CHECKING:
@@ -50,7 +49,7 @@ Relay = Annotated[dict, RelayConfig]  # the fields of a RelayConfig that were gi
 def _options_of(kind: Any) -> list[inspect.Parameter]:
     """The options of a group. Those of a ``RelayConfig`` have its docstring's help, and are None if not given."""
     if kind != Relay:
-        return [*inspect.signature(kind, eval_str=True).parameters.values()] if is_dataclass(kind) else []
+        return [*inspect.signature(cast(type, kind), eval_str=True).parameters.values()] if is_dataclass(kind) else []
     help_of = dict(re.findall(r"^ +(\w+): (.+)$", RelayConfig.__doc__ or "", re.MULTILINE))
     options = []
     for p in inspect.signature(RelayConfig, eval_str=True).parameters.values():
@@ -111,11 +110,16 @@ class Process:
     own: dict[str, Any] = field(default_factory=dict, init=False)  # the names in these files
 
     def start(self, *models: str) -> None:
-        """Import the user's files, and set the threads for these models."""
-        import torch
+        self.import_files()
+        self.set_threads(*models)
 
+    def import_files(self) -> None:
         for path in self.import_ or ():
             self.own |= vars(_import_file(path))
+
+    def set_threads(self, *models: str) -> None:
+        import torch
+
         small = "OMP_NUM_THREADS" not in os.environ and all(_is_small(m) for m in models if self.is_local(m))
         if threads := self.threads or (1 if small else None):
             torch.set_num_threads(threads)
@@ -153,7 +157,7 @@ class Teachers(Models):
         from relaylab.relay.pair import load_teacher
 
         if own := self.own.get(self.teacher):
-            return own() if inspect.isroutine(own) or inspect.isclass(own) else own
+            return cast("Teacher", own() if inspect.isroutine(own) or inspect.isclass(own) else own)
         local = self.is_local(self.teacher)
         if local and (self.tokenizer or self.teacher_model):
             raise ValueError("--tokenizer and --teacher-model are for a teacher behind a URL")
@@ -250,6 +254,7 @@ def _import_file(path: Path) -> ModuleType:
 def _is_small(name: str) -> bool:
     """Whether the files of a model say that it has fewer than 10 M parameters."""
     from relaylab.engine.load import resolve
+    from relaylab.files import read_json
 
     folder = Path(resolve(name))
     if (adapter := folder / "adapter_config.json").exists():

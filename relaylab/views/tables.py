@@ -36,11 +36,15 @@ def trace_table(traces: Iterable[Trace]) -> Table:
 
 def method_table(summary: Any) -> Table:
     """One row per method. ``summary``: of ``evaluation.stats.summary``."""
-    table = _table("method", "correct", "95 % interval", "teacher tokens", "calls a response", "gap recovered")
+    table = _table(
+        "method", "correct", "95 % interval", "teacher tokens", "calls a response", "gap recovered", "excluded"
+    )
     for row in summary.itertuples():
         interval, gap = f"{100 * row.low:.1f}, {100 * row.high:.1f}", _percent(row.gap, 1 if row.gap == row.gap else 0)
         accuracy, teacher = _percent(row.accuracy, 1), f"{100 * row.teacher_share:.2f} %"
-        table.add_row(Text(visible(row.method)), accuracy, interval, teacher, f"{row.calls:.2f}", gap)
+        table.add_row(
+            Text(visible(row.method)), accuracy, interval, teacher, f"{row.calls:.2f}", gap, str(row.excluded or "")
+        )
     return table
 
 
