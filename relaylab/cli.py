@@ -58,12 +58,13 @@ def _solve(
     calls: opt.Calls,
     student: opt.Student = "relay",
     prompt_suffix: Annotated[str, option("Put after the question.")] = "",
+    system: opt.System = None,
     seed: opt.Seed = 0,
     json_: Annotated[bool, option("Print the trace as JSON.", "--json")] = False,
 ) -> None:
     """Relay one question and show the trace."""
     text = f"{question}\n{prompt_suffix}" if prompt_suffix else question
-    trace = teacher.pair(student).solve(text, seed=seed, **relay, **calls.keywords)
+    trace = teacher.pair(student).solve(text, seed=seed, system=system, **relay, **calls.keywords)
     print(trace.to_json() if json_ else trace_text(trace))
     _check_answers([trace])
 
@@ -76,6 +77,7 @@ def _decode(
     relay: opt.Relay,
     calls: opt.Calls,
     student: opt.Student = "relay",
+    system: opt.System = None,
     batch_size: opt.BatchSize = 64,
     shard: opt.Shard = None,
     seed: opt.Seed = 0,
@@ -84,7 +86,7 @@ def _decode(
     _check_different(out, questions.data, "--out", "--data")
     problems = [replace(p, question=p.prompt(questions.suffix)) for p in questions.load(100)]
     traces = teacher.pair(student).decode(
-        problems, out=out, seed=seed, batch_size=batch_size, shard=shard, **relay, **calls.keywords
+        problems, out=out, seed=seed, system=system, batch_size=batch_size, shard=shard, **relay, **calls.keywords
     )
     console.print(trace_table(traces))
     _say(f"{len(traces)} traces in {shard_path(out, shard)}")

@@ -39,6 +39,7 @@ BatchSize = Annotated[int, option("Sequences decoded together.", min=1)]
 Seed = Annotated[int, option("Random seed.", min=0)]
 Shard = Annotated[str | None, option("Do only part I of N. The command without it merges the parts.", metavar="I/N")]
 Student = Annotated[str, option("An embedded name, a directory, or a hub id.")]
+System = Annotated[str | None, option("A system message before each question.")]
 Samples = Annotated[int, option("Responses per problem.", min=1)]
 MaxTokens = Annotated[int, option("Tokens of a response.", min=1)]
 

@@ -14,8 +14,9 @@ from relaylab.views.trace_view import visible
 
 def trace_table(traces: Iterable[Trace]) -> Table:
     """One row per suite. Excluded answers have no part in the accuracy."""
-    means = "problems", "correct", "teacher tokens", "calls a response", "tokens a response"
+    means = "problems", "correct", "teacher tokens", "calls", "tokens"
     table, suites = _table("suite", *means, "failed calls", "excluded"), dict[str, list[Trace]]()
+    table.caption = "calls and tokens per response; a failed call was not answered"
     for t in traces:
         suites.setdefault(visible(str(t.problem.get("suite") or "-")), []).append(t)
     for suite, rows in suites.items():
