@@ -19,7 +19,6 @@ from relaylab.training.configs import config_names, read_config
 GB = 10**9
 RUNTIME = 1.5 * GB  # Python, torch, a CUDA context and its workspaces
 PROMPT = 256  # tokens of a question with suffix and template
-KEPT = 8  # closed rows whose caches a local teacher keeps (relay.pair.KEEP)
 CHUNK = 8192  # tokens of one forward pass of an engine (engine.engine.MAX_CHUNK_TOKENS)
 RANK = 16  # of an adapter (training.policy_model.LORA)
 TILE = (4096, 32768)  # tokens, vocabulary: what TRL's log-probability kernel works on at a time
@@ -160,14 +159,14 @@ class TrainingMemory:
     @property
     def rollouts(self) -> Term:
         """The caches that the engines reserve, and the activations of the larger model's prefill."""
-        largest, reserved = self.teacher or self.student, columns(self.tokens)
-        caches = [(places(self.rows), reserved, self.student.cache * self.width // 2)]
-        caches += [(places(self.rows + KEPT), reserved, self.teacher.cache)] if self.teacher else []
+        largest, reserved = self.teacher or self.student, reserved_tokens(self.tokens)
+        caches = [(reserved_rows(self.rows), reserved, self.student.cache * self.width // 2)]
+        caches += [(reserved_rows(self.rows), reserved, self.teacher.cache)] if self.teacher else []
         return _product("rollouts", *caches, (CHUNK, 6 * largest.intermediate_size + 8 * largest.hidden_size))
 
     @property
     def update(self) -> Term:
-        """One micro batch, and the caches that the teacher keeps meanwhile.
+        """One micro batch.
 
         Per token: a hidden state for each layer, 10 bytes (15 in float32) for each output of the layer that is
         recomputed, and a row of the attention mask. TRL's kernel makes the logits one tile at a time. If the output
@@ -178,16 +177,15 @@ class TrainingMemory:
         token = w * s.num_hidden_layers * s.hidden_size + (10 if w == 2 else 15) * outputs + (w + 1) * self.tokens
         products = [(self.micro, self.tokens, token), (*TILE, w)]
         products += [(2, s.vocab_size, s.hidden_size, 4)] if self.full else []
-        products += [(KEPT, columns(self.tokens), self.teacher.cache)] if self.teacher else []
         return _product("update", *products)
 
 
-def places(rows: int) -> int:
+def reserved_rows(rows: int) -> int:
     """Rows that an engine reserves room for: it doubles when they are too few."""
     return max(4, 1 << (rows - 1).bit_length())
 
 
-def columns(tokens: int) -> int:
+def reserved_tokens(tokens: int) -> int:
     """Tokens per row that an engine reserves room for, at most: it adds half when a row is too long."""
     return tokens + max(64, tokens // 2) + 1
 
