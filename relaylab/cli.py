@@ -27,8 +27,7 @@ from relaylab.measure import (
     Tokenizer,
     problems_named,
 )
-from relaylab.sweep import notebook as notebooks
-from relaylab.sweep.command import sweep
+from relaylab.notebook_commands import notebooks_run, sweep
 from relaylab.trace import Trace, read_traces, to_frame
 from relaylab.version import __version__
 from relaylab.views.trace_view import trace_text, visible
@@ -230,7 +229,7 @@ def _notebooks() -> None:
     """The lessons as programs."""
 
 
-notebooks_app.command("run")(notebooks.notebooks_run)
+notebooks_app.command("run")(notebooks_run)
 app.command()(lab)
 app.command()(_resumable()(sweep))
 app.command("filter")(_resumable()(measure.filter_))

@@ -20,7 +20,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from relaylab.sweep.notebook import lessons_home, write_json
+from relaylab.files import write_json
+from relaylab.notebook_commands import lessons_home
 
 RECORD = ".relaylab.json"  # in the reader's folder: of each file, the checksum of what was written last
 SHARED = ("notebooks/*.ipynb", "notebooks/*.yaml", "notebooks/measured/*.csv", "docs/*.md")

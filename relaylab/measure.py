@@ -9,8 +9,6 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from relaylab.sweep.command import EngineName
-from relaylab.sweep.shards import Address, Asked, EngineOption, Gpus, Server, Shards, Threads, Workers, spread_over
 from relaylab.views.trace_view import visible
 
 if TYPE_CHECKING:
@@ -36,7 +34,6 @@ def filter_(
     data: Data = None,
     limit: Annotated[int, typer.Option(min=1, help="Training problems of each suite, or of the file.")] = 100,
     teacher: Teacher = "teacher",
-    server: Server = None,
     tokenizer: Tokenizer = None,
     teacher_temperature: TeacherTemperature = 1.0,
     samples: Annotated[int, typer.Option(min=1, help="Responses of each problem.")] = 10,
@@ -45,21 +42,15 @@ def filter_(
     max_tokens: MaxTokens = 512,
     batch_size: Annotated[int, typer.Option(min=1, help="Responses written at a time.")] = 128,
     seed: Seed = 0,
-    shards: Shards = None,
-    workers: Workers = 1,
-    engine: EngineOption = EngineName.local,
-    address: Address = None,
-    threads: Threads = 1,
-    gpus: Gpus = 0.0,
 ) -> None:
     """Stage 2, first half: how often the teacher solves each problem, for the data filter."""
-    from relaylab.sweep.large_filter import rate
-    from relaylab.training.data_filter import keep
+    from relaylab.relay.pair import load_teacher
+    from relaylab.training.data_filter import keep, pass_rates
 
-    asked = Asked(teacher, tuple(server or ()), tokenizer, teacher_temperature)
-    spread = spread_over(engine, workers, shards, address, threads, gpus)
+    options = {"tokenizer": tokenizer} if tokenizer else {}
+    asked = load_teacher(teacher, temperature=teacher_temperature, **options)
     options = dict(samples=samples, max_tokens=max_tokens, suffix=suffix, seed=seed, batch_size=batch_size)
-    rates = rate(asked, problems_named(suite, data, limit, "train"), out, spread, **options)
+    rates = pass_rates(asked, problems_named(suite, data, limit, "train"), out, **options)
     told = f"{len(keep(rates, threshold))} of {len(rates)} problems have a pass rate of at least {threshold}"
     console.print(f"{told}; all rates are in {out}", highlight=False, markup=False)
 
@@ -86,19 +77,11 @@ def evaluate(
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows decoded at a time.")] = 64,
     seed: Annotated[int, typer.Option(min=0, help="Of answers, coins and drawn subsets.")] = 0,
-    server: Server = None,
-    tokenizer: Annotated[str | None, typer.Option(help="For --server: the model whose tokenizer they use.")] = None,
-    shards: Shards = None,
-    workers: Workers = 1,
-    engine: EngineOption = EngineName.local,
-    address: Address = None,
-    threads: Threads = 1,
-    gpus: Gpus = 0.0,
 ) -> None:
     """Every method on the same problems: traces, a table and a summary; resumes where it stopped."""
+    from relaylab.evaluation.evaluate import evaluate as run
     from relaylab.evaluation.stats import summary
     from relaylab.relay.config import RelayConfig
-    from relaylab.sweep.large_evaluation import evaluated
     from relaylab.tasks.benchmarks import load_benchmark
     from relaylab.tasks.suites import SUITES
 
@@ -110,12 +93,9 @@ def evaluate(
         raise ValueError(f"{', '.join(named)} put their questions differently; evaluate them in folders of their own")
     problems = [p for name in named for p in load_benchmark(name, path=data, limit=limit, seed=seed)]
     learned = _learned_from(training_benchmark, data, training, seed)
-    if tokenizer and not server:
-        raise ValueError("--tokenizer is for --server; a teacher in this process brings its own")
-    table = evaluated(
-        methods.split(), problems, out, Asked(teacher, tuple(server or ()), tokenizer),
-        spread_over(engine, workers, shards, address, threads, gpus),
-        student=student, samples=samples, temperature=temperature, seed=seed,
+    table = run(
+        methods.split(), problems, out, teacher=teacher, student=student, samples=samples, seed=seed,
+        temperature=temperature,
         config=RelayConfig(max_tokens=max_tokens, max_calls=max_calls, max_call_tokens=max_call_tokens),
         training=learned, batch_size=batch_size, suffix=suffixes.pop(),
     )  # fmt: skip
