@@ -119,7 +119,7 @@ def sweep(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from relaylab.sweep.plan import read_plan
-    from relaylab.sweep.run import State, Store, run_sweep
+    from relaylab.sweep.run import Store, run_sweep
 
     console = Console()
     plan = read_plan(file, size)
@@ -137,9 +137,9 @@ def sweep(
         with Progress(*columns, console=console) as bar:
             task = bar.add_task(plan.name, total=len(plan.points))
 
-            def watch(state: State) -> None:
-                text = f"{plan.name}: {state.running} running, {state.failed} failed, {_duration(state.left)} left"
-                bar.update(task, completed=state.done, description=text)
+            def watch(done: int, running: int, failed: int, left: float | None) -> None:
+                text = f"{plan.name}: {running} running, {failed} failed, {_duration(left)} left"
+                bar.update(task, completed=done, description=text)
 
             failures = run_sweep(plan, out, workers=workers, threads=threads, ray=ray, limit=limit, watch=watch)
     finally:  # after an interrupt, too: what is finished can be looked at

@@ -24,6 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from relaylab.files import write_json
 from relaylab.settings import holds_secret, nearest
 
@@ -146,7 +148,7 @@ def execute(
     *,
     timeout: float | None = None,
     env: Mapping[str, str] | None = None,
-    log: Path | None = None,
+    log: str | None = None,
     expected: Sequence[str] = (),
     about: Mapping[str, Any] | None = None,
     stop: threading.Event | None = None,
@@ -163,7 +165,7 @@ def execute(
         parameters: values that replace the defaults.
         timeout: seconds for the whole notebook, then its processes are killed.
         env: more environment variables.
-        log: a file for the output of the processes. By default it is shown, with a progress bar.
+        log: a file in the folder for the output of the processes. By default it is shown, with a progress bar.
         expected: results that the notebook must give.
         about: what else the record holds.
         stop: an event that kills the processes when it is set.
@@ -182,7 +184,10 @@ def execute(
     for name in (DONE, FAILED):
         (folder / name).unlink(missing_ok=True)
     began, status, error = time.monotonic(), "done", None
-    with tempfile.TemporaryDirectory(prefix="relaylab-") as scratch, open(log or os.devnull, "wb") as out:
+    with (
+        tempfile.TemporaryDirectory(prefix="relaylab-") as scratch,
+        open(folder / log if log else os.devnull, "wb") as out,
+    ):
         results, errors = Path(scratch, "values.json"), Path(scratch, "error.txt")
         process = subprocess.Popen(
             child, stdin=subprocess.PIPE, stdout=out if log else None, stderr=out if log else None,
@@ -202,7 +207,11 @@ def execute(
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(0.2)
         finally:
-            _kill(process)
+            if process.poll() is None:
+                _kill_children(process.pid)
+                process.kill()
+            process.stdin.close()
+            process.wait()
         if process.returncode and not error:
             status, error = "failed", f"its process died (exit code {process.returncode})"
         if errors.exists():
@@ -279,30 +288,19 @@ def _plain(name: str, value: Any) -> Any:
 # Processes ------------------------------------------------------------------------------------------------------------
 
 
-def _kill(process: subprocess.Popen) -> None:
-    """Kill a process and its kernel, which is in a session of its own; nothing happens if it has ended."""
-    import psutil
-
-    if process.poll() is None:
-        with suppress(psutil.NoSuchProcess):
-            family = psutil.Process(process.pid).children(recursive=True)
-            process.kill()
-            for member in family:
-                with suppress(psutil.NoSuchProcess):
-                    member.kill()
-    process.stdin.close()
-    process.wait()
+def _kill_children(pid: int) -> None:
+    """Kill the processes that a process has started; a kernel is in a session of its own and hears no other signal."""
+    with suppress(psutil.NoSuchProcess):
+        for child in psutil.Process(pid).children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                child.kill()
 
 
 def _end_with_parent() -> None:
-    """Kill this process and its kernel when the standard input ends: the parent has died."""
-    import psutil
-
+    """End this process and its kernel when the standard input ends, which says that the parent has died."""
     while os.read(0, 4096):
         pass
-    for member in psutil.Process().children(recursive=True):
-        with suppress(psutil.NoSuchProcess):
-            member.kill()
+    _kill_children(os.getpid())
     os._exit(1)
 
 

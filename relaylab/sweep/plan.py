@@ -10,12 +10,12 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from relaylab.settings import nearest, read_yaml
 from relaylab.sweep.notebook import check_values, code_cells, read_parameters
@@ -29,12 +29,21 @@ Values = dict[str, Any]
 Level = tuple[str, Values]
 
 
+def _share(number: float) -> float:
+    if number > 1 and number % 1:
+        raise ValueError("must be a share of one, or a whole number")
+    return number
+
+
+Share = Annotated[float, AfterValidator(_share)]
+
+
 class Resources(BaseModel):
     """What one point needs, for Ray."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
-    cpus: float = Field(1, gt=0)
-    gpus: float = Field(0, ge=0)
+    cpus: Share = Field(1, gt=0)
+    gpus: Share = Field(0, ge=0)
     memory_gb: float | None = Field(None, gt=0)
 
 
@@ -72,13 +81,9 @@ class SweepFile(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One execution of the notebook.
+    """One execution: the values that replace the notebook's defaults, and its level of each factor.
 
-    Args:
-        key: names it; a hash of what decides its results.
-        parameters: values that replace the notebook's defaults.
-        levels: its level of each factor.
-        seed: its seed, None if the sweep has no seeds.
+    ``key`` names it and is a hash of what decides its results.
     """
 
     key: str
@@ -100,6 +105,10 @@ class Plan:
     timeout: float | None = None
     retries: int = 0
     resources: Resources = field(default_factory=Resources)
+
+    def without_points(self) -> Plan:
+        """The same plan, small enough to travel with every point."""
+        return replace(self, points=(), factors={})
 
 
 def read_plan(path: str | Path, size: str | None = None) -> Plan:

@@ -138,26 +138,6 @@ def read_results(
     return Plan(path.stem, path, points, {factor: list(dict.fromkeys(table[factor]))}, tuple(collect), plane), table
 
 
-def effects_shown(rows: pd.DataFrame) -> pd.DataFrame:
-    """The ``effects`` of one factor as a table for people, in %: each result's mean, and its difference in points.
-
-    >>> row = {"level": "b", "result": "accuracy", "mean": 0.5, "seeds": 2, "against": "a"}
-    >>> row |= {"difference": -0.1, "difference_low": -0.2, "difference_high": 0.0}
-    >>> effects_shown(pd.DataFrame([row])).loc["b"].tolist()
-    ['50.0 (2 seeds)', '-10.0 (-20.0, +0.0)']
-    """
-
-    def difference(r) -> str:
-        points = [100 * v for v in (r.difference, r.difference_low, r.difference_high)]
-        return "–" if r.level == r.against else "{:+.1f} ({:+.1f}, {:+.1f})".format(*points)
-
-    columns = {}
-    for name, group in rows.groupby("result", sort=False):
-        columns[name, "%"] = [f"{100 * r.mean:.1f} ({r.seeds} seeds)" for r in group.itertuples()]
-        columns[name, f"points against {group['against'].iloc[0]}"] = [difference(r) for r in group.itertuples()]
-    return pd.DataFrame(columns, index=list(dict.fromkeys(rows["level"])))
-
-
 def _results(plan: Plan, table: pd.DataFrame) -> list[str]:
     """The columns that are results and numbers."""
     settings = {*COLUMNS, *plan.factors, *(name for point in plan.points for name in point.parameters)}

@@ -1,6 +1,6 @@
 """Run the points of a sweep: each is one notebook in a process, on this machine or as a task of a Ray cluster.
 
-A point has the folder ``points/KEY`` of a local folder or of a URL that fsspec knows (``s3://bucket/sweep``). It is
+A point has the folder ``points/KEY`` in a local folder, or at a URL that fsspec reads (``s3://bucket/sweep``). It is
 finished if ``result.json`` is there and whole. The file is written last, so a kill leaves no half-finished point.
 """
 
@@ -19,7 +19,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -35,14 +35,14 @@ from relaylab.version import __version__
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 NOWHERE_AFTER = 10  # seconds without an outcome, after which a point that fits on no node is reported
 Record = dict[str, Any]
-Places = Callable[[], int]  # how many points run at a time
+Pool = tuple[Callable[[Point], Future], Callable[[], int]]  # submits a point; how many run at a time
 
 
 class Store:
-    """Where the results of a sweep are: a local folder, or a URL.
+    """Where the results of a sweep are: a local folder or a URL.
 
     A folder has a lock per point, which the system frees when its process dies. A URL has none: two sweeps there may
-    both run a point; the last upload stays.
+    both run a point, and the last upload stays.
 
     Raises:
         ValueError: for a URL of an unknown kind, or one whose package (s3fs, gcsfs, ...) is not installed.
@@ -54,42 +54,38 @@ class Store:
         url = re.match(r"[A-Za-z][\w+.-]+:(:|//)", str(out))
         if url and str(out).startswith("memory:"):
             raise ValueError(f"{out} is the memory of one process, and every point runs in a process of its own")
+        self.out = str(out).rstrip("/") if url else str(Path(out).resolve())
+        self.folder = None if url else Path(self.out)
         try:
-            self.files, self.root = fsspec.url_to_fs(str(out) if url else f"file://{Path(out).resolve()}")
+            self.files, self.root = fsspec.url_to_fs(self.out if url else f"file://{self.out}")
         except (ImportError, ValueError) as error:
             raise ValueError(f"{out} cannot be reached: {error}") from error
-        self.root, self.out = self.root.rstrip("/"), str(out) if url else str(Path(out).resolve())
-        self.folder = None if url else Path(self.out)
 
     def records(self, name: str = DONE, key: str = "*") -> dict[str, Record]:
         """The records of all points, or of one, by key. A broken one is left out: its point runs again."""
         self.files.invalidate_cache()  # of listings: others write too
-        paths = self.files.glob(f"{self.root}/points/{key}/{name}")
-        records = {}
+        paths, records = self.files.glob(f"{self.root}/points/{key}/{name}"), {}
         for path, data in (self.files.cat(paths, on_error="omit") if paths else {}).items():
-            try:
+            with suppress(ValueError, TypeError, KeyError, RecursionError):
                 record = json.loads(data)
                 records[path.split("/")[-2]] = record | {"seconds": float(record["seconds"])}
-            except (ValueError, TypeError, KeyError, RecursionError):
-                continue
         return records
 
     def write(self, name: str, data: str | bytes) -> str:
         """Write a file; its path or URL."""
+        self.files.makedirs(f"{self.root}/{name}".rsplit("/", 1)[0], exist_ok=True)
         if self.folder:
-            (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
             write_whole(self.folder / name, data)
         else:
-            self.files.makedirs(f"{self.root}/{name}".rsplit("/", 1)[0], exist_ok=True)
             self.files.pipe_file(f"{self.root}/{name}", data.encode() if isinstance(data, str) else data)
         return f"{self.out}/{name}"
 
     @contextmanager
     def point(self, key: str) -> Iterator[Path]:
-        """The folder to run a point in, which nobody else has meanwhile.
+        """The folder to run a point in; nobody else has it meanwhile.
 
         Raises:
-            Timeout: if somebody has it.
+            filelock.Timeout: if somebody has it.
         """
         if self.folder:
             (self.folder / "locks").mkdir(parents=True, exist_ok=True)
@@ -110,14 +106,12 @@ class Store:
 class Job:
     """What all points of a run have in common. It travels to other processes."""
 
-    notebook: Path
+    plan: Plan  # without its points
     out: str
-    version: str
     commit: str | None
-    collect: tuple[str, ...]
-    timeout: float | None
     threads: int
-    child: Sequence[str] = CHILD
+    child: Sequence[str]
+    version: str = __version__
 
 
 def run_point(job: Job, point: Point, stop: threading.Event | None = None) -> Record:
@@ -129,8 +123,8 @@ def run_point(job: Job, point: Point, stop: threading.Event | None = None) -> Re
         stop: an event that kills its processes.
 
     Returns:
-        Its record (``notebook.execute``). The status is also ``found`` (it was finished), or ``busy`` (another sweep
-        runs it). Whatever goes wrong is a record that failed.
+        Its record (``notebook.execute``). Further statuses: ``found`` (it was finished), ``busy`` (another sweep runs
+        it), ``lost`` (it could not be run).
     """
     try:
         if job.version != __version__:
@@ -139,28 +133,16 @@ def run_point(job: Job, point: Point, stop: threading.Event | None = None) -> Re
         with store.point(point.key) as folder:
             if record := store.records(key=point.key).get(point.key):
                 return record | {"status": "found"}
-            folder.mkdir(parents=True, exist_ok=True)
+            about = {"key": point.key, "seed": point.seed, "levels": point.levels}
+            env = {name: str(job.threads) for name in THREADS} | {"PYTHONHASHSEED": "0"}
             return execute(
-                job.notebook, folder, point.parameters, timeout=job.timeout, log=folder / "log.txt",
-                env={name: str(job.threads) for name in THREADS} | {"PYTHONHASHSEED": "0"}, expected=job.collect,
-                about={"key": point.key, "seed": point.seed, "levels": point.levels}
-                | {"version": job.version, "commit": job.commit}, stop=stop, child=job.child,
+                job.plan.notebook, folder, point.parameters, timeout=job.plan.timeout, env=env, log="log.txt", stop=stop,
+                expected=job.plan.collect, about=about | {"version": job.version, "commit": job.commit}, child=job.child,
             )  # fmt: skip
     except Timeout:
         return {"status": "busy"}
     except Exception:  # a full disk, a folder without rights: it costs this point alone
         return {"status": "lost", "error": traceback.format_exc()}
-
-
-@dataclass(frozen=True, slots=True)
-class State:
-    """How far a sweep is. ``failed`` points may still be retried; ``left``: seconds, None before any is measured."""
-
-    total: int
-    done: int
-    running: int
-    failed: int
-    left: float | None
 
 
 def run_sweep(
@@ -171,41 +153,38 @@ def run_sweep(
     threads: int = 1,
     ray: str | None = None,
     limit: int | None = None,
-    watch: Callable[[State], Any] | None = None,
+    watch: Callable[..., Any] = lambda **state: None,
     child: Sequence[str] = CHILD,
 ) -> dict[str, Record]:
-    """Run the points of a plan that are not finished. An interrupt ends what is running; the same call goes on.
+    """Run the points of a plan that are not finished. An interrupt ends what is running; the same call resumes.
 
     Args:
         plan: of ``read_plan``.
-        out: a folder, or a URL.
+        out: a folder or a URL.
         workers: points at a time on this machine.
         threads: CPU threads of each point.
         ray: the address of a Ray cluster, ``auto`` for this machine's, ``local`` for a Ray that ends with this call.
         limit: run at most so many points.
-        watch: called with the state after each outcome.
+        watch: called after each outcome with ``done``, ``running``, ``failed`` and ``left`` (seconds, or None).
         child: the command that executes a notebook; tests replace it.
 
     Returns:
-        The records of the points that failed, by key. A failed point was tried ``1 + plan.retries`` times.
+        The records of the points that failed, by key. Each was tried ``1 + plan.retries`` times.
 
     Raises:
         ValueError: if ray is not installed, the cluster is not there, or the URL cannot be used.
     """
     store = Store(out)
-    job = Job(plan.notebook, store.out, __version__, commit(), plan.collect, plan.timeout, threads, tuple(child))
     finished = store.records()
     todo = [point for point in plan.points if point.key not in finished]
     done, seconds = len(plan.points) - len(todo), [record["seconds"] for record in finished.values()]
-    attempts: Counter[str] = Counter()
-    failures: dict[str, Record] = {}
-    busy, warned = list[Point](), False
-    with _on_ray(job, plan, ray) if ray else _local(job, workers) as (submit, places):
+    attempts, failures, busy, warned = Counter[str](), dict[str, Record](), list[Point](), False
+    job = Job(plan.without_points(), store.out, commit(), threads, tuple(child))
+    with _on_ray(job, ray) if ray else _local(job, workers) as (submit, places):
         running = {submit(point): point for point in todo[:limit]}
         while running or busy:
-            if watch:
-                left = remaining(seconds, len(running) + len(busy), places())
-                watch(State(len(plan.points), done, min(places(), len(running)), len(failures), left))
+            left = remaining(seconds, len(running) + len(busy), places())
+            watch(done=done, running=min(places(), len(running)), failed=len(failures), left=left)
             if not running:  # only points that another sweep runs are left: look again
                 time.sleep(0.5)
                 running, busy = {submit(point): point for point in busy}, []
@@ -214,7 +193,11 @@ def run_sweep(
                 warned = True
                 warnings.warn(f"{_nowhere(plan)}; waiting for one", stacklevel=2)
             for future in ready:
-                point, record = running.pop(future), _outcome(future)
+                point = running.pop(future)
+                try:
+                    record = future.result()
+                except Exception as error:  # of Ray: its worker or its node died
+                    record = {"status": "lost", "error": f"{type(error).__name__}: {error}"}
                 if record["status"] == "busy":
                     busy.append(point)
                 elif record["status"] in ("done", "found"):
@@ -224,12 +207,13 @@ def run_sweep(
                 else:
                     attempts[point.key] += 1
                     failures[point.key] = record
-                    if record["status"] == "lost":
-                        _note(store, point, record)
+                    if record["status"] == "lost":  # so it left no record of its own
+                        with suppress(OSError):
+                            text = json.dumps({"key": point.key, "seconds": 0.0} | record, indent=1)
+                            store.write(f"points/{point.key}/{FAILED}", text)
                     if attempts[point.key] <= plan.retries:
                         running[submit(point)] = point
-        if watch:
-            watch(State(len(plan.points), done, 0, len(failures), 0.0))
+        watch(done=done, running=0, failed=len(failures), left=0.0)
     return failures
 
 
@@ -245,31 +229,14 @@ def remaining(seconds: Sequence[float], points: int, workers: int) -> float | No
 @cache
 def commit() -> str | None:
     """The git commit of the package, with ``-dirty`` after changes; None outside of a checkout."""
-    words = ["git", "-C", str(Path(__file__).parents[2]), "describe", "--always", "--dirty", "--exclude=*"]
-    try:
+    words = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*"]
+    with suppress(OSError, subprocess.CalledProcessError):
         return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def _outcome(future: Future) -> Record:
-    try:
-        return future.result()
-    except Exception as error:  # of Ray: its worker or its node died
-        return {"status": "lost", "error": f"{type(error).__name__}: {error}"}
-
-
-def _note(store: Store, point: Point, record: Record) -> None:
-    """Keep why a point failed that could not do so itself; if that fails too, the caller still has it."""
-    about = {"key": point.key, "seed": point.seed, "levels": point.levels, "parameters": point.parameters}
-    try:
-        store.write(f"points/{point.key}/{FAILED}", json.dumps(about | {"seconds": 0.0} | record, indent=1))
-    except OSError as error:
-        warnings.warn(f"why {point.key} failed cannot be kept: {error}", stacklevel=2)
+    return None
 
 
 @contextmanager
-def _local(job: Job, workers: int) -> Iterator[tuple[Callable[[Point], Future], Places]]:
+def _local(job: Job, workers: int) -> Iterator[Pool]:
     stop = threading.Event()
     with ThreadPoolExecutor(workers) as pool:
         try:
@@ -280,7 +247,7 @@ def _local(job: Job, workers: int) -> Iterator[tuple[Callable[[Point], Future], 
 
 
 @contextmanager
-def _on_ray(job: Job, plan: Plan, address: str) -> Iterator[tuple[Callable[[Point], Future], Places]]:
+def _on_ray(job: Job, address: str) -> Iterator[Pool]:
     try:
         import ray
     except ImportError:
@@ -292,18 +259,18 @@ def _on_ray(job: Job, plan: Plan, address: str) -> Iterator[tuple[Callable[[Poin
         ray.init(address=address, ignore_reinit_error=True, log_to_driver=False, logging_level="WARNING", **own)
     except ConnectionError as error:
         raise ValueError(f"there is no Ray cluster at {address!r}: {error}") from error
-    needs = {"CPU": plan.resources.cpus, "GPU": plan.resources.gpus}
-    needs |= {"memory": int((plan.resources.memory_gb or 0) * 2**30)}
-    needs = {name: need for name, need in needs.items() if need}
+    need = job.plan.resources
+    needs = {"CPU": need.cpus, "GPU": need.gpus, "memory": int((need.memory_gb or 0) * 2**30)}
 
     def places() -> int:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        return sum(min(int(has.get(name, 0) // need) for name, need in needs.items()) for has in nodes)
+        return sum(min(int(has.get(name, 0) // n) for name, n in needs.items() if n) for has in nodes)
 
     if address == "local" and not places():
-        raise ValueError(_nowhere(plan))
-    options = {"num_cpus": needs.get("CPU"), "num_gpus": needs.get("GPU", 0), "memory": needs.get("memory")}
-    task = ray.remote(run_point).options(max_retries=0, **options)  # attempts are counted here
+        raise ValueError(_nowhere(job.plan))
+    task = ray.remote(run_point).options(  # attempts are counted here
+        num_cpus=needs["CPU"], num_gpus=needs["GPU"], memory=needs["memory"] or None, max_retries=0
+    )
     references = []
 
     def submit(point: Point) -> Future:

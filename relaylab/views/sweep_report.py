@@ -110,6 +110,26 @@ def plane_figure(plan: Plan, corners: pd.DataFrame) -> go.Figure:
     return fig.update_yaxes(title_text=plain(y)).update_traces(marker_size=10, showlegend=True)
 
 
+def effects_shown(rows: pd.DataFrame) -> pd.DataFrame:
+    """The ``effects`` of one factor as a table for people, in %: each result's mean, and its difference in points.
+
+    >>> row = {"level": "b", "result": "accuracy", "mean": 0.5, "seeds": 2, "against": "a"}
+    >>> row |= {"difference": -0.1, "difference_low": -0.2, "difference_high": 0.0}
+    >>> effects_shown(pd.DataFrame([row])).loc["b"].tolist()
+    ['50.0 (2 seeds)', '-10.0 (-20.0, +0.0)']
+    """
+
+    def difference(r) -> str:
+        points = [100 * v for v in (r.difference, r.difference_low, r.difference_high)]
+        return "–" if r.level == r.against else "{:+.1f} ({:+.1f}, {:+.1f})".format(*points)
+
+    columns = {}
+    for name, group in rows.groupby("result", sort=False):
+        columns[name, "%"] = [f"{100 * r.mean:.1f} ({r.seeds} seeds)" for r in group.itertuples()]
+        columns[name, f"points against {group['against'].iloc[0]}"] = [difference(r) for r in group.itertuples()]
+    return pd.DataFrame(columns, index=list(dict.fromkeys(rows["level"])))
+
+
 def _bars(rows: pd.DataFrame, **axes: str) -> dict[str, pd.Series]:
     bars = {}
     for axis, name in axes.items():
