@@ -55,7 +55,7 @@ def find_notebook(name: str, folder: Path) -> Path:
     names = sorted(path.stem for path in folder.glob("*.ipynb"))
     matches = [stem for stem in names if stem == name] or [stem for stem in names if stem.startswith(name)]
     if len(matches) != 1:
-        raise ValueError(f"{folder} has {len(matches) or 'no'} notebooks {name!r}; {nearest(name, matches or names)}")
+        raise ValueError(f"{folder} has {len(matches) or 'no'} notebooks {name!r}; {', '.join(matches) or nearest(name, names)}")
     return folder / f"{matches[0]}.ipynb"
 
 

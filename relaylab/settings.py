@@ -9,19 +9,19 @@ from typing import Any
 
 import yaml
 
-MAX_ALIASES = 20  # of a YAML text: more could stand for gigabytes
+MAX_ALIASES, MAX_DEPTH = 20, 50  # of a YAML text: more could stand for gigabytes, or take hours
 # call_tokens is a number of tokens; hf_token is a key.
 SECRET_NAME = re.compile(r"api_?key|secret|passw(or)?d|credential|(^|_)(key|keys|token|auth)$", re.IGNORECASE)
 SECRET_VALUE = re.compile(
     r"\b(sk|xai|gsk|nvapi)[-_][\w-]{16,}|\b(hf|gh[opsur]|github_pat|glpat)[-_]\w{16,}\b(?!-)"
-    r"|\b(?-i:AKIA|ASIA)\w{12,}|\b(?-i:AIza)[\w-]{20,}|\bxox[a-z]-[\w-]{10,}|\bbearer\s+[\w.~+/-]{8,}"
+    r"|\b(?-i:AKIA|ASIA)\w{12,}|\b(?-i:AIza)[\w-]{20,}|\bxox[a-z]-[\w-]{10,}|\bbearer\s+(?=\S*\d)[\w.~+/-]{8,}"
     r"|\w://[^/@\s]+@|[?&](api_?key|key|token|access_token|secret|password|sig(nature)?)=[^&\s]|PRIVATE KEY-----",
     re.IGNORECASE,
 )
 
 
 def read_yaml(text: str, where: str) -> Any:
-    """Read a YAML text: 1e-3 is a number, a key may not stand twice, and aliases are few.
+    """Read a YAML text: 1e-3 is a number, a key may not stand twice, aliases and levels are few.
 
     Args:
         text: the YAML.
@@ -34,8 +34,12 @@ def read_yaml(text: str, where: str) -> Any:
     {'rate': 0.001, 'name': 'b c'}
     """
     try:
-        if sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, _Loader)) > MAX_ALIASES:
-            raise ValueError(f"more than {MAX_ALIASES} aliases")
+        aliases = depth = 0
+        for event in yaml.parse(text, _Loader):
+            aliases += isinstance(event, yaml.AliasEvent)
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if aliases > MAX_ALIASES or depth > MAX_DEPTH:
+                raise ValueError(f"more than {MAX_ALIASES} aliases or {MAX_DEPTH} levels")
         return yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{where}: not YAML that can be read ({' '.join(str(error).split())})") from None

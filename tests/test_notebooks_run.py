@@ -86,7 +86,7 @@ def test_values_are_those_that_the_notebook_asks_for(tmp_path, values, expected)
         "https://me:secret@example.org/v1",
         "https://token@example.org/v1",
         "https://example.org/v1?model=x&api_key=abc",
-        "Authorization: Bearer abcdefgh.ijkl",
+        "Authorization: Bearer abcdefgh.ijkl1",
         "AKIAIOSFODNN7EXAMPLE",
         "github_pat_11ABCDEFG0123456789_abc",
         "ghp_" + "a1" * 18,
@@ -106,8 +106,8 @@ def test_keys_are_refused_wherever_they_are(secret):
 
 @pytest.mark.parametrize(
     "text",
-    ["hf-internal-testing/tiny-random-LlamaForCausalLM", "https://example.org/v1?page=2", "a risk-adjusted-return-of-it",
-     "the bearer of news", "me@example.org", "../runs/sk-students/warm", "keyed by token", "Qwen/Qwen3-0.6B"],
+    ["hf-internal-testing/tiny-random-LlamaForCausalLM", "https://example.org/v1?page=2", "risk-adjusted-return-on-it",
+     "the bearer certificates", "me@example.org", "../runs/sk-students/warm", "keyed by token", "Qwen/Qwen3-0.6B"],
 )  # fmt: skip
 def test_other_texts_are_no_keys(text):
     assert check_values({"loose": [text]}, {"loose": Parameter("loose", "", None, "")}) == {"loose": [text]}
@@ -276,7 +276,7 @@ def test_notebooks_are_found_by_their_beginnings(tmp_path):
     for name in ("01_a", "02_b", "02_c"):
         (tmp_path / f"{name}.ipynb").touch()
     assert find_notebook("01", tmp_path) == tmp_path / "01_a.ipynb"
-    with pytest.raises(ValueError, match="has 2 notebooks '02'; .*02_b, 02_c"):
+    with pytest.raises(ValueError, match="has 2 notebooks '02'; 02_b, 02_c"):
         find_notebook("02", tmp_path)
     with pytest.raises(ValueError, match="has no notebooks '03_b'; did you mean '02_b'"):
         find_notebook("03_b", tmp_path)

@@ -132,7 +132,7 @@ BOMB += ", ".join(["*b"] * 12) + "]}}}"
         ("seeds: many", "seeds"),
         ("seeds: 1000000000", "seeds"),
         ("seeds: 300\ngrid: {beta: [" + ",".join(map(str, range(400))) + "]}", "plans 120,000 points; at most 100,000"),
-        (BOMB, "more than 20 aliases"),
+        (BOMB, "more than 20 aliases or 50 levels"),
         ("parameters: {beta: 1, beta: 2}", "'beta' stands twice"),
         ("parameters: {reward: &a [*a]}", "asks for str"),
         ("grid: " + "[" * 5000, "not YAML"),

@@ -96,8 +96,9 @@ def plane_figure(plan: Plan, corners: pd.DataFrame) -> go.Figure:
     (x, y), first = plan.plane, next(iter(plan.factors), "")
     level = [plain(value, 40) for value in corners[first]] if first else ["all"] * len(corners)
     names = [plain(", ".join(f"{f}={row[f]}" for f in plan.factors), 200) for _, row in corners.iterrows()]
+    frame = corners.assign(level=level, name=names)
     fig = px.scatter(
-        x=corners["x"], y=corners["y"], color=level, symbol=level, hover_name=names, template="relaylab", height=520,
+        frame, x="x", y="y", color="level", symbol="level", hover_name="name", template="relaylab", height=520,
         color_discrete_sequence=theme.OKABE_ITO, **_bars(corners, x="x", y="y"),
     )  # fmt: skip
     best = corners["y"].to_numpy().argmax()
