@@ -55,7 +55,8 @@ def find_notebook(name: str, folder: Path) -> Path:
     names = sorted(path.stem for path in folder.glob("*.ipynb"))
     matches = [stem for stem in names if stem == name] or [stem for stem in names if stem.startswith(name)]
     if len(matches) != 1:
-        raise ValueError(f"{folder} has {len(matches) or 'no'} notebooks {name!r}; {', '.join(matches) or nearest(name, names)}")
+        hint = ", ".join(matches) or nearest(name, names)
+        raise ValueError(f"{folder} has {len(matches) or 'no'} notebooks {name!r}; {hint}")
     return folder / f"{matches[0]}.ipynb"
 
 

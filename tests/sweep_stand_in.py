@@ -26,7 +26,8 @@ def main():
     while teacher == "slow" or (teacher == "held" and not (home / "go").exists()):
         if select.select([0], [], [], 0.02)[0]:  # the end of the standard input: the parent has died
             return
-    time.sleep(float(os.environ.get("STAND_IN_SECONDS", 0)))
+    if (home / "slowly").exists():  # so that a driver can be killed in between
+        time.sleep(0.25)
     print("said by the notebook")
     accuracy = values.get("beta", 0.0) + 0.1 * seed
     results = {"accuracy": accuracy, "call_ratio": accuracy / 2, "note": "<b>"}

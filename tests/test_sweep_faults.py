@@ -23,7 +23,6 @@ from relaylab.views.sweep_report import report
 _spec = importlib.util.spec_from_file_location("chaos", ROOT / "benchmarks" / "chaos.py")
 chaos = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(chaos)
-SLOWLY = {"STAND_IN_SECONDS": "0.25"}  # so that a driver can be killed in between
 DRIVER = """
 import sys
 from sweep_stand_in import CHILD
@@ -38,9 +37,10 @@ def driver(path, out, ray=""):
     """A sweep in a process of its own."""
     script = path.with_name("driver.py")
     script.write_text(DRIVER)
+    path.with_name("slowly").touch()
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     words = [sys.executable, str(script), str(path), str(out), ray]
-    return subprocess.Popen(words, env=os.environ | SLOWLY | {"PYTHONPATH": paths})
+    return subprocess.Popen(words, env=os.environ | {"PYTHONPATH": paths})
 
 
 def test_a_killed_process_costs_its_point_alone(tmp_path):

@@ -134,10 +134,10 @@ def run_point(job: Job, point: Point, stop: threading.Event | None = None) -> Re
             if record := store.records(key=point.key).get(point.key):
                 return record | {"status": "found"}
             about = {"key": point.key, "seed": point.seed, "levels": point.levels}
-            env = {name: str(job.threads) for name in THREADS} | {"PYTHONHASHSEED": "0"}
             return execute(
-                job.plan.notebook, folder, point.parameters, timeout=job.plan.timeout, env=env, log="log.txt", stop=stop,
-                expected=job.plan.collect, about=about | {"version": job.version, "commit": job.commit}, child=job.child,
+                job.plan.notebook, folder, point.parameters, timeout=job.plan.timeout, log="log.txt", stop=stop,
+                env={name: str(job.threads) for name in THREADS} | {"PYTHONHASHSEED": "0"}, child=job.child,
+                about=about | {"version": job.version, "commit": job.commit}, expected=job.plan.collect,
             )  # fmt: skip
     except Timeout:
         return {"status": "busy"}
