@@ -12,8 +12,8 @@ import yaml
 from relaylab.sweep.notebook import check_values, code_cells, read_parameters
 from relaylab.sweep.plan import read_plan
 from relaylab.tasks.benchmarks import benchmark
-from relaylab.training.data_filter import keep, load_rates
 from relaylab.training.configs import read_config
+from relaylab.training.data_filter import keep, load_rates
 
 ROOT = Path(__file__).parents[1]
 SWEEPS = ROOT / "sweeps"
