@@ -45,6 +45,12 @@ def hooks(model: PreTrainedModel) -> list[dict]:
     return [found for m in model.modules() for found in (m._forward_hooks, m._forward_pre_hooks)]
 
 
+def causal(places: Tensor, length: int, dtype: torch.dtype) -> Tensor:
+    """The mask (B, 1, T, columns) of tokens at places (B, T): each sees its row's columns up to its own."""
+    hidden = torch.arange(length, device=places.device) > places[:, None, :, None]
+    return torch.zeros(hidden.shape, dtype=dtype, device=places.device).masked_fill_(hidden, -torch.inf)
+
+
 def logits(model: PreTrainedModel, ids: Tensor, places: Tensor, mask: Tensor, cache: FrontCache, keep: int) -> Tensor:
     """Logits (B, keep, vocabulary) after the last ``keep`` tokens of ids (B, T), which enter the cache.
 
