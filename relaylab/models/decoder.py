@@ -7,6 +7,9 @@ quantised weights do what they do; norms, rotary positions and attention are com
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -43,6 +46,19 @@ def check_attention(model: PreTrainedModel, config: PreTrainedConfig) -> None:
 def hooks(model: PreTrainedModel) -> list[dict]:
     """The hooks of all modules, empty or not: while there are any, the modules have to be called."""
     return [found for m in model.modules() for found in (m._forward_hooks, m._forward_pre_hooks)]
+
+
+@contextmanager
+def evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """A model in evaluation mode; a trainer that holds it too gets it back as it was."""
+    training = [m for m in model.modules() if m.training] if model.training else []
+    try:
+        for module in training:
+            module.training = False
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def causal(places: Tensor, length: int, dtype: torch.dtype) -> Tensor:

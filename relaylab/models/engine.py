@@ -14,8 +14,8 @@ recurrent layers or encoders.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 
 import torch
@@ -84,8 +84,7 @@ class Engine:
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.text = TokenText(tokenizer)
-        self.name = name
-        self.keep = keep
+        self.name, self.keep = name, keep
         self._config = config
         self.vocabulary = config.vocab_size
         self.context = config.max_position_embeddings
@@ -358,7 +357,7 @@ class Engine:
         self._cache.aim(columns, length)
         mask = decoder.causal(places, length, self.dtype)  # what padding sees is not looked at
         few = FewTokens() if self._large and len(ids) * width <= FEW else nullcontext()
-        with self._evaluating(), few:
+        with decoder.evaluating(self.model), few:
             return self._logits(torch.tensor(ids, device=self.device), places, mask, keep).float()
 
     def _logits(self, ids: Tensor, places: Tensor, mask: Tensor, keep: int) -> Tensor:
@@ -370,18 +369,6 @@ class Engine:
             return self.model(input_ids=ids, attention_mask=mask, position_ids=places, **options).logits
         finally:
             self._config._attn_implementation = usual
-
-    @contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        """The model in evaluation mode; a trainer that holds it too gets it back as it was."""
-        training = [m for m in self.model.modules() if m.training] if self.model.training else []
-        try:
-            for module in training:
-                module.training = False
-            yield
-        finally:
-            for module in training:
-                module.training = True
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:
