@@ -44,7 +44,7 @@ _HOME = {
     "Playground": "views.playground",
     "CounterfactualView": "views.counterfactual_view",
     "warmup": "training.warmup",
-    "train": "training.run",
+    "train": "training.grpo",
     "read_metrics": "training.run_dir",
     "pass_rates": "training.data_filter",
     "evaluate": "evaluation.evaluate",
