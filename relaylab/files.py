@@ -8,7 +8,6 @@ from __future__ import annotations
 import glob
 import json
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +15,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from filelock import FileLock, Timeout
 
 CONFIG = "config.json"  # what a folder was made with; its presence says that the folder is ours
@@ -167,49 +165,6 @@ def bind_folder(folder: str | os.PathLike, config: dict[str, Any]) -> Path:
 def _short(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-class _Loader(yaml.SafeLoader):
-    """Plain YAML: 1e-3 is a number, a key stands once, and nothing is copied (a few lines could fill the memory)."""
-
-    def compose_node(self, parent, index):
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.constructor.ConstructorError(
-                None, None, "anchors are not supported", self.peek_event().start_mark
-            )
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node, deep=False):
-        keys = [key.value for key, _ in node.value]
-        if twice := next((key for key in keys if keys.count(key) > 1), None):
-            raise yaml.constructor.ConstructorError(None, None, f"{twice!r} is set twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
-
-
-def load_yaml(text: str, where: str = "settings") -> Any:
-    """The value of a YAML text.
-
-    Args:
-        text: at most 100,000 characters.
-        where: what the text is, for errors.
-
-    Raises:
-        ValueError: for a text that is no YAML, too long, sets a key twice, or uses anchors.
-
-    >>> load_yaml("learning_rate: 1e-3")
-    {'learning_rate': 0.001}
-    """
-    if len(text) > 100_000:
-        raise ValueError(f"{where}: {len(text):,} characters are too many for settings")
-    try:
-        return yaml.load(text, _Loader)  # noqa: S506 - _Loader is a SafeLoader
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
-        raise ValueError(f"{where}: not YAML ({' '.join(str(error).split())})") from None
 
 
 # JSON Lines -----------------------------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ relay run cannot honour is refused with the name of the setting that does it.
 
 from __future__ import annotations
 
-import difflib
 import os
 from argparse import SUPPRESS
 from collections.abc import Sequence
@@ -20,8 +19,8 @@ import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from trl import GRPOConfig, TrlParser
 
-from relaylab.files import load_yaml
 from relaylab.relay.config import OnFailure, RelayConfig
+from relaylab.settings import nearest, read_yaml
 from relaylab.tasks.suites import SUITES
 from relaylab.training.configs import read_config
 from relaylab.training.rewards import Ratio
@@ -40,34 +39,34 @@ HONOURED = (
     "torch_empty_cache_steps", "log_level", "disable_dropout", "debug", "local_rank", "include_num_",
 )  # fmt: skip
 INSTEAD = {
-    **dict.fromkeys(
-        ("top_p", "top_k", "min_p", "repetition_penalty", "generation_"), "rollouts follow temperature alone"
-    ),
-    **dict.fromkeys(
-        ("use_vllm", "vllm_", "use_transformers_", "transformers_"), "relaylab's own engine writes rollouts"
-    ),
-    **dict.fromkeys(("save_", "resume_", "load_best_", "ignore_data_"), "a run resumes by itself; see save_steps"),
-    **dict.fromkeys(("hub_", "push_to_hub"), "upload the student's folder with `hf upload`"),
-    **dict.fromkeys(("eval_", "do_eval", "per_device_eval_"), "measure with `relaylab evaluate`"),
-    **dict.fromkeys(("logging_", "log_completions"), "metrics.jsonl has every step; see keep_rollouts"),
-    "num_train_epochs": "use max_steps",
-    "generation_batch_size": "use steps_per_generation",
-    "gradient_checkpointing": "use activation_checkpointing",
-    "fp16": "use dtype",
-    "model_init_kwargs": "use dtype and use_cpu",
-    "chat_template_kwargs": "the student's chat template is used as it is",
+    "rollouts follow temperature alone": ("top_p", "top_k", "min_p", "repetition_penalty", "generation_"),
+    "relaylab's own engine writes rollouts": ("use_vllm", "vllm_", "use_transformers_", "transformers_"),
+    "a run resumes by itself; see save_steps": ("save_", "resume_", "load_best_", "ignore_data_"),
+    "upload the student's folder with `hf upload`": ("hub_", "push_to_hub"),
+    "measure with `relaylab evaluate`": ("eval_", "do_eval", "per_device_eval_"),
+    "metrics.jsonl has every step; see keep_rollouts": ("logging_", "log_completions"),
+    "use max_steps": ("num_train_epochs",),
+    "use steps_per_generation": ("generation_batch_size",),
+    "use activation_checkpointing": ("gradient_checkpointing",),
+    "use dtype and use_cpu": ("model_init_kwargs", "fp16"),
+    "the student's chat template is used as it is": ("chat_template_kwargs",),
 }
 
 # Bounds of numbers; all others are at least 0 and at most 1e9.
-AT_LEAST = {
-    "max_steps": 1, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 1, "steps_per_generation": 1,
-    "num_iterations": 1, "num_generations": 2, "save_steps": 1, "max_completion_length": 1, "num_problems": 1,
-    "decode_batch_size": 1, "fixed_call_tokens": 1, "filter_samples": 1, "filter_max_tokens": 1, "filter_batch_size": 1,
-    "temperature": 0.01, "penalty": -100, "local_rank": -1,
-}  # fmt: skip
+POSITIVE = (
+    "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "steps_per_generation", "num_iterations",
+    "save_steps", "max_completion_length", "num_problems", "decode_batch_size", "fixed_call_tokens", "filter_samples",
+    "filter_max_tokens", "filter_batch_size",
+)  # fmt: skip
+AT_LEAST = dict.fromkeys(POSITIVE, 1) | {"num_generations": 2, "temperature": 0.01, "penalty": -100, "local_rank": -1}
 AT_MOST = {
-    "max_steps": 10**7, "num_problems": 10**6, "temperature": 100, "filter_threshold": 1, "max_excluded": 1,
-    "exploration_cap": 1, "learning_rate": 10, "keep_rollouts": 10**7, "penalty": 100, "seed": 2**32 - 1,
+    "max_steps": 10**7, "num_problems": 10**6, "keep_rollouts": 10**7, "seed": 2**32 - 1, "temperature": 100,
+    "penalty": 100, "learning_rate": 10, "filter_threshold": 1, "max_excluded": 1, "exploration_cap": 1,
+}  # fmt: skip
+# What decides nothing of a run. Teachers and problems are recorded as what these settings led to.
+UNBOUND = {
+    "output_dir", "disable_tqdm", "use_cpu", "report_to", "run_name", "project", "debug", "max_excluded", "teacher",
+    "teacher_options", "suites", "num_problems", "data", "data_seed", "filter_batch_size",
 }  # fmt: skip
 
 
@@ -168,7 +167,7 @@ class RelayGRPOConfig(GRPOConfig):
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
 
     def __post_init__(self) -> None:
-        """Check the settings. TRL's own part of this comes with ``trl_config``, which computes what follows from them."""
+        """Check the settings. TRL's own checks come with ``trl_config``."""
         hints = get_type_hints(type(self))
         for setting in fields(self):
             value, default = getattr(self, setting.name), _default(setting)
@@ -182,7 +181,16 @@ class RelayGRPOConfig(GRPOConfig):
             if not getattr(self, name):
                 raise ValueError(f"a training run needs {name}")
         self._check_batches()
-        self._check_rest()
+        self._check_curriculum()
+        self._check_reward()
+        if unknown := set(self.suites) - set(SUITES):
+            raise ValueError(f"unknown suites {sorted(unknown)}; there are {', '.join(SUITES)}")
+
+    @property
+    def bound(self) -> dict[str, Any]:
+        """The settings that decide a run; a folder is bound to them."""
+        names = {f.name for f in fields(self) if getattr(self, f.name) != _default(f)} | {*HONOURED, *_own_names()}
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name in names - UNBOUND}
 
     @property
     def steps_per_batch(self) -> int:
@@ -223,62 +231,49 @@ class RelayGRPOConfig(GRPOConfig):
 
     def trl_config(self, checkpoints: Path, *, bf16: bool) -> GRPOConfig:
         """What TRL's trainer gets. ``bf16``: of the student's weights, for a run that does not set it."""
-        ours = {f.name for f in fields(self)} - {f.name for f in fields(GRPOConfig)}
-        settings = {f.name: getattr(self, f.name) for f in fields(self) if f.init and f.name not in ours}
-        length = max(caps.max_tokens for _, caps in self.stages)
-        return GRPOConfig(
-            **settings
-            | {
-                "output_dir": str(checkpoints),
-                "max_completion_length": length,
-                # Under autocast, float32 weights would fill caches of another type.
-                "bf16": bf16 if self.bf16 is None else self.bf16,
-                "data_seed": None,  # the order of prompts is drawn beforehand
-                "shuffle_dataset": False,
-                "logging_steps": 1,
-                "save_total_limit": 2,
-                "disable_tqdm": True,
-                "use_cpu": self.use_cpu or not torch.cuda.is_available(),
-            }
-        )
+        settings = {f.name: getattr(self, f.name) for f in fields(GRPOConfig) if f.init}
+        settings |= {
+            "output_dir": str(checkpoints),
+            "max_completion_length": max(caps.max_tokens for _, caps in self.stages),
+            "bf16": bf16 if self.bf16 is None else self.bf16,  # float32 weights would fill caches of another type
+            "data_seed": None,  # the order of prompts is drawn beforehand
+            "shuffle_dataset": False,
+            "logging_steps": 1,
+            "save_total_limit": 2,
+            "disable_tqdm": True,
+            "use_cpu": self.use_cpu or not torch.cuda.is_available(),
+        }
+        return GRPOConfig(**settings)
 
     def _check_batches(self) -> None:
-        batch, rollouts = self._micro_batches, self.per_device_train_batch_size * self._micro_batches
-        if batch % self.gradient_accumulation_steps:
-            told = f"steps_per_generation is {batch}, no multiple of gradient_accumulation_steps"
-            raise ValueError(f"{told}, which is {self.gradient_accumulation_steps}")
-        if rollouts % self.num_generations:
-            raise ValueError(
-                f"a process has {rollouts} rollouts a batch (per_device_train_batch_size x steps_per_generation), "
-                f"no multiple of num_generations, which is {self.num_generations}"
-            )
+        accumulate, rollouts = self.gradient_accumulation_steps, self.per_device_train_batch_size * self._micro_batches
+        checks = [
+            ("steps_per_generation", self._micro_batches, "gradient_accumulation_steps", accumulate),
+            ("per_device_train_batch_size x steps_per_generation", rollouts, "num_generations", self.num_generations),
+        ]
         for name in ("max_steps", "save_steps"):
-            if getattr(self, name) % self.steps_per_batch:
-                told = f"{name} is {getattr(self, name)}, no multiple of the {self.steps_per_batch} steps"
-                raise ValueError(f"{told} on each batch of rollouts")
+            checks.append((name, getattr(self, name), "the steps on a batch of rollouts", self.steps_per_batch))
+        for name, value, of, divisor in checks:
+            if value % divisor:
+                raise ValueError(f"{name} is {value}; it must be a multiple of {of}, {divisor}")
 
-    def _check_rest(self) -> None:
-        caps = {"steps", "max_completion_length", *CAPS}
+    def _check_curriculum(self) -> None:
+        caps, steps = {"steps", "max_completion_length", *CAPS}, self.steps_per_batch
         for stage in self.call_curriculum or ():
             if unknown := set(stage) - caps:
-                raise ValueError(
-                    f"unknown caps {sorted(unknown)} in call_curriculum; there are {', '.join(sorted(caps))}"
-                )
-            steps = stage.get("steps")
-            if type(steps) is not int or steps < 1 or steps % self.steps_per_batch:
-                told = f"each stage of call_curriculum needs its steps, a multiple of {self.steps_per_batch}"
-                raise ValueError(f"{told}; {stage} has none")
-        if sum(steps for steps, _ in self.stages[:-1]) > self.max_steps:
+                raise ValueError(f"unknown {sorted(unknown)} in call_curriculum; there are {', '.join(sorted(caps))}")
+            if type(stage.get("steps")) is not int or stage["steps"] < 1 or stage["steps"] % steps:
+                raise ValueError(f"a stage of call_curriculum needs its steps, a multiple of {steps}; {stage} has none")
+        if sum(count for count, _ in self.stages[:-1]) > self.max_steps:
             raise ValueError(f"the steps of call_curriculum are more than max_steps, which is {self.max_steps}")
-        if unknown := set(self.suites) - set(SUITES):
-            raise ValueError(f"unknown suites {sorted(unknown)}; there are {', '.join(SUITES)}")
+
+    def _check_reward(self) -> None:
         if self.released_code and self.reward != "difficulty_aware":
             raise ValueError("released_code has a reward of its own, the difficulty-aware one; leave reward out")
-        used = self.reward_options
         for setting in fields(self):
-            if setting.name in ("ratio", "bonus", "penalty", "exploration_cap") and setting.name not in used:
-                if getattr(self, setting.name) != setting.default:
-                    raise ValueError(f"{setting.name} does nothing for this reward; leave it out")
+            optional = setting.name in ("ratio", "bonus", "penalty", "exploration_cap")
+            if optional and setting.name not in self.reward_options and getattr(self, setting.name) != setting.default:
+                raise ValueError(f"{setting.name} does nothing for this reward; leave it out")
 
 
 def make_config(config: RelayGRPOConfig | str | Path | None = None, /, **settings: Any) -> RelayGRPOConfig:
@@ -336,8 +331,13 @@ def _check_names(names: Any) -> None:
     valid_names = [f.name for f in fields(RelayGRPOConfig) if f.init]
     for name in names:
         if name not in valid_names:
-            near = difflib.get_close_matches(str(name), valid_names, 1)
-            raise ValueError(f"unknown setting {name!r}{f'; did you mean {near[0]!r}?' if near else ''}")
+            hint = nearest(name, valid_names)
+            hint = hint if hint.startswith("did") else f"the relay's own are {', '.join(_own_names())}"
+            raise ValueError(f"unknown setting {name!r}; {hint}")
+
+
+def _own_names() -> list[str]:
+    return list(RelayGRPOConfig.__annotations__)
 
 
 def _default(setting: Field) -> Any:
@@ -348,7 +348,7 @@ def _typed(name: str, value: Any, hint: Any) -> Any:
     """The value as the type of its setting, as YAML and argparse give it: 1e-3 and "1e-3" are the same number."""
     nested = any(get_origin(part) in (dict, list) or part is dict for part in get_args(hint))
     if isinstance(value, str) and nested:
-        value = load_yaml(value, name)
+        value = read_yaml(value, name)
     elif isinstance(value, os.PathLike):
         value = os.fspath(value)
     elif isinstance(value, str) and get_origin(hint) is list:
@@ -362,11 +362,11 @@ def _typed(name: str, value: Any, hint: Any) -> Any:
 
 
 def _honoured(name: str) -> None:
-    ours = name not in {f.name for f in fields(GRPOConfig)}
-    if ours or name in HONOURED or (name.startswith(HONOURED) and name not in INSTEAD):
+    refused = {start: reason for reason, starts in INSTEAD.items() for start in starts if name.startswith(start)}
+    if name in (*HONOURED, *_own_names()) or (name.startswith(HONOURED) and name not in refused):
         return
-    hint = INSTEAD[max(starts, key=len)] if (starts := [s for s in INSTEAD if name.startswith(s)]) else "leave it out"
-    raise ValueError(f"{name} does nothing in a relay run: {hint}")
+    reason = refused[max(refused, key=len)] if refused else "leave it out"
+    raise ValueError(f"{name} does nothing in a relay run: {reason}")
 
 
 def _bounded(name: str, value: Any) -> None:

@@ -1,7 +1,7 @@
 """Stage 2: GRPO with the relay as its rollout (method: stage 2), on TRL's GRPOTrainer.
 
-The trainer is TRL's own. Ours are a rollout function, a reward function and two callbacks. ``docs/training.md`` says how
-each setting relates to the paper's.
+The trainer is TRL's own. Ours are a rollout function, a reward function and two callbacks. ``docs/training.md`` says
+how each setting relates to the paper's.
 
 A run is exact to resume. Prompts are drawn into one long order beforehand (TRL's sampler replays the first epoch's
 order after a resume), rollouts are seeded by step, and checkpoints lie between batches of rollouts.
@@ -15,7 +15,6 @@ import json
 import random
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import fields
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -46,11 +45,6 @@ from relaylab.training.policy_model import (
 from relaylab.training.rewards import score
 from relaylab.training.rollouts import Rollouts
 from relaylab.training.run_dir import MetricsCallback, RunDir, StopCallback, processes, stop_signals
-
-# What decides nothing of a run, or is recorded as what it led to (teachers and problems).
-UNBOUND = {"output_dir", "disable_tqdm", "use_cpu", "report_to", "run_name", "project", "max_excluded", "teacher"} | {
-    "teacher_options", "suites", "num_problems", "data", "data_seed", "filter_batch_size",
-}  # fmt: skip
 
 
 def train(
@@ -174,10 +168,9 @@ def _bound(
     config: RelayGRPOConfig, teachers: Sequence[Teacher], problems: Sequence[Problem], names: Sequence[str]
 ) -> dict[str, Any]:
     """What decides a run: settings, the student's weights, teachers, and the texts of the problems."""
-    settings = {f.name: getattr(config, f.name) for f in fields(config) if f.init and f.name not in UNBOUND}
     texts = json.dumps([[p.id, p.question, p.answer] for p in problems])
     told = ("name", "temperature", "top_p", "top_k")  # a teacher's own name holds no password
-    return settings | {
+    return config.bound | {
         "student_weights": [weights_digest(config.student), weights_digest(base_model(config.student))],
         "teachers": [{name: getattr(teacher, name, None) for name in told} for teacher in teachers],
         "teacher_weights": [weights_digest(name) for name in names],

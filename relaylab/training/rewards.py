@@ -101,8 +101,8 @@ def difficulty_aware(
         ratio: how rho is measured.
         bonus: of a right answer without help in a solvable group.
         penalty: of a wrong answer without help in a dependent group.
-        exploration_cap: the most that a wrong, helped rollout of an unsolvable group gets. 1 is the paper's rho, where a
-            longer call pays more; 0.1 pays for the call and not for its length; 0 pays nothing.
+        exploration_cap: the most that a wrong, helped rollout of an unsolvable group gets. 1 is the paper's rho, where
+            a longer call pays more; 0.1 pays for the call and not for its length; 0 pays nothing.
 
     Raises:
         ValueError: for a trace that is not graded.

@@ -1,8 +1,8 @@
 """How each embedded model is made, by name: what ``relaylab zoo train`` runs.
 
 ``student`` and the teachers are trained from scratch, and ``warm`` is the student after stage 1. Each run of
-``configs/ablations.yaml`` is a run of stage 2 whose adapter has its name. ``warm-six`` is not shipped: a warm-up without
-three of the suites, which forgets them (docs/results.md).
+``configs/ablations.yaml`` is a run of stage 2 whose adapter has its name. ``warm-six`` is not shipped: a warm-up
+without three of the suites, which forgets them (docs/results.md).
 """
 
 from __future__ import annotations
