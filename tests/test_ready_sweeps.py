@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from relaylab.training.run import read_config
 
 from relaylab.sweep.notebook import checked, code_cells, read_parameters
 from relaylab.sweep.plan import read_plan
 from relaylab.tasks.benchmarks import benchmark
 from relaylab.training.data_filter import keep, load_rates
-from relaylab.training.run import read_config
 
 ROOT = Path(__file__).parents[1]
 SWEEPS = ROOT / "sweeps"

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 
 import pytest
+from relaylab.training.run import read_config, train
 
 from relaylab.relay.teachers import ScriptedTeacher, TeacherOutput
 from relaylab.tasks.suites import mixture
 from relaylab.training import run as module
 from relaylab.training.data_filter import load_rates
-from relaylab.training.run import read_config, train
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import logging
 import random
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -45,6 +46,9 @@ from relaylab.training.policy_model import (
 from relaylab.training.rewards import score
 from relaylab.training.rollouts import Rollouts
 from relaylab.training.run_dir import MetricsCallback, RunDir, StopCallback, processes, stop_signals
+
+# A rollout without a reward is one that a teacher's failure excluded; TRL would print a page for each batch with one.
+logging.getLogger("trl.trainer.grpo_trainer").addFilter(lambda r: "returned None" not in r.getMessage())
 
 
 def train(
