@@ -193,7 +193,7 @@ def _line(rate: Rate) -> str:
 
 
 def _parse(data: dict[str, Any]) -> Rate | dict[str, Any]:
-    if data.get("kind"):
+    if "config" in data:  # the first line
         return data
     counts = [data.pop(name) for name in ("passed", "samples", "failed")]
     steps = tuple(Step(**step) for step in data.pop("steps"))
