@@ -34,46 +34,6 @@ def settings(name, monkeypatch):
     return run.train(name, **({} if "out" in run.read_config(name) else {"out": "runs/x"}))
 
 
-# Every file ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", FILES)
-def test_settings_are_known_and_divide(name, settings):
-    RelayConfig(**settings.get("limits", {}))
-    assert set(settings.get("filter") or {}) <= {"rates", *run.FILTER}
-    all_ = DEFAULTS | settings
-    micro, save = all_["micro_batch"], all_["save_every"]
-    grpo._check(["a problem"], all_["prompts"] * all_["group"], all_["group"], all_["updates"], micro, save)
-    # YAML reads 1e-6 as text; it wants 1.0e-6.
-    assert not [k for k, v in settings.items() if isinstance(v, str) and re.fullmatch(r"[\d.e+-]+", v)]
-
-
-@pytest.mark.parametrize("name", FILES)
-def test_a_file_begins_with_what_it_is_for_and_its_command(name):
-    purpose, command = FILES[name].read_text().splitlines()[:2]
-    assert purpose.startswith("# ")
-    assert re.fullmatch(rf"#     (relaylab|accelerate launch --num_processes \d+ -m relaylab) train {name}.*", command)
-
-
-# Qwen3 --------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", QWEN3)
-def test_qwen3_settings_are_the_papers_where_memory_allows(name, settings):
-    assert settings["suffix"] == SUFFIX
-    assert (settings["group"], settings["beta"], settings["temperature"]) == (8, 0.01, 1.0)
-    assert settings["learning_rate"] == (1e-6 if settings.get("full") else 1e-5)
-    assert settings["filter"]["threshold"] == 0.5
-    assert settings["filter"].get("samples") == 10 or "rates" in settings["filter"]
-    assert settings["gradient_checkpointing"] is True
-    run_ = shipped()[name]
-    assert settings["prompts"] * run_.gpus // settings["updates"] == 32  # of a mini-batch
-    assert settings["limits"]["max_tokens"] <= 8192
-    # In bf16 a step of 1e-6 is lost; in float32 without autocast, since caches have the type of the weights.
-    assert (settings.get("dtype") == "float32") == (settings.get("bf16") is False) == settings.get("full", False)
-    assert settings["student"].endswith("-full") == settings.get("full", False)
-
-
 @pytest.mark.parametrize("name", QWEN3)
 def test_the_memory_in_the_comment_is_that_of_the_arithmetic(name):
     run_ = shipped()[name]
