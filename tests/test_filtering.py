@@ -38,17 +38,17 @@ class Pupil(ScriptedTeacher):
         self.calls, self.released = [], []
         vars(self).update(attributes)
 
-    def continue_(self, contexts, n):
+    def submit(self, views):
         if len(self.calls) == self.dies:
             raise KeyboardInterrupt
-        self.calls.append([(c.row, c.messages, self.known[c.seed], count) for c, count in zip(contexts, n)])
-        return super().continue_(contexts, n)
+        self.calls.append([(v, v.messages, self.known[v.seed], v.n) for v in views])
+        super().submit(views)
 
-    def release(self, rows):
-        self.released += rows
+    def release(self, views):
+        self.released += views
 
-    def say(self, context, n):
-        p, k = self.known[context.seed]
+    def say(self, view):
+        p, k = self.known[view.seed]
         said = f"So it is \\boxed{{{p.answer if k < self.right[p.id] else 0}}}"
         return DOWN if (p.id, k) in self.down else TeacherOutput(said, "stop" if k % 2 else "length")
 
@@ -85,25 +85,24 @@ def test_what_a_teacher_is_asked(tmp_path):
     assert all(messages == [{"role": "user", "content": p.question}] for _, messages, (p, _), _ in plain)
     ends = {m[-1]["content"].removeprefix(p.question) for _, m, (p, _), _ in suffixed}
     assert ends == {"\nPut the answer into a box."}
-    rows = [row for row, *_ in plain + suffixed]
-    assert len(set(rows)) == 48
-    assert all(row[0] == "filter" for row in rows)
-    assert teacher.released == rows
+    views = [view for view, *_ in plain + suffixed]
+    assert len(set(views)) == 48
+    assert teacher.released == views
     for size, calls in ((1, 6), (4, 6), (12, 2), (1000, 1)):
         one = Pupil()
         pass_rates(one, PROBLEMS, tmp_path / f"{size}", samples=4, batch_size=size)
         assert len(one.calls) == calls
 
 
-def test_rows_are_released_when_a_teacher_breaks(tmp_path):
+def test_views_are_released_when_a_teacher_breaks(tmp_path):
     class Breaks(Pupil):
-        def say(self, context, n):
+        def say(self, view):
             raise KeyboardInterrupt
 
     teacher = Breaks()
     with pytest.raises(KeyboardInterrupt):
         pass_rates(teacher, PROBLEMS[:1], tmp_path / "r", samples=3)
-    assert teacher.released == [row for row, *_ in teacher.calls[0]]
+    assert teacher.released == [view for view, *_ in teacher.calls[0]]
     assert len(teacher.released) == 3
 
 
@@ -131,9 +130,9 @@ def test_what_is_done_is_in_the_file_before_more_is_asked(tmp_path):
     out, had = tmp_path / "r", []
 
     class Watching(Pupil):
-        def continue_(self, contexts, n):
+        def submit(self, views):
             had.append(len(load_rates(out)))
-            return super().continue_(contexts, n)
+            super().submit(views)
 
     pass_rates(Watching(), PROBLEMS, out, batch_size=20)
     assert had == [0, 2, 4]
@@ -311,7 +310,7 @@ def test_the_embedded_teacher_passes_what_is_easy_and_not_what_is_beyond(tmp_pat
     assert sum(r.passed for r in rates[:3]) >= 11
     assert sum(r.passed for r in rates[3:]) <= 1
     assert keep(rates) == asked[:3]
-    assert not teacher.engine.rows
+    assert not teacher.engine.slots
 
 
 def test_the_seed_decides_and_not_the_batch(tmp_path):

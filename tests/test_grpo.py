@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -32,9 +33,9 @@ SMALL = dict(
 )  # fmt: skip
 
 
-def calling(context, n):
-    """A teacher that says digits, so that calls are answered whatever is asked."""
-    return TeacherOutput("7" * min(n, 3), "length", tokens=min(n, 3))
+def calling(view):
+    """A teacher that says digits, so that every call is answered."""
+    return TeacherOutput("7" * min(view.n, 3), "length", tokens=min(view.n, 3))
 
 
 def some_problems(count: int = 4):
@@ -287,8 +288,8 @@ def test_several_teachers_take_the_groups_in_turn_and_a_failure_leaves_its_group
 def test_a_teacher_that_is_gone_stops_the_run_and_one_that_is_back_resumes_it(tmp_path):
     """The weights are those of a run whose teacher never failed."""
 
-    def dies(context, n):  # after the first step
-        return BROKEN if (tmp_path / "run" / "metrics.jsonl").exists() else calling(context, n)
+    def dies(view):  # after the first step
+        return BROKEN if (tmp_path / "run" / "metrics.jsonl").exists() else calling(view)
 
     settings = dict(max_steps=3, max_excluded=0.2, save_steps=3)
     with pytest.raises(TeacherGone, match=r"of 8 rollouts \(the server is on fire\); the same command goes on"):
@@ -303,19 +304,15 @@ def test_a_teacher_that_is_gone_stops_the_run_and_one_that_is_back_resumes_it(tm
 
 def test_a_teacher_that_can_be_probed_is_probed_before_anything_is_written(tmp_path):
     teacher = ScriptedTeacher(calling)
-
-    def probe():
-        raise ValueError("nothing listens there")
-
-    teacher.probe = probe
-    with pytest.raises(ValueError, match="nothing listens there"):
+    teacher.probe = lambda: SimpleNamespace(reachable=False, error="nothing listens there")
+    with pytest.raises(ValueError, match="the teacher script cannot be reached: nothing listens there"):
         short_run(tmp_path / "run", teacher)
     assert not (tmp_path / "run").exists()
 
 
 def test_an_answer_that_the_teacher_ended_is_not_truncated(tmp_path):
     """TRL tells truncation by the last token, and leaves truncated rollouts out of the loss on request."""
-    ends = ScriptedTeacher(lambda context, n: TeacherOutput("7", "stop", tokens=1))
+    ends = ScriptedTeacher(lambda view: TeacherOutput("7", "stop", tokens=1))
     settings = dict(
         mask_truncated_completions=True, max_completion_length=24, per_device_train_batch_size=16, max_steps=1
     )

@@ -208,8 +208,8 @@ def test_the_filter_keeps_what_the_teacher_solves_half_of_the_time(tmp_path, tra
     """A teacher that solves every problem but those of one suite, and one suite every other time."""
     answers, turns = {}, dict[str, int]()
 
-    def solves(context, n):
-        problem = answers[context.messages[0]["content"]]
+    def solves(view):
+        problem = answers[view.messages[0]["content"]]
         turns[problem.id] = turns.get(problem.id, 0) + 1
         right = {"tiles": False, "depot": turns[problem.id] % 2 == 0}.get(problem.suite, True)
         return TeacherOutput(f"\\boxed{{{problem.answer if right else 'x'}}}", "stop", tokens=4)

@@ -11,16 +11,16 @@ This module does not grade by rules (``tasks/answers.py``) and does not talk HTT
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from relaylab.relay.api_client import APIClient, Fault
+from relaylab.relay.api_client import APIClient, ServerError
 from relaylab.tasks.grading import extract_boxed
 from relaylab.trace import Trace
 
@@ -83,6 +83,7 @@ class Judge:
             raise ValueError(f"max_requests is {max_requests} and max_tokens {max_tokens}; at least 0 and 1, please")
         self.client, self.model, self.max_requests, self.max_tokens = client, model, max_requests, max_tokens
         self.sent = 0
+        self._lock = threading.Lock()
         self._path = Path(cache) if cache is not None else None
         self._replies = _read_cache(self._path) if self._path is not None and self._path.exists() else {}
 
@@ -117,27 +118,32 @@ class Judge:
     def _ask(self, todo: dict[str, dict[str, Any]]) -> dict[str, str]:
         """Ask, keep each reply as soon as it is there, and return the errors of the others."""
         errors: dict[str, str] = {}
-        hopeless = False
 
-        async def one(key: str, body: dict[str, Any]) -> None:
-            nonlocal hopeless
+        def one(key: str, body: dict[str, Any]) -> bool:
+            """Whether it makes sense to ask more: a refused key or an unknown model is as wrong for all others."""
             self.sent += 1
             try:
-                answer = await self.client.ask("/chat/completions", body)
-            except Fault as fault:
-                errors[key], hopeless = str(fault), not fault.passing
-                return
-            self._keep(key, self.client.scrub(answer.text))
+                answer = self.client.ask("/chat/completions", body)
+            except ServerError as error:
+                errors[key] = str(error)
+                return error.passing
+            with self._lock:
+                self._keep(key, self.client.scrub(answer.text))
+            return True
 
-        async def everything() -> None:
-            first, *rest = todo.items()
-            await one(*first)
-            if hopeless:  # a refused key or an unknown model is as wrong for all others
-                errors.update(dict.fromkeys((key for key, _ in rest), errors[first[0]]))
-                return
-            await asyncio.gather(*(one(*item) for item in rest))
-
-        self.client.run(everything)
+        first, *rest = todo.items()
+        if not one(*first):
+            return dict.fromkeys(todo, errors[first[0]])
+        requests = {self.client.start(one, *item) for item in rest}
+        try:
+            while requests:
+                self.client.wait(requests)
+                done = {request for request in requests if request.done()}
+                requests -= done
+                for request in done:
+                    request.result()  # an error that is not the server's, such as a full disk
+        finally:
+            self.client.cancel(requests)  # after an interrupt
         return errors
 
     def _keep(self, key: str, reply: str) -> None:

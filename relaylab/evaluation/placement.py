@@ -72,7 +72,7 @@ def calls_frame(traces: Sequence[Trace]) -> pd.DataFrame:
                     "first": not answered,
                     "forced": call.forced,
                     "status": call.status,
-                    "finish": call.finish,
+                    "finish": call.finish_reason,
                     "teacher": call.teacher,
                     "start": call.start,
                     "tokens": len(trace.completion_ids),
@@ -101,12 +101,12 @@ def outcome(call: Call) -> str:
     ended`` (the answer, before it had written what was granted); ``fixed length`` (granted more, see
     ``RelayConfig.call_tokens``); or, of a call without an answer, its status.
 
-    >>> outcome(Call(0, 1, 20, 8, 8, 8)), outcome(Call(0, 1, 20, 20, 3, 3, finish="stop"))
+    >>> outcome(Call(0, 1, 20, 8, 8, 8)), outcome(Call(0, 1, 20, 20, 3, 3, finish_reason="stop"))
     ('cut by caps', 'teacher ended')
     """
     if call.status != "answered":
         return call.status
-    if call.finish == "stop" and call.written < call.granted:
+    if call.finish_reason == "stop" and call.written < call.granted:
         return "teacher ended"
     if call.requested is None or call.granted == call.requested:
         return "in full"

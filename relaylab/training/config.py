@@ -66,7 +66,8 @@ AT_MOST = {
 # What decides nothing of a run. Teachers and problems are recorded as what these settings led to.
 UNBOUND = {
     "output_dir", "disable_tqdm", "use_cpu", "report_to", "run_name", "project", "debug", "max_excluded", "teacher",
-    "include_num_input_tokens_seen", "teacher_options", "suites", "num_problems", "data", "data_seed", "filter_batch_size",
+    "include_num_input_tokens_seen", "teacher_options", "suites", "num_problems", "data", "data_seed",
+    "filter_batch_size",
 }  # fmt: skip
 
 

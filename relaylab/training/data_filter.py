@@ -10,7 +10,6 @@ file is JSON Lines: first the configuration, then one problem a line with all of
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import warnings
@@ -24,12 +23,11 @@ from tqdm.auto import tqdm
 
 from relaylab import files
 from relaylab.relay.pair import problem_seed
-from relaylab.relay.teachers import Context, NoTeacher, Teacher, TeacherOutput
+from relaylab.relay.teachers import NoTeacher, Teacher, TeacherOutput, TeacherView, complete
 from relaylab.tasks.answers import grade_problem
 from relaylab.tasks.suites import Problem, Step
 
 HEAD = {"kind": "pass rates", "version": 1}
-_rows = itertools.count()  # with "filter" before it: a relay's rows of the same teacher are plain numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,11 +109,11 @@ def pass_rates(
             answers = _sampled(teacher, batch, **sampling)
             with files.LineWriter(path) as writer:
                 for problem, outputs in zip(batch, answers, strict=True):
-                    texts = [o.text for o in outputs if o.finish != "error"]
-                    errors += [str(o.error) for o in outputs if o.finish == "error"]
+                    texts = [o.text for o in outputs if o.finish_reason != "error"]
+                    errors += [str(o.error) for o in outputs if o.finish_reason == "error"]
                     passed = sum(grade_problem(text, problem) for text in texts)
                     done[problem.id] = rate = Rate(problem, passed, len(texts), samples - len(texts))
-                    writer.write(_line(rate))
+                    writer.write_line(_line(rate))
                     bar.update()
     if errors:
         lost = f"{len(errors)} of {len(todo) * samples} samples failed and do not count"
@@ -169,15 +167,15 @@ def _sampled(
     teacher: Teacher, problems: Sequence[Problem], *, samples: int, max_tokens: int, prompt_suffix: str, seed: int
 ) -> list[list[TeacherOutput]]:
     """The teacher's answers to some problems, all at a time."""
-    contexts = [
-        Context(("filter", next(_rows)), [{"role": "user", "content": p.prompt(prompt_suffix)}], seed=number)
+    views = [
+        TeacherView([{"role": "user", "content": p.prompt(prompt_suffix)}], n=max_tokens, seed=number)
         for p in problems
         for number in (problem_seed(seed, f"{p.id}/{k}") for k in range(samples))
     ]
     try:
-        outputs = teacher.continue_(contexts, [max_tokens] * len(contexts))
+        outputs = complete(teacher, views)
     finally:
-        teacher.release([c.row for c in contexts])
+        teacher.release(views)
     return [outputs[i : i + samples] for i in range(0, len(outputs), samples)]
 
 

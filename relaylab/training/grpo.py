@@ -88,8 +88,9 @@ def train(
     if problems is None:
         problems = _problems(config)
     for teacher in teachers:
-        if probe := getattr(teacher, "probe", None):
-            probe()
+        server = teacher.probe() if hasattr(teacher, "probe") else None
+        if server is not None and not server.reachable:
+            raise ValueError(f"the teacher {teacher.name} cannot be reached: {server.error}")
     with workers.main_process_first():
         run = RunDir(config.output_dir, _bound(config, teachers, problems, names))
     if run.finished:
