@@ -58,7 +58,7 @@ def test_the_figures_of_a_trained_student():
             trace(c, "15", "705", correct=True),
             trace(d, "15", "705", teacher=slice(5, 7), correct=True),  # a call that was not needed
         ]
-    found = {m.name.split(",")[-1].strip(): m for m in measures(relay, alone, teacher, alone)}
+    found = {m.name.split(",")[-1].strip(): m for m in measures(relay, alone, teacher, alone).itertuples()}
     assert found["relay"].value == 0.75
     assert found["teacher alone"].value == 1
     assert found["gap recovered"].value == 0.5

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from relaylab.evaluation.published import Measured, claims, scorecard
-from relaylab.evaluation.scorecard import Names, measured
+from relaylab.evaluation.scorecard import CLAIMS, Measured, Names, measured, scorecard
 from relaylab.tasks.suites import SUITES
 from relaylab.training.run import read_config
 from relaylab.zoo.recipes import SIX
@@ -47,7 +46,7 @@ def table():
 
 def test_every_claim_has_an_answer_and_the_figures_are_the_definitions(table):
     found = measured(table)
-    assert set(found) == {c.id for c in claims()}
+    assert set(found) == {c.id for c in CLAIMS}
     # relay: 20 easy right, of the hard ones 10 by both students and 10 by one: (20 + 10 + 5) / 40
     assert found["gap-recovered"].value == pytest.approx(75.0)  # (87.5 - 50) / (100 - 50)
     assert found["relay-above-grpo"].value == pytest.approx(87.5 - 25)
