@@ -85,3 +85,25 @@ def strip_calls(text: str) -> str:
     '12*7=84'
     """
     return _CALL.sub(lambda m: m[0] if m[1] is None else "", text)
+
+
+# Controls, bidirectional and other invisible formatting, fillers, lone surrogates, non-characters, tag characters. The
+# joiners U+200C and U+200D stay: emoji and several scripts need them.
+HOSTILE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f"
+    "\u3164\ufeff\uffa0\ufff0-\ufffb\ufffe\uffff\ud800-\udfff\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
+    "\U000e0000-\U000e0fff]"
+)
+
+
+def visible(text: str, keep: str = "") -> str:
+    """A text of a model or a server, safe to print: characters that could steer a terminal or hide are written out.
+
+    Args:
+        text: any text.
+        keep: characters that are left alone.
+
+    >>> print(visible("a\\x1b[31m\\u202eb\\n"))
+    a\\x1b[31m\\u202eb\\n
+    """
+    return HOSTILE.sub(lambda m: m[0] if m[0] in keep else ascii(m[0])[1:-1], text)

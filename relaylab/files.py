@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -100,7 +100,8 @@ def locked(path: str | os.PathLike) -> Iterator[None]:
     Raises:
         ValueError: where another process does.
     """
-    lock = FileLock(f"{path}.lock", timeout=0)
+    path = Path(path)
+    lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=0)
     try:
         lock.acquire()
     except Timeout:
@@ -200,10 +201,16 @@ class LineWriter:
             self._lock.__exit__(None, None, None)
             raise
 
-    def write(self, line: str) -> None:
+    def write_line(self, line: str) -> None:
         """Append one line, which holds no line break."""
         self._file.write(line.encode() + b"\n")
         self._file.flush()
+
+    def replace_lines(self, lines: Iterable[str]) -> None:
+        """Let the file hold these lines, and nothing else, in one step."""
+        self._file.close()
+        write_whole(self.path, b"".join(line.encode() + b"\n" for line in lines))
+        self._file = open(self.path, "ab")  # noqa: SIM115
 
     def close(self) -> None:
         if not self._file.closed:

@@ -12,7 +12,7 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -24,10 +24,11 @@ MARKS = {"<|end|>": END, "<|begin|>": BEGIN}
 
 @dataclass(frozen=True)
 class Reply:
-    """What to answer instead of the truth. A ``body`` of None is the truth, under this status and after this delay."""
+    """What to answer instead of the truth. A ``body`` of None is the truth, under this status and after this delay; one
+    of chunks is sent as it comes, until the client leaves."""
 
     status: int = 200
-    body: dict | str | None = None
+    body: dict | str | Iterable[bytes] | None = None
     headers: dict[str, str] = field(default_factory=dict)
     delay: float = 0.0
     cut: int | None = None  # break the connection after this many bytes of the body; 0 sends nothing at all
@@ -76,17 +77,17 @@ class MisbehavingServer:
     Its dialect may be set at any time. writes: what it says, a text or a function of the request. models: that it has.
     token_prompts: takes ids, else 400. token_ids: gives ids back where asked. completions: has the endpoint, else 404.
     chat: what it makes of a begun answer: "new text", "repeats", "new turn" or "refused". strict: 422 for fields that
-    it does not know. usage: counts tokens. extra: tokens that it writes beyond ``max_tokens``. begins: puts a token
-    before a text. context: tokens, in its list of models.
+    it does not know. usage: counts tokens. extra: tokens that it writes beyond ``max_tokens``. begins: tokens that it
+    puts before a text. context: tokens, in its list of models. reasons: its chats hold no text.
     """
 
     def __init__(self) -> None:
         self.writes: str | Callable[[Request], str] = "and so on, " * 40
         self.models = ["m"]
         self.token_prompts = self.token_ids = self.completions = self.usage = True
-        self.strict = self.begins = False
+        self.strict = self.reasons = False
         self.chat = "new text"
-        self.extra = 0
+        self.extra = self.begins = 0
         self.context: int | None = None
         self.rule: Callable[[Request], Reply | None] = lambda request: None
         self.requests: list[Request] = []
@@ -173,15 +174,17 @@ class MisbehavingServer:
                 status, body = (reply.status, reply.body) if reply.body is not None else server._truth(request)
                 if reply.change is not None:
                     reply.change(body)
-                data = body.encode() if isinstance(body, str) else json.dumps(body).encode()
+                whole = isinstance(body, str | dict)
+                data = (body if isinstance(body, str) else json.dumps(body)).encode() if whole else b""
                 if reply.cut != 0:
                     self.send_response(reply.status if reply.status != 200 else status)
-                    headers = {"Content-Type": "application/json", "Content-Length": str(len(data))} | reply.headers
-                    for name, value in headers.items():
+                    headers = {"Content-Type": "application/json"} | reply.headers
+                    for name, value in (headers | ({"Content-Length": str(len(data))} if whole else {})).items():
                         self.send_header(name, value)
                     self.end_headers()
-                    self.wfile.write(data[: reply.cut])
-                if reply.cut is not None:
+                    for chunk in [data[: reply.cut]] if whole else body:
+                        self.wfile.write(chunk)
+                if reply.cut is not None or not whole:
                     self.close_connection = True
                     self.connection.shutdown(socket.SHUT_RDWR)
 
@@ -219,7 +222,10 @@ class MisbehavingServer:
         count = len(encode(request.prompt)) + 4 * len(body["messages"]) + (0 if going_on else 4)
         before = last["content"] if going_on and self.chat == "repeats" else ""
         return 200, self._body(
-            request, body, count, lambda text: {"message": {"role": "assistant", "content": before + text}}
+            request,
+            body,
+            count,
+            lambda text: {"message": {"role": "assistant", "content": None if self.reasons else before + text}},
         )
 
     def _body(self, request: Request, body: dict, prompt: int, wrap: Callable[[str], dict]) -> dict:

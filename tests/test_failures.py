@@ -56,7 +56,7 @@ def test_exclude_ends_the_row_and_no_other(student):
         else:
             assert trace.stop in ("end", "length")
     assert sum(t.stop == "excluded" for t in traces) == 2
-    assert not student.rows
+    assert not student.slots
 
 
 def test_raise_raises_with_every_row_as_far_as_it_came(student):
@@ -64,7 +64,7 @@ def test_raise_raises_with_every_row_as_far_as_it_came(student):
         relay(student, ScriptedTeacher(every_third), "raise").run(QUESTIONS)
     assert len(caught.value.traces) == 6
     assert all(len(t.completion_ids) >= 6 for t in caught.value.traces)
-    assert not student.rows
+    assert not student.slots
 
 
 FAULTS = {

@@ -302,7 +302,7 @@ def test_the_embedded_teacher_passes_what_is_easy_and_not_what_is_beyond(tmp_pat
     assert sum(r.passed for r in rates[:3]) >= 11
     assert sum(r.passed for r in rates[3:]) <= 1
     assert keep(rates) == asked[:3]
-    assert not teacher.engine.rows
+    assert not teacher.engine.slots
 
 
 def test_the_seed_decides_and_not_the_batch(tmp_path):

@@ -28,7 +28,7 @@ def connect(server):
     clients = []
 
     def connect(**options) -> Judge:
-        clients.append(APIClient(server.url, api_key=KEY, retries=1, backoff=0.01, max_backoff=0.02))
+        clients.append(APIClient(server.url, api_key=KEY, retries=1))
         return Judge(clients[-1], **{"max_requests": 10} | options)
 
     yield connect

@@ -83,10 +83,10 @@ def test_the_filter_keeps_what_the_teacher_solves_half_of_the_time(tmp_path, ask
     rates = load_rates(tmp_path / "run" / "rates.jsonl")
     assert {r.rate for r in rates if r.problem.suite == "depot"} == {0.5}
     # The same rates serve another threshold, and nobody is asked again.
-    asked_before = len(teacher.asked)
+    asked_before = len(teacher.requests)
     given = {"rates": str(tmp_path / "run" / "rates.jsonl"), "threshold": 0.6}
     train(student="warm", teacher="none", out=tmp_path / "other", count=18, filter=given)
-    assert len(teacher.asked) == asked_before
+    assert len(teacher.requests) == asked_before
     assert {p.suite for p in asked[1]["problems"]} == kept - {"depot"}
     with pytest.raises(ValueError, match=r"no rate of 9 problems"):
         train(student="warm", teacher="none", out=tmp_path / "more", count=27, filter=given)

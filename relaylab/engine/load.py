@@ -32,6 +32,7 @@ warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprec
 
 WEIGHTS = Path(__file__).parents[1] / "zoo" / "weights"
 MANIFEST = WEIGHTS / "manifest.json"
+RELAY_CONFIG = "relay_config.json"  # beside a trained student: the caps that it was trained with
 CONFIGS = ("config.json", "adapter_config.json")  # a directory with one of them is a model
 SAFE = {"use_safetensors": True, "trust_remote_code": False}
 
@@ -130,7 +131,7 @@ def _four_bit(dtype: torch.dtype, device: str) -> dict[str, Any]:
     return {"dtype": dtype, "quantization_config": config, "device_map": {"": device}} | SAFE
 
 
-def load_engine(name: str | Path, *, keep: int = 0, **options: Any) -> Engine:
+def load_engine(name: str | Path, **options: Any) -> Engine:
     """An engine over ``load_model(name, **options)``; its name says ``(4bit)`` where that is how it was loaded.
 
     A folder gives its own name, or that of the run it belongs to where it is a run's ``student``.
@@ -139,7 +140,7 @@ def load_engine(name: str | Path, *, keep: int = 0, **options: Any) -> Engine:
     path = Path(name).resolve()
     called = (path.parent.name if path.name == "student" else path.name) if Path(name).is_dir() else str(name)
     quantize = options.get("quantize")
-    return Engine(model, tokenizer, keep=keep, name=f"{called} ({quantize})" if quantize else called)
+    return Engine(model, tokenizer, name=f"{called} ({quantize})" if quantize else called)
 
 
 def embedded_tokenizer() -> PreTrainedTokenizerBase:
@@ -208,3 +209,9 @@ def changed() -> list[str]:
     """The embedded models whose files are not those of the manifest."""
     known = manifest()
     return [name for name, path in embedded().items() if known.get(name, {}).get("sha256") != checksum(path)]
+
+
+def relay_defaults(name: str | Path) -> dict[str, Any]:
+    """The settings of ``RelayConfig`` that a student was trained with: its ``relay_config.json``; empty without one."""
+    file = Path(resolve(name)) / RELAY_CONFIG
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}

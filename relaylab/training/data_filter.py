@@ -10,7 +10,6 @@ Lines: first the terms, then one problem a line with all of its fields, so that 
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import warnings
@@ -23,12 +22,11 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from relaylab.relay.pair import problem_seed
-from relaylab.relay.teachers import Context, NoTeacher, Teacher, TeacherOutput
+from relaylab.relay.teachers import NoTeacher, Teacher, TeacherOutput, TeacherView, complete
 from relaylab.tasks.answers import grade_problem
 from relaylab.tasks.suites import Problem, Step
 
 HEAD = {"kind": "pass rates", "version": 1}
-_rows = itertools.count()  # with "filter" before it: a relay's rows of the same teacher are plain numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +92,8 @@ def pass_rates(
     with open(out, "ab") as file, bar:
         for batch in (todo[i : i + size] for i in range(0, len(todo), size)):
             for problem, said in zip(batch, _sampled(teacher, batch, **sampling), strict=True):
-                answers = [c.text for c in said if c.finish != "error"]
-                errors += [str(c.error) for c in said if c.finish == "error"]
+                answers = [c.text for c in said if c.finish_reason != "error"]
+                errors += [str(c.error) for c in said if c.finish_reason == "error"]
                 passed = sum(grade_problem(text, problem) for text in answers)
                 done[problem.id] = rate = Rate(problem, passed, len(answers), samples - len(answers))
                 file.write(_line(rate))
@@ -161,11 +159,11 @@ def _sampled(
     for p in problems:
         messages = [{"role": "user", "content": p.prompt(suffix)}]
         for k in range(samples):
-            contexts.append(Context(("filter", next(_rows)), messages, seed=problem_seed(seed, f"{p.id}/{k}")))
+            contexts.append(TeacherView(messages, n=max_tokens, seed=problem_seed(seed, f"{p.id}/{k}")))
     try:
-        said = teacher.continue_(contexts, [max_tokens] * len(contexts))
+        said = complete(teacher, contexts)
     finally:
-        teacher.release([c.row for c in contexts])
+        teacher.release(contexts)
     return [said[i : i + samples] for i in range(0, len(said), samples)]
 
 

@@ -47,7 +47,6 @@ class PolicyModel:
         for trained, plain in self.layers:
             base = trained.get_base_layer().weight
             plain.weight.copy_(base.float() + trained.get_delta_weight(ADAPTER).float())
-        self.engine.forget()
 
 
 def _without_adapters(model: PeftModel) -> PreTrainedModel:

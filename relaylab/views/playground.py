@@ -17,7 +17,7 @@ import traitlets as t
 from relaylab.engine.engine import Engine
 from relaylab.engine.load import embedded, load_engine
 from relaylab.relay.config import RelayConfig
-from relaylab.relay.pair import KEEP, Pair, graded, load_teacher
+from relaylab.relay.pair import Pair, graded, load_teacher
 from relaylab.relay.relay import Stream
 from relaylab.relay.teachers import Teacher
 from relaylab.tasks.suites import SUITES, Problem, level_of, problem
@@ -131,7 +131,7 @@ class Playground(LiveView):
 
     def _engine(self, name: str) -> Engine:
         if not isinstance(self._students[name], Engine):
-            self._students[name] = load_engine(self._students[name], keep=KEEP)
+            self._students[name] = load_engine(self._students[name])
         return self._students[name]
 
     def _teacher(self, name: str) -> Teacher:

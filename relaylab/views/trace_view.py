@@ -176,7 +176,7 @@ def _result(call: Call) -> str:
     if call.status != "answered":
         return STATUS_WORDS.get(call.status, call.status)
     ends = {"stop": "answered, and ended the text", "length": "answered in full"}
-    return ends.get(call.finish or "", "answered" + (f", {call.finish}" if call.finish else ""))
+    return ends.get(call.finish_reason or "", "answered" + (f", {call.finish_reason}" if call.finish_reason else ""))
 
 
 def _call_table(trace: Trace) -> tuple[list[int], list[list[str]], dict[int, str]]:
