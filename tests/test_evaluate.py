@@ -68,7 +68,7 @@ def test_the_configuration_belongs_to_the_folder(tmp_path):
     table = run(tmp_path, ["relay"], 2, suffix="Box it.")  # a method more
     assert table["method"].tolist() == ["student"] * 4 + ["relay"] * 4
     for options in ({"seed": 3}, {"count": 3}, {"temperature": 1.0}, {"training": train}, {"suffix": ""}):
-        with pytest.raises(ValueError, match=f"{'problems' if 'count' in options else '|'.join(options)}.* was .*is "):
+        with pytest.raises(ValueError, match=f"{'problems' if 'count' in options else next(iter(options))} was "):
             run(tmp_path, ["relay"], **{"count": 2, "suffix": "Box it."} | options)
 
 

@@ -89,8 +89,8 @@ def evaluate(
         out,
         {
             "student": student,
-            "teacher": models.teacher.name if is_url(teacher) or not isinstance(teacher, str) else teacher,
-            "config": asdict(config),
+            "teacher": teacher if isinstance(teacher, str) and not is_url(teacher) else models.teacher.name,
+            **asdict(config),
             "samples": samples,
             "seed": seed,
             "training": _digest(training),
