@@ -151,6 +151,7 @@ def make_relay(
     """A relay. silent: the teacher takes over without a command. caps: max_calls, max_call_tokens, max_teacher_tokens,
     call_tokens (every call is granted so many)."""
     from relaylab.relay.relay import Relay
+
     if "call_tokens" in caps:
         caps["fixed_call_tokens"] = caps.pop("call_tokens")
     return Relay(

@@ -83,9 +83,6 @@ class Trace:
     config: dict[str, Any] = field(default_factory=dict)  # what decided it, where `Pair.decode` made it
 
     def __post_init__(self) -> None:
-        self.check()
-
-    def check(self) -> None:
         """Raise ValueError unless the parallel lists are of one length and the calls lie within them."""
         n = len(self.completion_ids)
         for name in ("source", "pieces", "logprobs", "entropies"):
@@ -97,6 +94,8 @@ class Trace:
         for call in self.calls:
             if not 0 <= call.start <= call.end <= call.end + call.delivered <= n:
                 raise ValueError(f"trace {self.id!r}: call {call} lies outside of its {n} tokens")
+
+    check = __post_init__  # again, after changes in place
 
     @property
     def text(self) -> str:

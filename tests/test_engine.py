@@ -167,7 +167,7 @@ def test_a_prompt_is_lent_only_while_it_is_there():
 
 def test_memory_that_runs_out_while_prompts_are_read_leaves_no_slot(monkeypatch):
     engine = make()
-    monkeypatch.setattr(engine, "_run", mock.Mock(side_effect=torch.OutOfMemoryError("none left")))
+    monkeypatch.setattr(engine, "_pass", mock.Mock(side_effect=torch.OutOfMemoryError("none left")))
     with pytest.raises(torch.OutOfMemoryError):
         engine.open_many([ids(5)] * 3)
     assert not engine.slots

@@ -127,29 +127,26 @@ class Engine:
         """
         if not all(prompts):
             raise ValueError("a slot needs at least one token to begin with")
-        donors = {s.prompt: s for s in self.slots if _has_read(s)}
         slots = [self.cache.place(ids) for ids in prompts]
         alike: dict[tuple[int, ...], list[CacheSlot]] = {}
         for slot in slots:
             alike.setdefault(slot.prompt, []).append(slot)
+        donors = {s.prompt: s for s in self.cache.at if s is not None and _has_read(s)}
         # 1) The first of each group reads its prompt, but for the last token, whose logits are wanted later.
-        first = [
-            g[0]
-            for prompt, g in alike.items()
-            if len(g) > 1 and 1 < len(prompt) <= self.context and prompt not in donors
-        ]
-        try:
+        first = [g[0] for prompt, g in alike.items() if len(g) > 1 and 1 < len(prompt) <= self.context]
+        first = [slot for slot in first if slot.prompt not in donors]
+        if first:
             for slot in first:
                 slot.ids.pop()
-            for group in _groups(first) if first else ():
-                self._run([first[i] for i in group], positions=1)
-        except BaseException:  # memory may run out
-            for slot in slots:
-                self.close(slot)
-            raise
-        for slot in first:
-            slot.ids.append(slot.prompt[-1])
-            donors[slot.prompt] = slot
+            try:
+                self.forward(first)
+            except BaseException:  # memory may run out
+                for slot in slots:
+                    self.close(slot)
+                raise
+            for slot in first:
+                slot.ids.append(slot.prompt[-1])
+                donors[slot.prompt] = slot
         # 2) The others get a copy of its cache.
         for prompt, group in alike.items():
             if (donor := donors.get(prompt)) and (others := [s for s in group if s is not donor]):
@@ -193,21 +190,19 @@ class Engine:
             raise ValueError(f"a sequence of {longest} tokens does not fit the model's context of {self.context}")
         if len(set(slots)) != len(slots):
             raise ValueError("a slot is named twice")
-        groups = _groups(slots)
-        parts = [self._run([slots[i] for i in group], positions, hidden) for group in groups]
-        order = torch.tensor([i for group in groups for i in group], device=self.device).argsort()
-        outputs = [torch.cat(p)[order] if len(p) > 1 else p[0] for p in zip(*parts)]
+        groups, parts = _groups(slots), []
+        for group in groups:
+            part, passes = [slots[i] for i in group], []
+            while part[0].pending:  # one pass, or as many as the tokens of a slot alone need
+                passes.append(self._pass(part, positions, hidden))
+            outputs = [torch.cat(p, 1)[:, -positions:] if len(p) > 1 else p[0] for p in zip(*passes)]
+            missing = positions - outputs[0].shape[1]
+            parts.append([nn.functional.pad(p, (0, 0, missing, 0)) if missing > 0 else p for p in outputs])
+        outputs = parts[0]
+        if len(groups) > 1:
+            order = torch.tensor([i for group in groups for i in group], device=self.device).argsort()
+            outputs = [torch.cat(p)[order] for p in zip(*parts)]
         return tuple(outputs) if hidden else outputs[0]
-
-    def _run(self, slots: list[CacheSlot], positions: int, hidden: bool = False) -> list[Tensor]:
-        """All pending tokens of a group: one pass, or as many as the tokens of a slot alone need."""
-        parts = []
-        while slots[0].pending:
-            parts.append(self._pass(slots, positions, hidden))
-        outputs = [torch.cat(p, 1)[:, -positions:] if len(p) > 1 else p[0] for p in zip(*parts)]
-        if (missing := positions - outputs[0].shape[1]) > 0:
-            outputs = [nn.functional.pad(p, (0, 0, missing, 0)) for p in outputs]
-        return outputs
 
     def _pass(self, slots: list[CacheSlot], positions: int, hidden: bool) -> list[Tensor]:
         """One forward pass: logits, and hidden states where they are wanted."""
@@ -250,7 +245,7 @@ class Engine:
         self.cache.aim(columns, length)
         mask = causal_mask(places, length, self.dtype)  # what padding sees is not looked at
         few = FewTokens() if self._large and ids.numel() <= FEW else nullcontext()
-        with _evaluating(self.model), few:
+        with _evaluating(self.model) if self.model.training else nullcontext(), few:
             logits, *states = self._outputs(ids, places, mask, keep, hidden)
         return [logits.float(), *states]
 
@@ -272,7 +267,7 @@ class Engine:
 @contextmanager
 def _evaluating(model: PreTrainedModel) -> Iterator[None]:
     """The model in evaluation mode; a trainer that holds it too gets it back as it was."""
-    training = [m for m in model.modules() if m.training] if model.training else []
+    training = [m for m in model.modules() if m.training]
     try:
         for module in training:
             module.training = False

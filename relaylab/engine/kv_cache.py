@@ -75,7 +75,7 @@ class KVCache(Cache):
         if slot.index < 0:
             return
         self.at[slot.index], slot.index, slot.cached = None, -1, 0
-        open_slots = self.slots
+        open_slots = [s for s in self.at if s is not None]
         columns = self.enough(max(len(s.ids) for s in open_slots)) if open_slots else 0
         if 4 * len(open_slots) * columns <= self.room * self.columns:
             self.to_front(open_slots)

@@ -6,8 +6,10 @@ engine may be the student's own (one model in both roles) and may have another t
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 
 import torch
 
@@ -51,12 +53,32 @@ class LocalTeacher:
 
         ``latency`` is the time of the passes that a view took part in, whatever else was done in between.
         """
-        ready: list[tuple[TeacherView, TeacherOutput]] = []
-        while (turns := [self._turns[v] for v in views if v in self._turns]) and not ready:
-            ready = self._step(turns)
+        turns = [self._turns[v] for v in views if v in self._turns]
+        ready: list[_TeacherTurn] = []
+        while turns and not ready:
+            started, error = time.perf_counter(), ""
+            try:
+                # 1) New turns read what is new. 2) Every turn that has room gets a token.
+                self._read([t for t in turns if t.history is None])
+                self._write([t for t in turns if not t.finish_reason])
+            except RuntimeError as raised:
+                if not _out_of_memory(raised):
+                    raise
+                error = (
+                    f"{self.name}: out of memory: {str(raised).splitlines()[0]}; lower the batch size or the context"
+                )
+            for turn in turns:
+                turn.latency += time.perf_counter() - started
+            if error:  # only here: within the handler, the exception still holds the failed pass
+                self.release([t.view for t in turns])
+                return [(t.view, TeacherOutput("", "error", latency=t.latency, error=error)) for t in turns]
+            ready = [t for t in turns if t.finish_reason]
             if not wait:
                 break
-        return ready
+        # 3) Complete turns are answers.
+        for turn in ready:
+            del self._turns[turn.view]
+        return [(t.view, self._output(t)) for t in ready]
 
     def release(self, views: Sequence[TeacherView]) -> None:
         for view in views:
@@ -64,50 +86,30 @@ class LocalTeacher:
             if history := self._histories.pop(view, None):
                 self.engine.close(history.slot)
 
-    def _step(self, turns: list[_TeacherTurn]) -> list[tuple[TeacherView, TeacherOutput]]:
-        started, error = time.perf_counter(), ""
-        try:
-            # 1) New turns read what is new. Prompts that come several times are read once.
-            self._begin([t for t in turns if t.history is None])
-            # 2) One token of every turn that has room.
-            if active := [t for t in turns if t.open(self.engine.context)]:
-                self._write(active)
-        except RuntimeError as raised:
-            if not _out_of_memory(raised):
-                raise
-            error = f"{self.name}: out of memory: {str(raised).splitlines()[0]}; lower the batch size or the context"
-        took = time.perf_counter() - started
-        for turn in turns:
-            turn.latency += took
-        if error:  # only here: within the handler, the exception still holds the failed pass
-            self.release([t.view for t in turns])
-            return [(t.view, TeacherOutput("", "error", latency=t.latency, error=error)) for t in turns]
-        # 3) Turns that are complete.
-        done = [t for t in turns if not t.open(self.engine.context)]
-        for turn in done:
-            del self._turns[turn.view]
-        return [(t.view, self._output(t)) for t in done]
-
-    def _begin(self, turns: list[_TeacherTurn]) -> None:
-        """Open a slot for each new view, and bring its history up to date; what it shares with its past is kept."""
+    def _read(self, turns: list[_TeacherTurn]) -> None:
+        """Bring the histories of new turns up to date. Prompts that come several times are read once."""
         engine = self.engine
         if new := [t.view for t in turns if t.view not in self._histories]:
             slots = engine.open_many([engine.prompt_ids(view.messages) for view in new])
-            self._histories.update((view, _History(slot)) for view, slot in zip(new, slots))
+            self._histories.update((view, _History(slot, list(slot.ids))) for view, slot in zip(new, slots))
         for turn in turns:
             turn.history = history = self._histories[turn.view]
             for segment in turn.view.segments[history.segments :]:
                 history.ids += segment.ids if segment.ids is not None else engine.text.encode(segment.text)
             history.segments = len(turn.view.segments)
             turn.begin, slot = len(history.ids), history.slot
-            pairs = enumerate(zip(slot.ids, history.ids))
-            same = next((i for i, (a, b) in pairs if a != b), min(len(slot.ids), len(history.ids)))
-            engine.crop(slot, same)
-            engine.extend(slot, history.ids[same:])
-            if not slot.pending:  # called again without new text: the last token's distribution is needed once more
+            if slot.ids != history.ids[: len(slot.ids)]:  # what the teacher wrote was cut: keep what is the same
+                engine.crop(slot, next(i for i, (a, b) in enumerate(zip(slot.ids, [*history.ids, -1])) if a != b))
+            slot.ids += history.ids[len(slot.ids) :]
+            if slot.cached == len(slot.ids):  # called again without new text: the last token is run once more
                 slot.cached -= 1
+            if len(slot.ids) > engine.context:
+                turn.finish_reason = "length"
 
     def _write(self, turns: list[_TeacherTurn]) -> None:
+        """One token for each of these turns; those with their last one have a ``finish_reason``."""
+        if not turns:
+            return
         tokens = sample(
             self.engine.forward([t.history.slot for t in turns])[:, -1],
             temperatures=[self.temperature] * len(turns),
@@ -116,11 +118,14 @@ class LocalTeacher:
             top_k=self.top_k,
         )
         for turn, token in zip(turns, tokens):
+            slot = turn.history.slot
             if token in self.engine.end_ids:
                 turn.finish_reason = "stop"
-            else:
-                turn.ids.append(token)
-                self.engine.extend(turn.history.slot, [token])
+                continue
+            turn.ids.append(token)
+            slot.ids.append(token)
+            if len(turn.ids) == turn.view.n or len(slot.ids) > self.engine.context:
+                turn.finish_reason = "length"
 
     def _output(self, turn: _TeacherTurn) -> TeacherOutput:
         text, ids = self.engine.text, turn.ids
@@ -141,24 +146,26 @@ def _out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or any(t in str(error) for t in texts)
 
 
+@dataclass(slots=True)
 class _History:
     """A view that the teacher has met: its slot, and the ids of its prompt and of the segments taken in so far."""
 
-    def __init__(self, slot: CacheSlot):
-        self.slot, self.ids, self.segments = slot, list(slot.ids), 0
+    slot: CacheSlot
+    ids: list[int]
+    segments: int = 0
 
 
+@dataclass(eq=False)
 class _TeacherTurn:
-    """One view to continue by ``view.n`` tokens."""
+    """One view to continue by ``view.n`` tokens. ``begin``: tokens of the teacher's view before its answer."""
 
-    def __init__(self, view: TeacherView):
-        self.view, self.history = view, None
-        self.ids: list[int] = []
-        self.begin = 0  # tokens of the teacher's view before its answer
-        self.finish_reason: FinishReason = "length"
-        self.latency = 0.0
-        self.uniforms = Uniforms(view.seed, stream=1)
+    view: TeacherView
+    history: _History | None = None
+    begin: int = 0
+    ids: list[int] = field(default_factory=list)
+    finish_reason: FinishReason | None = None  # once it is complete
+    latency: float = 0.0
 
-    def open(self, context: int) -> bool:
-        """Whether a token is still to come."""
-        return self.finish_reason == "length" and len(self.ids) < self.view.n and len(self.history.slot.ids) <= context
+    @functools.cached_property
+    def uniforms(self) -> Uniforms:
+        return Uniforms(self.view.seed, stream=1)

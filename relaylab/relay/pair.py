@@ -88,7 +88,7 @@ class Pair:
             ValueError: where two problems share an id, and where the file was made by another pair, with another
                 configuration (see ``Trace.config``), or has another question or answer under the same id.
         """
-        chosen = [p if isinstance(p, Problem) else Problem(f"question-{i}", p, "") for i, p in enumerate(problems)]
+        chosen = [p if isinstance(p, Problem) else Problem(f"question-{i}", "", p, "") for i, p in enumerate(problems)]
         if twice := [name for name, count in Counter(p.id for p in chosen).items() if count > 1]:
             raise ValueError(f"the problem {twice[0]!r} comes twice; ids must differ")
         chosen = files.shard(chosen, shard)
@@ -189,9 +189,8 @@ def load_teacher(
     if is_url(name):
         from relaylab.relay.api_teacher import APITeacher  # the client is slow to import and seldom needed
 
-        url, _, served = name.partition("#")
         own = load_tokenizer(tokenizer) if tokenizer else None
-        return APITeacher(url, model or served or None, tokenizer=own, temperature=temperature, **options)
+        return APITeacher(name, model, tokenizer=own, temperature=temperature, **options)
     return LocalTeacher(load_engine(name, **options), temperature=temperature)
 
 

@@ -198,18 +198,24 @@ class Stream(Iterator[Event]):
 
     def _decode(self) -> Iterator[Event]:
         relay, queue, live = self._relay, self._sequences[::-1], list[Sequence]()
+        student, teacher = relay.student, relay.teacher
         try:
             for step in count():
                 # 1) Fill the batch. A prompt that comes several times is read once.
-                fresh = [queue.pop() for _ in range(min(len(queue), relay.batch_size - len(live)))]
-                live += fresh
-                self._open(fresh)
+                if fresh := [queue.pop() for _ in range(min(len(queue), relay.batch_size - len(live)))]:
+                    live += fresh
+                    for s, slot in zip(fresh, student.open_many([s.prompt_ids for s in fresh])):
+                        s.slot = slot
+                        student.extend(slot, s.ids)
                 if not live:
                     return
+                for s in live:
+                    if s.turn == "student" and len(s.slot.ids) > student.context:
+                        s.finish("context")
                 # 2) The student writes one token of every sequence whose turn it has. A pass over a few sequences with
                 #    teacher text to read costs as much as one over all, so in a large batch these wait for each other.
                 gather = step % GATHER == 0 or len(live) < MANY
-                able = [s for s in live if s.turn == "student" and self._fits(s)]
+                able = [s for s in live if s.turn == "student"]
                 active = [s for s in able if gather or s.slot.pending == 1] or able
                 if active:
                     yield from self._student_step(active)
@@ -219,30 +225,16 @@ class Stream(Iterator[Event]):
                 # 4) Finished sequences give their caches back.
                 for s in [s for s in live if s.turn == "done"]:
                     live.remove(s)
-                    self._close(s)
-                    yield Done(s.index, s.trace(relay.student.name, relay.teacher.name))
+                    student.close(s.slot)
+                    teacher.release([s.view])
+                    yield Done(s.index, s.trace(student.name, teacher.name))
         finally:
-            self._interrupt()
+            if live:  # closed early, or an error
+                self._interrupt()
             for s in live:
-                self._close(s)
-
-    def _open(self, fresh: list[Sequence]) -> None:
-        if fresh:
-            for s, slot in zip(fresh, self._relay.student.open_many([s.prompt_ids for s in fresh])):
-                s.slot = slot
-                slot.ids += s.ids
-
-    def _close(self, s: Sequence) -> None:
-        if s.slot is not None:
-            self._relay.student.close(s.slot)
-        self._relay.teacher.release([s.view])
-
-    def _fits(self, s: Sequence) -> bool:
-        if len(s.slot.ids) > self._relay.student.context:
-            s.finish("context")
-        elif s.room <= 0:
-            s.finish("length")
-        return s.turn == "student"
+                if s.slot is not None:
+                    student.close(s.slot)
+                teacher.release([s.view])
 
     # The student's step -----------------------------------------------------------------------------------------------
 
@@ -258,33 +250,33 @@ class Stream(Iterator[Event]):
             output = relay.student.forward([s.slot for s in part], positions=max(wanted), hidden=hidden)
             logits, states = output if hidden else (output, None)
             before = [len(s.ids) for s in part]
-            # 1) Where a call rule or a fork wants a call, it is written; all others draw their next token.
-            called = self._calls(part, logits[:, -1], states)
-            drawing = [i for i, done in enumerate(called) if not done]
+            # 1) Where a call rule or a fork wants a call, it is written.
+            called = set()
+            if relay.call_rule or any(s.forced_call is not None for s in part):
+                called = self._calls(part, logits[:, -1], states)
+            # 2) All others draw their next token.
+            drawing = [i for i in range(len(part)) if i not in called]
             if drawing:
-                self._draw(
-                    [part[i] for i in drawing], logits[:, -1] if len(drawing) == len(part) else logits[drawing, -1]
+                rows, config = [part[i] for i in drawing], relay.config
+                tokens = sample(
+                    logits[:, -1] if len(rows) == len(part) else logits[drawing, -1],
+                    temperatures=[config.temperature] * len(rows),
+                    uniforms=[s.uniforms[len(s.ids)] if config.temperature > 0 else 0.0 for s in rows],
+                    top_p=config.top_p,
+                    top_k=config.top_k,
+                    forbidden=self._forbidden(rows)
+                    if relay.forbid_calls or any(s.no_call_before for s in rows)
+                    else None,
                 )
-            # 2) The student will read what was written.
+                for s, token in zip(rows, tokens):
+                    s.write_student(token)
+            # 3) The student will read what was written.
             for s, start in zip(part, before):
                 relay.student.extend(s.slot, s.ids[start:])
             if relay.record:
                 _record(part, before, wanted, logits)
             for s, start in zip(part, before):
                 yield from self._tokens(s, start)
-
-    def _draw(self, sequences: list[Sequence], logits: torch.Tensor) -> None:
-        config = self._relay.config
-        tokens = sample(
-            logits,
-            temperatures=[config.temperature] * len(sequences),
-            uniforms=[s.uniforms[len(s.ids)] if config.temperature > 0 else 0.0 for s in sequences],
-            top_p=config.top_p,
-            top_k=config.top_k,
-            forbidden=self._forbidden(sequences),
-        )
-        for s, token in zip(sequences, tokens):
-            s.write_student(token)
 
     def _forbidden(self, sequences: list[Sequence]) -> dict:
         """Tokens that must not come: those that would begin a call where none may, and the token that a fork bans."""
@@ -298,11 +290,11 @@ class Stream(Iterator[Event]):
                     bans[i][s.banned[1]] = True
         return bans
 
-    def _calls(self, part: list[Sequence], logits: torch.Tensor, states: torch.Tensor | None) -> list[bool]:
-        """Write the calls that a fork or the call rule wants; which sequences got one."""
+    def _calls(self, part: list[Sequence], logits: torch.Tensor, states: torch.Tensor | None) -> set[int]:
+        """Write the calls that a fork or the call rule wants. Returns which sequences got one."""
         rule = self._relay.call_rule if not self._relay.forbid_calls else None
         entropies = token_statistics(logits)[1].tolist() if rule and rule.uses_entropy else [None] * len(part)
-        called = []
+        called = set()
         for i, s in enumerate(part):
             n, s.forced_call, forked = s.forced_call, None, s.forced_call is not None
             if rule and not forked and s.may_call():
@@ -310,14 +302,15 @@ class Stream(Iterator[Event]):
                 n = rule(
                     StepState(len(s.ids), s.since_call, len(s.closed_calls), entropies[i], s.seed, logits[i], state)
                 )
-            if n is not None and s.config.write_call:
-                called.append(s.append_call(n))
-            elif n is not None:
+            if n is None:
+                continue
+            if s.config.write_call:
+                if s.append_call(n):
+                    called.add(i)
+            else:
                 s.silent_call(n)
                 s.slot.cached -= 1  # nothing was written: the last token is run again, with the teacher's after it
-                called.append(True)
-            else:
-                called.append(False)
+                called.add(i)
         return called
 
     def _tokens(self, s: Sequence, before: int) -> Iterator[Event]:

@@ -183,11 +183,12 @@ class Sequence:
         """
         call, self.waiting, self.submitted = self.waiting, None, False
         assert call is not None
-        call.teacher, call.latency, call.error = teacher, output.latency, output.error
-        if output.error is not None:
+        call.teacher, call.latency, call.error = teacher, output.latency, output.error or self._fault(output)
+        if call.error is not None:
             call.status = "failed"
         else:
-            allowed = min(self._allowance(), call.granted if self._shared else self.room)
+            # The caps were applied when the call was granted; another tokenizer counts other tokens.
+            allowed = call.granted if self._shared else self._allowance()
             exact = self._shared and output.ids is not None
             every = list(output.ids) if exact else self._text.encode(output.text)
             ids = every[:allowed]
@@ -201,6 +202,14 @@ class Sequence:
         elif self.room <= 0:
             self.finish("length")
         return call
+
+    def _fault(self, output: TeacherOutput) -> str | None:
+        """What makes an output useless, whoever made it: no text and no end, unknown ids, text that is no Unicode."""
+        if not output.text and not output.ids and output.finish_reason == "length":
+            return "the teacher wrote nothing and did not end the answer"
+        if self._shared and not all(0 <= i < len(self._text.bytes) for i in output.ids or ()):
+            return "the teacher's ids are outside of the tokenizer"
+        return None if output.text.isascii() or _is_unicode(output.text) else "the teacher's text is not valid Unicode"
 
     def _take(self, ids: list[int], text: str, own: tuple[int, ...] | None) -> None:
         """Tokens of the teacher: the student's ids for them, and its own where they are known."""
@@ -270,6 +279,8 @@ class Sequence:
                 setattr(self, name, list(getattr(trace, name)[:at]))
         if ended:
             self.finish(trace.stop)
+        elif self.turn == "student" and self.room <= 0:
+            self.finish("length")
 
     def _give(self, ids: list[int]) -> None:
         """Tokens of the student whose calls are known already."""
@@ -303,3 +314,11 @@ class Sequence:
             student=student,
             teacher=teacher,
         )
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # a lone surrogate
+        return False
+    return True
