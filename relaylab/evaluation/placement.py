@@ -222,12 +222,12 @@ def agreement_frame(runs: Mapping[str, Sequence[Trace]]) -> pd.DataFrame:
     names = _check(runs)
     if len(names) < 2:
         raise ValueError("agreement takes the traces of at least two teachers")
-    calls = {name: calls_frame(runs[name]).query("status == 'answered'") for name in names}
+    calls = {name: calls_frame(runs[name]).query("status == 'answered'").astype({"first": bool}) for name in names}
     firsts = {name: c[c["first"]].set_index("trace")["start"] for name, c in calls.items()}
     lines = {name: set(zip(c["trace"], c["line"])) for name, c in ((n, c[~c["first"]]) for n, c in calls.items())}
     rows = []
     for a, b in combinations(names, 2):
-        pairs = pd.concat([firsts[a], firsts[b]], axis=1, keys="ab")  # a row for each problem with a call in one
+        pairs = pd.concat([firsts[a], firsts[b]], axis=1, keys=["a", "b"])  # a row for each problem with a call in one
         later = len(lines[a] | lines[b])
         rows.append(
             {

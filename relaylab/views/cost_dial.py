@@ -11,7 +11,7 @@ import html
 import math
 from dataclasses import asdict, replace
 
-from relaylab.evaluation.cost import MEASURES, CostTerms, roofline, sweep
+from relaylab.evaluation.cost import MEASURES, Prices, cost_sweep, roofline
 from relaylab.views.cost_figures import NAMES
 from relaylab.views.frontend import fragment
 from relaylab.views.theme import Html
@@ -20,7 +20,7 @@ CALL_TOKENS = (1, 10, 100)  # of the three lines
 LONGEST = 20_000  # tokens of a response: every call of it is stepped through at each move of a slider
 
 
-def example_terms() -> CostTerms:
+def example_terms() -> Prices:
     """The terms of the worked example in docs/cost.md: 1.7B and 8B on an H100's data sheet; assumed prices and delay.
 
     >>> example_terms().teacher.output_price
@@ -29,11 +29,11 @@ def example_terms() -> CostTerms:
     card = dict(flops=989e12, bandwidth=3.35e12)
     student = replace(roofline(1.7e9, **card), input_price=0, output_price=0)
     teacher = replace(roofline(8e9, **card), input_price=1, cached_price=0.25, output_price=4)
-    return CostTerms(student=student, teacher=teacher, network_delay=0.05)
+    return Prices(student=student, teacher=teacher, network_delay=0.05)
 
 
 def cost_dial(
-    terms: CostTerms | None = None,
+    terms: Prices | None = None,
     *,
     prompt: int = 150,
     tokens: int = 1000,
@@ -65,7 +65,7 @@ def cost_dial(
         raise ValueError(f"{calls} calls of {call_tokens} tokens do not fit into {tokens}; both are 1 or more")
     shape = {"prompt": prompt, "tokens": tokens, "command_tokens": command_tokens}
     delays, batches = [terms.network_delay], [terms.teacher.batch]
-    row = sweep(
+    row = cost_sweep(
         terms, **shape, calls=[calls], call_tokens=[call_tokens], network_delays=delays, caches=[terms.cache],
         batches=batches,
     ).iloc[0]  # fmt: skip
@@ -93,7 +93,7 @@ def _plural(n: int, noun: str) -> str:
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
-def _settings(terms: CostTerms) -> str:
+def _settings(terms: Prices) -> str:
     """What the dial begins with, in words."""
     cache = "keeps its cache between calls" if terms.cache else "reads everything again at each call"
     told = [f"The teacher {cache}; a hand-off takes {terms.network_delay:g} s."]
