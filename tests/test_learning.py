@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 
-from relaylab.evaluation.learning import calls_at, hard_kinds, measures, step_accuracy
+from relaylab.evaluation.learning import calls_at, hard_kinds, step_accuracy
 from relaylab.trace import Call, Trace
+
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+from learning import measures
 
 STEPS = [{"expression": "12+3", "result": 15, "kind": "sum"}, {"expression": "15*47", "result": 705, "kind": "product"}]
 

@@ -1,19 +1,13 @@
-"""What a student has learned about calling: is it right more often, and does it call where it must and nowhere else?
-
-Traces of the same problems are compared, all greedy: the trained student with its teacher (*relay*), the untouched
-student (*alone*), the *teacher* alone, and the trained student with calls forbidden (*free*).
-"""
+"""Steps of worked solutions in answers: which the student gets right alone, and at which it calls."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
-import pandas as pd
 
-from relaylab.evaluation.stats import interval
-from relaylab.trace import TEACHER, Trace
+from relaylab.trace import Trace
 
 Traces = Sequence[Trace]
 HARD_BELOW = 0.75  # a kind of step is hard if the untouched student gets it right less often
@@ -68,53 +62,3 @@ def result_digits(trace: Trace) -> dict[int, set[int]]:
             after = c == "=" or (after and (c.isdigit() or c == " "))
             line += c == "\n"
     return digits
-
-
-def measures(
-    relay: Traces | Sequence[Traces], alone: Traces, teacher: Traces, free: Traces | Sequence[Traces], *, seed: int = 0
-) -> pd.DataFrame:
-    """The figures of a trained student, or of several (one per seed) together: name, value, low, high; shares in 0..1.
-
-    Args:
-        relay: traces of one student, or a list of those of several; all traces are of the same problems in one order.
-        alone: of the untouched student.
-        teacher: of the teacher.
-        free: as ``relay``, with calls forbidden.
-        seed: of the bootstrap, which draws problems and with each all students' answers.
-
-    Raises:
-        ValueError: if the problems differ, or the teacher is not better than the student.
-    """
-    relays, frees = ([t] if isinstance(t[0], Trace) else list(t) for t in (relay, free))
-    ids = [t.id for t in alone]
-    if len(relays) != len(frees) or any([t.id for t in other] != ids for other in (*relays, teacher, *frees)):
-        raise ValueError("the traces are not of the same problems in the same order")
-    kinds = hard_kinds(alone)
-
-    def column(students: Sequence[Traces], value: Callable[[Trace], float]) -> np.ndarray:  # (students, problems)
-        return np.array([[value(t) for t in traces] for traces in students], dtype=float)
-
-    a, b, r, f = (column(x, lambda t: bool(t.correct)) for x in ([alone], [teacher], relays, frees))
-    written, length = column(relays, lambda t: t.count(TEACHER)), column(relays, lambda t: len(t.completion_ids))
-    called, calls = column(relays, lambda t: bool(t.answered)), column(relays, lambda t: len(t.answered))
-    hits = column(relays, lambda t: sum(calls_at(t, kinds)))
-    if b.mean() <= a.mean():
-        raise ValueError("the teacher is not better than the student alone; there is no gap to recover")
-
-    def share(part: np.ndarray, whole: np.ndarray) -> Callable[[np.ndarray], float]:
-        return lambda i: part[:, i].sum() / max(1, whole[:, i].sum())
-
-    figures = {
-        "accuracy, student alone (untouched)": lambda i: a[:, i].mean(),
-        "accuracy, trained student with calls forbidden": lambda i: f[:, i].mean(),
-        "accuracy, relay": lambda i: r[:, i].mean(),
-        "accuracy, teacher alone": lambda i: b[:, i].mean(),
-        "gap recovered": lambda i: (r[:, i].mean() - a[:, i].mean()) / (b[:, i].mean() - a[:, i].mean()),
-        "teacher tokens of all tokens": share(written, length),
-        "mean call ratio of a response": lambda i: (written[:, i] / length[:, i]).mean(),
-        "called, of problems that it fails alone": share(called * (1 - f), 1 - f),
-        "called, of problems that it solves alone": share(called * f, f),
-        "calls at a hard step": share(hits, calls),
-    }
-    rows = [(name, interval(statistic, len(ids), seed=seed)) for name, statistic in figures.items()]
-    return pd.DataFrame([{"name": n, "value": x.value, "low": x.low, "high": x.high} for n, x in rows])

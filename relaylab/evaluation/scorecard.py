@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -47,9 +47,6 @@ def random_router(base: float, teacher: float, p: float) -> float:
 def matched_p(base: float, teacher: float, accuracy: float) -> float:
     """The probability with which a random router reaches ``accuracy``; it is its share of teacher tokens.
 
-    Raises:
-        ValueError: if the teacher is not better than the base, or the accuracy not between the two.
-
     >>> round(matched_p(42.50, 54.12, 49.52), 3)  # as accurate as the 1.7B relay
     0.604
     """
@@ -65,12 +62,7 @@ def matched_p(base: float, teacher: float, accuracy: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """The label of each system in our table.
-
-    ``relay`` and ``free`` are the full method with and without its teacher. ``weak``, ``small`` and ``strong`` are the
-    relay with another teacher: the untouched student, a smaller and a larger model. ``transfer`` and ``transfer_grpo``
-    are trained without the suites ``unseen``.
-    """
+    """The label of each system in our table. ``relay`` and ``free`` are the full method with and without its teacher."""
 
     base: str = "student"
     teacher: str = "teacher"
@@ -83,61 +75,67 @@ class Names:
     no_bonus: str = "relay:student=relay-no-bonus"
     no_exploration: str = "relay:student=relay-no-exploration"
     fixed: str = "fixed"
-    weak: str = "relay:teacher=student"
-    small: str = "relay:teacher=teacher-small"
-    strong: str = "relay:teacher=teacher-large"
-    transfer: str = "relay:student=relay-six"
+    weak: str = "relay:teacher=student"  # the relay with the untouched student as its teacher,
+    small: str = "relay:teacher=teacher-small"  # with a smaller one than in training,
+    strong: str = "relay:teacher=teacher-large"  # with a larger one
+    transfer: str = "relay:student=relay-six"  # trained without the suites ``unseen``
     transfer_grpo: str = "grpo:student=grpo-six"
     unseen: tuple[str, ...] = ("sharing", "convoy", "harvest")
 
 
-Value = Callable[[str], float]  # a system of ``Names`` -> its accuracy, or its mean call ratio, in %
+# Formulas: of accuracy and mean call ratio in %, both functions of a system. Their docstring shows them to people.
+Value = Callable[[str], float]
+
+
+def _better(accuracy: Value, ratio: Value, a: str, b: str) -> float:
+    """{0} - {1}"""
+    return accuracy(a) - accuracy(b)
+
+
+def _calls_more(accuracy: Value, ratio: Value, a: str, b: str) -> float:
+    """rho of {0} - rho of {1}"""
+    return ratio(a) - ratio(b)
+
+
+def _gap(accuracy: Value, ratio: Value, relay: str, base: str, teacher: str) -> float:
+    """({0} - {1}) / ({2} - {1})"""
+    return 100 * (accuracy(relay) - accuracy(base)) / max(accuracy(teacher) - accuracy(base), 1e-7)
+
+
+def _router_accuracy(accuracy: Value, ratio: Value, relay: str, base: str, teacher: str) -> float:
+    """{0} - {1} - rho ({2} - {1})"""
+    return accuracy(relay) - accuracy(base) - ratio(relay) / 100 * (accuracy(teacher) - accuracy(base))
+
+
+def _router_cost(accuracy: Value, ratio: Value, relay: str, base: str, teacher: str) -> float:
+    """1 - rho / p of the matched router"""
+    return 100 * (1 - ratio(relay) / max(_gap(accuracy, ratio, relay, base, teacher), 1e-9))
+
+
+def _peak(accuracy: Value, ratio: Value, relay: str, *others: str) -> float:
+    """{0} - best of the other teachers"""
+    return accuracy(relay) - max(map(accuracy, others))
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A claim of the paper: a difference that should be above 0.
-
-    Args:
-        id: short name.
-        text: what is claimed.
-        difference: what is subtracted from what.
-        source: table or figure of the paper.
-        value: the difference, a function of accuracies and call ratios of systems.
-        part: of the problems: ``all``, ``easy``, ``hard`` or ``unseen``.
-        unit: ``points``, or ``%`` for a share.
-        published: whether the paper has a number for it.
-    """
+    """A claim of the paper: a formula of some systems (of ``Names``) that should be above 0 on a part of the problems."""
 
     id: str
-    text: str
-    difference: str
     source: str
-    value: Callable[[Value, Value], float]
+    text: str
+    formula: Callable[..., float]
+    systems: tuple[str, ...]
     part: str = "all"
     unit: str = "points"
-    published: bool = True
 
     @property
     def paper(self) -> float | None:
-        """The paper's value for 1.7B with the 8B teacher, computed from its tables."""
-        if not self.published:
+        """The paper's value for 1.7B with the 8B teacher, computed from its tables; None if it prints none."""
+        if self.source == "figure 3":
             return None
-        return self.value(
-            lambda s: _published(s, self.part, "accuracy"), lambda s: _published(s, self.part, "call ratio")
-        )
-
-    @property
-    def needs(self) -> list[str]:
-        """The systems of ``Names`` that it compares."""
-        names: dict[str, None] = {}
-
-        def note(system: str) -> float:
-            names.setdefault(system)
-            return 1.0
-
-        self.value(note, note)
-        return list(names)
+        values = (partial(_published, part=self.part, metric=metric) for metric in ("accuracy", "call ratio"))
+        return self.formula(*values, *self.systems)
 
 
 def _published(system: str, part: str, metric: str) -> float:
@@ -149,80 +147,46 @@ def _published(system: str, part: str, metric: str) -> float:
     return table.drop_duplicates("set")["value"].mean()
 
 
-def _less(a: str, b: str) -> Callable[[Value, Value], float]:
-    return lambda accuracy, ratio: accuracy(a) - accuracy(b)
-
-
-def _fewer(a: str, b: str) -> Callable[[Value, Value], float]:
-    return lambda accuracy, ratio: ratio(b) - ratio(a)
-
-
-def _gap(accuracy: Value, ratio: Value) -> float:
-    base, teacher, relay = (accuracy(s) for s in ("base", "teacher", "relay"))
-    return 100 * (relay - base) / max(teacher - base, 1e-7)
-
-
-def _resource(accuracy: Value, ratio: Value) -> float:
-    base, teacher, relay = (accuracy(s) for s in ("base", "teacher", "relay"))
-    return relay - base - ratio("relay") / 100 * (teacher - base)
-
-
-def _router_cost(accuracy: Value, ratio: Value) -> float:
-    return 100 * (1 - ratio("relay") / max(_gap(accuracy, ratio), 1e-9))
-
-
-def _peak(accuracy: Value, ratio: Value) -> float:
-    return accuracy("relay") - max(accuracy(s) for s in ("weak", "small", "strong"))
-
-
+_THREE = ("relay", "base", "teacher")
 CLAIMS = (
-    Claim("relay-above-grpo", "The relay is more accurate than plain GRPO", "relay - GRPO",
-          "table 1", _less("relay", "grpo")),
-    Claim("grpo-above-base", "Plain GRPO is more accurate than the base", "GRPO - base",
-          "table 1", _less("grpo", "base")),
-    Claim("gap-recovered", "The relay recovers a part of the gap to the teacher", "(relay - base) / (teacher - base)",
-          "table 1", _gap, unit="%"),
-    Claim("router-resource", "More accurate than a random router with as many teacher tokens",
-          "relay - base - rho (teacher - base)", "abstract", _resource),
-    Claim("router-cost", "Fewer teacher tokens than a random router of the same accuracy",
-          "1 - rho / p of the matched router", "abstract", _router_cost, unit="%"),
-    Claim("citer-accuracy", "More accurate than CITER", "relay - CITER", "table 1", _less("relay", "citer")),
-    Claim("citer-ratio", "Fewer teacher tokens than CITER", "rho of CITER - rho of the relay",
-          "table 1", _fewer("relay", "citer")),
-    Claim("transfer-base", "On unseen benchmarks the relay is above the base", "relay - base",
-          "table 2", _less("transfer", "base"), part="unseen"),
-    Claim("transfer-grpo", "On unseen benchmarks the relay is above plain GRPO", "relay - GRPO",
-          "table 2", _less("transfer", "transfer_grpo"), part="unseen"),
-    Claim("filter-accuracy", "The data filter raises accuracy", "full - no filter",
-          "table 3", _less("relay", "no_filter")),
-    Claim("filter-ratio", "The data filter saves teacher tokens", "rho of no filter - rho of full",
-          "table 3", _fewer("relay", "no_filter")),
-    Claim("bonus-accuracy", "The independence bonus raises accuracy", "full - no bonus",
-          "table 3", _less("relay", "no_bonus")),
-    Claim("bonus-ratio", "The independence bonus saves teacher tokens", "rho of no bonus - rho of full",
-          "table 3", _fewer("relay", "no_bonus")),
-    Claim("exploration-accuracy", "The exploration reward raises accuracy", "full - no exploration",
-          "table 3", _less("relay", "no_exploration")),
-    Claim("exploration-ratio", "The exploration reward makes the student call more",
-          "rho of full - rho of no exploration", "table 3", _fewer("no_exploration", "relay")),
-    Claim("difficulty-accuracy", "The difficulty-aware reward is more accurate than the simple one",
-          "difficulty-aware - simple", "table 1", _less("relay", "simple")),
-    Claim("difficulty-ratio", "The difficulty-aware reward calls more than the simple one",
-          "rho of difficulty-aware - rho of simple", "table 1", _fewer("simple", "relay")),
-    Claim("free-easy", "On easy problems the relay student is above GRPO even without its teacher",
-          "relay without teacher - GRPO", "table 4", _less("free", "grpo"), part="easy"),
-    Claim("free-hard", "On hard problems the relay student needs its teacher", "with teacher - without",
-          "table 4", _less("relay", "free"), part="hard"),
-    Claim("free-hard-grpo", "On hard problems and without its teacher it is below GRPO",
-          "GRPO - relay without teacher", "table 4", _less("grpo", "free"), part="hard"),
-    Claim("swap-peak", "Swapped at inference, the teacher of the training is the best",
-          "training teacher - best of the others", "figure 3", _peak, published=False),
-    Claim("swap-weak", "Even a weak teacher is better than none", "weakest teacher - none",
-          "figure 3", _less("weak", "free"), published=False),
-    Claim("length-accuracy", "A learned call length is more accurate than a fixed one of 20", "learned n - n = 20",
-          "table 5", _less("relay", "fixed")),
-    Claim("length-ratio", "A learned call length takes fewer teacher tokens than a fixed one of 20",
-          "rho of n = 20 - rho of learned n", "table 5", _fewer("relay", "fixed")),
+    Claim("relay-above-grpo", "table 1", "The relay is more accurate than plain GRPO", _better, ("relay", "grpo")),
+    Claim("grpo-above-base", "table 1", "Plain GRPO is more accurate than the base", _better, ("grpo", "base")),
+    Claim("gap-recovered", "table 1", "The relay recovers a part of the gap to the teacher", _gap, _THREE, unit="%"),
+    Claim("router-resource", "abstract", "More accurate than a random router with as many teacher tokens",
+          _router_accuracy, _THREE),
+    Claim("router-cost", "abstract", "Fewer teacher tokens than a random router of the same accuracy",
+          _router_cost, _THREE, unit="%"),
+    Claim("citer-accuracy", "table 1", "More accurate than CITER", _better, ("relay", "citer")),
+    Claim("citer-ratio", "table 1", "Fewer teacher tokens than CITER", _calls_more, ("citer", "relay")),
+    Claim("transfer-base", "table 2", "On unseen benchmarks the relay is above the base",
+          _better, ("transfer", "base"), "unseen"),
+    Claim("transfer-grpo", "table 2", "On unseen benchmarks the relay is above plain GRPO",
+          _better, ("transfer", "transfer_grpo"), "unseen"),
+    Claim("filter-accuracy", "table 3", "The data filter raises accuracy", _better, ("relay", "no_filter")),
+    Claim("filter-ratio", "table 3", "The data filter saves teacher tokens", _calls_more, ("no_filter", "relay")),
+    Claim("bonus-accuracy", "table 3", "The independence bonus raises accuracy", _better, ("relay", "no_bonus")),
+    Claim("bonus-ratio", "table 3", "The independence bonus saves teacher tokens", _calls_more, ("no_bonus", "relay")),
+    Claim("exploration-accuracy", "table 3", "The exploration reward raises accuracy",
+          _better, ("relay", "no_exploration")),
+    Claim("exploration-ratio", "table 3", "The exploration reward makes the student call more",
+          _calls_more, ("relay", "no_exploration")),
+    Claim("difficulty-accuracy", "table 1", "The difficulty-aware reward is more accurate than the simple one",
+          _better, ("relay", "simple")),
+    Claim("difficulty-ratio", "table 1", "The difficulty-aware reward calls more than the simple one",
+          _calls_more, ("relay", "simple")),
+    Claim("free-easy", "table 4", "On easy problems the relay student is above GRPO even without its teacher",
+          _better, ("free", "grpo"), "easy"),
+    Claim("free-hard", "table 4", "On hard problems the relay student needs its teacher",
+          _better, ("relay", "free"), "hard"),
+    Claim("free-hard-grpo", "table 4", "On hard problems and without its teacher it is below GRPO",
+          _better, ("grpo", "free"), "hard"),
+    Claim("swap-peak", "figure 3", "Swapped at inference, the teacher of the training is the best",
+          _peak, ("relay", "weak", "small", "strong")),
+    Claim("swap-weak", "figure 3", "Even a weak teacher is better than none", _better, ("weak", "free")),
+    Claim("length-accuracy", "table 5", "A learned call length is more accurate than a fixed one of 20",
+          _better, ("relay", "fixed")),
+    Claim("length-ratio", "table 5", "A learned call length takes fewer teacher tokens than a fixed one of 20",
+          _calls_more, ("fixed", "relay")),
 )  # fmt: skip
 
 
@@ -253,17 +217,9 @@ class Measured:
 
 
 def measured(table: pd.DataFrame, names: Names | None = None, *, seed: int = 0) -> dict[str, Measured | str]:
-    """Claim id -> our measurement, or a text that says which systems are missing.
+    """Claim id -> our measurement, or a text that says which systems are missing in the table of an evaluation.
 
     A system's value on a problem is the mean over its students, such as three training seeds.
-
-    Args:
-        table: of ``evaluate``.
-        names: the systems' labels in it.
-        seed: of the bootstrap.
-
-    Raises:
-        ValueError: if the systems answered different problems.
     """
     names = names or Names()
     right, ratio = columns(table, "correct"), columns(table, "call_ratio")
@@ -283,31 +239,26 @@ def _measure(
     students: pd.Series,
     seed: int,
 ) -> Measured | str:
-    labels = [getattr(names, system) for system in claim.needs]
-    if missing := [label for label in labels if label not in right]:
+    labels = {system: getattr(names, system) for system in claim.systems}
+    if missing := [label for label in labels.values() if label not in right]:
         return f"not evaluated: {', '.join(missing)}"
-    part = part & right[labels].notna().all(axis=1).to_numpy()  # an excluded answer takes its problem out of the pair
+    part = part & right[[*labels.values()]].notna().all(axis=1).to_numpy()  # excluded answers: out, with their pairs
     if not part.any():
         return "no problem of these suites was evaluated"
-    tables = [{label: 100 * frame[label].to_numpy()[part] for label in labels} for frame in (right, ratio)]
+    values = [{s: 100 * frame[label].to_numpy()[part] for s, label in labels.items()} for frame in (right, ratio)]
 
-    def value(i: np.ndarray) -> float:
-        accuracy, share = ((lambda system, t=t: t[getattr(names, system)][i].mean()) for t in tables)
-        return claim.value(accuracy, share)
+    def statistic(i: np.ndarray) -> float:
+        return claim.formula(*(lambda system, v=v: v[system][i].mean() for v in values), *claim.systems)
 
-    result = interval(value, int(part.sum()), seed=seed)
-    counts = ", ".join(f"{students[m]} students of {m}" for m in labels if students.get(m, 1) > 1)
-    return Measured(result.value, result.low, result.high, f"{part.sum()} problems" + (f", {counts}" if counts else ""))
+    result = interval(statistic, int(part.sum()), seed=seed)
+    counts = [f"{students[m]} students of {m}" for m in labels.values() if students[m] > 1]
+    return Measured(result.value, result.low, result.high, ", ".join([f"{part.sum()} problems", *counts]))
 
 
 def scorecard(measurements: Mapping[str, Measured | str]) -> pd.DataFrame:
     """Each claim beside our measurement: claim, paper, ours, verdict, note; one row per claim, in the paper's order.
 
-    Args:
-        measurements: claim id -> ``Measured``, or a text that says why it could not be tested.
-
-    Raises:
-        ValueError: for an id that is no claim's.
+    ``measurements`` is claim id -> ``Measured``, or a text that says why it could not be tested.
 
     >>> scorecard({"relay-above-grpo": Measured(9.5, 7.0, 12.1)}).iloc[0][["paper", "ours", "verdict"]].tolist()
     ['+5.46 points', '+9.50 points (+7.00, +12.10)', 'holds']
@@ -316,12 +267,12 @@ def scorecard(measurements: Mapping[str, Measured | str]) -> pd.DataFrame:
         raise ValueError(f"no claim {unknown[0]!r}; there are {', '.join(c.id for c in CLAIMS)}")
     rows = []
     for claim in CLAIMS:
-        ours = measurements.get(claim.id, f"needs {', '.join(claim.needs)}")
+        ours = measurements.get(claim.id, f"needs {', '.join(claim.systems)}")
         tested = isinstance(ours, Measured)
         rows.append(
             {
                 "id": claim.id,
-                "claim": f"{claim.text}: {claim.difference}",
+                "claim": f"{claim.text}: {claim.formula.__doc__.format(*claim.systems)}",
                 "source": claim.source,
                 "paper": "above 0" if claim.paper is None else f"{claim.paper:+.2f} {claim.unit}",
                 "ours": f"{ours.value:+.2f} {claim.unit} ({ours.low:+.2f}, {ours.high:+.2f})" if tested else "-",

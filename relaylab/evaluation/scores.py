@@ -3,41 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-import pandas as pd
+from dataclasses import dataclass
 
 from relaylab.engine.engine import Engine
 from relaylab.relay.config import RelayConfig
 from relaylab.relay.pair import Pair
-from relaylab.relay.teachers import Teacher
+from relaylab.relay.teachers import NoTeacher, Teacher
 from relaylab.tasks.suites import SUITES, level_of, problems
-from relaylab.trace import to_frame
+from relaylab.trace import TEACHER
 
 
-def suite_scores(
-    engine: Engine,
-    teacher: Teacher,
-    config: RelayConfig,
-    *,
-    count: int = 200,
-    suites: Sequence[str] = SUITES,
-    seed: int = 0,
-) -> pd.DataFrame:
-    """Scores on the first ``count`` test problems of each suite: level, right, count, tokens, teacher (its tokens).
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Accuracy on one suite: ``right`` of ``count`` test problems."""
 
-    >>> from relaylab.engine.load import load_engine
-    >>> from relaylab.relay.teachers import NoTeacher
-    >>> suite_scores(load_engine("warm"), NoTeacher(), RelayConfig(max_tokens=160), count=2).loc["savings", "count"]
-    np.int64(2)
-    """
+    suite: str
+    level: str
+    right: int
+    count: int
+
+    @property
+    def accuracy(self) -> float:
+        return self.right / self.count
+
+
+def suite_scores(engine: Engine, *, count: int = 200, suites: Sequence[str] = SUITES) -> list[Score]:
+    """Sampled accuracy on the first ``count`` test problems of each suite, calls forbidden."""
+    config = RelayConfig(temperature=1.0, max_tokens=160)
+    scores = relay_scores(engine, NoTeacher(), config, count=count, suites=suites)
+    return [Score(suite, level_of(suite), s["right"], count) for suite, s in scores.items()]
+
+
+def relay_scores(
+    engine: Engine, teacher: Teacher, config: RelayConfig, *, count: int = 200, suites: Sequence[str] = SUITES
+) -> dict[str, dict[str, int]]:
+    """Of each suite: how many of its first ``count`` test problems are right, all tokens, and the teacher's."""
     if count < 1:
         raise ValueError(f"count is {count}; a score needs at least one problem")
-    rows = {}
+    scores = {}
     for suite in suites:
-        traces = Pair(engine, teacher).decode(
-            problems(suite, count), seed=seed, config=config, batch_size=100, progress=False
-        )
-        frame = to_frame(traces)
-        rows[suite] = [level_of(suite), *frame[["correct", "tokens", "teacher_tokens"]].astype(int).sum(), count]
-    columns = ["level", "right", "tokens", "teacher", "count"]
-    return pd.DataFrame.from_dict(rows, orient="index", columns=columns)
+        traces = Pair(engine, teacher).decode(problems(suite, count), config=config, batch_size=100, progress=False)
+        right, tokens = sum(bool(t.correct) for t in traces), sum(len(t.completion_ids) for t in traces)
+        written = sum(t.count(TEACHER) for t in traces)
+        scores[suite] = {"right": right, "count": count, "tokens": tokens, "teacher": written}
+    return scores

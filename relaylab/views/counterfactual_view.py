@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
-from relaylab.evaluation.counterfactual import _problem
+from relaylab.evaluation.counterfactual import problem_of
 from relaylab.relay.config import RelayConfig
 from relaylab.relay.pair import Pair, graded, load_pair
 from relaylab.relay.relay import Stream
@@ -95,7 +95,7 @@ class CounterfactualView(LiveView):
 
         def finish(trace: Trace) -> Trace:
             can_be_graded = "answer" in base.problem and trace.stop != "interrupted"
-            return graded(trace, _problem(base)) if can_be_graded else trace
+            return graded(trace, problem_of(base)) if can_be_graded else trace
 
         origin = self._runs[of].heading.split(":")[0].lower()
         heading, how = f"Fork {self._count + 1}: {what}", f"the first {start} tokens are those of the {origin}"

@@ -16,9 +16,10 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from relaylab.evaluation.published import random_router
+from relaylab.evaluation.scorecard import random_router
 from relaylab.evaluation.stats import columns, mean, paired, summary
 from relaylab.evaluation.table import read_table, trace_files
+from relaylab.files import read_json
 from relaylab.trace import Trace, read_traces
 from relaylab.version import __version__
 from relaylab.views import theme
@@ -132,7 +133,7 @@ def report(out: str | Path, *, student: str = "student", teacher: str = "teacher
     """
     out = Path(out)
     table = read_table(out)
-    terms = json.loads((out / "terms.json").read_text())
+    terms = read_json(out / "config.json")
     figures = {
         "accuracy": accuracy_against_share(table, student=student, teacher=teacher),
         "suites": suite_bars(table),
