@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from relaylab.relay.teachers import Teacher
     from relaylab.tasks.suites import Problem
 
 console = Console(highlight=False, markup=False)
@@ -24,11 +23,9 @@ def run_evaluation(
     benchmarks: str = "",
     data: Path | None = None,
     limit: int | None = None,
-    teacher: str | Teacher = "teacher",
     training: int = 300,
     training_benchmark: str | None = None,
     seed: int = 0,
-    shard: str | None = None,
     **options: Any,
 ) -> int:
     """Evaluate methods on embedded suites or benchmarks, and print the summary.
@@ -40,11 +37,9 @@ def run_evaluation(
         benchmarks: names of benchmarks, instead of suites.
         data: folder with the benchmarks' files; without it they come from the hub.
         limit: problems of each.
-        teacher: a name, a URL or a ``Teacher``.
         training: training problems for what a baseline learns.
         training_benchmark: whose problems these are; otherwise those of the embedded suites.
         seed: random seed.
-        shard: ``i/n`` decodes that part only.
         options: further keywords of ``evaluate``.
 
     Returns:
@@ -64,12 +59,11 @@ def run_evaluation(
         raise ValueError(f"{', '.join(names)} put their questions differently; evaluate them in folders of their own")
     problems = [p for name in names for p in load_benchmark(name, path=data, limit=limit, seed=seed)]
     learned = _training(training_benchmark, data, training, seed)
-    options |= {"teacher": teacher, "training": learned, "suffix": suffixes.pop(), "seed": seed, "shard": shard}
-    table = evaluate(methods.split(), problems, out, **options)
+    table = evaluate(methods.split(), problems, out, training=learned, suffix=suffixes.pop(), seed=seed, **options)
     lost = excluded_methods(table)
     for name in lost:
         console.print(f"{name}: every answer was excluded because the teacher failed")
-    if shard:
+    if shard := options.get("shard"):
         console.print(f"{len(table)} answers of shard {shard}; without --shard the same command makes the tables")
         return int(bool(lost))
     shown = Table("method")
@@ -111,11 +105,7 @@ def show_scorecard(folder: Path) -> int:
 
 
 def run_judge(traces: Path, server: str, *, max_requests: int, model: str, cache: Path | None = None) -> int:
-    """Let a chat model judge the answers of a trace file, and print where it differs from the grader.
-
-    Returns:
-        1 if no answer got a verdict, else 0.
-    """
+    """Let a chat model judge the answers of a trace file. Returns 1 if no answer got a verdict, else 0."""
     from relaylab.evaluation.judge import Judge, audit
     from relaylab.relay.api_client import APIClient
     from relaylab.trace import read_traces

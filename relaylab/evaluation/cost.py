@@ -34,30 +34,19 @@ UNKNOWN = math.nan  # a missing price or speed is not 0: whatever needs it is un
 class ModelPrices:
     """One model and the machine or API that runs it. A value of None makes the measures that need it NaN.
 
-    Args:
-        parameters: of the model, those that take part in a token.
-        attention_width: layers x heads x head size; 0 leaves out attention's own FLOPs, which grow with the context.
-        input_price: of a million tokens read.
-        cached_price: of a million tokens that a cache holds already; 0 on your own machine.
-        output_price: of a million tokens written.
-        prefill_rate: tokens read per second.
-        decode_rate: tokens written per second for a single row.
-        row_share: each further row of the batch makes a step longer by this share of it.
-        batch: rows decoded together.
-
     >>> ModelPrices(parameters=8e9, decode_rate=100, row_share=0.25).step_of(5)
     0.02
     """
 
-    parameters: float
-    attention_width: int = 0
-    input_price: float | None = None
-    cached_price: float = 0.0
-    output_price: float | None = None
-    prefill_rate: float | None = None
-    decode_rate: float | None = None
-    row_share: float = 0.0
-    batch: int = 1
+    parameters: float  # those that take part in a token
+    attention_width: int = 0  # layers x heads x head size; 0 leaves out attention's own FLOPs
+    input_price: float | None = None  # of a million tokens read
+    cached_price: float = 0.0  # of a million tokens that a cache holds; 0 on your own machine
+    output_price: float | None = None  # of a million tokens written
+    prefill_rate: float | None = None  # tokens read per second
+    decode_rate: float | None = None  # tokens written per second for a single row
+    row_share: float = 0.0  # each further row of the batch makes a step longer by this share of it
+    batch: int = 1  # rows decoded together
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
@@ -107,19 +96,12 @@ def roofline(parameters: float, *, flops: float, bandwidth: float, bytes_per_par
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prices:
-    """Both models and the way between them.
-
-    Args:
-        student: its model and machine.
-        teacher: its model and machine.
-        network_delay: seconds there and back, per hand-off.
-        cache: the teacher keeps keys and values between calls. Without it each call reads the whole view again.
-    """
+    """Both models and the way between them."""
 
     student: ModelPrices
     teacher: ModelPrices
-    network_delay: float = 0.0
-    cache: bool = True
+    network_delay: float = 0.0  # seconds there and back, per hand-off
+    cache: bool = True  # the teacher keeps keys and values between calls; else each call reads the whole view again
 
     def __post_init__(self) -> None:
         if not 0 <= self.network_delay < math.inf:
@@ -268,16 +250,16 @@ def cost_summary(
         if sorted(other.id) != sorted(used.id):
             raise ValueError(f"the traces of the {who} alone are not of the relay's problems: decode the same ids")
         systems[f"{who} alone"] = ("same responses" if own is None else "measured", alone(other, who))
-    rows = []
-    for name, (basis, frame) in systems.items():
-        share = (frame.teacher_share * frame.tokens).sum() / max(1, frame.tokens.sum())
-        means = costs(frame, prices)[[*MEASURES]].mean().to_dict()
-        rows.append({"system": name, "basis": basis, "tokens": frame.tokens.mean(), "teacher_share": share} | means)
-    table = pd.DataFrame(rows).set_index("system")
+    table = pd.DataFrame(
+        {name: costs(frame, prices)[["tokens", *MEASURES]].mean() for name, (_, frame) in systems.items()}
+    ).T
+    shares = [(f.teacher_share * f.tokens).sum() / max(1, f.tokens.sum()) for _, f in systems.values()]
+    table.insert(0, "basis", [basis for basis, _ in systems.values()])
+    table.insert(2, "teacher_share", shares)
     for who, names in (("teacher", MEASURES), ("student", ADDED)):
         for measure in names:
             table[f"{measure}_of_{who}"] = table[measure] / table.loc[f"{who} alone", measure]
-    return table.reset_index()
+    return table.rename_axis("system").reset_index()
 
 
 def against_router(table: pd.DataFrame, p: float) -> pd.Series:

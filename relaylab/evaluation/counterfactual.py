@@ -9,8 +9,7 @@ Every answered call is forked (``Relay.forks``) into *arms*, all with the same s
     teacher=NAME  the call as it is; another teacher answers it and later calls
     student=NAME  another student, such as the untrained one, goes on alone from here
 
-A student that is sure of its call has nothing sensible to write if the call is banned. A wrong answer may then be the
-ban's doing; compare with the arm of another student. A fork decodes its prefix and the rest of the answer.
+If a call is banned, a wrong answer may be the ban's doing; compare with the arm of another student.
 """
 
 from __future__ import annotations
@@ -56,7 +55,10 @@ def call_effects(
     seed: int = 0,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Fork every answered call of graded traces; one row per call and arm.
+    """Fork every answered call of graded traces; one row per call and arm (``EFFECT_COLUMNS``).
+
+    ``accuracy`` is that of the ``samples`` that count (excluded ones do not). ``delivered``, ``later_calls``,
+    ``teacher_tokens`` and ``tokens`` are means of the answers.
 
     Args:
         traces: decoded from problems, with written calls.
@@ -68,22 +70,8 @@ def call_effects(
         seed: a fork's seed is a function of it, the trace's id and the sample.
         progress: show a bar.
 
-    Returns:
-        ``trace`` and ``call`` as in ``placement.calls_frame``; ``n`` that the call asks for; ``samples`` that count
-        (excluded ones do not), ``right`` of them and ``accuracy``; means of the call's ``delivered`` tokens, of
-        ``later_calls``, ``teacher_tokens`` and ``tokens`` of the whole answer.
-
     Raises:
-        ValueError: if samples would be equal, a trace has no problem or a silent call, the caps change a length, the
-            relay forbids calls, a student has another tokenizer, or an arm comes twice.
-
-    >>> from relaylab.relay.call_rules import CallAt
-    >>> from relaylab.relay.pair import load_pair
-    >>> from relaylab.tasks.suites import problems
-    >>> pair, options = load_pair("student"), dict(call_rule=CallAt({5: 8}), max_tokens=80, max_calls=1)
-    >>> traces = pair.decode(problems("tiles", 1), progress=False, **options)
-    >>> call_effects(traces, pair.relay(**options), progress=False)["arm"].tolist()
-    ['with', 'without', 'alone']
+        ValueError: for traces or arms that cannot be compared.
     """
     arms = _arms(relay, lengths, teachers, students)
     if samples < 1 or (samples > 1 and not relay.config.temperature and not getattr(relay.teacher, "temperature", 0)):
@@ -174,17 +162,10 @@ def _means(answers: list[Trace], call: Call) -> tuple[float, ...]:
 
 
 def verdicts(effects: pd.DataFrame, *, against: str = "without") -> pd.DataFrame:
-    """What each call was good for; one row per call.
+    """What each call was good for: one row per call, compared with the arm ``against``.
 
-    An arm is right if at least half of its answers are. ``needed``: right with the call, wrong in the arm ``against``.
-    ``harmful``: the reverse. ``wasted``: no difference.
-
-    Args:
-        effects: of ``call_effects``.
-        against: an arm.
-
-    Returns:
-        ``difference`` is the accuracy with the call less that of ``against``; ``later_calls`` are those of ``against``.
+    An arm is right if at least half of its answers are. ``needed``: right with the call, wrong without. ``harmful``: the
+    reverse. ``wasted``: no difference. ``difference`` is that of the accuracies.
     """
     arms = [arm for arm in effects["arm"].cat.categories if arm != "with"]
     if against not in arms:
@@ -202,17 +183,10 @@ def verdicts(effects: pd.DataFrame, *, against: str = "without") -> pd.DataFrame
 
 
 def effects_by(effects: pd.DataFrame, by: str = "suite", *, seed: int = 0, resamples: int = 1000) -> pd.DataFrame:
-    """The accuracy of each arm and what the call adds to it; one row per group and arm.
+    """The accuracy of each arm and what the call adds to it; one row per group of the column ``by`` and arm.
 
-    Args:
-        effects: of ``call_effects``.
-        by: a column.
-        seed: of the bootstrap.
-        resamples: of the bootstrap.
-
-    Returns:
-        ``gain`` is the accuracy with the call less that of the arm, a mean over calls; ``low`` and ``high`` are its
-        95 % interval from a bootstrap over traces, NaN for a single trace.
+    ``gain`` is the accuracy with the call less that of the arm, a mean over calls, with its 95 % interval from a bootstrap
+    over traces (NaN for a single trace).
     """
     if by not in effects:
         raise ValueError(f"by is {by!r}; it must be a column: {', '.join(effects)}")

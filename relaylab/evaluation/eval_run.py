@@ -43,7 +43,7 @@ class ModelCache:
     """The models of a comparison, each loaded once, and what is trained for a baseline.
 
     Args:
-        default_teacher: of all systems that name no other, or its name.
+        default_teacher: of all systems that name no other.
         training: problems that a token router may learn from.
         max_tokens: of the answers that it learns from.
         options: device and dtype of local models.
@@ -85,11 +85,7 @@ class ModelCache:
         return self._routers[student]
 
     def local_teacher(self, system: str) -> LocalTeacher:
-        """The teacher of a system that looks into both models.
-
-        Raises:
-            ValueError: if it is behind a server.
-        """
+        """The teacher of a system that looks into both models; it must not be behind a server."""
         if not isinstance(self.teacher, LocalTeacher):
             raise ValueError(f"{system} needs both models in this process, and the teacher is {self.teacher.name}")
         return self.teacher

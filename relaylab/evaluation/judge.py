@@ -1,8 +1,7 @@
-r"""A language model as a second opinion on grades: where does it disagree with the rule-based grader?
+"""A language model as a second opinion on grades: where does it disagree with the rule-based grader?
 
-Rules misread some right answers and accept some wrong ones. This judge sees right and wrong answers alike, does not
-know which is which, and changes no grade. ``audit`` counts where the two differ and lists the cases. A ``Judge`` sends
-at most as many questions as it was made for, since each may cost money.
+The judge sees right and wrong answers alike, does not know which is which, and changes no grade. It sends at most as many
+questions as it was made for, since each may cost money.
 """
 
 from __future__ import annotations
@@ -34,13 +33,7 @@ word: yes or no."""
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What the judge thinks of one answer.
-
-    Args:
-        right: None if the reply is neither yes nor no, or there is none.
-        reply: its own words.
-        error: why there is no reply; such a question is sent again next time.
-    """
+    """``right`` is None for a reply that is neither yes nor no; after an ``error`` the question is sent again next time."""
 
     right: bool | None
     reply: str = ""
@@ -68,9 +61,6 @@ class Judge:
 
     Raises:
         ValueError: for a negative budget, and for a cache that is broken or something else.
-
-    >>> Judge(APIClient("http://127.0.0.1:9/v1", api_key="secret"), max_requests=100)
-    Judge('gpt-4o-mini', 'http://127.0.0.1:9/v1', 0 of 100 requests)
     """
 
     def __init__(
@@ -98,11 +88,7 @@ class Judge:
         return f"Judge({self.model!r}, {self.client.url!r}, {self.sent} of {self.max_requests} requests)"
 
     def judge(self, cases: Sequence[tuple[str, str, str]]) -> list[Verdict]:
-        """A verdict on each (question, reference, answer), in order; equal cases are sent once.
-
-        Raises:
-            ValueError: before anything is sent, if the budget is too small.
-        """
+        """A verdict on each (question, reference, answer), in order. Equal cases are sent once, within the budget."""
         bodies = [self._body(*case) for case in cases]
         keys = [hashlib.blake2b(json.dumps(b, sort_keys=True).encode(), digest_size=16).hexdigest() for b in bodies]
         todo = {key: body for key, body in zip(keys, bodies, strict=True) if key not in self._replies}
@@ -154,14 +140,7 @@ class Judge:
 
 @dataclass(frozen=True)
 class Audit:
-    """How the rule-based grader and a judge agree on some traces.
-
-    Args:
-        both_right, rules_only, judge_only, both_wrong: traces that both, one or none of them take for right.
-        unjudged: traces without a verdict; they count nowhere else.
-        disagreements: one dict each: id, question, reference, answer, rules, judge.
-        errors: why there was no reply, each once.
-    """
+    """How often the rules, a judge, both or neither take an answer for right; ``unjudged`` ones count nowhere else."""
 
     both_right: int = 0
     rules_only: int = 0
@@ -197,18 +176,12 @@ class Audit:
 
 
 def audit(traces: Iterable[Trace], judge: Judge) -> Audit:
-    """Let the judge look at the answer of every graded trace, and count where it differs. No grade changes.
+    """Let the judge look at the answer of every graded trace, and count where it differs.
 
     The answer is the last box of the teacher's view, or its end without a box.
 
     Raises:
         ValueError: for a trace without grade, question or reference, and if the judge's budget is too small.
-
-    >>> problem = {"question": "2+2?", "answer": "4"}
-    >>> trace = Trace("2+2?", [1], [2], "s", ["4"], id="a", problem=problem, correct=False)
-    >>> judge = Judge(APIClient("http://127.0.0.1:9/v1", retries=0), max_requests=1)
-    >>> audit([trace], judge).unjudged  # nobody answers at that port
-    1
     """
     traces = list(traces)
     for t in traces:

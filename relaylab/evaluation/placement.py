@@ -1,9 +1,6 @@
 """Where a student calls: position in the answer, kind of step, how unsure it was, what it got, and with whom.
 
-Functions from traces to tidy pandas frames; ``views/placement_figures.py`` draws them. Nothing is decoded here. Whether
-a call *mattered* takes other answers from the same prefix: ``counterfactual.py``.
-
-Lines and places are those of the answer without its commands, as the teacher sees it. Line k of an answer counts as
+Functions from traces to tidy frames. Lines and places are those of the answer without its commands. Line k counts as
 step k of the worked solution (``problem["steps"]``), as in the embedded suites. Without steps no call has a kind.
 """
 
@@ -39,14 +36,11 @@ WINDOW_COLUMNS = ("trace", "id", "suite", "call", "group", "draw", "phase", "off
 
 
 def calls_frame(traces: Sequence[Trace]) -> pd.DataFrame:
-    """One row per call, answered or not, in the order of the traces.
+    """One row per call, answered or not, in the order of the traces (``CALL_COLUMNS``).
 
-    Returns:
-        ``trace`` and ``call`` are numbers; ``first`` if no answered call came before. ``start`` is the token at which
-        the command begins, ``position`` its share of all ``tokens``. ``line`` of ``lines`` counts from 0; ``place`` is
-        one of ``PLACES``; ``outcome`` compares request and delivery. ``step`` and ``kind`` are those of the step of
-        whose result's digits the teacher writes the largest ``share``, the earliest of equals, none if it writes no
-        digit. ``results`` counts the steps of whose result it writes at least half.
+    ``first``: no answered call came before. ``position`` is ``start`` / ``tokens``. ``step`` and ``kind``: the step of whose
+    result's digits the teacher writes the largest ``share``, the earliest of equals. ``results`` counts the steps of whose
+    result it writes at least half.
 
     >>> t = Trace("q", [1], [1, 2, 3, 4, 5], "scttt", ["7*8=", "<call>3</call>", "5", "6", "."],
     ...           [Call(1, 2, 3, 3, 3, 3)], problem={"steps": [{"kind": "product", "result": 56, "expression": "7*8"}]})
@@ -74,11 +68,8 @@ def calls_frame(traces: Sequence[Trace]) -> pd.DataFrame:
 
 
 def outcome(call: Call) -> str:
-    """What became of a call's request: ``in full``; ``cut by caps`` (granted less); ``teacher ended`` (the answer,
-    before it had written what was granted); ``fixed length`` (granted more); without an answer, its status.
-
-    >>> outcome(Call(0, 1, 20, 8, 8, 8)), outcome(Call(0, 1, 20, 20, 3, 3, finish_reason="stop"))
-    ('cut by caps', 'teacher ended')
+    """``in full``, ``cut by caps`` (granted less than requested), ``teacher ended`` (the answer, too early), ``fixed
+    length`` (granted more); for a call without an answer, its status.
     """
     if call.status != "answered":
         return call.status
@@ -114,23 +105,15 @@ def place(text: str, at: int) -> str:
 def windows_frame(traces: Sequence[Trace], *, width: int = 8, baseline: int = 1, seed: int = 0) -> pd.DataFrame:
     """The student's entropy and log-probability (nats) around each answered call, and where it did not call.
 
-    The baseline are positions of the same trace at the same place of a line, without a token of a command or the
-    teacher within ``width``. Before and after end where a token is not the student's own; a token without a value has
-    no row.
+    One row per token. ``phase`` and ``offset``: ``before`` (-width..0, 0 is where the command begins), ``teacher`` (1..width,
+    the teacher's first tokens as the student sees them), ``after`` (1..width). Before and after end where a token is not the
+    student's own.
 
     Args:
         traces: decoded with ``record=True``.
         width: tokens on either side.
-        baseline: positions drawn per call, if there are so many.
+        baseline: ``no call`` positions drawn per call: same trace, same place of a line, no call within ``width``.
         seed: of the draws.
-
-    Returns:
-        One row per token. ``group`` is ``call`` or ``no call``, ``draw`` the number of the baseline position. ``phase``
-        and ``offset``: ``before`` (-width..0, 0 is the token at which the command begins), ``teacher`` (1..width, the
-        teacher's first tokens as the student sees them), ``after`` (1..width).
-
-    Raises:
-        ValueError: if no trace has values.
     """
     if width < 1 or baseline < 0:
         raise ValueError(f"width is {width} and baseline {baseline}; a window has at least 1 token, a baseline 0 draws")
@@ -162,18 +145,12 @@ def windows_frame(traces: Sequence[Trace], *, width: int = 8, baseline: int = 1,
 def transfer_frame(runs: Mapping[str, Sequence[Trace]], *, by: str | None = None) -> pd.DataFrame:
     """One student with several teachers: one row per teacher, and per group of ``by``.
 
+    Accuracy has its 95 % interval (Wilson). ``called`` is the share of problems with an answered call. ``gained`` and ``lost``
+    count the problems that are right here and wrong with the first teacher, and the reverse.
+
     Args:
         runs: teacher -> its traces, all of the same problems in the same order.
         by: a column of ``trace.to_frame``.
-
-    Returns:
-        ``accuracy`` with its 95 % interval (Wilson), ``teacher_share`` of all tokens, ``mean_ratio`` of a response,
-        ``calls`` and ``unanswered_calls`` per response, ``called`` (share of problems with an answered call),
-        ``mean_n`` (delivered tokens per answered call). ``gained`` and ``lost`` count the problems that are right here
-        and wrong with the first teacher, and the reverse.
-
-    Raises:
-        ValueError: if problems or students differ, or an answer is not graded.
     """
     names = _check(runs)
     frame = pd.concat([to_frame(runs[name]).assign(run=name, place=range(len(runs[name]))) for name in names])
@@ -209,15 +186,8 @@ def transfer_frame(runs: Mapping[str, Sequence[Trace]], *, by: str | None = None
 def agreement_frame(runs: Mapping[str, Sequence[Trace]]) -> pd.DataFrame:
     """Does a student call at the same places, whoever answers? One row per pair of teachers, ``a`` and ``b``.
 
-    Up to the first call no teacher has been heard, so with one seed first calls are the same unless calls fail.
-
-    Returns:
-        Of answered calls. ``either``: problems with a call in one of the two; ``same_first``: the share of these whose
-        first calls begin at the same token. ``later``: lines with a call that is not the first in one of the two;
-        ``same_later``: the share of these lines with such a call in both. NaN without any.
-
-    Raises:
-        ValueError: if problems or students differ.
+    ``same_first``: of the problems with a call in ``either``, the share whose first calls begin at the same token. Up to there
+    no teacher has been heard. ``same_later``: of the lines with a ``later`` call, the share with one in both.
     """
     names = _check(runs)
     if len(names) < 2:

@@ -24,11 +24,7 @@ NOT_TESTED = "not testable here"
 def paper_tables() -> pd.DataFrame:
     """All published numbers: source, student, system, key, metric (accuracy or call ratio), set, value in %.
 
-    ``set`` is a benchmark, ``Avg`` (the average that the paper prints), ``Easy`` or ``Hard``. ``key`` is the system's
-    field in ``Names``.
-
-    >>> paper_tables().query("source == 'table 3' and key == 'no_filter'")[["metric", "value"]].values.tolist()
-    [['accuracy', 48.76], ['call ratio', 3.3]]
+    ``set`` is a benchmark, ``Avg`` (as printed), ``Easy`` or ``Hard``; ``key`` is the system's field in ``Names``.
     """
     return pd.read_csv(Path(__file__).with_name("paper_tables.csv"))
 
@@ -62,7 +58,7 @@ def matched_p(base: float, teacher: float, accuracy: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """The label of each system in our table. ``relay`` and ``free`` are the full method with and without its teacher."""
+    """The label of each system in our table. ``relay`` and ``free``: the full method with and without its teacher."""
 
     base: str = "student"
     teacher: str = "teacher"
@@ -119,7 +115,7 @@ def _peak(accuracy: Value, ratio: Value, relay: str, *others: str) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A claim of the paper: a formula of some systems (of ``Names``) that should be above 0 on a part of the problems."""
+    """A claim: a formula of some systems (of ``Names``) that should be above 0 on a part of the problems."""
 
     id: str
     source: str

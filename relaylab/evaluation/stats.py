@@ -1,8 +1,7 @@
 """Figures of an evaluation, from its table: one row per problem, method, student and sample.
 
-Everything is a mean over problems. A problem's value is the mean over a method's students and samples. The bootstrap
-draws problems, so a comparison of two methods is paired. Excluded answers (their teacher failed) are missing values:
-they count in no mean, and a pair with a missing half is left out.
+A problem's value is the mean over students and samples. The bootstrap draws problems, so comparisons are paired. Excluded
+answers (their teacher failed) are missing values: a pair with a missing half is left out.
 """
 
 from __future__ import annotations
@@ -45,11 +44,7 @@ def pass_at_k(right: int, samples: int, k: int) -> float:
 
 
 def columns(table: pd.DataFrame, value: str, methods: Sequence[str] | None = None) -> pd.DataFrame:
-    """(problems, methods): each problem's mean of a column over students and samples; NaN if all were excluded.
-
-    Raises:
-        ValueError: for a method that the table has not, or if two methods answered different problems.
-    """
+    """(problems, methods): each problem's mean of a column over students and samples; NaN if all were excluded."""
     names = list(dict.fromkeys(table["method"]))
     methods = names if methods is None else list(methods)
     if missing := [m for m in methods if m not in names]:
@@ -107,11 +102,7 @@ def share(part: np.ndarray | pd.Series, whole: np.ndarray | pd.Series, *, seed: 
 
 
 def gap_recovered(method, student, teacher, *, seed: int = 0) -> Interval:
-    """(method - student) / (teacher - student) of accuracies.
-
-    Raises:
-        ValueError: if the teacher is not better than the student.
-    """
+    """(method - student) / (teacher - student) of accuracies; the teacher must be better than the student."""
     m, s, t = _complete(method, student, teacher)
     if not len(m) or t.mean() <= s.mean():
         raise ValueError("the teacher is not better than the student; there is no gap to recover")
@@ -123,15 +114,8 @@ def summary(
 ) -> pd.DataFrame:
     """One row per method: accuracy (pass@1 greedy, avg@k if sampled), pass@k, ratios, calls, gap recovered.
 
-    Args:
-        table: of ``evaluate``.
-        ks: the k of pass@k.
-        student: the method that the gap begins at.
-        teacher: the method that it ends at; without both of them ``gap`` is NaN.
-
-    Returns:
-        Shares in 0..1. ``low`` and ``high`` bound the accuracy, ``teacher_low`` and ``teacher_high`` the teacher's
-        share of all tokens. ``problems`` were answered; ``excluded`` answers are missing in all figures.
+    Shares are in 0..1. ``low`` and ``high`` bound the accuracy, ``teacher_low`` and ``teacher_high`` the teacher's share of all
+    tokens. ``problems`` counts those with an answer. ``gap`` lies between the methods ``student`` and ``teacher``.
     """
     accuracy, written, length = (columns(table, c) for c in ("correct", "teacher_tokens", "tokens"))
     means = {c: columns(table, c).mean() for c in ("call_ratio", "content_ratio", "calls", "tokens")}

@@ -31,11 +31,7 @@ def rows_of(traces: Sequence[Trace], label: str, student: str, sample: int) -> p
 
 
 def read_table(out: str | Path) -> pd.DataFrame:
-    """The table of an evaluation.
-
-    Raises:
-        ValueError: if the folder has none, or a damaged one; the message names the file.
-    """
+    """The table of an evaluation. A missing or damaged one is a ValueError that names the file."""
     path = Path(out) / "table.csv"
     if not path.exists():
         raise ValueError(f"{out} holds no evaluation: {path.name} is not there; run relaylab evaluate --out {out}")

@@ -28,13 +28,7 @@ from relaylab.tasks.suites import Problem
 class TokenRouter:
     """A call rule: the teacher writes ``n`` tokens if the MLP's probability of needing it is above ``threshold``.
 
-    Args:
-        net: from hidden states to logits.
-        threshold: of the probability.
-        n: tokens per call.
-        positions: labels that it was trained on.
-        needed: the share of them that needed the teacher.
-        accuracy: on the labels that were held back.
+    Of its training: ``positions`` with a label, the share that ``needed`` the teacher, and the held-back ``accuracy``.
     """
 
     net: nn.Module
@@ -71,12 +65,12 @@ def train_token_router(
     seed: int = 0,
     batch_size: int = 64,
 ) -> TokenRouter:
-    """Train a router; a tenth of the problems is held back to measure it.
+    """Train a router on problems, which should be training problems.
 
     Args:
         student: whose hidden states it reads.
         teacher: with the student's tokenizer.
-        problems: should be training problems.
+        problems: a tenth of them is held back to measure the router.
         max_tokens: of the answers that labels come from.
         threshold: of the router.
         n: tokens per call of the router.
