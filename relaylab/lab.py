@@ -23,7 +23,7 @@ import typer
 from relaylab.sweep.notebook import lessons_home, write_json
 
 RECORD = ".relaylab.json"  # in the reader's folder: of each file, the checksum of what was written last
-SHARED = ("notebooks/*.ipynb", "notebooks/*.yaml", "notebooks/measured/*.csv", "docs/*.md")
+SHARED = ("notebooks/*.ipynb", "notebooks/lesson/**/*.py", "notebooks/*.yaml", "notebooks/measured/*.csv", "docs/*.md")
 
 
 @dataclass(frozen=True, slots=True)

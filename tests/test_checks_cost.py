@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from relaylab.checks import NotYet, check
+from lesson.checks import NotYet, check
 from relaylab.training.memory import QWEN3
 
 

@@ -88,7 +88,7 @@ def test_a_lesson_hands_over_its_numbers(name):
 
 @lesson
 def test_exercises_name_checks_that_exist_and_have_a_folded_solution(name):
-    from relaylab.checks import CHECKS
+    from lesson.checks import CHECKS
 
     assert asked(name) <= set(CHECKS)
     assert asked(name) or name == "00_first_relay"
