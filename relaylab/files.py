@@ -15,8 +15,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from filelock import FileLock, Timeout
-
 CONFIG = "config.json"  # what a folder was made with; its presence says that the folder is ours
 Item = TypeVar("Item")
 
@@ -101,6 +99,8 @@ def locked(path: str | os.PathLike) -> Iterator[None]:
         ValueError: where another process does.
     """
     path = Path(path)
+    from filelock import FileLock, Timeout  # slow to import, and most commands only read
+
     lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=0)
     try:
         lock.acquire()
