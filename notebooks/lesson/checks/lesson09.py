@@ -6,8 +6,9 @@ import random
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 
-from lesson.checks.function import NotYet, exercise, number
 from relaylab.training.memory import GB, PROMPT, QWEN3, Shape, shipped, total
+
+from lesson.checks.function import NotYet, exercise, number
 
 Config = Mapping[str, int]  # the names of a config.json
 
