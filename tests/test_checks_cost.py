@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lesson.checks import NotYet, check
-from relaylab.training.memory import QWEN3
+from relaylab.memory import QWEN3
 
 
 def test_a_relays_flops_summed_by_hand():

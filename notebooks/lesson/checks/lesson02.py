@@ -174,7 +174,7 @@ def no_bonus(gs):
 
 @my_rewards.mistake("In an unsolvable group a wrong rollout that was helped earns ρ: that is exploration.")
 def no_exploration(gs):
-    return [difficulty_aware(group, explore=False) for group in gs]
+    return [difficulty_aware(group, exploration_cap=0.0) for group in gs]
 
 
 @my_rewards.mistake("A right answer that was helped pays for it: 1 − ρ.")

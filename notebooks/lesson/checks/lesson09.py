@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 
-from relaylab.training.memory import GB, PROMPT, QWEN3, Shape, shipped, total
+from relaylab.memory import GB, PROMPT, QWEN3, Shape, shipped, total
 
 from lesson.checks.function import NotYet, exercise, number
 
