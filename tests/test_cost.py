@@ -40,7 +40,6 @@ from relaylab.evaluation.fleet import (
     unloaded,
 )
 from relaylab.trace import Call, Trace
-from relaylab.views.cost_figures import cost_against_share, fleet_load
 
 STUDENT = ModelTerms(parameters=10, attention_width=1, input_price=1, output_price=2, prefill_rate=100, decode_rate=10)
 TEACHER = ModelTerms(
@@ -238,9 +237,6 @@ def test_breakeven_is_where_the_costs_meet():
         (lambda: carried(PLANS, TERMS, Replica(1), slowdown=1), "slowdown is 1"),
         (lambda: relay_plans([], replace(TERMS, student=ModelTerms(parameters=1))), "student's speed"),
         (lambda: capacity(PLANS, replace(TERMS, teacher=ModelTerms(parameters=1)), Replica(1)), "teacher's speed"),
-        (lambda: cost_against_share(swept(), measure="tokens"), "'tokens'"),
-        (lambda: cost_against_share(swept().assign(money=math.nan), measure="money"), "no value of money"),
-        (lambda: fleet_load(pd.DataFrame()), "no simulated load"),
     ],
 )  # fmt: skip
 def test_bad_input_is_named(make, complaint):
@@ -314,32 +310,6 @@ def test_load_carried_and_projected():
     assert table.loc["relay", "replicas"].iloc[1] < table.loc["teacher alone", "replicas"].iloc[1]
     nobody = relay_plans([made("sss", [])], terms)
     assert carried(nobody, terms, replica) == math.inf
-    fig = fleet_load(curve)
-    assert list(fig.data[0].y) == curve.p95[:2].tolist()
-    assert list(fig.data[2].y) == (100 * curve.utilisation[:2]).tolist()
-    assert "relay: 95th percentile" in fig.layout.meta["alt"]
-    assert [fig.layout.yaxis.title.text, fig.layout.xaxis2.title.text] == [
-        "time to the answer (s)", "requests sent to one replica (1/s)"
-    ]  # fmt: skip
-
-
-def test_figure_of_the_cost_has_the_numbers_of_the_sweep():
-    frame = swept()
-    frame = frame[(frame.batch == 1) & (frame.call_tokens == 5)]
-    fig = cost_against_share(frame, measure="seconds")
-    lines = {line.name: line for line in fig.data}
-    assert set(lines) == {
-        "cost = share",
-        *(f"{cache}, {delay} s a hand-off" for cache in ("cache kept", "no cache") for delay in (0, 1)),
-    }
-    part = frame[frame.cache & (frame.network_delay == 1)]
-    line = lines["cache kept, 1 s a hand-off"]
-    assert list(line.x) == (100 * part.teacher_share).tolist()
-    assert list(line.y) == (100 * part.seconds).tolist()
-    assert (line.line.dash, lines["no cache, 1 s a hand-off"].line.dash) == ("solid", "dash")
-    assert list(lines["cost = share"].x) == list(lines["cost = share"].y)
-    assert f"cache kept, 1 s a hand-off: {100 * part.seconds.iloc[0]:.3g} %" in fig.layout.meta["alt"]
-    assert "(%)" in fig.layout.yaxis.title.text
 
 
 def test_the_documents_numbers_are_the_codes():

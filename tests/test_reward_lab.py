@@ -29,7 +29,7 @@ def test_the_port_of_the_rewards_is_the_original():
     for k in range(300):
         group = [some_rollout(rng) for _ in range(rng.randint(1, 8))]
         options = {"ratio": ("paper", "content", "group")[k % 3], "command_tokens": rng.randint(1, 9)}
-        options |= {"asked": rng.randint(1, 90), "batch_solved": rng.random() < 0.3}
+        options |= {"requested": rng.randint(1, 90), "batch_solved": rng.random() < 0.3}
         cases.append({"group": [asdict(r) for r in group], "settings": options, "schemes": schemes})
         table = reward_table(group, **options)
         expected.append(table[["rho", "reward", "advantage"]].to_numpy().tolist())
@@ -62,7 +62,7 @@ def test_an_edit_keeps_a_rollout_possible():
 
 
 def test_a_rollout_in_counts_is_the_trace_it_says():
-    trace = Rollout(correct=True, own=5, teacher=3, calls=1, ignored=2).trace(command_tokens=2, asked=9)
+    trace = Rollout(correct=True, own=5, teacher=3, calls=1, ignored=2).trace(command_tokens=2, requested=9)
     assert trace.source == "ssccttt" + "sss" + "cccc"
     assert [(c.status, c.requested, c.delivered) for c in trace.calls] == [
         ("answered", 3, 3),
@@ -81,7 +81,7 @@ def test_a_rollout_in_counts_is_the_trace_it_says():
         (lambda: Rollout(correct=True, own=1, teacher=1, calls=2), "1 teacher tokens of 2 calls"),
         (lambda: reward_lab([EXAMPLE[0]] * 9), "9 rollouts; the lab takes 1 to 8"),
         (lambda: reward_table([EXAMPLE[0]], ratio="half"), "ratio is 'half'"),
-        (lambda: reward_table([EXAMPLE[0]], asked=0), "asked are 6 and 0"),
+        (lambda: reward_table([EXAMPLE[0]], requested=0), "requested are 6 and 0"),
         (lambda: cost_dial(measure="joy"), "measure is 'joy'"),
         (lambda: cost_dial(calls=3, call_tokens=500), "3 calls of 500 tokens do not fit into 1000"),
         (lambda: cost_dial(tokens=10**6), "the dial takes 1 to 20000"),
