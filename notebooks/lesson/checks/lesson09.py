@@ -6,9 +6,8 @@ import random
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 
-from relaylab.memory import GB, PROMPT, QWEN3, Shape, shipped, total
-
 from lesson.checks.function import NotYet, exercise, number
+from relaylab.memory import GB, PROMPT, QWEN3, Shape, shipped, total
 
 Config = Mapping[str, int]  # the names of a config.json
 
