@@ -1,11 +1,11 @@
-"""A sweep under SIGKILL: every point is there exactly once, and the tables are those of an undisturbed run.
+"""Kill a sweep (SIGKILL) and resume it: every point is there exactly once, with the tables of an undisturbed run.
 
     python benchmarks/chaos.py                     # 20 kills in sweeps of 30 points, locally and on a Ray of two nodes
-    python benchmarks/chaos.py --engines local     # without the extra 'ray'
+    python benchmarks/chaos.py --where local       # without the extra 'ray'
 
-``relaylab sweep`` runs in a process of its own. At random moments it is killed, or a process that executes a point, or
-a Ray node (another takes its place). Where the sweep ended before it was finished, the same command goes on. Nothing
-is retried by the sweep itself, so every loss has to be found by resuming.
+``relaylab sweep`` runs in a process of its own. At random moments it is killed, or a process that runs a point, or a
+Ray node (another takes its place). Then the same command resumes. The sweep itself retries nothing, so resuming has to
+find every loss.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from relaylab.sweep.plan import Plan, read_plan
 KINDS = {"local": ("driver", "worker"), "ray": ("driver", "worker", "node")}
 PATIENCE = 300  # seconds without anything happening, after which this gives up
 NODE = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "memory": 2 * 2**30, "include_log_monitor": False}
-# hash() tells whether every process has the same seed for it; the file counts how often this ran.
-BODY = """from relaylab.sweep.notebook import result
+# hash() shows whether every process has the same seed for it; the file counts how often this ran.
+BODY = """import relaylab as rl
 with open("ran.log", "a") as file:
     file.write(f"{seed}\\n")
-result(accuracy=(seed * 7 % 10) / 10, call_ratio=hash(f"point {seed}") % 1000 / 1000)
+rl.result(accuracy=(seed * 7 % 10) / 10, call_ratio=hash(f"point {seed}") % 1000 / 1000)
 """
 
 
@@ -70,24 +70,35 @@ class Nodes:
         return family
 
 
-def workers(driver: int, engine: str) -> list[psutil.Process]:
-    """The processes that execute points now: forks of the fork server, or Ray's workers with a task."""
-    if engine == "ray":
-        family = psutil.Process().children(recursive=True)
-        return [p for p in family if _line(p).startswith("ray::_task")]
-    family = psutil.Process(driver).children(recursive=True)
-    servers = {p.pid for p in family if "forkserver" in _line(p)}
-    return [p for p in family if p.pid in servers and p.ppid() in servers]
+def workers(driver: int, ray: bool) -> list[psutil.Process]:
+    """The processes that run points now: children of the driver, or Ray's workers with a task."""
+    if ray:
+        return [p for p in psutil.Process().children(recursive=True) if _line(p).startswith("ray::run_point")]
+    return [p for p in psutil.Process(driver).children() if "git" not in _line(p)]
 
 
 def disturb(
-    plan: Plan, out: Path, start: Callable[[], subprocess.Popen], kinds: list[str], *, engine: str,
+    plan: Plan, out: Path, start: Callable[[], subprocess.Popen], kinds: list[str], *, ray: bool = False,
     rng: random.Random, nodes: Nodes | None = None, pause: float = 1.0, log: Callable[[str], Any] = lambda text: None,
 ) -> dict[str, Any]:  # fmt: skip
-    """One sweep, disturbed until ``kinds`` is empty (they are taken from its end) or its points are finished; resumed.
+    """Disturb one sweep until ``kinds`` is empty (it is taken from its end) or all points are finished; resume it.
 
-    ``start`` starts the sweep's process; ``pause``: seconds between a finished point and a kill, at most. What it
-    returns says what happened. Raises RuntimeError as ``check`` does, and for processes that outlive their owner.
+    Args:
+        plan: the sweep.
+        out: its folder.
+        start: starts the sweep's process.
+        kinds: what to kill.
+        ray: whether it runs on Ray.
+        rng: chooses the moments.
+        nodes: Ray's nodes.
+        pause: at most so many seconds between a finished point and a kill.
+        log: called with a line per kill.
+
+    Returns:
+        Counts of what happened.
+
+    Raises:
+        RuntimeError: as ``check`` does, and for processes that outlive their owner.
     """
     killed, starts, seen = Counter(), 1, {}
     every = max(1, len(plan.points) // (len(kinds) + 1))  # so that the kills are spread over the points
@@ -102,14 +113,14 @@ def disturb(
         if process.poll() is not None:  # it came to its end, without the points that were lost
             process, starts = start(), starts + 1
             continue
-        family = _kill(kind, process, engine, rng, nodes)
+        family = _kill(kind, process, ray, rng, nodes)
         if family is None:
             continue  # no point was being executed just now
         for _ in _until(lambda family=family: not any(map(alive, family))):
             pass
         kinds.pop()
         killed[kind] += 1
-        log(f"{engine}: {kind} killed at {len(seen)} of {len(plan.points)} points")
+        log(f"{kind} killed at {len(seen)} of {len(plan.points)} points")
         if kind == "driver":
             process, starts = start(), starts + 1
     while process.wait(timeout=PATIENCE) != 0 or len(finished(out)) < len(plan.points):
@@ -121,12 +132,12 @@ def disturb(
 
 
 def _kill(
-    kind: str, driver: subprocess.Popen, engine: str, rng: random.Random, nodes: Nodes | None
+    kind: str, driver: subprocess.Popen, ray: bool, rng: random.Random, nodes: Nodes | None
 ) -> list[psutil.Process] | None:
     """The processes that must end now that theirs was killed; None where there was nobody to kill."""
     if kind == "node":
         return nodes.kill_one(rng)
-    at_work = workers(driver.pid, engine)
+    at_work = workers(driver.pid, ray)
     if not at_work:
         return None
     with suppress(psutil.NoSuchProcess):  # it ended just now
@@ -142,7 +153,7 @@ def _kill(
 
 
 def check(plan: Plan, out: Path, seen: dict[str, int]) -> None:
-    """Every point once and whole, none of ``seen`` (key -> when it was written) written again, and nothing left over.
+    """Every point once and whole, none of ``seen`` (key -> when it was written) again.
 
     Raises RuntimeError for the first of these that does not hold.
     """
@@ -153,8 +164,6 @@ def check(plan: Plan, out: Path, seen: dict[str, int]) -> None:
         raise RuntimeError(f"{again} were finished, and were executed again")
     if half := [p.name for p in (out / "points").iterdir() if {f.name for f in p.iterdir()} != names]:
         raise RuntimeError(f"{half} are not whole")
-    if left := [f for kind in ("failed", "drafts") for f in (out / kind).glob("*")]:
-        raise RuntimeError(f"{left} were left over")
 
 
 def finished(out: Path) -> dict[str, int]:
@@ -195,54 +204,54 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--points", type=int, default=30)
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--engines", nargs="+", choices=list(KINDS), default=list(KINDS))
+    parser.add_argument("--where", nargs="+", choices=list(KINDS), default=list(KINDS))
     parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
-    rng = random.Random(given.seed)
-    pairs = [(engine, kind) for engine in given.engines for kind in KINDS[engine]]
-    kills = [pairs[i % len(pairs)] for i in range(given.kills)]
+    options = parser.parse_args()
+    rng = random.Random(options.seed)
+    pairs = [(where, kind) for where in options.where for kind in KINDS[where]]
+    kills = [pairs[i % len(pairs)] for i in range(options.kills)]
     with tempfile.TemporaryDirectory(prefix="relaylab-chaos-") as name:
         home = Path(name)
-        sweep = write_sweep(home, given.points)
+        sweep = write_sweep(home, options.points)
         plan, log = read_plan(sweep), home / "driver.log"
-        nodes = Nodes() if "ray" in given.engines else None
+        nodes = Nodes() if "ray" in options.where else None
 
-        def start(out: Path, engine: str) -> subprocess.Popen:
-            words = ["sweep", str(sweep), "--out", str(out), "--engine", engine, "--workers", "2"]
-            words += ["--address", nodes.cluster.address] if engine == "ray" else []
+        def start(out: Path, where: str) -> subprocess.Popen:
+            words = ["sweep", str(sweep), "--out", str(out), "--workers", "2"]
+            words += ["--ray", nodes.cluster.address] if where == "ray" else []
             with log.open("ab") as file:
                 return subprocess.Popen([sys.executable, "-m", "relaylab", *words], stdout=file, stderr=file)
 
-        told = {"points": given.points, "seed": given.seed, "python": platform.python_version(), "sweeps": []}
+        summary = {"points": options.points, "seed": options.seed, "python": platform.python_version(), "sweeps": []}
         try:
             with _timed("undisturbed"):
                 if start(home / "undisturbed", "local").wait():
                     raise RuntimeError(f"the undisturbed sweep failed:\n{log.read_text()}")
-            for engine in given.engines:
-                kinds = [kind for e, kind in kills if e == engine]
+            for where in options.where:
+                kinds = [kind for place, kind in kills if place == where]
                 rng.shuffle(kinds)
                 while kinds:
-                    out, ran = home / f"{engine}{len(told['sweeps'])}", home / "ran.log"
+                    out, ran = home / f"{where}{len(summary['sweeps'])}", home / "ran.log"
                     ran.unlink(missing_ok=True)
-                    found = disturb(
-                        plan, out, lambda out=out, engine=engine: start(out, engine), kinds, engine=engine, rng=rng,
+                    counts = disturb(
+                        plan, out, lambda out=out, where=where: start(out, where), kinds, ray=where == "ray", rng=rng,
                         nodes=nodes, log=lambda text: print(text, flush=True),
                     )  # fmt: skip
-                    found |= {"engine": engine, "code_runs": len(ran.read_text().splitlines())}
+                    counts |= {"where": where, "code_runs": len(ran.read_text().splitlines())}
                     for table in ("results.csv", "results.parquet"):
                         if (out / table).read_bytes() != (home / "undisturbed" / table).read_bytes():
                             raise RuntimeError(f"{table} differs from that of the undisturbed sweep")
-                    told["sweeps"].append(found)
-                    print(json.dumps(found), flush=True)
+                    summary["sweeps"].append(counts)
+                    print(json.dumps(counts), flush=True)
         except Exception:
             print(log.read_text(errors="replace")[-5000:], file=sys.stderr)
             raise
         finally:
             if nodes:
                 nodes.cluster.shutdown()
-    total = sum((Counter(found["kills"]) for found in told["sweeps"]), Counter())
-    told["kills"] = dict(total)
-    print(json.dumps(told, indent=1))
+    total = sum((Counter(counts["kills"]) for counts in summary["sweeps"]), Counter())
+    summary["kills"] = dict(total)
+    print(json.dumps(summary, indent=1))
     print(f"{sum(total.values())} kills: every point there once, no point executed again, tables the same to the byte")
 
 

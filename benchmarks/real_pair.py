@@ -13,9 +13,9 @@ it runs, not how good it is.
 from __future__ import annotations
 
 import argparse
-import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from transformers.utils import logging
@@ -27,7 +27,7 @@ from relaylab.relay.config import RelayConfig
 from relaylab.relay.local_teacher import LocalTeacher
 from relaylab.relay.pair import graded, load_teacher
 from relaylab.relay.relay import Relay
-from relaylab.relay.teachers import Context, NoTeacher, Teacher, TeacherOutput
+from relaylab.relay.teachers import NoTeacher, Teacher, TeacherOutput, TeacherView, complete
 from relaylab.tasks.data import load_problems
 from relaylab.trace import Trace
 from relaylab.views.trace_view import trace_text
@@ -40,16 +40,20 @@ class Noted:
 
     def __init__(self, teacher: Teacher):
         self.teacher, self.name, self.fingerprint = teacher, teacher.name, teacher.fingerprint
-        self.answers: list[tuple[Context, int, TeacherOutput]] = []
+        self.answers: list[tuple[TeacherView, TeacherOutput]] = []
+        self._views: dict[TeacherView, TeacherView] = {}
 
-    def continue_(self, contexts: Sequence[Context], n: Sequence[int]) -> list[TeacherOutput]:
-        asked = copy.deepcopy(list(contexts))  # contexts grow
-        said = self.teacher.continue_(contexts, n)
-        self.answers += zip(asked, n, said, strict=True)
-        return said
+    def submit(self, views: Sequence[TeacherView]) -> None:
+        self._views |= {view: replace(view, segments=list(view.segments)) for view in views}  # views grow
+        self.teacher.submit(views)
 
-    def release(self, rows: Sequence) -> None:
-        self.teacher.release(rows)
+    def poll(self, views: Collection[TeacherView], *, wait: bool = False) -> list[tuple[TeacherView, TeacherOutput]]:
+        outputs = self.teacher.poll(views, wait=wait)
+        self.answers += [(self._views.pop(view), output) for view, output in outputs]
+        return outputs
+
+    def release(self, views: Sequence[TeacherView]) -> None:
+        self.teacher.release(views)
 
 
 def report(name: str, traces: list[Trace], seconds: float, out: Path) -> None:
@@ -65,12 +69,9 @@ def report(name: str, traces: list[Trace], seconds: float, out: Path) -> None:
 
 def agreement(noted: Noted, server: Teacher, engine: Engine) -> None:
     """Ask the server for each noted continuation from its context; count tokens before a difference."""
-    contexts, n = [c for c, _, _ in noted.answers], [n for _, n, _ in noted.answers]
-    for i, context in enumerate(contexts):
-        context.row = ("again", i)
-    theirs = server.continue_(contexts, n)
+    theirs = complete(server, [view for view, _ in noted.answers])
     same = total = equal = 0
-    for (_, _, one), two in zip(noted.answers, theirs, strict=True):
+    for (_, one), two in zip(noted.answers, theirs, strict=True):
         a = engine.text.encode(one.text)
         b = list(two.ids) if two.ids is not None else engine.text.encode(two.text)
         k = next((i for i, (x, y) in enumerate(zip(one.ids or a, b)) if x != y), min(len(a), len(b)))

@@ -29,14 +29,13 @@ import typer
 
 from relaylab.evaluation.stats import summary
 from relaylab.evaluation.table import read_table, trace_files
-from relaylab.sweep.collect import effects, plane
-from relaylab.sweep.report import plane_figure
-from relaylab.sweep.results import read_results
+from relaylab.sweep.results import effects, plane, read_results
 from relaylab.trace import Trace, read_traces
 from relaylab.version import __version__
 from relaylab.views.curves import learning_curves
 from relaylab.views.evaluation_figures import accuracy_against_share, suite_accuracy, suite_bars
 from relaylab.views.figures import call_positions, save_figure
+from relaylab.views.sweep_report import plane_figure
 from relaylab.views.trace_view import trace_html, trace_summary
 
 TRACES = 180  # traces whose calls are drawn: a row is to be seen

@@ -10,12 +10,10 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
-
-from filelock import FileLock, Timeout
 
 CONFIG = "config.json"  # what a folder was made with; its presence says that the folder is ours
 Item = TypeVar("Item")
@@ -62,6 +60,17 @@ def read_json(path: str | os.PathLike) -> Any:
         raise ValueError(f"{path} is empty or broken ({error}); remove it to begin anew") from None
 
 
+def check_replaceable(out: str | os.PathLike, *, marker: str) -> None:
+    """Before long work: could ``replaced_folder`` replace ``out``?
+
+    Raises:
+        ValueError: where ``out`` holds something else than relaylab wrote.
+    """
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / marker).exists())):
+        raise ValueError(f"{out} is not empty and relaylab did not make it; choose another folder")
+
+
 @contextmanager
 def replaced_folder(out: str | os.PathLike, *, marker: str) -> Iterator[Path]:
     """A new folder to write into, which takes the place of ``out`` at the end, whole or not at all.
@@ -74,8 +83,7 @@ def replaced_folder(out: str | os.PathLike, *, marker: str) -> Iterator[Path]:
         ValueError: where ``out`` holds something else; nothing is removed.
     """
     out = Path(out)
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / marker).exists())):
-        raise ValueError(f"{out} is not empty and relaylab did not make it; choose another folder")
+    check_replaceable(out, marker=marker)
     out.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
     try:
@@ -100,7 +108,10 @@ def locked(path: str | os.PathLike) -> Iterator[None]:
     Raises:
         ValueError: where another process does.
     """
-    lock = FileLock(f"{path}.lock", timeout=0)
+    path = Path(path)
+    from filelock import FileLock, Timeout  # slow to import, and most commands only read
+
+    lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=0)
     try:
         lock.acquire()
     except Timeout:
@@ -200,10 +211,16 @@ class LineWriter:
             self._lock.__exit__(None, None, None)
             raise
 
-    def write(self, line: str) -> None:
+    def write_line(self, line: str) -> None:
         """Append one line, which holds no line break."""
         self._file.write(line.encode() + b"\n")
         self._file.flush()
+
+    def replace_lines(self, lines: Iterable[str]) -> None:
+        """Let the file hold these lines, and nothing else, in one step."""
+        self._file.close()
+        write_whole(self.path, b"".join(line.encode() + b"\n" for line in lines))
+        self._file = open(self.path, "ab")  # noqa: SIM115
 
     def close(self) -> None:
         if not self._file.closed:

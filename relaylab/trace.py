@@ -13,10 +13,10 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from relaylab.call_tag import TAG, strip_calls
+from relaylab.files import LineWriter, read_lines
 
 if TYPE_CHECKING:
     import datasets
@@ -47,7 +47,7 @@ class Call:
     delivered: int = 0  # completion tokens that came of it, in the student's tokens
     written: int = 0  # tokens the teacher wrote, in its own; differs from `delivered` between tokenizers
     status: str = "answered"
-    finish: str | None = None  # the teacher's: `length`, or `stop` where it ended the answer
+    finish_reason: str | None = None  # the teacher's: `length`, or `stop` where it ended the answer
     teacher: str | None = None
     latency: float | None = None  # seconds, retries included
     error: str | None = None
@@ -83,9 +83,6 @@ class Trace:
     config: dict[str, Any] = field(default_factory=dict)  # what decided it, where `Pair.decode` made it
 
     def __post_init__(self) -> None:
-        self.check()
-
-    def check(self) -> None:
         """Raise ValueError unless the parallel lists are of one length and the calls lie within them."""
         n = len(self.completion_ids)
         for name in ("source", "pieces", "logprobs", "entropies"):
@@ -97,6 +94,8 @@ class Trace:
         for call in self.calls:
             if not 0 <= call.start <= call.end <= call.end + call.delivered <= n:
                 raise ValueError(f"trace {self.id!r}: call {call} lies outside of its {n} tokens")
+
+    check = __post_init__  # again, after changes in place
 
     @property
     def text(self) -> str:
@@ -183,20 +182,14 @@ class Trace:
 def read_traces(path: str | os.PathLike) -> Iterator[Trace]:
     """The traces of a file, one at a time; a torn last line is left out.
 
-    Raises ValueError, with file and line, for a broken line that is not the last.
+    Raises:
+        ValueError: with file and line, for a broken line that is not the last.
     """
-    with open(path, "rb") as f:
-        for number, line in enumerate(f, 1):
-            if not line.endswith(b"\n"):
-                return  # every whole line ends with a line break: this one was being written when its writer died
-            try:
-                yield Trace.from_dict(json.loads(line))
-            except (ValueError, TypeError) as error:
-                raise ValueError(f"{path}, line {number}: not a trace ({error})") from error
+    return read_lines(path, Trace.from_dict)
 
 
-class TraceWriter:
-    """Appends traces to a file, each flushed whole, after cutting off a torn last line.
+class TraceWriter(LineWriter):
+    """Appends traces to a file, each flushed whole.
 
     >>> import tempfile, pathlib
     >>> path = pathlib.Path(tempfile.mkdtemp()) / "t.jsonl"
@@ -206,40 +199,15 @@ class TraceWriter:
     """
 
     def __init__(self, path: str | os.PathLike):
-        self.path = Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self.path.exists():
-            whole = _whole(self.path)
-            if whole < self.path.stat().st_size:
-                os.truncate(self.path, whole)
-        self._file = open(self.path, "ab")  # noqa: SIM115 - it stays open until close()
+        super().__init__(path, begins=b'{"version":')
 
     def write(self, trace: Trace) -> None:
         trace.check()
-        self._file.write(trace.to_json().encode() + b"\n")
-        self._file.flush()
+        self.write_line(trace.to_json())
 
-    def close(self) -> None:
-        self._file.close()
-
-    def __enter__(self) -> TraceWriter:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-def _whole(path: Path, block: int = 2**16) -> int:
-    """The bytes of a file up to its last line break, which is looked for from the end: the file may be large."""
-    with open(path, "rb") as f:
-        end = f.seek(0, os.SEEK_END)
-        while end:
-            start = max(0, end - block)
-            f.seek(start)
-            if (found := f.read(end - start).rfind(b"\n")) >= 0:
-                return start + found + 1
-            end = start
-    return 0
+    def replace(self, traces: Iterable[Trace]) -> None:
+        """Let the file hold these traces, and nothing else, in one step."""
+        self.replace_lines(t.to_json() for t in traces)
 
 
 def to_dataset(traces: Iterable[Trace]) -> datasets.Dataset:

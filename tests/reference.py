@@ -26,9 +26,9 @@ class Slow:
 
 @torch.no_grad()
 def slow_relay(
-    student, teacher, tokenizer, prompt, *, end_ids, max_tokens, seed=0, temperature=0.0, policy=None, caps=None
+    student, teacher, tokenizer, prompt, *, end_ids, max_tokens, seed=0, temperature=0.0, call_rule=None, caps=None
 ):
-    """One row. ``policy(position) -> n | None``; ``caps`` bounds granted n. The teacher is greedy, same tokenizer."""
+    """One row. ``call_rule(position) -> n | None``; ``caps`` bounds granted n. The teacher is greedy, same tokenizer."""
     out = Slow()
     done_turns: list[tuple[str, list[int]]] = []  # finished turns as the teacher sees them
     turn: list[int] = []
@@ -44,7 +44,7 @@ def slow_relay(
         return tokenizer.decode(ids, skip_special_tokens=False)
 
     while not out.stop:
-        n = policy(len(out.ids)) if policy and not within_call(text_of(turn)) else None
+        n = call_rule(len(out.ids)) if call_rule and not within_call(text_of(turn)) else None
         if n and len(tokenizer(format_call(n), add_special_tokens=False)["input_ids"]) >= max_tokens - len(out.ids):
             n = None  # a command that does not fit is not written
         forced = tokenizer(format_call(n), add_special_tokens=False)["input_ids"] if n else [None]
@@ -108,7 +108,7 @@ def slow_relay(
 
 
 def within_call(text):
-    """Whether a call may still be closed: a policy waits until the student has finished or given up its own."""
+    """Whether a call may still be closed: a call rule waits until the student has finished or given up its own."""
     done = find_closed(text)
     tail = text[done[-1].end :] if done else text
     begin = tail.rfind("<call")

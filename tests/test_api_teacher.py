@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import copy
+import gzip
 import itertools
+import json
 import logging
 import os
 import pickle
@@ -12,19 +15,19 @@ import subprocess
 import sys
 import threading
 import time
-from email.utils import formatdate
-from types import SimpleNamespace
+import tracemalloc
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from misbehaving_server import BEGIN, DROP, MARKS, OK, MisbehavingServer, Reply, encode
 
-from relaylab.relay.api_client import APIClient, Fault, _retry_after
+from relaylab.relay import api_teacher
+from relaylab.relay.api_client import APIClient, ServerError
 from relaylab.relay.api_teacher import APITeacher
-from relaylab.relay.teachers import Context, Segment, Teacher, TeacherOutput
+from relaylab.relay.teachers import Segment, Teacher, TeacherOutput, TeacherView, complete
 
-ASK = [{"role": "user", "content": "2*3?"}]
+QUESTION = [{"role": "user", "content": "2*3?"}]
 PROMPT = "<|begin|>user: 2*3?\nassistant (no thinking): "
 KEY = "sk-topsecret-0123456789"
 
@@ -65,8 +68,7 @@ def connect(server):
     teachers = []
 
     def connect(**options) -> APITeacher:
-        options = dict(model="m", retries=2, backoff=0.01, max_backoff=0.05) | options
-        teachers.append(APITeacher(server.url, **options))
+        teachers.append(APITeacher(server.url, **dict(model="m", retries=2) | options))
         teachers[-1].probe()
         server.script()
         return teachers[-1]
@@ -76,12 +78,17 @@ def connect(server):
         teacher.close()
 
 
-def ask(teacher: APITeacher, *segments: str | Segment, n: int = 5, row: object = 0, seed: int = 0) -> TeacherOutput:
-    return teacher.continue_([context(*segments, row=row, seed=seed)], [n])[0]
+def view(*segments: str | Segment, n: int = 5, seed: int = 0) -> TeacherView:
+    return TeacherView(QUESTION, [s if isinstance(s, Segment) else Segment(s) for s in segments], n, seed)
 
 
-def context(*segments: str | Segment, row: object = 0, seed: int = 0) -> Context:
-    return Context(row, ASK, [s if isinstance(s, Segment) else Segment(s) for s in segments], seed)
+def ask(teacher: APITeacher, *segments: str | Segment, n: int = 5, seed: int = 0) -> TeacherOutput:
+    return complete(teacher, [view(*segments, n=n, seed=seed)])[0]
+
+
+def choice(**changes) -> Reply:
+    """The truth with some fields of its choice changed."""
+    return Reply(change=lambda body: body["choices"][0].update(changes))
 
 
 # What is sent -------------------------------------------------------------------------------------------------------
@@ -106,19 +113,12 @@ def test_token_ids_go_as_they_are_and_text_is_tokenised(server, connect, tokeniz
 def test_text_prompts_hold_the_very_characters(server, connect, tokenizer):
     server.token_prompts = server.token_ids = False
     ask(connect(tokenizer=tokenizer, extra_body={"top_p": 0.5}), Segment("6\n\n ", (1,)), "\tso <|end|>")
-    (request,) = server.requests
-    assert request.body == {
-        "model": "m",
-        "prompt": PROMPT + "6\n\n \tso <|end|>",
-        "max_tokens": 5,
-        "temperature": 0.0,
-        "seed": 0,
-        "top_p": 0.5,
-    }
+    common = {"model": "m", "max_tokens": 5, "temperature": 0.0, "seed": 0, "top_p": 0.5}
+    assert server.requests[0].body == common | {"prompt": PROMPT + "6\n\n \tso <|end|>"}
 
 
 def test_a_server_that_begins_texts_itself_is_not_sent_the_beginning(server, connect, tokenizer):
-    server.token_prompts, server.begins = False, True
+    server.token_prompts, server.begins = False, 1
     teacher = connect(tokenizer=tokenizer)
     assert teacher.probe().begins == 1
     ask(teacher, "6")
@@ -131,7 +131,7 @@ def test_chat_sends_the_begun_answer_as_a_message_to_continue(server, connect):
     assert request.path == "/v1/chat/completions"
     assert request.body == {
         "model": "m",
-        "messages": [*ASK, {"role": "assistant", "content": "so it "}],
+        "messages": [*QUESTION, {"role": "assistant", "content": "so it "}],
         "max_tokens": 5,
         "temperature": 0.0,
         "seed": 5,
@@ -142,11 +142,9 @@ def test_chat_sends_the_begun_answer_as_a_message_to_continue(server, connect):
 
 
 def test_chat_asks_for_a_whole_answer_like_anybody(server, connect):
-    server.chat = "refused"
-    server.strict = True
-    teacher = connect(mode="chat")
-    assert ask(teacher).text == "and s"
-    assert server.requests[0].body == dict(model="m", messages=ASK, max_tokens=5, temperature=0.0, seed=0)
+    server.chat, server.strict = "refused", True
+    assert ask(connect(mode="chat")).text == "and s"
+    assert server.requests[0].body == dict(model="m", messages=QUESTION, max_tokens=5, temperature=0.0, seed=0)
 
 
 def test_completions_without_a_tokenizer_send_a_plain_prompt(server, connect):
@@ -154,48 +152,29 @@ def test_completions_without_a_tokenizer_send_a_plain_prompt(server, connect):
     assert server.requests[0].body["prompt"] == "2*3?\n\nso "
 
 
-def test_each_row_has_its_seed_and_no_seed_is_too_large_for_a_server(server, connect):
-    connect().continue_([context(row=i, seed=s) for i, s in enumerate((7, 8, 2**80 + 9))], [1, 2, 3])
+def test_each_view_has_its_seed_and_no_seed_is_too_large_for_a_server(server, connect):
+    complete(connect(), [view(n=n, seed=seed) for n, seed in ((1, 7), (2, 8), (3, 2**80 + 9))])
     assert {r.body["max_tokens"]: r.body["seed"] for r in server.requests} == {1: 7, 2: 8, 3: 9}
 
 
 def test_every_segment_is_tokenised_once(server, connect, tokenizer, monkeypatch):
-    teacher = connect(tokenizer=tokenizer)
-    seen = []
-    monkeypatch.setattr(teacher, "tokenizer", Spy(tokenizer, seen))
-    segments: list[Segment] = []
+    teacher, seen = connect(tokenizer=tokenizer), []
+    encoded = teacher.tokenizer.encode
+    monkeypatch.setattr(teacher.tokenizer, "encode", lambda text, **how: seen.append(text) or encoded(text, **how))
+    growing = view()
     for text in ("one", "two", "three"):
-        segments.append(Segment(text))
-        ask(teacher, *segments, row="a")
+        growing.segments.append(Segment(text))
+        complete(teacher, [growing])
     assert seen == [PROMPT, "one", "two", "three"]
     assert server.requests[-1].prompt == PROMPT + "onetwothree"
-    teacher.release(["a", "never seen"])
-    ask(teacher, *segments, row="a")
+    teacher.release([growing, view()])
+    complete(teacher, [growing])
     assert seen[4:] == [PROMPT, "one", "two", "three"]
 
 
-class Spy:
-    def __init__(self, tokenizer, seen: list[str]):
-        self._tokenizer, self._seen = tokenizer, seen
-
-    def __getattr__(self, name: str):
-        return getattr(self._tokenizer, name)
-
-    def __call__(self, text: str, **how):
-        self._seen.append(text)
-        return self._tokenizer(text, **how)
-
-
-def test_another_context_under_the_same_name_is_another_context(server, connect, tokenizer):
-    teacher = connect(tokenizer=tokenizer)
-    ask(teacher, "one", "two")
-    ask(teacher, "one", "2")
-    teacher.continue_([Context(0, [{"role": "user", "content": "3*3?"}], [Segment("one")])], [1])
-    assert [r.prompt for r in server.requests] == [
-        PROMPT + "onetwo",
-        PROMPT + "one2",
-        PROMPT.replace("2*3?", "3*3?") + "one",
-    ]
+def test_equal_views_are_two(server, connect, tokenizer):
+    complete(connect(tokenizer=tokenizer), [view("one", "two"), view("one", "2"), view("one", "two")])
+    assert sorted(r.prompt.removeprefix(PROMPT) for r in server.requests) == ["one2", "onetwo", "onetwo"]
 
 
 def test_what_looks_like_an_end_token_in_the_students_text_is_text(server, connect, tokenizer):
@@ -215,80 +194,78 @@ def test_a_character_across_two_segments_is_whole_in_a_text_prompt(server, conne
 
 def test_ids_come_back_without_the_end_token(server, connect, tokenizer):
     server.writes = "6."
-    said = ask(connect(tokenizer=tokenizer), n=50)
-    assert (said.text, said.ids, said.tokens, said.finish, said.error) == ("6.", (0x36, 0x2E), 2, "stop", None)
+    output = ask(connect(tokenizer=tokenizer), n=50)
+    assert (output.text, output.ids, output.tokens, output.finish_reason) == ("6.", (0x36, 0x2E), 2, "stop")
 
 
 @pytest.mark.parametrize("knows", [True, False])
-def test_the_end_token_is_not_counted_where_that_can_be_known(server, connect, tokenizer, knows):
+def test_the_end_token_is_not_counted_if_that_can_be_known(server, connect, tokenizer, knows):
     server.writes, server.token_ids = "6.", False
-    said = ask(connect(tokenizer=tokenizer if knows else None), n=50)
-    assert (said.text, said.ids, said.tokens, said.finish) == ("6.", None, 2 if knows else 3, "stop")
+    output = ask(connect(tokenizer=tokenizer if knows else None), n=50)
+    assert (output.text, output.ids, output.tokens, output.finish_reason) == ("6.", None, 2 if knows else 3, "stop")
 
 
 def test_n_tokens_come_back_as_length(server, connect, tokenizer):
-    said = ask(connect(tokenizer=tokenizer), n=3)
-    assert (said.text, said.ids, said.tokens, said.finish) == ("and", tuple(b"and"), 3, "length")
+    output = ask(connect(tokenizer=tokenizer), n=3)
+    assert (output.text, output.ids, output.tokens, output.finish_reason) == ("and", tuple(b"and"), 3, "length")
 
 
-def test_a_stop_string_that_only_the_ids_hold_leaves_the_text(server, connect, tokenizer):
-    teacher = connect(tokenizer=tokenizer, extra_body={"stop": ["\n"]})
-    choice = {"text": "6", "finish_reason": "stop", "token_ids": [0x36, 0x0A]}
-    server.script(Reply(body={"choices": [choice], "usage": {"completion_tokens": 2}}))
-    said = ask(teacher)
-    assert (said.text, said.ids, said.finish) == ("6", None, "stop")
-
-
-def test_a_special_token_that_ends_nothing_stays_among_the_ids(server, connect, tokenizer):
+@pytest.mark.parametrize(
+    ("text", "reason", "token_ids", "ids"),
+    [
+        ("6", "stop", [0x36, 0x0A], None),  # a stop string is in the ids alone
+        ("6", "length", [0x36, BEGIN], (0x36, BEGIN)),  # a special token that ends nothing
+        ("6", "length", [0x36, 258], None),  # behind the vocabulary, as in a padded embedding
+        ("6", "length", [0x36, -1], None),
+        ("6", "length", [0x36, 2**70], None),
+        ("6", "length", [0x37], None),
+        ("\ufffd", "length", [0xC3], (0xC3,)),  # llama.cpp and vLLM differ in what they show of half a character
+        ("", "length", [0xC3], (0xC3,)),
+    ],
+)
+def test_ids_are_taken_if_they_are_those_of_the_text(server, connect, tokenizer, text, reason, token_ids, ids):
     teacher = connect(tokenizer=tokenizer)
-    server.script(Reply(body={"choices": [{"text": "6", "finish_reason": "length", "token_ids": [0x36, BEGIN]}]}))
-    assert ask(teacher, n=2).ids == (0x36, BEGIN)
+    written = {"text": text, "finish_reason": reason, "token_ids": token_ids}
+    server.script(Reply(body={"choices": [written], "usage": {"completion_tokens": len(token_ids)}}))
+    output = ask(teacher, n=2)
+    assert (output.text.rstrip("\ufffd"), output.ids, output.finish_reason) == (text.rstrip("\ufffd"), ids, reason)
 
 
 def test_an_answer_that_ends_at_once_is_an_answer(server, connect):
     server.writes = ""
-    said = ask(connect())
-    assert (said.text, said.finish, said.error) == ("", "stop", None)
+    output = ask(connect())
+    assert (output.text, output.finish_reason, output.error) == ("", "stop", None)
 
 
-@pytest.mark.parametrize("token_ids", [True, False])
+@pytest.mark.parametrize(("token_ids", "usage"), [(True, True), (False, True), (False, False)])
 @pytest.mark.parametrize("writes", ["and so on and on", "and so."])
-def test_never_more_than_n_tokens_and_more_would_come(server, connect, tokenizer, token_ids, writes):
-    server.extra, server.token_ids, server.writes = 4, token_ids, writes
-    said = ask(connect(tokenizer=tokenizer), n=6)
-    assert (said.text, said.tokens, said.finish) == ("and so", 6, "length")
-    assert said.ids == (tuple(b"and so") if token_ids else None)
+def test_never_more_than_n_tokens_and_more_would_come(server, connect, tokenizer, token_ids, usage, writes):
+    server.extra, server.token_ids, server.usage, server.writes = 4, token_ids, usage, writes
+    output = ask(connect(tokenizer=tokenizer), n=6)
+    assert (output.text, output.tokens, output.finish_reason) == ("and so", 6, "length")
+    assert output.ids == (tuple(b"and so") if token_ids else None)
 
 
 def test_more_than_n_tokens_that_nobody_can_cut_are_an_error(server, connect):
     teacher = connect()
     server.extra = 1
-    said = ask(teacher, n=6)
-    assert (said.text, said.finish) == ("", "error")
-    assert "7 tokens where 6 were asked for" in said.error
-
-
-def test_without_usage_the_tokenizer_counts_and_cuts(server, connect, tokenizer):
-    server.usage, server.extra, server.token_ids = False, 4, False
-    said = ask(connect(tokenizer=tokenizer), n=6)
-    assert (said.text, said.tokens) == ("and so", 6)
+    output = ask(teacher, n=6)
+    assert (output.text, output.finish_reason) == ("", "error")
+    assert "7 tokens instead of 6" in output.error
 
 
 @pytest.mark.parametrize(("n", "text"), [(1, "a"), (2, "a"), (3, "aé"), (5, "aé"), (6, "aé€")])
 def test_text_is_cut_to_whole_characters(server, connect, n, text):
     server.writes = "aé€!" * 9
-    said = ask(connect(), n=n)
-    assert (said.text, said.tokens, said.finish) == (text, n, "length")
+    output = ask(connect(), n=n)
+    assert (output.text, output.tokens, output.finish_reason) == (text, n, "length")
 
 
-def test_half_a_character_alone_is_an_error_as_text_and_fine_as_ids(server, connect, tokenizer):
-    server.writes = "é" * 9
-    assert ask(connect(), n=1).finish == "error"
-    teacher = connect(tokenizer=tokenizer)
-    for text in ("\ufffd", ""):  # llama.cpp and vLLM differ in what they show of it
-        server.script(Reply(change=lambda body, text=text: body["choices"][0].update(text=text)))
-        said = ask(teacher, n=1)
-        assert (said.ids, said.tokens, said.finish) == ((0xC3,), 1, "length")
+@pytest.mark.parametrize(("whole", "text", "ids"), [(True, "aé", b"a\xc3\xa9"), (False, "aé", b"a\xc3\xa9\xe2\x82")])
+def test_ids_end_within_a_character_unless_they_are_tokenised_anew(server, connect, tokenizer, whole, text, ids):
+    server.writes = "aé€!"
+    output = complete(connect(tokenizer=tokenizer), [TeacherView(QUESTION, n=5, whole_characters=whole)])[0]
+    assert (output.text.rstrip("\ufffd"), output.ids, output.tokens) == (text, tuple(ids), len(ids))
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
@@ -299,23 +276,55 @@ def test_what_comes_is_the_beginning_of_what_was_written(server, connect, chat, 
         server.chat = chat
         server.teacher = connect()
     server.writes = writes
-    said = ask(server.teacher, "begun", n=n)
+    output = ask(server.teacher, "begun", n=n)
     whole = writes.encode()[:n].decode(errors="ignore")
     if whole or len(writes.encode()) < n:
-        assert (said.text, said.error) == (whole, None)
-        assert said.finish == ("length" if len(writes.encode()) >= n else "stop")
+        assert (output.text, output.error) == (whole, None)
+        assert output.finish_reason == ("length" if len(writes.encode()) >= n else "stop")
     else:
-        assert said.finish == "error"
+        assert "no whole character" in output.error
 
 
-@pytest.mark.parametrize("reason", ["content_filter", "tool_calls", None])
-def test_other_reasons_to_finish_are_errors(server, connect, reason):
+@pytest.mark.parametrize(
+    ("reason", "finish"),
+    [
+        *[(reason, "stop") for reason in ("eos_token", "stop_sequence", "eos", "STOP", "end_turn")],
+        *[(reason, "length") for reason in ("max_tokens", "MAX_TOKENS", "limit", None, "")],
+        *[(reason, "error") for reason in ("content_filter", "tool_calls")],
+    ],
+)
+def test_reasons_to_finish(server, connect, reason, finish):
     teacher = connect()
-    server.script(Reply(change=lambda body: body["choices"][0].update(finish_reason=reason)))
-    said = ask(teacher)
-    assert (said.text, said.finish) == ("", "error")
-    assert repr(reason) in said.error
+    server.script(choice(finish_reason=reason))
+    output = ask(teacher)
+    assert (output.text, output.finish_reason) == ("and s" if finish != "error" else "", finish)
+    assert finish != "error" or repr(reason) in output.error
     assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("usage", "knows", "finish"), [(True, False, "stop"), (False, True, "stop"), (False, False, "error")]
+)
+def test_without_a_reason_the_number_of_tokens_tells(server, connect, tokenizer, usage, knows, finish):
+    server.usage, server.writes = usage, "6."
+    teacher = connect(tokenizer=tokenizer if knows else None)
+    server.script(choice(finish_reason=None))
+    assert ask(teacher, n=9).finish_reason == finish
+
+
+def test_content_in_parts_and_event_streams_are_read(server, connect):
+    teacher = connect()
+    parts = [{"type": "text", "text": "and "}, {"type": "text", "text": "s"}]
+    events = [
+        {"choices": [{"delta": {"role": "assistant"}, "finish_reason": None}]},
+        {"choices": [{"delta": {"content": "and\u2028"}, "finish_reason": None}]},
+        {"choices": [{"delta": {"content": "s"}, "finish_reason": "length"}]},
+        {"choices": [], "usage": {"completion_tokens": 5}},
+    ]
+    stream = "".join(f"data: {json.dumps(e, ensure_ascii=False)}\n\n" for e in events) + "data: [DONE]\n\n"
+    server.script(choice(message={"role": "assistant", "content": parts}), Reply(body=": hello\n\n" + stream))
+    assert [ask(teacher).text for _ in range(2)] == ["and s", "and\u2028s"]
+    assert len(server.requests) == 2
 
 
 # What a server can do -----------------------------------------------------------------------------------------------
@@ -325,7 +334,7 @@ def test_other_reasons_to_finish_are_errors(server, connect, reason):
     ("dialect", "expected"),
     [
         # As vllm, xllamacpp, transformers serve and llama-cpp-python do, then what others might.
-        ({}, dict(token_prompts=True, token_ids=True, prefix="new text", no_thinking=True, keeps_limit=True)),
+        ({}, dict(token_prompts=True, token_ids=True, prefix="new text", no_thinking=True, template=False)),
         ({"chat": "repeats", "token_ids": False}, dict(token_prompts=True, token_ids=False, prefix="repeats")),
         (
             {"strict": True, "token_prompts": False},
@@ -333,20 +342,22 @@ def test_other_reasons_to_finish_are_errors(server, connect, reason):
         ),
         ({"chat": "new turn", "token_prompts": False}, dict(prefix="new turn", token_prompts=False)),
         ({"completions": False}, dict(completions=False, token_prompts=False, token_ids=False, prefix="new text")),
-        ({"extra": 1}, dict(keeps_limit=False)),
-        ({"usage": False}, dict(keeps_limit=None, begins=None, tokenizer=None, token_prompts=True)),
-        ({"begins": True, "context": 77}, dict(begins=1, context=77, tokenizer=True)),
+        ({"usage": False}, dict(begins=None, tokenizer=None, token_prompts=True)),
+        ({"begins": 1, "context": 77}, dict(begins=1, context=77, tokenizer=True)),
+        ({"begins": 14, "token_prompts": False}, dict(template=True, completions=False, tokenizer=None)),
         ({"models": ["other", "m"]}, dict(models=("other", "m"), model="m")),
+        ({"reasons": True}, dict(completions=True, prefix="refused", token_prompts=True)),
     ],
 )
 def test_the_probe_finds_out(server, tokenizer, dialect, expected):
     vars(server).update(dialect)
-    with APITeacher(server.url, "m", tokenizer=tokenizer, retries=0) as teacher:
-        found = teacher.probe()
-        assert {name: getattr(found, name) for name in expected} == expected
-        asked = len(server.requests)
-        assert teacher.probe() is found
-        assert len(server.requests) == asked <= 8
+    with APITeacher(server.url, "m", tokenizer=tokenizer, retries=0, temperature=0.3) as teacher:
+        probe = teacher.probe()
+        assert {name: getattr(probe, name) for name in expected} == expected
+        count = len(server.requests)
+        assert teacher.probe() is probe
+        assert len(server.requests) == count <= 8
+        assert {r.body["temperature"] for r in server.requests[1:]} == {0.3}
 
 
 def test_ids_that_a_server_takes_for_text_are_no_ids(server, connect, tokenizer):
@@ -359,90 +370,132 @@ def test_ids_that_a_server_takes_for_text_are_no_ids(server, connect, tokenizer)
 
 
 def test_the_probes_summary_is_for_people(server, connect, tokenizer):
-    server.chat = "repeats"
-    text = str(connect(tokenizer=tokenizer).probe())
-    assert text.splitlines()[0] == f"{server.url}: model m"
+    server.chat, server.models = "repeats", ["m\x1b[31m"]
+    text = str(connect(model=None, tokenizer=tokenizer).probe())
+    assert text.splitlines()[0] == f"{server.url}: model m\\x1b[31m"
     assert "begun chat answers   continued, answers repeat what they continue" in text
     assert "tokenizer given      the server's" in text
 
 
-def test_a_server_that_was_down_is_asked_again(server):
+def test_a_server_that_cannot_be_asked_is_left_alone_for_a_while(server, monkeypatch):
     with APITeacher(server.url, "m", retries=0) as teacher:
-        server.script(Reply(status=503), DROP)
-        assert not teacher.probe().reachable
-        assert "HTTP 503" not in ask(teacher).error
+        server.script(Reply(status=503, body={"error": {"message": "Loading model"}}))
+        assert [ask(teacher).error for _ in range(3)] == ["HTTP 503: Loading model"] * 3
+        assert "HTTP 503" in teacher.probe().error
+        assert len(server.requests) == 1
+        monkeypatch.setattr(teacher, "_rest", 0.0)
         assert ask(teacher).text == "and s"
 
 
-def test_a_passing_fault_is_no_answer_to_what_a_server_can_do(server):
+def test_a_server_that_goes_away_is_left_alone_for_a_while(server, connect):
+    teacher = connect(retries=1)
+    server.stop()
+    start = time.monotonic()
+    errors = {ask(teacher).error for _ in range(50)}
+    assert len(errors) == 1
+    assert "connection to" in errors.pop()
+    assert time.monotonic() - start < 2
+
+
+def test_a_passing_fault_is_no_answer_to_what_a_server_can_do(server, monkeypatch):
+    monkeypatch.setattr(api_teacher, "REST_SECONDS", 0)
     with APITeacher(server.url, "m", retries=0) as teacher:
         server.script(OK, OK, Reply(status=503))
         assert "HTTP 503" in teacher.probe().error
         assert teacher.probe().token_prompts
 
 
-@pytest.mark.parametrize(("chat", "remedy"), [("new turn", "mode='completions'"), ("refused", "mode='completions'")])
-def test_a_chat_that_does_not_continue_is_not_made_to(server, connect, chat, remedy):
+@pytest.mark.parametrize("chat", ["new turn", "refused"])
+def test_a_chat_that_does_not_continue_is_not_made_to(server, connect, chat):
     server.chat = chat
-    said = ask(connect(mode="chat"), "begun")
-    assert said.finish == "error"
-    assert remedy in said.error
+    output = ask(connect(mode="chat"), "begun")
+    assert "mode='completions'" in output.error
     assert not server.requests
     assert ask(connect(), "begun").text == "and s"  # mode="auto" has found the other way
 
 
-def test_a_server_that_cannot_go_on_at_all_says_so(server, connect):
-    server.completions, server.chat = False, "new turn"
-    assert "it has no completions" in ask(connect(), "begun").error
+@pytest.mark.parametrize(
+    ("dialect", "error"),
+    [
+        ({"completions": False, "chat": "new turn"}, "it has no completions"),
+        ({"completions": False, "reasons": True}, "hold no text"),
+        ({"begins": 14, "chat": "new turn"}, "it has no completions"),
+    ],
+)
+def test_a_server_that_cannot_go_on_at_all_says_so(server, connect, dialect, error):
+    vars(server).update(dialect)
+    assert error in ask(connect(), "begun").error
+
+
+@pytest.mark.parametrize(("token_prompts", "path"), [(True, "/v1/completions"), (False, "/v1/chat/completions")])
+def test_completions_within_a_template_are_not_used_as_text(server, connect, tokenizer, token_prompts, path):
+    server.begins, server.token_prompts = 14, token_prompts
+    assert ask(connect(tokenizer=tokenizer), "begun").text == "and s"
+    assert server.requests[0].path == path
+    assert "chat template" in ask(connect(mode="completions"), "begun").error
+
+
+def test_a_reasoning_server_is_asked_for_completions(server, connect):
+    server.reasons = True
+    for options in ({}, {"mode": "completions"}):
+        assert ask(connect(**options), "begun").text == "and s"
 
 
 def test_a_repetition_of_something_else_is_not_taken_for_an_answer(server, connect):
     server.chat = "repeats"
     teacher = connect()
-    server.script(Reply(change=lambda body: body["choices"][0]["message"].update(content="Begun, and more")))
+    server.script(choice(message={"content": "Begun, and more"}))
     assert "repeated another text" in ask(teacher, "begun").error
 
 
-def test_a_tokenizer_of_another_model_is_found_out(server, connect, tokenizer):
-    class Other(Spy):
-        def __call__(self, text, **how):
-            return {"input_ids": [ord(c) % 7 for c in text[::2]]}
-
-    said = ask(connect(tokenizer=Other(tokenizer, [])))
-    assert "not that of m" in said.error
+def test_a_tokenizer_of_another_model_is_found_out(server, connect, tokenizer, monkeypatch):
+    monkeypatch.setattr(api_teacher.TeacherTokenizer, "encode", lambda self, text, **how: [1] * (len(text) // 2))
+    assert "not that of m" in ask(connect(tokenizer=tokenizer)).error
     assert not server.requests
 
 
-def test_unknown_models_are_named_beside_the_known(server):
-    server.models = ["a", "b"]
-    with APITeacher(server.url, "x", retries=0) as teacher:
-        assert ask(teacher).error.startswith("model 'x' not found; the server has: a, b")
-    with APITeacher(server.url, retries=0) as teacher:
-        assert ask(teacher).error == "name a model; the server has: a, b"
+def test_a_model_is_named_or_is_the_only_one(server):
+    server.models = ["a", "b:8b"]
+    for address, model, error in (
+        (server.url, "x", "model 'x' not found; the server has: a, b:8b"),
+        (server.url, None, "name a model with --teacher-model, or as URL#model; the server has: a, b:8b"),
+        (f"{server.url}#b:8b", None, None),
+    ):
+        with APITeacher(address, model, retries=0) as teacher:
+            assert (ask(teacher).error or "").startswith(error or "")
+            assert (error is None) == (ask(teacher).error is None)
+    assert server.requests[-1].body["model"] == "b:8b"
+    assert (teacher.name, repr(teacher)) == (f"b:8b@{server.host}", f"APITeacher('{server.url}', model='b:8b')")
     server.models = ["only"]
     with APITeacher(server.url, retries=0) as teacher:
         assert ask(teacher).text == "and s"
         assert server.requests[-1].body["model"] == "only"
 
 
-def test_an_address_that_is_no_api_says_so(server):
+@pytest.mark.parametrize(
+    ("reply", "error"),
+    [
+        (Reply(status=404, body="<html>nothing here</html>"), "often ends in /v1"),
+        (Reply(status=307, body={}, headers={"Location": "http://elsewhere/v1"}), "moved to http://elsewhere/v1"),
+    ],
+)
+def test_an_address_that_is_no_api_says_so(server, reply, error):
+    server.rule = lambda request: reply
     with APITeacher(f"http://{server.host}", "m", retries=0) as teacher:
-        server.rule = lambda request: Reply(status=404, body="<html>nothing here</html>")
-        assert "often ends in /v1" in ask(teacher).error
+        assert error in ask(teacher).error
 
 
 def test_a_full_context_shortens_and_then_ends(server, connect, tokenizer):
     server.context = len(encode(PROMPT)) + 3
     teacher = connect(tokenizer=tokenizer)
-    said = ask(teacher, "6", n=9)
-    assert (said.text, said.tokens) == ("an", 2)
+    output = ask(teacher, "6", n=9)
+    assert (output.text, output.tokens) == ("an", 2)
     assert "fill the teacher's context" in ask(teacher, "666", n=9).error
 
 
 # Faults -------------------------------------------------------------------------------------------------------------
 
-NO_CHOICE = Reply(body={"choices": []})
-NULL_TEXT = Reply(change=lambda body: body["choices"][0].update(message={"role": "assistant", "content": None}))
+NULL_TEXT = choice(message={"role": "assistant", "content": None})
 PASSING = {
     "429": Reply(status=429, body={"error": {"message": "slow down"}}),
     "500": Reply(status=500, body="<html>oops</html>"),
@@ -454,10 +507,13 @@ PASSING = {
     "broken off": Reply(cut=40),
     "not JSON": Reply(body='{"choices": [{"te'),
     "not even JSON's type": Reply(body="<html>a proxy</html>", headers={"Content-Type": "text/html"}),
+    "too deep": Reply(body="[" * 50_000),
     "a list": Reply(body="[1, 2]"),
-    "no choice": NO_CHOICE,
+    "no choice": Reply(body={"choices": []}),
     "choices null": Reply(body={"choices": None}),
     "null text": NULL_TEXT,
+    "an error with status 200": Reply(body={"error": {"message": "Rate limit exceeded"}}),
+    "gzip that is none": Reply(body="none", headers={"Content-Encoding": "gzip"}),
     "too late": Reply(delay=1.0),
 }
 
@@ -466,159 +522,194 @@ PASSING = {
 def test_passing_faults_are_tried_again_and_then_told(server, connect, fault):
     teacher = connect(timeout=0.5)
     server.script(PASSING[fault], OK)
-    said = ask(teacher, "begun")
-    assert (said.text, said.finish, said.error) == ("and s", "length", None)
+    output = ask(teacher, "begun")
+    assert (output.text, output.finish_reason, output.error) == ("and s", "length", None)
     assert len(server.requests) == 2
     first, second = server.requests
     assert first.raw == second.raw  # the seed included
 
-    teacher = connect(timeout=0.1, retries=1)
+    teacher = connect(timeout=0.1 if fault == "too late" else 0.5, retries=1)
     server.script(*[PASSING[fault]] * 3)
-    said = ask(teacher, "begun")
-    assert (said.text, said.finish, said.ids, said.tokens) == ("", "error", None, 0)
-    assert said.error.endswith("(after 2 attempts)")
-    assert len(said.error) < 200
+    output = ask(teacher, "begun")
+    assert (output.text, output.finish_reason, output.ids, output.tokens) == ("", "error", None, 0)
+    assert output.error.endswith("(after 2 attempts)")
+    assert len(output.error) < 200
+    assert ("Rate limit exceeded" in output.error) == (fault == "an error with status 200")
     assert len(server.requests) == 2
 
 
-@pytest.mark.parametrize("status", [400, 401, 403, 404, 422])
-def test_refusals_are_final(server, connect, status):
-    teacher = connect()
-    server.script(*[Reply(status=status, body={"error": {"message": "too\n long"}})] * 3)
-    said = ask(teacher)
-    assert said.finish == "error"
-    assert said.error.startswith(f"HTTP {status}: too long")
-    assert ("OPENAI_API_KEY" in said.error) == (status in (401, 403))
+ZEROS = gzip.compress(bytes(10**8))
+FINAL = {
+    **{f"{s}": (Reply(status=s, body={"error": {"message": "too\n long"}}), f"HTTP {s}: too long") for s in (400, 404)},
+    **{f"{s}": (Reply(status=s, body={"error": "no"}), "no; the server did not take the key: set") for s in (401, 403)},
+    "422": (Reply(status=422, body={"detail": "\x1b]0;title\x07\u202e"}), r"HTTP 422: \x1b]0;title\x07\u202e"),
+    "long": (Reply(body='"' + "x" * 10**6), "longer than the 8"),
+    "endless": (Reply(body=itertools.repeat(bytes(2**16))), "longer than the 8"),
+    "zip bomb": (Reply(body=[ZEROS], headers={"Content-Encoding": "gzip"}), "longer than the 8"),
+    "zstd": (Reply(body="x", headers={"Content-Encoding": "zstd"}), "compressed"),
+    "surrogate": (choice(message={"content": "a\ud800"}), "lone surrogate"),
+    "too patient": (Reply(status=503, body={}, headers={"Retry-After": "3600"}), "HTTP 503"),
+}
+
+
+@pytest.mark.parametrize("fault", FINAL)
+def test_other_faults_are_final_and_name_their_cause(server, connect, tokenizer, fault):
+    teacher = connect(timeout=10)
+    reply, error = FINAL[fault]
+    server.script(*[reply] * 3)
+    tracemalloc.start()
+    output = ask(teacher)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (output.text, output.finish_reason) == ("", "error")
+    assert error in output.error
     assert len(server.requests) == 1
+    assert peak < 3e6
+
+
+def test_a_slow_drip_ends_with_the_time_and_an_endless_error_is_cut(server, connect):
+    teacher = connect(timeout=0.3, retries=0)
+    server.script(
+        Reply(body=(time.sleep(0.1) or b" " for _ in range(100))),
+        Reply(status=400, body=itertools.chain([b"no more "], itertools.repeat(b"x" * 999))),
+    )
+    start = time.monotonic()
+    assert ask(teacher).error == f"no answer from {server.url} within 0.3 s"
+    assert time.monotonic() - start < 1
+    assert ask(teacher).error.startswith("HTTP 400: no more xxx")
 
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1:1/v1", "http://no.such.host.invalid/v1"])
-def test_nobody_there_is_an_error_of_every_row(address):
-    with APITeacher(address, "m", retries=1, backoff=0.01) as teacher:
-        said = teacher.continue_([context(row=i) for i in range(3)], [5, 5, 5])
-    assert [c.finish for c in said] == ["error"] * 3
-    assert all(f"the connection to {address} failed" in c.error and "after 2 attempts" in c.error for c in said)
+def test_nobody_there_is_an_error_of_every_view(server, address):
+    with APITeacher(address, "m", retries=1) as teacher:
+        outputs = complete(teacher, [view() for _ in range(3)])
+    assert [o.finish_reason for o in outputs] == ["error"] * 3
+    assert all(f"the connection to {address} failed" in o.error and "after 2 attempts" in o.error for o in outputs)
 
 
 def test_retry_after_is_waited_for_and_counted_as_latency(server, connect):
-    teacher = connect(max_backoff=30)
+    teacher = connect()
     server.script(Reply(status=429, body={}, headers={"Retry-After": "1"}), OK)
-    said = ask(teacher)
+    output = ask(teacher)
     first, second = server.requests
     assert 1.0 <= second.time - first.time < 2.0
-    assert said.latency >= 1.0
+    assert output.latency >= 1.0
 
 
-def test_retry_after_is_capped(server, connect):
-    teacher = connect(max_backoff=0.2)
-    server.script(Reply(status=503, body={}, headers={"Retry-After": "3600"}), OK)
-    assert ask(teacher).text == "and s"
-    first, second = server.requests
-    assert 0.2 <= second.time - first.time < 2.0
+# Views together -----------------------------------------------------------------------------------------------------
 
 
-def test_retry_after_in_all_its_forms():
-    assert _retry_after({"retry-after": "7"}) == 7.0
-    assert 98.0 < _retry_after({"retry-after": formatdate(time.time() + 100, usegmt=True)}) <= 100.0
-    assert _retry_after({"retry-after": formatdate(time.time() - 100, usegmt=True)}) == 0.0
-    assert [_retry_after(h) for h in ({}, {"retry-after": "soon"}, {"retry-after": "nan"})] == [None] * 3
+def test_submit_returns_at_once_and_poll_gives_what_is_done(server, connect):
+    teacher, views = connect(), [view("slow"), view("fast"), view("not asked")]
+    server.rule = lambda request: Reply(delay=0.3) if request.prompt.endswith("slow") else None
+    start = time.monotonic()
+    teacher.submit(views[:2])
+    assert teacher.poll(views) == []
+    assert time.monotonic() - start < 0.2
+    ((first, output),) = teacher.poll(views, wait=True)
+    assert (first, output.text) == (views[1], "and s")
+    assert teacher.poll(views[1:]) == []
+    ((second, _),) = teacher.poll(views, wait=True)
+    assert second is views[0]
+    assert teacher.poll(views, wait=True) == []
 
 
-def test_the_backoff_doubles_with_jitter_up_to_its_limit():
-    client = APIClient("http://127.0.0.1:1", backoff=0.5, max_backoff=3.0)
-
-    def waits(attempt: int, asked: float | None) -> list[float]:
-        outcome = SimpleNamespace(exception=lambda: Fault("", passing=True, wait=asked))
-        return [client._wait(SimpleNamespace(attempt_number=attempt, outcome=outcome)) for _ in range(200)]
-
-    for attempt, least, most in ((1, 0.5, 1.0), (2, 1.0, 1.5), (3, 2.0, 2.5), (4, 3.0, 3.0), (99, 3.0, 3.0)):
-        found = waits(attempt, None)
-        assert least <= min(found) <= max(found) <= most
-        assert least == most or max(found) - min(found) > 0.3  # rows that failed together do not come back together
-    found = waits(1, 2.0)
-    assert 2.0 <= min(found) < max(found) <= 2.5
-    assert set(waits(1, 100.0)) == {3.0}
-
-
-def test_the_backoff_is_waited_for(server, connect):
-    teacher = connect(retries=3, backoff=0.05, max_backoff=1.0)
-    server.script(*[Reply(status=500, body={})] * 3)
-    ask(teacher)
-    times = [r.time for r in server.requests]
-    gaps = [after - before for before, after in itertools.pairwise(times)]
-    assert len(gaps) == 3
-    assert all(gap >= least for gap, least in zip(gaps, (0.05, 0.1, 0.2), strict=True))
-
-
-# Rows together ------------------------------------------------------------------------------------------------------
-
-
-def test_answers_come_in_order_and_no_more_requests_at_a_time_than_allowed(server, connect):
+def test_no_more_requests_at_a_time_than_allowed(server, connect):
     teacher = connect(concurrency=3)
     server.writes = lambda request: request.prompt[-2:] + "!" * 20
     server.rule = lambda request: Reply(delay=0.12 - 0.01 * int(request.prompt[-2:]))  # the last are the fastest
-    said = teacher.continue_([context(f"{i:02}", row=i) for i in range(9)], [3 + i for i in range(9)])
-    assert [c.text for c in said] == [f"{i:02}" + "!" * (1 + i) for i in range(9)]
+    outputs = complete(teacher, [view(f"{i:02}", n=3 + i) for i in range(9)])
+    assert [o.text for o in outputs] == [f"{i:02}" + "!" * (1 + i) for i in range(9)]
     assert server.max_in_flight == 3
-    assert all(c.latency >= 0.04 for c in said)
+    assert all(o.latency >= 0.04 for o in outputs)
 
 
-def test_a_rows_failure_is_its_own(server, connect):
-    teacher = connect()
-    faults = {"refused": Reply(status=400, body={}), "dropped": DROP, "null": NULL_TEXT}
+class Panic(BaseException):
+    """As of the tokenizers library."""
+
+
+def test_a_views_failure_is_its_own(server, connect, tokenizer, monkeypatch):
+    teacher = connect(tokenizer=tokenizer, mode="chat", timeout=1)
+    encoded = teacher.tokenizer.encode
+
+    def encode(text, **how):
+        if text == "panic":
+            raise Panic("regex \x1b[31m")
+        return encoded(text, **how)
+
+    monkeypatch.setattr(teacher.tokenizer, "encode", encode)
+    faults = {"refused": Reply(status=400, body={}), "dropped": DROP, "null": NULL_TEXT, "huge": FINAL["endless"][0]}
     server.rule = lambda request: faults.get(request.prompt.split("\n")[-1])
-    rows = ["fine", "refused", "dropped", "\ud800", "null", "good"]
-    said = teacher.continue_([context(text, row=i) for i, text in enumerate(rows)], [5] * 6)
-    assert [c.finish for c in said] == ["length", "error", "error", "error", "error", "length"]
-    assert "cannot be sent" in said[3].error
-    assert [bool(c.error) == (c.text == "") for c in said] == [True] * 6
+    texts = ["fine", "refused", "dropped", "null", "huge", "panic", "good"]
+    outputs = dict(zip(texts, complete(teacher, [view(text) for text in texts]), strict=True))
+    assert {text for text, o in outputs.items() if o.error is None} == {"fine", "good"}
+    assert [bool(o.error) == (o.text == "") for o in outputs.values()] == [True] * 7
+    assert outputs["panic"].error == r"Panic: regex \x1b[31m"
+    assert "cannot be sent" in ask(connect(), "\ud800").error
 
 
-def test_a_server_killed_in_the_middle_leaves_no_row_without_an_answer(server, connect):
+def test_a_server_killed_in_the_middle_leaves_no_view_without_an_answer(server, connect):
     teacher = connect(concurrency=4)
     server.rule = lambda request: Reply(delay=0.15)
     threading.Timer(0.4, server.stop).start()
-    said = teacher.continue_([context(row=i) for i in range(16)], [5] * 16)
-    assert [c.text for c in said[:4]] == ["and s"] * 4
-    assert {c.finish for c in said} == {"length", "error"}
-    assert all("connection to" in c.error for c in said if c.finish == "error")
-    assert max(c.latency for c in said) < 5
+    outputs = complete(teacher, [view() for _ in range(16)])
+    assert [o.text for o in outputs[:4]] == ["and s"] * 4
+    assert {o.finish_reason for o in outputs} == {"length", "error"}
+    assert all("connection to" in o.error for o in outputs if o.finish_reason == "error")
+    assert max(o.latency for o in outputs) < 5
 
 
-def test_no_rows_are_no_work(server):
-    with APITeacher(server.url, "m") as teacher:
-        assert teacher.continue_([], []) == []
-    assert not server.requests
-
-
-def test_misuse_is_an_error_at_once(server, connect):
-    teacher = connect()
-    with pytest.raises(ValueError, match="at least one token, not 0"):
-        teacher.continue_([context(), context()], [1, 0])
-    with pytest.raises(ValueError, match="zip"):
-        teacher.continue_([context()], [1, 2])
-    assert not server.requests
-    with pytest.raises(ValueError, match="max_tokens, prompt"):
-        APITeacher(server.url, "m", extra_body={"max_tokens": 9, "prompt": "", "top_p": 1})
-    with pytest.raises(ValueError, match="mode"):
-        APITeacher(server.url, "m", mode="telepathy")
-    with pytest.raises(ValueError, match="concurrency"):
-        APITeacher(server.url, "m", concurrency=0)
-    with pytest.raises(ValueError, match="http://") as caught:
-        APITeacher(f"localhost:8000/v1?key={KEY}", "m")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(extra_body={"max_tokens": 9, "prompt": "", "top_p": 1}), "max_tokens, prompt"),
+        (dict(mode="telepathy"), "mode"),
+        (dict(concurrency=0), "concurrency"),
+        (dict(base_url=f"localhost:8000/v1?key={KEY}"), "http://"),
+        (dict(base_url="http://a/v1#b", model="c"), "names the model 'b', model is 'c'"),
+        (dict(api_key=KEY + "\nX: y"), "no HTTP header"),
+    ],
+)
+def test_misuse_is_an_error_at_once(options, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        APITeacher(**dict(base_url="http://127.0.0.1:9/v1") | options)
     assert KEY not in str(caught.value)
 
 
-# Threads and processes ----------------------------------------------------------------------------------------------
+def test_no_view_asks_for_no_tokens(server, connect):
+    with pytest.raises(ValueError, match="at least one token, not 0"):
+        connect().submit([view(), view(n=0)])
+    assert not server.requests
 
 
-def test_it_works_within_a_running_loop_as_in_jupyter(server, connect):
-    teacher = connect()
+# Cancelling, threads and processes ----------------------------------------------------------------------------------
 
-    async def cell() -> TeacherOutput:
-        return ask(teacher)
 
-    assert asyncio.run(cell()).text == "and s"
+def test_a_released_view_loses_its_connection_and_the_others_go_on(server, connect):
+    teacher, views = connect(concurrency=2), [view(text) for text in ("one", "two", "three", "four")]
+    server.rule = lambda request: Reply(delay=0.4)
+    teacher.submit(views)
+    time.sleep(0.15)
+    teacher.release([views[0], views[2]])  # one under way, one that waits
+    outputs = []
+    while len(outputs) < 2:
+        outputs += teacher.poll(views, wait=True)
+    assert {v.text: o.text for v, o in outputs} == {"two": "and s", "four": "and s"}
+    assert sorted(r.prompt.split("\n")[-1] for r in server.requests) == ["four", "one", "two"]
+    assert server.requests[-1].time - server.requests[0].time < 0.3  # the thread was free at once
+    assert not teacher.poll(views)
+
+
+def test_a_cancelled_request_does_not_sit_out_its_wait(server, connect):
+    teacher, waiting = connect(concurrency=1), view("one")
+    server.script(Reply(status=503, body={}, headers={"Retry-After": "60"}))
+    teacher.submit([waiting])
+    while not server.requests:
+        time.sleep(0.01)
+    teacher.release([waiting])
+    start = time.monotonic()
+    assert ask(teacher).text == "and s"
+    assert time.monotonic() - start < 2
 
 
 @pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="no way to interrupt ourselves on this system")
@@ -631,68 +722,67 @@ def test_an_interrupt_cancels_the_requests_and_propagates(server, connect, reque
     main = threading.main_thread().ident
     threading.Timer(0.1, signal.pthread_kill, (main, signal.SIGINT)).start()
     with pytest.raises(KeyboardInterrupt):
-        teacher.continue_([context(row=i) for i in range(20)], [5] * 20)
+        complete(teacher, [view() for _ in range(20)])
     time.sleep(0.5)
     assert len(server.requests) == 2
     assert ask(teacher).text == "and s"
 
 
-def test_closing_ends_the_thread_and_using_it_again_begins_another(server):
+def test_it_works_within_a_running_loop_as_in_jupyter(connect):
+    async def cell() -> TeacherOutput:
+        return ask(teacher)
+
+    teacher = connect()
+    assert asyncio.run(cell()).text == "and s"
+
+
+def test_closing_ends_the_threads_and_using_it_again_begins_others(server):
     def threads() -> int:
-        return sum(t.name == "relaylab-api" for t in threading.enumerate())
+        return sum(t.name.startswith("relaylab-api") for t in threading.enumerate())
 
     before = threads()
     teacher = APITeacher(server.url, "m")
-    assert threads() == before  # nothing is started for a teacher that nobody asks
-    with teacher:
+    for _ in range(2):
+        assert threads() == before  # nothing is started for a teacher that nobody asks
         assert ask(teacher).text == "and s"
         assert threads() == before + 1
-    assert threads() == before
-    assert ask(teacher).text == "and s"
+        teacher.close()
+        teacher.close()
+    unanswered = view()
+    server.rule = lambda request: Reply(delay=5)
+    teacher.submit([unanswered])
     teacher.close()
-    teacher.close()
     assert threads() == before
-    teacher.probe()
-    del teacher
-    assert threads() == before
+    assert "cancelled" in teacher.poll([unanswered], wait=True)[0][1].error
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
-def test_a_forked_child_that_drops_its_parents_teachers_does_not_wait_for_them(server):
-    """The child lets go of what its parent's threads held; Ray, which forks so, took 10 seconds more a process."""
+def test_a_forked_child_has_threads_of_its_own_and_leaves_its_parents_alone(server):
     program = f"""
-import os, threading, time
+import os
 from relaylab.relay.api_teacher import APITeacher
-from relaylab.relay.teachers import Context
-box = [APITeacher({server.url!r}, "m")]
-said = box[0].continue_([Context(0, [{{"role": "user", "content": "?"}}])], [5])[0]
-local, there, over = threading.local(), threading.Event(), threading.Event()
-def hold():
-    local.teacher = box.pop()
-    there.set()
-    over.wait()
-threading.Thread(target=hold, daemon=True).start()
-there.wait()
-begin = time.monotonic()
+from relaylab.relay.teachers import TeacherView, complete
+teacher = APITeacher({server.url!r}, "m")
+ask = lambda: complete(teacher, [TeacherView([{{"role": "user", "content": "?"}}], n=5)])[0].text
+first = ask()
 child = os.fork()
 if not child:
-    os._exit(7 if time.monotonic() - begin < 4 else 8)
-print(said.text, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    os._exit(7 if ask() == first else 8)
+print(first, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), ask())
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
-    assert done.stdout == "and s 7\n", done.stderr
+    assert done.stdout == "and s 7 and s\n", done.stderr
 
 
 def test_an_open_teacher_does_not_hold_up_the_interpreters_exit(server):
     program = (
-        "from relaylab.relay.api_teacher import APITeacher; from relaylab.relay.teachers import Context\n"
+        "from relaylab.relay.api_teacher import APITeacher; from relaylab.relay.teachers import *\n"
         f"teacher = APITeacher({server.url!r}, 'm')\n"
-        "print(teacher.continue_([Context(0, [{'role': 'user', 'content': '?'}])], [5])[0].text)"
+        "print(complete(teacher, [TeacherView([{'role': 'user', 'content': '?'}], n=5)])[0].text)"
     )
-    path = os.pathsep.join(sys.path)
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", program],
-        env=os.environ | {"PYTHONPATH": path},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         timeout=30,
     )
@@ -714,11 +804,12 @@ def test_the_key_is_sent_and_shown_nowhere(server, connect, caplog, monkeypatch)
     monkeypatch.setenv("OPENAI_API_KEY", "sk-from-the-environment")
     teacher = connect(api_key=KEY + "\n", name=f"mine {KEY}")  # a key read from a file has a line break
     # Cut at its 300th character the message would end in half of the key.
-    leak = {"error": {"message": "x" * 280 + f"bad key {KEY}"}}
-    server.script(Reply(status=401, body=leak), Reply(status=400, body=f"Bearer {KEY}"))
-    shown = [ask(teacher).error, ask(teacher).error, repr(teacher), str(teacher), teacher.name, str(teacher.probe())]
+    leaks = [{"error": {"message": "x" * 280 + f"bad key {KEY}"}}, f"Bearer {KEY}", {"error": f"with 200: {KEY}"}]
+    server.script(*[Reply(status=s, body=body) for s, body in zip((401, 400, 200, 200, 200), [*leaks, *leaks[2:] * 2])])
+    shown = [*[ask(teacher).error for _ in range(3)], repr(teacher), str(teacher), teacher.name, str(teacher.probe())]
     assert server.requests[0].headers["authorization"] == f"Bearer {KEY}"
     assert "***" in shown[1]
+    assert "***" in shown[2]
     assert not [text for text in [*shown, caplog.text] if KEY[:8] in text]
 
 
@@ -729,22 +820,22 @@ def test_passwords_and_queries_are_sent_and_shown_nowhere(server):
         request = server.requests[-1]
         assert request.headers["authorization"] == "Basic dXNlcjpwYXNzQHdvcmQ="
         assert request.path == f"/v1/chat/completions?key={KEY}"
-        said = f"no pass@word nor pass%40word nor dXNlcjpwYXNzQHdvcmQ= for /v1?key={KEY}"
-        server.script(Reply(status=400, body={"error": {"message": said}}))
+        words = f"no pass@word nor pass%40word nor dXNlcjpwYXNzQHdvcmQ= for /v1?key={KEY}"
+        server.script(Reply(status=400, body={"error": {"message": words}}))
         assert ask(teacher).error == "HTTP 400: no *** nor *** nor *** for /v1?key=***"
         assert teacher.name == f"m@{server.host}"
         assert repr(teacher) == f"APITeacher('{server.url}', model='m')"
+    server.models = [f"a {KEY}", "b"]
+    with APITeacher(address, retries=0) as teacher:
+        assert "has: a ***, b" in ask(teacher).error
 
 
-def test_without_a_key_the_environment_is_asked(server, monkeypatch):
-    for value, sent in (("sk-from-the-environment", "Bearer sk-from-the-environment"), ("", "Bearer none")):
-        monkeypatch.setenv("OPENAI_API_KEY", value)
-        with APITeacher(server.url, "m", retries=0) as teacher:
-            ask(teacher)
-            assert server.requests[-1].headers["authorization"] == sent
-    with pytest.raises(ValueError, match="no HTTP header") as caught:
-        APITeacher(server.url, "m", api_key=KEY + "\nX: y")
-    assert KEY not in str(caught.value)
+@pytest.mark.parametrize("value", ["sk-from-the-environment", ""])
+def test_without_a_key_the_environment_is_asked(server, monkeypatch, value):
+    monkeypatch.setenv("OPENAI_API_KEY", value)
+    with APITeacher(server.url, "m", retries=0) as teacher:
+        ask(teacher)
+    assert server.requests[-1].headers["authorization"] == f"Bearer {value or 'none'}"
 
 
 def test_pickles_hold_no_credentials_and_work_elsewhere(server, tokenizer, monkeypatch):
@@ -753,13 +844,26 @@ def test_pickles_hold_no_credentials_and_work_elsewhere(server, tokenizer, monke
     with APITeacher(address, "m", api_key=KEY, tokenizer=tokenizer, retries=0) as teacher:
         before = ask(teacher, "begun")
         data = pickle.dumps(teacher)
+        warmer = copy.copy(teacher)
+        warmer.temperature = 1.0
+        assert ask(warmer, "begun").text == before.text
+        sent = server.requests[-1]
+        assert (sent.body["temperature"], sent.headers["authorization"][:5]) == (1.0, "Basic")
+        assert teacher.temperature == 0.0
     assert not [secret for secret in (KEY, "pass%40word", "pass@word", "sk-from") if secret.encode() in data]
-    asked = len(server.requests)
-    with pickle.loads(data) as copy:
-        after = ask(copy, "begun")
+    count = len(server.requests)
+    with pickle.loads(data) as other:
+        after = ask(other, "begun")
     assert (after.text, after.ids) == (before.text, before.ids)
-    assert len(server.requests) == asked + 1  # what is known of the server travels along
+    assert len(server.requests) == count + 1  # what is known of the server travels along
     assert server.requests[-1].headers["authorization"] == "Bearer sk-from-the-environment"
+
+
+def test_an_error_of_the_client_is_readable(server):
+    client = APIClient(server.url, retries=0)
+    with pytest.raises(ServerError, match="choices instead of one"):
+        client.ask("/models")
+    client.close()
 
 
 # A real one ---------------------------------------------------------------------------------------------------------
@@ -769,14 +873,14 @@ def test_pickles_hold_no_credentials_and_work_elsewhere(server, tokenizer, monke
 @pytest.mark.skipif("RELAYLAB_API_URL" not in os.environ, reason="set RELAYLAB_API_URL to a running server's .../v1")
 def test_a_real_server_continues_answers():
     with APITeacher(os.environ["RELAYLAB_API_URL"], os.environ.get("RELAYLAB_API_MODEL"), retries=1) as teacher:
-        found = teacher.probe()
-        assert found.reachable, found.error
-        print(found)
+        probe = teacher.probe()
+        assert probe.reachable, probe.error
+        print(probe)
         counting = [{"role": "user", "content": "Count from 1 to 30, separated by commas."}]
-        rows = [Context(i, counting, [Segment(f"1, 2, 3, {i}")], seed=i) for i in range(6)]
         n = [1, 2, 3, 5, 8, 13]
-        said = teacher.continue_(rows, n)
-        assert [c.error for c in said] == [None] * 6
-        assert all(1 <= c.tokens <= most for c, most in zip(said, n, strict=True))
-        assert not [c for c in said if c.text.startswith("1, 2, 3")]  # nothing is said twice
-        assert [c.text for c in teacher.continue_(rows, n)] == [c.text for c in said]  # greedy
+        views = [TeacherView(counting, [Segment(f"1, 2, 3, {i}")], k, seed=i) for i, k in enumerate(n)]
+        outputs = complete(teacher, views)
+        assert [o.error for o in outputs] == [None] * 6
+        assert all(1 <= o.tokens <= most for o, most in zip(outputs, n, strict=True))
+        assert not [o for o in outputs if o.text.startswith("1, 2, 3")]  # nothing is written twice
+        assert [o.text for o in complete(teacher, views)] == [o.text for o in outputs]  # greedy

@@ -25,7 +25,7 @@ class Says(ScriptedTeacher):
     """Writes one sentence and ends the answer."""
 
     def __init__(self, text: str, name: str):
-        super().__init__(lambda context, n: TeacherOutput(text, "stop"))
+        super().__init__(lambda view: TeacherOutput(text, "stop"))
         self.name = name
 
 

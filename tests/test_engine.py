@@ -22,8 +22,7 @@ from transformers import (
 )
 
 from relaylab.engine import engine as module
-from relaylab.engine import flat_decoder as decoder
-from relaylab.engine import kernels
+from relaylab.engine import fast_llama, kernels
 from relaylab.engine.engine import Engine
 from relaylab.engine.kernels import FewTokens
 from relaylab.engine.load import embedded_tokenizer
@@ -36,13 +35,13 @@ SIZES = dict(
 )  # fmt: skip
 
 
-def make(kind: str = "qwen3", keep: int = 0, **changes) -> Engine:
+def make(kind: str = "qwen3", **changes) -> Engine:
     torch.manual_seed(0)
     if kind == "qwen3":
         model = Qwen3ForCausalLM(Qwen3Config(**SIZES | changes))
     else:
         model = LlamaForCausalLM(LlamaConfig(**SIZES | {"num_key_value_heads": 4} | changes))
-    return Engine(model, TOKENIZER, keep=keep)
+    return Engine(model, TOKENIZER)
 
 
 ENGINES = {kind: make(kind) for kind in ("qwen3", "llama")}
@@ -61,67 +60,48 @@ def ids(n: int, start: int = 0) -> list[int]:
     return [(start + 37 * k) % SIZES["vocab_size"] for k in range(n)]
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.sampled_from(list(ENGINES)), st.booleans(), st.data())
-def test_any_sequence_of_operations_leaves_every_row_as_if_run_afresh(kind, keeps, data):
+@settings(max_examples=40)
+@given(st.sampled_from(list(ENGINES)), st.data())
+def test_any_sequence_of_operations_leaves_every_slot_as_if_run_afresh(kind, data):
     engine = ENGINES[kind]
-    for row in engine.rows:  # of an example that failed
-        engine.close(row)
-    engine.forget()
-    engine.keep = 2 if keeps else 0
-    open_rows, counted, passes, start = [], 0, engine.passes, engine.forwarded
+    for slot in engine.slots:  # of an example that failed
+        engine.close(slot)
+    opened, counted, passes, start = [], 0, engine.passes, engine.forwarded
     unlike = itertools.count() if data.draw(st.booleans()) else itertools.repeat(0)
-    counts = isinstance(unlike, itertools.count)  # where rows begin alike, what they share is read once
+    counts = isinstance(unlike, itertools.count)  # equal prompts are read once
     token = st.integers(0, SIZES["vocab_size"] - 1)
     for _ in range(data.draw(st.integers(1, 14))):
-        action = data.draw(st.sampled_from(["open", "open", "extend", "fork", "crop", "close", "forward", "forward"]))
-        row = data.draw(st.sampled_from(open_rows)) if open_rows else None
+        action = data.draw(st.sampled_from(["open", "open", "extend", "crop", "close", "forward", "forward"]))
+        slot = data.draw(st.sampled_from(opened)) if opened else None
         if action == "open":
-            open_rows.append(engine.open([next(unlike), *data.draw(st.lists(token, max_size=29))]))
-        elif row is None:
+            prompts = [
+                [next(unlike), *data.draw(st.lists(token, max_size=29))] for _ in range(data.draw(st.integers(1, 3)))
+            ]
+            opened += engine.open_many(prompts)
+        elif slot is None:
             continue
         elif action == "extend":
-            engine.extend(row, data.draw(st.lists(token, min_size=1, max_size=3)))
-        elif action == "fork":
-            length = data.draw(st.integers(1, len(row.ids)))
-            open_rows.append(engine.fork(row, length))
-            assert open_rows[-1].ids == row.ids[:length]
+            engine.extend(slot, data.draw(st.lists(token, min_size=1, max_size=3)))
         elif action == "crop":
-            engine.crop(row, data.draw(st.integers(1, len(row.ids))))
+            engine.crop(slot, data.draw(st.integers(1, len(slot.ids))))
         elif action == "close":
-            engine.close(row)
-            open_rows.remove(row)
+            engine.close(slot)
+            opened.remove(slot)
         else:
-            some = [r for r in open_rows if r.pending and len(r.ids) <= engine.context and data.draw(st.booleans())]
+            some = [s for s in opened if s.pending and len(s.ids) <= engine.context and data.draw(st.booleans())]
             if some:
                 some = data.draw(st.permutations(some))
-                counted += sum(r.pending for r in some)
+                counted += sum(s.pending for s in some)
                 passes += len(module._groups(some))
-                for logits, r in zip(engine.forward(some), some, strict=True):
-                    assert close_to(logits[-1], fresh(engine, r.ids)[-1])
-                    assert r.cached == len(r.ids)
-        assert set(engine.rows) == set(open_rows)
-        assert all(engine._at[r.slot] is r for r in open_rows)
+                for logits, s in zip(engine.forward(some), some, strict=True):
+                    assert close_to(logits[-1], fresh(engine, s.ids)[-1])
+                    assert s.cached == len(s.ids)
+        assert set(engine.slots) == set(opened)
+        assert all(engine.cache.at[s.index] is s for s in opened)
     assert (engine.forwarded - start, engine.passes) == (counted, passes) or not counts
-    assert engine.forwarded - start <= counted
-    for row in open_rows:
-        engine.close(row)
-    engine.forget()
-    assert engine._keys[0].numel() == 0
-
-
-@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
-def test_forks_in_any_mode(mode):
-    engine = make()
-    row = engine.open(ids(9))
-    engine.forward([row])
-    with mode():
-        forks = [engine.fork(row, 5 + k) for k in range(5)]  # the last ones make the caches grow
-        for fork in forks:
-            engine.extend(fork, [7])
-    logits = engine.forward([forks[4], forks[1]])  # swapped to the front
-    assert close_to(logits[0], fresh(engine, [*ids(9), 7]))
-    assert close_to(logits[1], fresh(engine, [*ids(6), 7]))
+    for slot in opened:
+        engine.close(slot)
+    assert engine.cache.keys[0].numel() == 0
 
 
 def test_positions_are_right_aligned_and_groups_ragged():
@@ -151,91 +131,88 @@ def test_a_long_row_is_run_in_chunks(monkeypatch, positions):
     assert (engine.forwarded, engine.passes) == (25, 7)
 
 
-def test_an_opening_that_rows_share_is_run_once():
-    """Seven rows of three openings, extended apart before they are run; then more of the same, late."""
+def test_equal_prompts_are_read_once():
+    """Seven slots of three prompts, extended apart before they are run; then more of the same, late."""
     engine = make()
-    openings = [ids(20, 1), ids(20, 2), ids(6, 3)]
-    rows = [engine.open(openings[k]) for k in (0, 1, 0, 2, 0, 1, 0)]
-    for k, row in enumerate(rows[:4]):
-        engine.extend(row, ids(k, 40 + k))
-    for logits, row in zip(engine.forward(rows), rows, strict=True):
-        assert close_to(logits, fresh(engine, row.ids, 1))
-        assert row.cached == len(row.ids)
-    assert engine.forwarded == 19 + 19 + 5 + 7 + (0 + 1 + 2 + 3)
+    prompts = [ids(20, 1), ids(20, 2), ids(6, 3)]
+    slots = engine.open_many([prompts[k] for k in (0, 1, 0, 2, 0, 1, 0)])
+    assert [s.cached for s in slots] == [19, 19, 19, 0, 19, 19, 19]
+    for k, slot in enumerate(slots[:4]):
+        engine.extend(slot, ids(k, 40 + k))
+    for logits, slot in zip(engine.forward(slots), slots, strict=True):
+        assert close_to(logits, fresh(engine, slot.ids, 1))
+        assert slot.cached == len(slot.ids)
+    assert engine.forwarded == 19 + 19 + 6 + 6 + (0 + 1 + 2 + 3)
 
-    before, late = engine.forwarded, [engine.open(openings[0]) for _ in range(2)]
-    for logits, row in zip(engine.forward(late), late, strict=True):
-        assert close_to(logits, fresh(engine, row.ids, 1))
+    before, late = engine.forwarded, engine.open_many([prompts[0]] * 2)  # an open slot lends what it has read
+    for logits, slot in zip(engine.forward(late), late, strict=True):
+        assert close_to(logits, fresh(engine, slot.ids, 1))
     assert engine.forwarded - before == 2
 
 
-def test_an_opening_is_lent_only_while_it_is_there():
-    engine, opening = make(), ids(12)
-    gone, cut, other = engine.open(opening), engine.open(opening[:8]), engine.open(ids(9, 5))
+def test_a_prompt_is_lent_only_while_it_is_there():
+    engine, prompt = make(), ids(12)
+    gone, cut, other = engine.open_many([prompt, prompt[:8], ids(9, 5)])
     engine.forward([gone, cut, other])
     engine.close(gone)
     engine.crop(cut, 3)
-    engine.extend(cut, ids(5, 77))  # as long as its opening, and not the same
-    engine.crop(other, 2)  # shorter than its opening
+    engine.extend(cut, ids(5, 77))  # as long as its prompt, and not the same
+    engine.crop(other, 2)  # shorter than its prompt
     engine.forward([cut])
-    for k, again in enumerate([opening, opening[:8], ids(9, 5)]):
-        before, row = engine.forwarded, engine.open(again)
-        assert close_to(engine.forward([row])[0], fresh(engine, row.ids, 1)), k
+    for k, again in enumerate([prompt, prompt[:8], ids(9, 5)]):
+        before, slot = engine.forwarded, engine.open(again)
+        assert close_to(engine.forward([slot])[0], fresh(engine, slot.ids, 1)), k
         assert engine.forwarded - before == len(again)
 
 
-def test_kept_rows_lend_their_beginning_until_forgotten():
-    engine = make(keep=2)
-    first = engine.open(ids(10))
-    engine.forward([first])
-    engine.close(first)
-    assert engine.rows == []
-    second = engine.open([*ids(8), 3, 4])
-    assert second.cached == 8
-    assert close_to(engine.forward([second])[0], fresh(engine, second.ids))
-    assert engine.forwarded == 12
-    assert engine.open(ids(10)).cached == 9  # the last token is run again: its logits are wanted
-    engine.forget()
-    assert engine.open(ids(10)).cached == 0
+def test_memory_that_runs_out_while_prompts_are_read_leaves_no_slot(monkeypatch):
+    engine = make()
+    monkeypatch.setattr(engine, "_pass", mock.Mock(side_effect=torch.OutOfMemoryError("none left")))
+    with pytest.raises(torch.OutOfMemoryError):
+        engine.open_many([ids(5)] * 3)
+    assert not engine.slots
 
 
-def test_only_the_latest_closed_rows_are_kept():
-    engine = make(keep=2)
-    rows = [engine.open(ids(5, start)) for start in (1, 2, 3)]
-    engine.forward(rows)
-    for row in rows:
-        engine.close(row)
-        engine.close(row)  # closing twice is nothing
-    assert [engine.open(ids(6, start)).cached for start in (1, 2, 3)] == [0, 5, 5]
-    with pytest.raises(ValueError, match="closed"):
-        engine.forward([rows[0]])
+@pytest.mark.parametrize("fast", [True, False])
+def test_hidden_states_are_the_models_last_ones(fast, monkeypatch):
+    if not fast:
+        monkeypatch.setattr(fast_llama, "CLASSES", ())
+    engine = make()
+    slots = engine.open_many([ids(9), ids(4, 3)])
+    logits, hidden = engine.forward(slots, positions=2, hidden=True)
+    for k, slot in enumerate(slots):
+        with torch.no_grad():
+            out = engine.model(torch.tensor([slot.ids]), output_hidden_states=True)
+        assert close_to(hidden[k], out.hidden_states[-1][0, -2:])
+        assert close_to(logits[k], out.logits[0, -2:])
 
 
 def test_caches_stay_within_the_context_and_are_given_back():
     engine = make()
     rows = [engine.open(ids(4, k)) for k in range(16)]
     engine.forward(rows)
-    shape = engine._keys[0].shape
+    shape = engine.cache.keys[0].shape
     assert shape[:2] == (16, 2)
     for row in rows[:4]:
         engine.close(row)
+        engine.close(row)  # closing twice does nothing
     rows[:4] = [engine.open(ids(4)) for _ in range(4)]
-    assert engine._keys[0].shape == shape  # rows that come and go move nothing
+    assert engine.cache.keys[0].shape == shape  # rows that come and go move nothing
     engine.extend(rows[-1], ids(engine.context - 4))
     logits = engine.forward(rows[-1:])
-    assert engine._keys[0].shape[2] == engine.context + 1
+    assert engine.cache.keys[0].shape[2] == engine.context + 1
     assert close_to(logits[0], fresh(engine, rows[-1].ids))
     engine.extend(rows[-1], [1])
     with pytest.raises(ValueError, match="context"):
         engine.forward(rows[-1:])
     for row in rows[2:]:
         engine.close(row)
-    assert engine._slots * engine._columns < 4 * 2 * engine._enough(4)  # two short rows are left
+    assert engine.cache.room * engine.cache.columns < 4 * 2 * engine.cache.enough(4)  # two short rows are left
     engine.extend(rows[1], [9])
     assert close_to(engine.forward([rows[1]])[0], fresh(engine, rows[1].ids))
     for row in rows[:2]:
         engine.close(row)
-    assert engine._keys[0].numel() == 0
+    assert engine.cache.keys[0].numel() == 0
 
 
 def test_memory_that_runs_out_while_growing_leaves_the_rows_whole(monkeypatch):
@@ -277,14 +254,14 @@ def test_a_trainer_gets_its_model_back_as_it_was():
     model.gradient_checkpointing_enable()
     model.model.layers[0].eval()
     before = {name: m.training for name, m in model.named_modules()}
-    row = engine.open(ids(6))
+    row, fork = engine.open(ids(6)), engine.open(ids(6))
     first = engine.forward([row])
     assert {name: m.training for name, m in model.named_modules()} == before
     assert model.config._attn_implementation != module.ATTENTION
     model.eval()
     assert close_to(first[0], fresh(engine, row.ids))
     model.train()
-    fork = engine.fork(row)  # among training steps, outside of any mode
+    engine.forward([fork])  # among training steps, outside of any mode
     model(input_ids=torch.tensor([ids(6)]), labels=torch.tensor([ids(6)])).loss.backward()
     engine.extend(fork, [3])
     assert engine.forward([fork]).shape == (1, 1, engine.vocabulary)
@@ -306,14 +283,14 @@ def test_the_trial_at_construction_finds_wrong_logits(monkeypatch):
     wrong = lambda *args, **options: (right(*args, **options)[0] * 1.1, None)  # noqa: E731
     AttentionInterface.register(kernels.ATTENTION, wrong)
     try:
-        assert make()._flat, "which does not ask the interface"
-        monkeypatch.setattr(decoder, "FLAT", ())
+        assert make()._fast, "which does not ask the interface"
+        monkeypatch.setattr(fast_llama, "CLASSES", ())
         with pytest.raises(ValueError, match="differ"):
             make()
     finally:
         AttentionInterface.register(kernels.ATTENTION, right)
-    engine = make(keep=3)
-    assert (engine.forwarded, engine.passes, engine.rows, engine._keys[0].numel()) == (0, 0, [], 0)
+    engine = make()
+    assert (engine.forwarded, engine.passes, engine.slots, engine.cache.keys[0].numel()) == (0, 0, [], 0)
 
 
 @pytest.mark.parametrize(
@@ -337,7 +314,7 @@ def test_the_flat_pass_has_the_models_own_logits(model, monkeypatch):
         if "norm" in name or name.endswith("bias"):
             torch.nn.init.uniform_(parameter, -1, 2)
     engine = Engine(net, TOKENIZER)
-    assert engine._flat
+    assert engine._fast
     rows = [engine.open(ids(n, 7 * n)) for n in (21, 20, 17)]
     monkeypatch.setattr(net, "forward", None)  # whose own pass is not asked
     some = [engine.forward(rows, positions=3)]
@@ -350,7 +327,7 @@ def test_the_flat_pass_has_the_models_own_logits(model, monkeypatch):
     monkeypatch.undo()
     for row, first, second, third in zip(rows, *some):
         every = fresh(engine, row.ids, len(row.ids))
-        begin = len(row.opening)
+        begin = len(row.prompt)
         assert close_to(first, every[begin - 3 : begin])
         assert close_to(second, every[-2:-1])
         assert close_to(third, every[-1:])
@@ -365,10 +342,10 @@ def test_the_flat_pass_through_torchs_attention(dtype, monkeypatch):
         return out.transpose(1, 2).contiguous().transpose(1, 2)
 
     monkeypatch.setattr(kernels, "_SMALL", 0)
-    monkeypatch.setattr(decoder, "attend", elsewhere)
+    monkeypatch.setattr(fast_llama, "attend", elsewhere)
     torch.manual_seed(0)
     engine = Engine(Qwen3ForCausalLM(Qwen3Config(**SIZES)).to(dtype), TOKENIZER)
-    assert engine._flat
+    assert engine._fast
     rows = [engine.open(ids(n, 7 * n)) for n in (21, 17)]
     for more in ([4], [5]):  # a prefill, then one token
         logits = engine.forward(rows)[0, -1]
@@ -383,22 +360,22 @@ def test_positions_are_right_after_the_caches_have_grown_and_shrunk():
     engine = make(max_position_embeddings=600)
     row = engine.open(ids(5))
     engine.forward([row])
-    before = engine._columns
+    before = engine.cache.columns
     engine.extend(row, ids(500, 3))
     engine.forward([row])
-    assert engine._columns > before
+    assert engine.cache.columns > before
     engine.extend(row, [7])
     assert close_to(engine.forward([row])[0], fresh(engine, row.ids))
     engine.close(row)
     short = engine.open(ids(9, 2))
     assert close_to(engine.forward([short])[0], fresh(engine, short.ids))
-    assert engine._columns < 500
+    assert engine.cache.columns < 500
 
 
 def test_angles_that_depend_on_the_length_are_asked_of_the_model():
     rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
     engine = make(rope_parameters=rope)
-    assert not engine._flat
+    assert not engine._fast
     row = engine.open(ids(20))
     assert close_to(engine.forward([row])[0], fresh(engine, row.ids))
 
@@ -417,8 +394,8 @@ def test_what_the_flat_pass_would_run_wrong_runs_by_the_models_own_code():
     odd.model.norm = torch.nn.Identity()  # has neither weight nor eps
     for model in (Llama(LlamaConfig(**SIZES)), odd):
         engine = Engine(model, TOKENIZER)
-        assert not engine._flat
-        assert (engine.forwarded, engine.passes, engine.rows, engine._keys[0].numel()) == (0, 0, [], 0)
+        assert not engine._fast
+        assert (engine.forwarded, engine.passes, engine.slots, engine.cache.keys[0].numel()) == (0, 0, [], 0)
         assert close_to(engine.forward([engine.open(ids(9))])[0], fresh(engine, ids(9)))
 
 
@@ -437,7 +414,7 @@ def test_hooks_are_called_from_when_they_are_there():
     assert close_to(hooked, fresh(engine, ids(9)))
     assert not close_to(hooked, usual)
     hook.remove()
-    assert engine._flat
+    assert engine._fast
     assert close_to(alone(), usual)
 
 
@@ -451,8 +428,6 @@ def test_misuse_says_what_is_wrong():
         engine.forward([row])
     with pytest.raises(ValueError, match="at least one token"):
         engine.open([])
-    with pytest.raises(ValueError, match="no first"):
-        engine.fork(row, 9)
 
 
 @pytest.mark.parametrize("bias", [False, True])

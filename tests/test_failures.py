@@ -23,9 +23,9 @@ def student():
     return load_engine("student")
 
 
-def every_third(context, n):
+def every_third(view):
     """Fails for a third of the rows, told apart by their seed."""
-    return BROKEN if context.seed % 3 == 0 else TeacherOutput("12", "length", tokens=2)
+    return BROKEN if view.seed % 3 == 0 else TeacherOutput("12", "length", tokens=2)
 
 
 def relay(student, teacher, on_failure):
@@ -56,7 +56,7 @@ def test_exclude_ends_the_row_and_no_other(student):
         else:
             assert trace.stop in ("end", "length")
     assert sum(t.stop == "excluded" for t in traces) == 2
-    assert not student.rows
+    assert not student.slots
 
 
 def test_raise_raises_with_every_row_as_far_as_it_came(student):
@@ -64,7 +64,7 @@ def test_raise_raises_with_every_row_as_far_as_it_came(student):
         relay(student, ScriptedTeacher(every_third), "raise").run(QUESTIONS)
     assert len(caught.value.traces) == 6
     assert all(len(t.completion_ids) >= 6 for t in caught.value.traces)
-    assert not student.rows
+    assert not student.slots
 
 
 FAULTS = {
@@ -81,7 +81,7 @@ FAULTS = {
 def test_no_row_is_lost_to_a_misbehaving_server(student, misbehaving_server, kind):
     """The faults of test_api_teacher, seen from the relay: four rows answered, then trouble for all that follows."""
     server = misbehaving_server
-    options = dict(model="m", mode="completions", retries=1, backoff=0.01, max_backoff=0.02, timeout=0.5, concurrency=1)
+    options = dict(model="m", mode="completions", retries=1, timeout=0.5, concurrency=1)
     with APITeacher(server.url, **options) as teacher:
         teacher.probe()
         asked = []
@@ -113,3 +113,22 @@ def test_no_row_is_lost_to_a_misbehaving_server(student, misbehaving_server, kin
         with pytest.raises(TeacherFailed):
             relay(student, teacher, "raise").run(QUESTIONS[:1])
         assert relay(student, teacher, "exclude").run(QUESTIONS[:1])[0].stop == "excluded"
+
+
+@pytest.mark.parametrize(
+    ("output", "error"),
+    [
+        (TeacherOutput("", "length"), "wrote nothing"),
+        (TeacherOutput("a\ud800", "length", tokens=1), "Unicode"),
+        (TeacherOutput("x", "length", ids=(10**6,), tokens=1), "outside of the tokenizer"),
+    ],
+)
+@pytest.mark.parametrize("write_call", [True, False])
+def test_a_useless_answer_is_a_failed_call_and_the_student_goes_on(student, output, error, write_call):
+    teacher = ScriptedTeacher([output])
+    teacher.fingerprint = student.text.fingerprint
+    rule = CallAt({6: 2, 40: 2})
+    trace = Relay(student, teacher, call_rule=rule, write_call=write_call, max_tokens=120).run(["What is 12+34?"])[0]
+    assert trace.calls[0].status == "failed"
+    assert error in trace.calls[0].error
+    assert trace.stop in ("end", "length")

@@ -11,7 +11,7 @@ from relaylab.engine.engine import Engine
 from relaylab.engine.load import load_engine
 from relaylab.engine.token_text import TokenText
 from relaylab.relay.local_teacher import LocalTeacher
-from relaylab.relay.teachers import Context, Segment
+from relaylab.relay.teachers import Segment, TeacherView, complete
 
 ASK = [{"role": "user", "content": "What is 12+34?"}]
 
@@ -43,30 +43,32 @@ def saying(monkeypatch, tokens):
 
 
 def test_nothing_is_run_twice(teacher):
-    context = Context(0, ASK)
+    view = TeacherView(ASK, n=3)
     prompt = len(teacher.engine.prompt_ids(ASK))
-    said = teacher.continue_([context], [3])[0]
-    assert (said.tokens, said.finish) == (3, "length")
+    said = complete(teacher, [view])[0]
+    assert (said.tokens, said.finish_reason) == (3, "length")
     assert teacher.engine.forwarded == prompt + 2  # its last token is not run yet
     own = teacher.engine.text.encode("12")
-    context.segments += [Segment(said.text, said.ids), Segment("12", tuple(own))]
-    again = teacher.continue_([context], [2])[0]
+    view.segments += [Segment(said.text, said.ids), Segment("12", tuple(own))]
+    view.n = 2
+    again = complete(teacher, [view])[0]
     assert teacher.engine.forwarded == prompt + 2 + 1 + len(own) + 1
-    fresh = Context(1, ASK, list(context.segments))
-    assert teacher.continue_([fresh], [2])[0].ids == again.ids
-    teacher.release([0, 1])
-    assert not teacher.engine.rows
+    fresh = TeacherView(ASK, list(view.segments), n=2)
+    assert complete(teacher, [fresh])[0].ids == again.ids
+    teacher.release([view, fresh])
+    assert not teacher.engine.slots
 
 
 def test_asked_again_without_a_new_segment_it_says_the_same(teacher):
-    first, second = (teacher.continue_([Context(0, ASK)], [4])[0] for _ in range(2))
+    view = TeacherView(ASK, n=4)
+    first, second = (complete(teacher, [view])[0] for _ in range(2))
     assert first.ids == second.ids
 
 
 def test_the_seed_decides_and_not_the_batch():
     teacher = LocalTeacher(load_engine("student", device="cpu"), temperature=1.5)
-    together = teacher.continue_([Context(i, ASK, seed=i) for i in range(6)], [8] * 6)
-    alone = [teacher.continue_([Context(10 + i, ASK, seed=i)], [8])[0] for i in range(6)]
+    together = complete(teacher, [TeacherView(ASK, n=8, seed=i) for i in range(6)])
+    alone = [complete(teacher, [TeacherView(ASK, n=8, seed=i)])[0] for i in range(6)]
     assert [x.ids for x in together] == [x.ids for x in alone]
     assert len({x.ids for x in together}) > 1
 
@@ -74,37 +76,36 @@ def test_the_seed_decides_and_not_the_batch():
 def test_whole_characters_are_not_cut(greek, monkeypatch):
     teacher, first, second = greek
     saying(monkeypatch, [first, second])
-    cut = teacher.continue_([Context(0, ASK)], [3])[0]
+    cut = complete(teacher, [TeacherView(ASK, n=3)])[0]
     assert (cut.text, cut.ids) == ("é\ufffd", (first, second, first))
     saying(monkeypatch, [first, second])
-    whole = teacher.continue_([Context(2, ASK, whole_characters=True)], [3])[0]
-    assert (whole.text, whole.tokens, whole.finish) == ("é", 2, "length")
+    whole = complete(teacher, [TeacherView(ASK, n=3, whole_characters=True)])[0]
+    assert (whole.text, whole.tokens, whole.finish_reason) == ("é", 2, "length")
     saying(monkeypatch, [first])
-    nothing = teacher.continue_([Context(3, ASK, whole_characters=True)], [1])[0]
-    assert nothing.finish == "error"
+    nothing = complete(teacher, [TeacherView(ASK, n=1, whole_characters=True)])[0]
+    assert nothing.finish_reason == "error"
     assert "no whole character" in nothing.error
 
 
 def test_the_text_of_another_tokenizer_is_encoded_once(greek):
     teacher = greek[0]
-    context = Context(0, ASK, [Segment("5=x")])
-    teacher.continue_([context], [1])
-    row = next(iter(teacher._rows.values())).row
-    assert TokenText(merging_tokenizer()).encode("5=x") == row.ids[1:4]
+    complete(teacher, [TeacherView(ASK, [Segment("5=x")], n=1)])
+    slot = teacher.engine.slots[0]
+    assert TokenText(merging_tokenizer()).encode("5=x") == slot.ids[1:4]
 
 
 def test_stop_with_no_token(teacher, monkeypatch):
     saying(monkeypatch, [next(iter(teacher.engine.end_ids))])
-    said = teacher.continue_([Context(0, ASK)], [5])[0]
-    assert (said.text, said.finish, said.ids, said.tokens) == ("", "stop", (), 0)
+    said = complete(teacher, [TeacherView(ASK, n=5)])[0]
+    assert (said.text, said.finish_reason, said.ids, said.tokens) == ("", "stop", (), 0)
 
 
 def test_a_full_context_is_an_error_of_its_row_alone(greek):
     teacher = greek[0]
-    full, free = teacher.continue_([Context(0, ASK, [Segment("x" * 24)]), Context(1, ASK)], [2, 2])
-    assert full.finish == "error"
+    full, free = complete(teacher, [TeacherView(ASK, [Segment("x" * 24)], n=2), TeacherView(ASK, n=2)])
+    assert full.finish_reason == "error"
     assert "context is full" in full.error
-    assert (free.finish, free.tokens) == ("length", 2)
+    assert (free.finish_reason, free.tokens) == ("length", 2)
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("not enough memory: 9")])
@@ -119,11 +120,11 @@ def test_out_of_memory_is_an_answer(teacher, monkeypatch, error, where):
 
     with monkeypatch.context() as patch:
         patch.setattr(*((teacher.engine.model.lm_head, "forward") if where == "model" else (torch, "zeros")), fail)
-        said = teacher.continue_([Context(i, ASK) for i in range(3)], [2] * 3)
-    assert [x.finish for x in said] == ["error"] * 3
+        said = complete(teacher, [TeacherView(ASK, n=2) for _ in range(3)])
+    assert [x.finish_reason for x in said] == ["error"] * 3
     assert all("out of memory" in x.error for x in said)
-    assert not teacher.engine.rows
-    assert [x.tokens for x in teacher.continue_([Context(i, ASK) for i in range(3)], [2] * 3)] == [2] * 3
+    assert not teacher.engine.slots
+    assert [x.tokens for x in complete(teacher, [TeacherView(ASK, n=2) for _ in range(3)])] == [2] * 3
 
 
 def test_other_errors_are_not_hidden(teacher, monkeypatch):
@@ -132,4 +133,4 @@ def test_other_errors_are_not_hidden(teacher, monkeypatch):
 
     monkeypatch.setattr(Engine, "forward", fail)
     with pytest.raises(RuntimeError, match="shape"):
-        teacher.continue_([Context(0, ASK)], [1])
+        complete(teacher, [TeacherView(ASK, n=1)])

@@ -84,10 +84,10 @@ def test_an_unanswered_call_is_a_row_and_makes_no_later_call_a_second_one():
 @pytest.mark.parametrize(
     ("call", "expected"),
     [
-        (Call(0, 1, 20, 20, 20, 20, finish="length"), "in full"),
-        (Call(0, 1, 20, 20, 20, 20, finish="stop"), "in full"),
+        (Call(0, 1, 20, 20, 20, 20, finish_reason="length"), "in full"),
+        (Call(0, 1, 20, 20, 20, 20, finish_reason="stop"), "in full"),
         (Call(0, 1, 20, 5, 5, 5), "cut by caps"),
-        (Call(0, 1, 20, 5, 3, 3, finish="stop"), "teacher ended"),
+        (Call(0, 1, 20, 5, 3, 3, finish_reason="stop"), "teacher ended"),
         (Call(0, 1, 4, 20, 20, 20), "fixed length"),
         (Call(0, 1, 20, 0, status="refused"), "refused"),
         (Call(0, 1, 20, 20, status="failed"), "failed"),

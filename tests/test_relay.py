@@ -143,7 +143,7 @@ def test_no_token_is_run_twice(engines):
                 continue
             last = x.answered[-1]
             view = len(x.prompt_ids) + sum(x.source[i] != "c" for i in range(last.end)) + last.written
-            expected += view - (last.finish == "length" and last.written > 0)
+            expected += view - (last.finish_reason == "length" and last.written > 0)
         assert teacher.forwarded - t == expected
 
 
@@ -159,7 +159,7 @@ def test_the_rollouts_of_a_group_share_the_reading_of_their_prompt(engines):
     assert student.forwarded - s == apart - 7 * sum(prompts)
     assert all(x.answered for x in together)
     views = [len(x.prompt_ids) + sum(x.source[i] != "c" for i in range(x.answered[-1].end)) for x in together]
-    own = sum(x.answered[-1].written - (x.answered[-1].finish == "length") for x in together)
+    own = sum(x.answered[-1].written - (x.answered[-1].finish_reason == "length") for x in together)
     assert teacher.forwarded - t == sum(views) + own - 7 * sum(prompts)
 
 
@@ -208,20 +208,6 @@ def test_forks_replay_exactly_and_change_one_thing(engines):
         relay.fork(trace, 10_000)
 
 
-def test_a_kept_cache_serves_the_next_question_and_changes_nothing():
-    plain, keeping = load_engine("warm"), load_engine("warm", keep=4)
-    results = []
-    for engine in (plain, keeping):
-        relay = Relay(engine, NoTeacher(), max_tokens=40)
-        first = relay.run([QUESTIONS[2]])[0]
-        before = engine.forwarded
-        second = list(relay.fork(first, 30))[-1].trace
-        results.append((first.completion_ids, second.completion_ids, engine.forwarded - before))
-    assert results[0][:2] == results[1][:2]
-    assert results[0][2] > len(first.prompt_ids) + 29  # the prefix is run again
-    assert results[1][2] <= 11  # it is not
-
-
 def test_events_tell_the_trace(engines):
     student, teacher = engines["embedded"]
     relay = Relay(student, LocalTeacher(teacher), max_tokens=40, call_rule=CallAt({5: 3, 20: 2}))
@@ -246,8 +232,8 @@ def test_a_closed_stream_keeps_what_there_is_and_frees_the_caches(engines):
     stream.close()
     assert [t.stop for t in stream.traces] == ["interrupted"] * 3
     assert sum(len(t.completion_ids) for t in stream.traces) in (20, 21)
-    assert not student.rows
-    assert not teacher.rows
+    assert not student.slots
+    assert not teacher.slots
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0, 5.0])
@@ -298,8 +284,8 @@ def test_a_refused_call_of_the_student_is_recorded_and_it_goes_on(engines):
 
     strict = Relay(student, LocalTeacher(teacher), max_tokens=60, max_calls=0)
     stream = strict.fork(prefix, command.end - 1)
-    row = stream._rows[0]
-    row.student(text.completion_ids[command.end - 1])  # the ">" that closes it
+    sequence = stream._sequences[0]
+    sequence.write_student(text.completion_ids[command.end - 1])  # the ">" that closes it
     trace = next(e for e in stream if isinstance(e, Done)).trace
     assert (trace.calls[0].status, trace.calls[0].granted, trace.calls[0].requested) == ("refused", 0, 4)
     assert trace.count("t") == 0
@@ -317,7 +303,7 @@ def test_a_teacher_that_ends_the_answer_without_a_word_is_replayed_as_it_was(eng
     assert (trace.stop, trace.calls[-1].status, trace.calls[-1].delivered) == ("teacher_end", "answered", 0)
     again = list(relay.fork(trace, len(trace.completion_ids)))[-1].trace
     assert without_latency(again) == without_latency(trace)
-    assert len(teacher.asked) == 1  # it is not asked again
+    assert len(teacher.requests) == 1  # it is not asked again
 
 
 def test_a_policy_cannot_call_where_calls_are_forbidden(engines):
@@ -367,13 +353,13 @@ def test_entropy_policy_calls_where_the_student_is_unsure(engines):
 def test_a_scripted_teacher_and_a_student_with_another_tokenizer(engines):
     """Text that crosses is tokenised once on arrival; the student's command is not part of what the teacher sees."""
     student, _ = engines["embedded"]
-    teacher = ScriptedTeacher(lambda context, n: "é<call>9</call>x"[:n])
+    teacher = ScriptedTeacher(lambda view: "é<call>9</call>x"[: view.n])
     relay = Relay(student, teacher, call_rule=CallAt({4: 30}), max_tokens=60)
     trace = relay.run([QUESTIONS[0]])[0]
     call = next(c for c in trace.calls if c.forced)
     assert "".join(trace.pieces[call.end : call.end + call.delivered]) == "é<call>9</call>x"
-    assert teacher.asked[0] == ("".join(trace.pieces[:4]), 30)
-    assert sum(c.status == "answered" for c in trace.calls) == len(teacher.asked)  # the teacher's tag called nobody
+    assert teacher.requests[0] == ("".join(trace.pieces[:4]), 30)
+    assert sum(c.status == "answered" for c in trace.calls) == len(teacher.requests)  # the teacher's tag called nobody
     assert "<call>9</call>" in trace.teacher_view
 
 

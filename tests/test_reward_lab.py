@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 import pytest
 from test_player import Page, evaluate
 
-from relaylab.evaluation.cost import MEASURES, CostTerms, ModelTerms, sweep
+from relaylab.evaluation.cost import MEASURES, ModelPrices, Prices, cost_sweep
 from relaylab.training.rewards import rolled_back
 from relaylab.views.cost_dial import cost_dial, example_terms
 from relaylab.views.reward_lab import EXAMPLE, SCHEMES, Rollout, reward_lab, reward_table
@@ -103,11 +103,11 @@ def test_the_lab_in_words():
     assert f"simple {row.reward:.2f}, advantage {row.advantage:+.2f}" in words
 
 
-TERMS = CostTerms(
-    student=ModelTerms(
+TERMS = Prices(
+    student=ModelPrices(
         parameters=10, attention_width=1, input_price=1, output_price=2, prefill_rate=100, decode_rate=10
     ),
-    teacher=ModelTerms(
+    teacher=ModelPrices(
         parameters=100, attention_width=2, input_price=10, cached_price=1, output_price=40, prefill_rate=50,
         decode_rate=4, row_share=0.5, batch=3,
     ),
@@ -126,7 +126,7 @@ def test_the_port_of_the_costs_is_the_original(terms, cache):
     cases, expected = [], []
     for prompt, tokens, command, calls, call_tokens in shapes:
         shape = {"prompt": prompt, "tokens": tokens, "command_tokens": command}
-        for row in sweep(terms, **shape, calls=calls, call_tokens=call_tokens, **fixed).itertuples():
+        for row in cost_sweep(terms, **shape, calls=calls, call_tokens=call_tokens, **fixed).itertuples():
             cases.append({"terms": asdict(terms), "shape": shape, "calls": row.calls, "n": row.call_tokens})
             expected.append([row.teacher_share, *(getattr(row, measure) for measure in MEASURES)])
     found = evaluate(
@@ -139,7 +139,7 @@ def test_the_port_of_the_costs_is_the_original(terms, cache):
 
 
 def test_what_is_not_set_is_unknown_not_nought():
-    bare = CostTerms(student=ModelTerms(parameters=1), teacher=ModelTerms(parameters=10))
+    bare = Prices(student=ModelPrices(parameters=1), teacher=ModelPrices(parameters=10))
     assert "price unknown" in cost_dial(bare).text
     case = {"terms": asdict(bare), "shape": {"prompt": 5, "tokens": 50, "command_tokens": 2}}
     relative = evaluate("cost_dial", "compare(data.terms, data.shape, 2, 3).relative", case)  # NaN is null in JSON

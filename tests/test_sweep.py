@@ -1,49 +1,43 @@
-"""Sweeps: what a file plans, what an executed point leaves in a folder or at a URL, and what the report says."""
+"""Sweeps: what a file plans, what an executed point leaves in a folder or at a URL, and what the tables say."""
 
 from __future__ import annotations
 
 import json
-import time
+import subprocess
+import threading
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import sweep_stand_in
 import typer
-import yaml
-from sweep_stand_in import stand_in
+from filelock import FileLock
 from test_notebooks_run import notebook
 from typer.testing import CliRunner
 
-from relaylab.sweep.collect import collect, effects
-from relaylab.sweep.command import sweep
-from relaylab.sweep.drive import drive
-from relaylab.sweep.engines import LocalEngine
-from relaylab.sweep.notebook import write_json
-from relaylab.sweep.plan import code_version, read_plan
-from relaylab.sweep.point import Job, Outcome
-from relaylab.sweep.report import report
+from relaylab.notebook_commands import sweep
+from relaylab.sweep.notebook import read_parameters
+from relaylab.sweep.plan import read_plan
+from relaylab.sweep.results import collect, effects
+from relaylab.sweep.run import Job, Store, commit, run_point, run_sweep
+from relaylab.version import __version__
+from relaylab.views.sweep_report import report
 
 ROOT = Path(__file__).parents[1]
 CELL = 'reward: str = "simple"\nbonus: float = 1.5\nbeta: float = 0.01\nteacher: str = "t"\nseed: int = 0'
+run = partial(run_sweep, child=sweep_stand_in.CHILD)
 
 
-def write(folder, text, cell=CELL):
-    notebook(folder / "n.ipynb", cell, "accuracy = 1")
+def write(folder, text, cell=CELL, body="accuracy = 1"):
+    notebook(folder / "n.ipynb", cell, body)
     (folder / "s.yaml").write_text("notebook: n.ipynb\n" + text)
     return folder / "s.yaml"
 
 
-class Inline:
-    """An engine in this process."""
-
-    workers = 1
-
-    def run(self, queue, job):
-        while queue:
-            point = queue.popleft()
-            yield point, job(point)
+def keys(path):
+    return [point.key for point in read_plan(path).points]
 
 
 # The plan ------------------------------------------------------------------------------------------------------------
@@ -53,15 +47,15 @@ def test_grid_zips_lists_and_seeds_multiply(tmp_path):
     plan = read_plan(
         write(
             tmp_path,
-            "parameters: {bonus: 1.2}\ngrid: {beta: [0, 0.1]}\nzips: [{reward: [simple, outcome], teacher: [a, b]}]\n"
-            "lists: {form: {plain: {}, no bonus: {bonus: 1.0}}}\nseeds: 3\n",
+            "parameters: {bonus: 1.2}\ngrid: {beta: [0, 1e-1]}\nzips: [{reward: [simple, outcome], teacher: [a, b]}]\n"
+            "lists: {form: {plain: {}, 1: {bonus: 1.0}}}\nseeds: 3\n",
         )
     )
     assert len(plan.points) == 2 * 2 * 2 * 3 == len({p.key for p in plan.points})
     assert plan.factors == {
         "beta": ["0", "0.1"],
         "reward, teacher": ["simple, a", "outcome, b"],
-        "form": ["plain", "no bonus"],
+        "form": ["plain", "1"],
     }
     last = plan.points[-1]
     assert last.parameters == {"bonus": 1.0, "beta": 0.1, "reward": "outcome", "teacher": "b", "seed": 2}
@@ -81,31 +75,41 @@ def test_conditions_leave_points_out(tmp_path):
     assert plan.factors["beta"] == ["0.1"], "a level that no point has is no level"
 
 
-def test_a_key_is_the_notebook_the_parameters_and_the_code(tmp_path, monkeypatch):
-    def keys():
-        return [p.key for p in read_plan(tmp_path / "s.yaml").points]
-
-    write(tmp_path, "grid: {beta: [0.01]}")
-    first = keys()
-    (tmp_path / "s.yaml").write_text("notebook: n.ipynb\nparameters: {teacher: t}\n")
-    assert keys() == first, "a default that is written out is the same point"
+def test_a_key_is_the_notebook_its_own_modules_the_parameters_and_the_version(tmp_path, monkeypatch):
+    path = write(tmp_path, "grid: {beta: [0.01]}", body="from helper import f")
+    (tmp_path / "helper.py").write_text("import deep.er\n")
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "er.py").write_text("x = 1")
+    (tmp_path / "unrelated.py").write_text("x = 1")
+    first = keys(path)
+    path.write_text("notebook: n.ipynb\nparameters: {teacher: t}\n")
+    assert keys(path) == first, "a default that is written out is the same point"
     book = json.loads((tmp_path / "n.ipynb").read_text())
     book["cells"].append({"cell_type": "markdown", "metadata": {}, "source": "More words."})
     (tmp_path / "n.ipynb").write_text(json.dumps(book))
-    assert keys() == first, "prose decides no result"
-    monkeypatch.setattr("relaylab.sweep.plan.code_version", lambda: "other")
-    assert keys() != first
-    monkeypatch.undo()
-    notebook(tmp_path / "n.ipynb", CELL, "accuracy = 2")
-    assert keys() != first
+    (tmp_path / "unrelated.py").write_text("x = 2")
+    assert keys(path) == first, "prose and other files decide no result"
+    with monkeypatch.context() as patch:
+        patch.setattr("relaylab.sweep.plan.__version__", "other")
+        assert keys(path) != first
+    (tmp_path / "deep" / "er.py").write_text("x = 2")
+    assert keys(path) != first, "a module of a module"
+    (tmp_path / "deep" / "er.py").write_text("x = 1")
+    assert keys(path) == first
+    notebook(tmp_path / "n.ipynb", CELL, "from helper import f, g")
+    assert keys(path) != first
 
 
 def test_sizes_change_the_rest(tmp_path):
     path = write(tmp_path, "grid: {beta: [0.1]}\nsizes: {quick: {seeds: 1}, full: {seeds: 4, grid: {bonus: [1, 2]}}}\n")
     assert len(read_plan(path).points) == 1
     assert (len(read_plan(path, "full").points), read_plan(path, "full").name) == (8, "s-full")
-    with pytest.raises(ValueError, match="no size 'huge'; it has quick, full"):
+    with pytest.raises(ValueError, match="no size 'huge'; there are quick, full"):
         read_plan(path, "huge")
+
+
+BOMB = "lists: {x: {y: {reward: &a [1, 1]}, z: {reward: &b [" + ", ".join(["*a"] * 9) + "]}, w: {reward: ["
+BOMB += ", ".join(["*b"] * 12) + "]}}}"
 
 
 @pytest.mark.parametrize(
@@ -113,24 +117,37 @@ def test_sizes_change_the_rest(tmp_path):
     [
         ("grids: {beta: [1]}", "unknown setting 'grids'; did you mean 'grid'"),
         ("grid: {betta: [1]}", "no parameter 'betta'; did you mean 'beta'"),
-        ("grid: {beta: 1}", "must be a list"),
+        ("grid: {beta: 1}", "grid: beta: .* list"),
         ("grid: {seed: [1]}", "seeds go under 'seeds'"),
         ("grid: {beta: [1]}\nlists: {x: {y: {beta: 2}}}", "'beta' is varied by 'beta' and by 'x'"),
         ("grid: {beta: [0.01, 1e-2]}", "are the same parameters"),
+        ("grid: {beta: [0.01, much]}", "asks for float"),
+        ("grid: {beta: []}", "plans no point"),
         ("zips: [{beta: [1, 2], bonus: [1]}]", "as many values"),
-        ("lists: {x: [1]}", "each with its parameters"),
+        ("zips: [1, 2]", "zips: 0: .* dictionary"),
+        ("lists: {x: [1]}", "lists: x: .* dictionary"),
         ("where: [{nothing: 1}]", "'nothing' is no parameter"),
         ("where: [{if: {beta: 1}}]", "needs both"),
         ("where: [{beta: 7}]", "leaves none"),
-        ("seeds: many", "a number of seeds"),
-        ("timeout: 0", "above 0"),
-        ("retries: -1", "from 0"),
-        ("resources: {cpu: 1}", "unknown resources"),
-        ("resources: {cpus: many}", "cpus is 'many'; it must be a share of one"),
-        ("resources: {gpus: 1.5}", "gpus is 1.5; it must be a share of one, or a whole number"),
-        ("resources: {memory_gb: 0}", "memory_gb is 0; it must be GB"),
-        ("plane: [accuracy]", "two results"),
-        ("grid: [", "not YAML"),
+        ("seeds: many", "seeds"),
+        ("seeds: 1000000000", "seeds"),
+        ("seeds: 300\ngrid: {beta: [" + ",".join(map(str, range(400))) + "]}", "plans 120,000 points; at most 100,000"),
+        (BOMB, "more than 20 aliases or 50 levels"),
+        ("parameters: {beta: 1, beta: 2}", "'beta' stands twice"),
+        ("parameters: {reward: &a [*a]}", "asks for str"),
+        ("grid: " + "[" * 5000, "not YAML"),
+        ("timeout: 0", "greater than 0"),
+        ("retries: -1", "greater than or equal to 0"),
+        ("retries: true", "retries"),
+        ("resources: {cpu: 1}", "resources: cpu: "),
+        ("resources: {cpus: many}", "resources: cpus: .*many"),
+        ("resources: {gpus: 1.5}", "a share of one, or a whole number"),
+        ("plane: [accuracy]", "plane: .* at least 2"),
+        ("plane: [1, 2]", "plane: 0: .* string"),
+        ("plane: [beta, accuracy]", "'beta' is a parameter"),
+        ("collect: [seed]", "'seed' is a parameter"),
+        ("sizes: {quick: null}", "sizes must be"),
+        ("parameters: {teacher: 'https://me:pw@host/v1'}", "looks like a key"),
     ],
 )
 def test_a_plan_that_cannot_be_says_why(tmp_path, text, words):
@@ -138,117 +155,101 @@ def test_a_plan_that_cannot_be_says_why(tmp_path, text, words):
         read_plan(write(tmp_path, text))
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "sweeps").glob("*.yaml")), ids=lambda p: p.stem)
-def test_the_ready_sweeps_plan(path):
-    for size in yaml.safe_load(path.read_text())["sizes"]:
-        plan = read_plan(path, size)
-        (levels,) = plan.factors.values()
-        assert len(plan.points) == len(levels) * len({p.seed for p in plan.points})
-        assert {"accuracy", "call_ratio"} <= set(plan.collect)
-
-
 # One point, and all of them ------------------------------------------------------------------------------------------
 
 
 def folder(plan, out):
     """Every finished point, once and whole."""
-    found = sorted((out / "points").iterdir())
-    assert {f.name for f in found} == {p.key for p in plan.points}
-    assert all({f.name for f in point.iterdir()} == {"result.json", "n.ipynb", "log.txt"} for point in found)
-    assert not list((out / "drafts").iterdir())
-    return {f.name: (f / "result.json").read_text() for f in found}
+    points = sorted((out / "points").iterdir())
+    assert {point.name for point in points} == {p.key for p in plan.points}
+    assert all({f.name for f in point.iterdir()} == {"result.json", "n.ipynb", "log.txt"} for point in points)
+    return {point.name: (point / "result.json").read_text() for point in points}
+
+
+def attempts(home):
+    """(teacher, seed, process) of every attempt."""
+    return [tuple(line.split()) for line in (home / "attempts").read_text().splitlines()]
 
 
 def test_points_are_executed_once_and_resumed(tmp_path):
-    plan = read_plan(write(tmp_path, "grid: {beta: [0.1, 0.2]}\nseeds: 2\n"))
-    job, states = Job.of(plan, tmp_path / "out", run=stand_in), []
-    assert drive(plan, Inline(), job, limit=1, watch=states.append) == {}
-    assert len(list((tmp_path / "out" / "points").iterdir())) == 1
-    left = [p.key for p in plan.points if not job.store.record("points", p.key)]
-    drive(plan, Inline(), job, watch=states.append)
-    assert (states[-1].done, states[-1].total, states[-1].left) == (4, 4, 0.0)
-    assert states[2].left == 6.0, "three points of 2 s"
-    before = folder(plan, tmp_path / "out")
-    assert len(left) == 3
-    drive(plan, Inline(), replace(job, run=None))  # nothing left to run
-    assert folder(plan, tmp_path / "out") == before
+    plan, out, states = read_plan(write(tmp_path, "grid: {beta: [0.1, 0.2]}\nseeds: 2\n")), tmp_path / "out", []
+    assert run(plan, out, limit=1, threads=3) == {}
+    assert len(list((out / "points").iterdir())) == len(attempts(tmp_path)) == 1
+    run(plan, out, workers=2, watch=lambda **state: states.append(state))
+    assert states[-1] == {"done": 4, "running": 0, "failed": 0, "left": 0.0}
+    assert (states[0]["done"], states[0]["running"]) == (1, 2)
+    before = folder(plan, out)
+    assert run(plan, out) == {}
+    assert (folder(plan, out), len(attempts(tmp_path))) == (before, 4)
     record = json.loads(before[plan.points[0].key])
-    assert (record["key"], record["code"], record["seed"]) == (plan.points[0].key, code_version(), 0)
-    log = tmp_path / "out" / "points" / plan.points[0].key / "log.txt"
-    assert log.read_text() == "said by the notebook\n"
+    assert (record["key"], record["version"], record["seed"]) == (plan.points[0].key, __version__, 0)
+    assert record["commit"] == commit() is not None
+    assert record["values"]["threads"] == "3"
+    assert (out / "points" / record["key"] / "log.txt").read_text() == "said by the notebook\n"
+
+
+@pytest.mark.parametrize("text", ["", '{"key": "', "[]", '{"seconds": "x"}'])
+def test_an_empty_or_torn_record_is_none(tmp_path, text):
+    plan, out = read_plan(write(tmp_path, "seeds: 2\n")), tmp_path / "out"
+    run(plan, out)
+    before = folder(plan, out)
+    record = out / "points" / plan.points[0].key / "result.json"
+    record.write_text(text)
+    assert len(collect(plan, out)) == 1
+    assert run(plan, out) == {}
+    assert {json.dumps(json.loads(t) | {"seconds": 0}) for t in folder(plan, out).values()} == {
+        json.dumps(json.loads(t) | {"seconds": 0}) for t in before.values()
+    }
 
 
 def test_a_failure_costs_its_point_alone_and_is_retried(tmp_path):
-    plan = read_plan(write(tmp_path, "grid: {teacher: [bad, t]}\nretries: 2\n"))
-    tried = []
-
-    def sometimes(notebook, folder, parameters, **options):
-        tried.append(parameters["teacher"])
-        broken = parameters["teacher"] == "bad" and len(tried) < 4
-        return stand_in(notebook, folder, {"teacher": "bad" if broken else "t"}, **options)
-
-    assert drive(plan, Inline(), Job.of(plan, tmp_path / "out", run=sometimes)) == {}
-    assert tried == ["bad", "t", "bad", "bad"]
-    assert not list((tmp_path / "out" / "failed").iterdir()), "what came right in the end is no failure"
-    folder(plan, tmp_path / "out")
+    plan, out = read_plan(write(tmp_path, "grid: {teacher: [bad, t]}\nretries: 2\n")), tmp_path / "out"
+    (record,) = run(plan, out).values()
+    assert (record["status"], record["error"].splitlines()[-1]) == ("failed", "ValueError: no")
+    assert sorted(teacher for teacher, *_ in attempts(tmp_path)) == ["bad", "bad", "bad", "t"]
+    assert list(Store(out).records("failure.json")) == [plan.points[0].key]
+    good = replace(plan, points=(replace(plan.points[0], parameters={"teacher": "t"}), plan.points[1]))
+    assert run(good, out) == {}
+    folder(good, out)  # what came right in the end is no failure
 
 
 def test_a_point_without_a_promised_result_failed(tmp_path):
     plan = read_plan(write(tmp_path, "collect: [accuracy, speed]\n"))
-    (outcome,) = drive(plan, Inline(), Job.of(plan, tmp_path / "out", run=stand_in)).values()
-    assert (outcome.status, "gave no 'speed'" in outcome.error) == ("failed", True)
-    assert (tmp_path / "out" / "failed" / plan.points[0].key / "n.ipynb").exists()
+    (record,) = run(plan, tmp_path / "out").values()
+    assert (record["status"], "gave no 'speed'" in record["error"]) == ("failed", True)
+    assert (tmp_path / "out" / "points" / plan.points[0].key / "n.ipynb").exists()
 
 
-def test_other_code_than_planned_and_a_full_disk_cost_the_point_and_no_more(tmp_path):
-    plan = read_plan(write(tmp_path, ""))
+def test_what_cannot_run_costs_the_point_and_no_more(tmp_path, monkeypatch):
+    """Another version than planned, and a full disk."""
+    plan, out = read_plan(write(tmp_path, "")), tmp_path / "out"
+    old = Job(plan.without_points(), str(out), None, 1, sweep_stand_in.CHILD, version="0.0.1")
+    assert "planned with relaylab 0.0.1" in run_point(old, plan.points[0])["error"]
 
     def full(*args, **options):
         raise OSError(28, "No space left on device")
 
-    for job, words in (
-        (Job.of(replace(plan, code="old"), tmp_path / "out", run=stand_in), "planned for code old"),
-        (Job.of(plan, tmp_path / "out", run=full), "No space left"),
-    ):
-        (outcome,) = drive(plan, Inline(), job).values()
-        assert words in outcome.error
-        assert not list((tmp_path / "out" / "drafts").glob("*"))
-        kept = json.loads((tmp_path / "out" / "failed" / plan.points[0].key / "result.json").read_text())
-        assert words in kept["error"]
+    monkeypatch.setattr("relaylab.sweep.run.execute", full)
+    (record,) = run(plan, out).values()
+    assert (record["status"], "No space left" in record["error"]) == ("lost", True)
+    (kept,) = Store(out).records("failure.json").values()
+    assert kept["error"] == record["error"]
 
 
 def test_two_sweeps_on_one_folder_share_the_points(tmp_path):
-    """The second sweep comes while the first is in the middle of a point: it does the others, then waits for that."""
-    plan = read_plan(write(tmp_path, "seeds: 3\n"))
-    ran, inner = [], []
+    """Another process has the first point: the others are run, then that one is waited for."""
+    plan, out = read_plan(write(tmp_path, "seeds: 3\n")), tmp_path / "out"
+    (out / "locks").mkdir(parents=True)
+    lock = FileLock(out / "locks" / f"{plan.points[0].key}.lock", thread_local=False)
+    lock.acquire()
 
-    def run(who, notebook, folder, parameters, **options):
-        ran.append((who, parameters["seed"]))
-        if (who, parameters["seed"]) == ("first", 0):
-            second = Job.of(plan, tmp_path / "out", run=partial(run, "second"))
-            inner.extend(second(point).status for point in plan.points)
-        return stand_in(notebook, folder, parameters, **options)
+    def watch(done, running, **state):
+        if done == 2 and lock.is_locked:
+            threading.Timer(0.8, lock.release).start()
 
-    drive(plan, Inline(), Job.of(plan, tmp_path / "out", run=partial(run, "first")))
-    assert ran == [("first", 0), ("second", 1), ("second", 2)]
-    assert inner == ["busy", "done", "done"]
-    folder(plan, tmp_path / "out")
-
-
-def test_busy_points_are_waited_for_at_the_end(tmp_path):
-    plan = read_plan(write(tmp_path, "seeds: 2\n"))
-    asked = []
-
-    class Shared(Inline):
-        def run(self, queue, job):
-            while queue:
-                point = queue.popleft()
-                asked.append((point.seed, job.wait))
-                busy = point.seed == 0 and not job.wait
-                yield point, Outcome("busy") if busy else job(point)
-
-    assert drive(plan, Shared(), Job.of(plan, tmp_path / "out", run=stand_in)) == {}
-    assert asked == [(0, False), (1, False), (0, True)]
+    assert run(plan, out, watch=watch) == {}
+    assert [seed for _, seed, _ in attempts(tmp_path)] == ["1", "2", "0"]
+    folder(plan, out)
 
 
 # A URL instead of a folder -------------------------------------------------------------------------------------------
@@ -264,46 +265,35 @@ def at_url(tmp_path):
 def test_a_url_holds_what_a_folder_holds(at_url, tmp_path):
     plan, url, out = at_url
     bad, good = (p.key for p in plan.points)
-    failures = drive(plan, LocalEngine(), Job.of(plan, url, run=stand_in))
+    failures = run(plan, url)
     assert set(failures) == {bad}
-    page = report(plan, collect(plan, url), url, failures)
-    assert page == f"{url}/report.html"
-    kept = {str(f.relative_to(out)) for f in out.rglob("*") if f.is_file()}
+    assert report(plan, collect(plan, url), url, failures) == f"{url}/report.html"
     tables = {"results.csv", "results.parquet", "effects.csv", "report.html"}
-    parts = {f"{where}/{name}" for where in (f"points/{good}", f"failed/{bad}") for name in ("n.ipynb", "log.txt")}
-    assert kept == tables | parts | {f"points/{good}/result.json", f"failed/{bad}/result.json"}
+    parts = {f"points/{key}/{name}" for key in (good, bad) for name in ("n.ipynb", "log.txt")}
+    parts |= {f"points/{good}/result.json", f"points/{bad}/failure.json"}
+    assert {str(f.relative_to(out)) for f in out.rglob("*") if f.is_file()} == tables | parts
     folder = tmp_path / "folder"
-    drive(plan, Inline(), Job.of(plan, folder, run=stand_in))
+    run(plan, folder)
     report(plan, collect(plan, folder), folder)
     for name in tables - {"report.html"}:
         assert (out / name).read_bytes() == (folder / name).read_bytes()
+    good = replace(plan, points=(replace(plan.points[0], parameters={"teacher": "t"}),))
+    assert run(good, url) == {}
+    assert Store(url).records("failure.json") == {}, "what came right is no failure"
 
 
 def test_at_a_url_a_point_is_finished_once_its_record_is_whole(at_url):
     """The record is uploaded last, so an upload that was cut off leaves none, or half of one."""
     plan, url, out = at_url
     plan = replace(plan, points=plan.points[1:])
-    job = Job.of(plan, url, run=stand_in)
     home = out / "points" / plan.points[0].key
     home.mkdir(parents=True)
     (home / "n.ipynb").write_text("half")
     (home / "result.json").write_text('{"key": "')
     assert collect(plan, url).empty
-    assert job(plan.points[0]).status == "done"
+    assert run(plan, url) == {}
     assert (home / "n.ipynb").read_text() == "{}"
-    assert job(plan.points[0]).status == "found"
-    assert len(collect(plan, url)) == 1
-
-
-def test_what_was_lost_and_then_came_right_is_no_failure_at_a_url(at_url):
-    plan, url, _out = at_url
-    plan = replace(plan, points=plan.points[1:])
-    job = Job.of(plan, url, run=stand_in)
-    job.note(plan.points[0], "its worker died")
-    (lost,) = job.store.records("failed")
-    assert (lost["status"], lost["error"], lost["key"]) == ("lost", "its worker died", plan.points[0].key)
-    drive(plan, Inline(), job)
-    assert job.store.records("failed") == []
+    assert len(collect(plan, url)) == len(attempts(out.parent)) == 1
 
 
 @pytest.mark.parametrize(
@@ -312,38 +302,38 @@ def test_what_was_lost_and_then_came_right_is_no_failure_at_a_url(at_url):
 )
 def test_urls_that_cannot_be_say_why(tmp_path, url, words):
     with pytest.raises(ValueError, match=words):
-        Job.of(read_plan(write(tmp_path, "")), url)
+        run(read_plan(write(tmp_path, "")), url)
 
 
 # The tables and the page ---------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def done(tmp_path):
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
     """A finished sweep of 2 x 2 levels and 3 seeds, with one level that fails."""
-    plan = read_plan(
-        write(tmp_path, "grid: {beta: [0.1, 0.3]}\nlists: {who: {me: {}, bad one: {teacher: bad}}}\nseeds: 3\n")
-    )
-    failures = drive(plan, Inline(), Job.of(plan, tmp_path / "out", run=stand_in))
-    return plan, tmp_path / "out", failures
+    home = tmp_path_factory.mktemp("done")
+    text = "grid: {beta: [0.1, 0.3]}\nlists: {who: {me: {}, bad one: {teacher: bad}}}\nseeds: 3\n"
+    plan = read_plan(write(home, text))
+    return plan, home / "out", run(plan, home / "out")
 
 
 def test_the_table_is_tidy(done):
     plan, out, _ = done
     table = collect(plan, out)
     assert table.equals(pd.read_parquet(out / "results.parquet"))
-    assert list(table) == ["key", "beta", "who", "seed", "code", "planned", "accuracy", "call_ratio", "note"]
+    settings = ["key", "beta", "who", "seed", "version", "commit", "planned"]
+    assert list(table) == [*settings, "accuracy", "call_ratio", "note", "threads"]
     assert len(table) == 6
     assert table["planned"].all()
     assert list(table["seed"]) == [0, 1, 2, 0, 1, 2]
     other = replace(plan, points=plan.points[:1])
-    assert collect(other, out)["planned"].tolist() == [True] + [False] * 5, "what was found earlier stays"
+    assert collect(other, out)["planned"].tolist() == [True] + [False] * 5, "earlier results stay"
 
 
 def test_effects_have_intervals_over_seeds(done):
     plan, out, _ = done
-    found = effects(plan, collect(plan, out))
-    rows = found[(found["factor"] == "beta") & (found["result"] == "accuracy")].set_index("level")
+    rows = effects(plan, collect(plan, out))
+    rows = rows[(rows["factor"] == "beta") & (rows["result"] == "accuracy")].set_index("level")
     assert rows.loc["0.3", "mean"] == pytest.approx(0.4)
     assert (rows.loc["0.3", "points"], rows.loc["0.3", "seeds"]) == (3, 3)
     assert 0.3 - 1e-9 <= rows.loc["0.3", "low"] < 0.4 < rows.loc["0.3", "high"] <= 0.5 + 1e-9
@@ -351,59 +341,66 @@ def test_effects_have_intervals_over_seeds(done):
     change = rows.loc["0.3", ["difference", "difference_low", "difference_high"]].astype(float)
     assert list(change) == pytest.approx([0.2, 0.2, 0.2])
     one = replace(plan, points=tuple(p for p in plan.points if p.seed == 0))
-    assert effects(one, collect(one, out))["low"].isna().all(), "one seed tells nothing about seeds"
+    assert effects(one, collect(one, out))["low"].isna().all(), "one seed says nothing about seeds"
 
 
 def test_the_report_escapes_and_links(done):
     plan, out, failures = done
-    page = report(plan, collect(plan, out), out, failures).read_text()
+    page = Path(report(plan, collect(plan, out), out, failures)).read_text()
     assert "<script>alert" not in page
     assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") == len(failures) == 6
     for point in plan.points:
-        kind = "failed" if point.key in failures else "points"
-        assert f'href="{kind}/{point.key}/n.ipynb"' in page
-        assert (out / kind / point.key / "n.ipynb").exists()
+        assert f'href="points/{point.key}/n.ipynb"' in page
+        assert (out / "points" / point.key / "n.ipynb").exists()
     assert "accuracy against call_ratio" in page
     assert 'src="http' not in page
     assert (out / "effects.csv").read_text().startswith("factor,level,result,points,seeds,mean")
 
 
+def test_a_result_with_a_parameters_name_is_a_column_of_its_own(tmp_path):
+    plan, out = read_plan(write(tmp_path, "seeds: 2\n", cell=CELL + "\naccuracy: float = 0.5")), tmp_path / "out"
+    plan = replace(plan, points=tuple(replace(p, parameters=p.parameters | {"accuracy": 0.5}) for p in plan.points))
+    run(plan, out)
+    table = collect(plan, out)
+    assert table["result.accuracy"].tolist() == [0.0, 0.1]
+    assert table["accuracy"].tolist() == [0.5, 0.5]
+    report(plan, table, out)
+
+
 def test_the_command_plans_executes_and_reports(tmp_path):
-    """With a real kernel once; the rest of the door beside it."""
-    body = "from relaylab.sweep.notebook import result\nresult(accuracy=beta, call_ratio=0.5)"
-    path = write(tmp_path, "grid: {beta: [0.1, 0.2]}\n")
-    notebook(tmp_path / "n.ipynb", CELL, body)
-    app, out = typer.Typer(), tmp_path / "out"
+    """With a real kernel once."""
+    body = "import relaylab as rl\nrl.result(accuracy=beta, call_ratio=0.5)"
+    path, out, app = write(tmp_path, "grid: {beta: [0.1, 0.2]}\n", body=body), tmp_path / "out", typer.Typer()
     app.command()(sweep)
 
-    def run(*words):
-        return CliRunner().invoke(app, [str(path), "--out", str(out), *words])
+    def words(*options):
+        done = CliRunner().invoke(app, [str(path), "--out", str(out), *options])
+        assert done.exit_code == 0, done.output
+        return " ".join(done.output.split())
 
-    assert "2 points, 2 to execute; --limit 1" in " ".join(run("--dry-run").output.split())
+    assert "2 points, 2 to run; --limit 1" in words("--dry-run")
     assert not out.exists()
-    first = run("--limit", "1")
-    assert first.exit_code == 0, first.output
-    assert "1 of 2 points finished" in first.output
-    assert "2 points, 1 to execute; about" in " ".join(run("--dry-run").output.split())
+    assert "1 of 2 points finished" in words("--limit", "1")
+    assert "2 points, 1 to run; about" in words("--dry-run")
     table = pd.read_csv(out / "results.csv")
     assert table[["beta", "accuracy"]].to_numpy().tolist() == [[0.1, 0.1]]
 
 
-def test_a_thousand_points_plan_and_report_quickly(tmp_path):
+def test_a_thousand_points_plan_and_report_without_a_cost_per_pair(tmp_path, monkeypatch):
     values = ", ".join(str(i / 10) for i in range(10))
-    path = write(tmp_path, f"grid: {{beta: [{values}], bonus: [{values}]}}\nseeds: 10\n")
-    began = time.process_time()
+    path, out = write(tmp_path, f"grid: {{beta: [{values}], bonus: [{values}]}}\nseeds: 10\n"), tmp_path / "out"
+    reads = []
+    monkeypatch.setattr("relaylab.sweep.plan.read_parameters", lambda p, f=read_parameters: reads.append(p) or f(p))
     plan = read_plan(path)
-    assert len(plan.points) == 1000
-    planned = time.process_time() - began
+    assert (len(plan.points), len(reads)) == (1000, 1), "the notebook is read once"
     for point in plan.points:
-        home = tmp_path / "out" / "points" / point.key
+        home = out / "points" / point.key
         home.mkdir(parents=True)
         values = {"accuracy": point.parameters["beta"], "call_ratio": 0.1 * point.seed}
         record = {"key": point.key, "levels": point.levels, "parameters": point.parameters, "seed": point.seed}
-        write_json(home / "result.json", record | {"code": plan.code, "seconds": 1.0, "values": values})
-    began = time.process_time()
-    report(plan, collect(plan, tmp_path / "out"), tmp_path / "out")
-    reported = time.process_time() - began
-    assert planned < 2
-    assert reported < 10
+        (home / "result.json").write_text(json.dumps(record | {"seconds": 1.0, "values": values}))
+    monkeypatch.setattr(subprocess, "Popen", None)
+    assert run(plan, out) == {}
+    table = collect(plan, out)
+    assert table["planned"].sum() == 1000
+    assert len(effects(plan, table)) == 2 * 10 * 2

@@ -1,7 +1,4 @@
-"""Sweeps under faults: a killed worker, a killed driver, Ctrl-C; every point is there exactly once in the end.
-
-Those of a real Ray are in test_sweep_ray.py; here is its part in a few lines, for machines without it.
-"""
+"""Sweeps under faults: a killed process, a killed driver, Ctrl-C; every point is there exactly once in the end."""
 
 from __future__ import annotations
 
@@ -12,82 +9,75 @@ import subprocess
 import sys
 import types
 from functools import partial
+from pathlib import Path
 
+import psutil
 import pytest
-from sweep_stand_in import stand_in
-from test_sweep import ROOT, Inline, folder, write
+from test_notebooks_run import until
+from test_sweep import ROOT, attempts, folder, run, write
 
-from relaylab.sweep.collect import collect
-from relaylab.sweep.drive import drive
-from relaylab.sweep.engines import LocalEngine, RayEngine
 from relaylab.sweep.plan import read_plan
-from relaylab.sweep.point import Job
-from relaylab.sweep.report import report
+from relaylab.sweep.results import collect
+from relaylab.views.sweep_report import report
 
 _spec = importlib.util.spec_from_file_location("chaos", ROOT / "benchmarks" / "chaos.py")
 chaos = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(chaos)
-
-
-def test_a_killed_worker_costs_its_point_alone(tmp_path):
-    plan = read_plan(write(tmp_path, "grid: {teacher: [die, t]}\nretries: 1\n"))
-    failures = drive(plan, LocalEngine(2), Job.of(plan, tmp_path / "out", run=stand_in))
-    assert {o.error for o in failures.values()} == {"its worker died (exit code -9)"}
-    assert set(failures) == {p.key for p in plan.points if p.levels["teacher"] == "die"}
-    table = collect(plan, tmp_path / "out")
-    assert list(table["teacher"]) == ["t"]
-    page = report(plan, table, tmp_path / "out", failures).read_text()
-    assert page.count("its worker died (exit code -9)") == 2, "once in the line, once in all of it"
-
-
-def test_ctrl_c_ends_what_is_running(tmp_path):
-    import psutil
-
-    plan = read_plan(write(tmp_path, "grid: {teacher: [t, slow]}\n"))
-
-    def interrupt(state):
-        if state.done:
-            raise KeyboardInterrupt
-
-    before = set(psutil.Process().children(recursive=True))
-    with pytest.raises(KeyboardInterrupt):
-        drive(plan, LocalEngine(2), Job.of(plan, tmp_path / "out", run=stand_in), watch=interrupt)
-    left = [p for p in set(psutil.Process().children(recursive=True)) - before if "forkserver" not in str(p.cmdline())]
-    left = [p for p in left if "resource_tracker" not in str(p.cmdline())]
-    assert not left
-    assert len(list((tmp_path / "out" / "points").iterdir())) == 1
-
-
 DRIVER = """
 import sys
-from sweep_stand_in import slowly
-from relaylab.sweep.drive import drive
-from relaylab.sweep.engines import LocalEngine
+from sweep_stand_in import CHILD
 from relaylab.sweep.plan import read_plan
-from relaylab.sweep.point import Job
+from relaylab.sweep.run import run_sweep
 
-if __name__ == "__main__":
-    plan = read_plan(sys.argv[1])
-    drive(plan, LocalEngine(2), Job.of(plan, sys.argv[2], run=slowly))
+run_sweep(read_plan(sys.argv[1]), sys.argv[2], workers=2, ray=sys.argv[3] or None, child=CHILD)
 """
+
+
+def driver(path, out, ray=""):
+    """A sweep in a process of its own."""
+    script = path.with_name("driver.py")
+    script.write_text(DRIVER)
+    path.with_name("slowly").touch()
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    words = [sys.executable, str(script), str(path), str(out), ray]
+    return subprocess.Popen(words, env=os.environ | {"PYTHONPATH": paths})
+
+
+def test_a_killed_process_costs_its_point_alone(tmp_path):
+    plan, out = read_plan(write(tmp_path, "grid: {teacher: [die, t]}\nretries: 1\n")), tmp_path / "out"
+    failures = run(plan, out, workers=2)
+    assert {r["error"] for r in failures.values()} == {"its process died (exit code -9)"}
+    assert set(failures) == {p.key for p in plan.points if p.levels["teacher"] == "die"}
+    assert sorted(teacher for teacher, *_ in attempts(tmp_path)) == ["die", "die", "t"]
+    table = collect(plan, out)
+    assert list(table["teacher"]) == ["t"]
+    page = Path(report(plan, table, out, failures)).read_text()
+    assert page.count("its process died (exit code -9)") == 2, "once in the line, once in all of it"
+
+
+def test_ctrl_c_ends_what_is_running_and_frees_it(tmp_path):
+    plan, out = read_plan(write(tmp_path, "grid: {teacher: [t, slow]}\n")), tmp_path / "out"
+
+    def interrupt(done, **state):
+        if done:
+            until(lambda: len(attempts(tmp_path)) == 2)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(plan, out, workers=2, watch=interrupt)
+    assert not [p for p in psutil.Process().children(recursive=True) if "sweep_stand_in" in str(p.cmdline())]
+    assert len(list(out.glob("points/*/result.json"))) == 1
+    assert not list(out.glob("points/*/failure.json")), "an interrupt is no failure"
 
 
 def test_killed_drivers_and_workers_leave_nothing_half_and_nothing_is_done_twice(tmp_path):
     path = write(tmp_path, "seeds: 16\n")
-    plan, out = read_plan(path), tmp_path / "out"
-    (tmp_path / "driver.py").write_text(DRIVER)
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-
-    def start():
-        words = [sys.executable, str(tmp_path / "driver.py"), str(path), str(out)]
-        return subprocess.Popen(words, env=os.environ | {"PYTHONPATH": paths})
-
+    plan, out, undisturbed = read_plan(path), tmp_path / "out", tmp_path / "undisturbed"
     kinds = ["driver", "worker", "driver"]
-    found = chaos.disturb(plan, out, start, kinds, engine="local", rng=random.Random(0), pause=0.2)
-    assert found["kills"] == {"driver": 2, "worker": 1}
+    counts = chaos.disturb(plan, out, lambda: driver(path, out), kinds, rng=random.Random(0), pause=0.2)
+    assert counts["kills"] == {"driver": 2, "worker": 1}
     folder(plan, out)
-    undisturbed = tmp_path / "undisturbed"
-    drive(plan, Inline(), Job.of(plan, undisturbed, run=stand_in))
+    run(plan, undisturbed, workers=2)
     collect(plan, out), collect(plan, undisturbed)
     for name in ("results.csv", "results.parquet"):
         assert (out / name).read_bytes() == (undisturbed / name).read_bytes()
@@ -95,7 +85,7 @@ def test_killed_drivers_and_workers_leave_nothing_half_and_nothing_is_done_twice
 
 def test_the_check_of_killed_sweeps_sees_what_it_is_for(tmp_path):
     plan, out = read_plan(write(tmp_path, "seeds: 2\n")), tmp_path / "out"
-    drive(plan, Inline(), Job.of(plan, out, run=stand_in))
+    run(plan, out)
     chaos.check(plan, out, chaos.finished(out))
     home = out / "points" / plan.points[0].key
 
@@ -104,8 +94,6 @@ def test_the_check_of_killed_sweeps_sees_what_it_is_for(tmp_path):
             chaos.check(plan, out, seen or {})
 
     refused("executed again", {home.name: 0})
-    (out / "drafts" / "left").mkdir()
-    refused("left over")
     (home / "log.txt").unlink()
     refused("not whole")
     (home / "result.json").unlink()
@@ -113,44 +101,48 @@ def test_the_check_of_killed_sweeps_sees_what_it_is_for(tmp_path):
 
 
 def test_ray_is_named_where_it_is_missing_and_asked_for_what_a_point_needs(tmp_path, monkeypatch):
+    """Ray's part in few lines: a task is done when it is submitted, but for the first, whose node is lost."""
+    from concurrent.futures import Future
+
+    options, lost = {}, iter([True])
+
+    class Task:
+        def __init__(self, function):
+            self.function = function
+
+        def options(self, **given):
+            options.update(given)
+            return self
+
+        def remote(self, *arguments):
+            future = Future()
+            if next(lost, False):
+                future.set_exception(RuntimeError("node died"))
+            else:
+                future.set_result(self.function(*arguments))
+            return types.SimpleNamespace(future=lambda: future)
+
+    plan = read_plan(write(tmp_path, "seeds: 3\nretries: 1\nresources: {cpus: 2, gpus: 1, memory_gb: 3}\n"))
+    on_ray = partial(run, plan, tmp_path / "out")
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ValueError, match=r"relaylab\[ray\]"):
-        RayEngine()
-    # Ray's part in few lines: a task is done when it is asked for, but for the first, whose node is lost.
-    asked, lost = {}, iter([True])
-
-    class RayError(Exception):
-        pass
-
-    class Reference:
-        def __init__(self, function, *given):
-            self.done = partial(function, *given)
-
-    def options(function, **given):
-        asked.update(given)
-        return types.SimpleNamespace(remote=partial(Reference, function))
-
-    def get(reference):
-        if next(lost, False):
-            raise RayError("node died")
-        return reference.done()
-
+        on_ray(ray="auto")
+    has = {"CPU": 4.0, "GPU": 3.0, "memory": 1e10}
     ray = types.SimpleNamespace(
-        init=lambda **options: asked.update(options),
-        nodes=lambda: [
-            {"Alive": alive, "Resources": {"CPU": 4.0, "GPU": 3.0, "memory": 1e10}} for alive in (True, False)
-        ],
-        remote=lambda function: types.SimpleNamespace(options=partial(options, function)),
-        get=get,
-        wait=lambda references, num_returns, timeout: (references[:num_returns], references[num_returns:]),
-        exceptions=types.SimpleNamespace(RayError=RayError),
-    )
+        init=lambda **given: options.update(given),
+        nodes=lambda: [{"Alive": alive, "Resources": has} for alive in (True, False)],
+        remote=Task, cancel=lambda reference, force: None, wait=lambda references, **options: None,
+    )  # fmt: skip
     monkeypatch.setitem(sys.modules, "ray", ray)
-    with pytest.raises(ValueError, match=r"no node of Ray has what a point needs \(CPU 5\)"):
-        RayEngine(cpus=5)
-    assert asked["address"] == "local"
-    engine = RayEngine("auto", cpus=2, gpus=1, memory_gb=3)
-    plan = read_plan(write(tmp_path, "seeds: 3\nretries: 1\n"))
-    assert drive(plan, engine, Job.of(plan, tmp_path / "out", run=stand_in)) == {}
-    assert (asked["address"], asked["num_cpus"], asked["num_gpus"], asked["memory"]) == ("auto", 2, 1, 3 * 2**30)
-    assert (engine.workers, len(folder(plan, tmp_path / "out"))) == (2, 3)
+    states = []
+    assert on_ray(ray="auto", watch=lambda **state: states.append(state)) == {}
+    assert (options["address"], options["num_cpus"], options["num_gpus"], options["memory"]) == (
+        "auto",
+        2,
+        1,
+        3 * 2**30,
+    )
+    assert (states[0]["running"], len(folder(plan, tmp_path / "out"))) == (2, 3)
+    has["GPU"] = 0.0
+    with pytest.raises(ValueError, match="no node of Ray has what a point needs"):
+        run(plan, tmp_path / "other", ray="local")

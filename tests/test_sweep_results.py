@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from relaylab.sweep.collect import collect, effects, plane
 from relaylab.sweep.plan import Plan, Point
-from relaylab.sweep.report import effect_figures, plane_figure
-from relaylab.sweep.results import read_results
+from relaylab.sweep.results import collect, effects, plane, read_results
+from relaylab.views.sweep_report import effect_figures, plane_figure
 
 LEVELS = {"full": {"reward": "difficulty_aware"}, "simple": {"reward": "simple"}, "no bonus": {"bonus": 1.0}}
 ACCURACY = {"full": (0.7, 0.8, 0.9), "simple": (0.5, 0.5, 0.8), "no bonus": (0.8, 0.8, 0.8)}
@@ -18,23 +18,21 @@ ACCURACY = {"full": (0.7, 0.8, 0.9), "simple": (0.5, 0.5, 0.8), "no bonus": (0.8
 
 @pytest.fixture
 def folder(tmp_path):
-    """The folder of a sweep as ``collect`` leaves it, and its plan; one more point is of older code."""
+    """A sweep's plan, table and folder; one more point is of an earlier plan."""
     points = tuple(
         Point(f"{level}-{seed}", parameters, {"reward scheme": level}, seed)
         for level, parameters in LEVELS.items()
         for seed in range(3)
     )
-    from relaylab.sweep.notebook import write_json
-
     old = Point("old", {"reward": "simple"}, {"reward scheme": "simple"}, 0)
     for point in (*points, old):
         accuracy = ACCURACY[point.levels["reward scheme"]][point.seed] if point is not old else 0.0
-        record = {"key": point.key, "levels": point.levels, "parameters": point.parameters, "seed": point.seed}
-        record |= {"code": "1", "values": {"accuracy": accuracy, "teacher_share": accuracy / 10, "mean_n": None}}
+        record = {"levels": point.levels, "parameters": point.parameters, "seed": point.seed, "seconds": 1.0}
+        record |= {"values": {"accuracy": accuracy, "teacher_share": accuracy / 10, "mean_n": None}}
         (tmp_path / "points" / point.key).mkdir(parents=True)
-        write_json(tmp_path / "points" / point.key / "result.json", record)
+        (tmp_path / "points" / point.key / "result.json").write_text(json.dumps(record))
     names = ("accuracy", "teacher_share")
-    plan = Plan("rewards", Path("n.ipynb"), "1", points, {"reward scheme": list(LEVELS)}, names, names[::-1])
+    plan = Plan("rewards", Path("n.ipynb"), points, {"reward scheme": list(LEVELS)}, names, names[::-1])
     return plan, collect(plan, tmp_path), tmp_path
 
 
@@ -42,22 +40,26 @@ def test_effects_are_those_of_the_sweep_itself(folder):
     plan, table, out = folder
     alone, rows = read_results(out / "results.csv", collect=["accuracy", "teacher_share"])
     assert alone.factors == plan.factors
-    assert len(rows) == 9, "the row of older code is not planned"
-    found = effects(alone, rows)
-    pd.testing.assert_frame_equal(found, effects(plan, table))
-    simple = found[(found["level"] == "simple") & (found["result"] == "accuracy")].iloc[0]
+    assert len(rows) == 9, "the row of the earlier plan is not planned"
+    frame = effects(alone, rows)
+    pd.testing.assert_frame_equal(frame, effects(plan, table))
+    simple = frame[(frame["level"] == "simple") & (frame["result"] == "accuracy")].iloc[0]
     assert simple["difference"] == pytest.approx(-0.2)
     assert (simple["difference_low"], simple["difference_high"]) == (pytest.approx(-0.3), pytest.approx(-0.1))
     pd.testing.assert_frame_equal(plane(alone, rows), plane(plan, table))
-    assert "0.8 at 0.08" in plane_figure(alone, plane(alone, rows)).layout.meta["alt"]
-    assert len(effect_figures(found)) == 2
+    figure = plane_figure(alone, plane(alone, rows))
+    assert "0.8 at 0.08" in figure.layout.meta["alt"]
+    assert [trace.name for trace in figure.data] == list(LEVELS)
+    (accuracy, _) = effect_figures(frame)
+    assert list(accuracy.data[0].y) == pytest.approx([0.8, 0.6, 0.8])
+    assert list(accuracy.data[0].error_y.arrayminus)[2] == 0
 
 
 def test_levels_that_are_numbers_or_missing_keep_their_order(tmp_path):
     file = tmp_path / "r.csv"
-    file.write_text(
+    file.write_text(  # as an older version wrote it, with a column 'code'
         "key,threshold,steps,seed,code,planned,accuracy\n"
-        "a,,40,0,1,True,0.5\nb,0.9,40,0,1,True,\nc,0.1,40,0,1,True,0.25\n"
+        "a,,40,0,1,True,0.5\nb,0.9,40,0,2,True,\nc,0.1,40,0,1,True,0.25\n"
     )
     plan, rows = read_results(file, collect=["accuracy"])
     assert plan.factors == {"threshold": ["none", "0.9", "0.1"]}
@@ -66,19 +68,16 @@ def test_levels_that_are_numbers_or_missing_keep_their_order(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "words"),
     [
-        ("key,beta,seed,code,planned\na,1,0,1,True\n", "no column 'accuracy'"),
+        ("key,beta,seed,planned\na,1,0,True\n", "no column 'accuracy'"),
         ("beta,accuracy\n1,2\n", "no column 'key'"),
-        (
-            "key,beta,seed,code,planned,accuracy\na,1,0,1,True,0.5\nb,1,1,1,True,0.6\nc,2,1,1,False,0.6\n",
-            "nothing varies",
-        ),
+        ("key,beta,seed,planned,accuracy\na,1,0,True,0.5\nb,1,1,True,0.6\nc,2,1,False,0.6\n", "nothing varies"),
+        (None, "there is no file"),
     ],
 )
-def test_what_is_no_table_of_a_sweep_says_so(tmp_path, text, told):
-    (tmp_path / "r.csv").write_text(text)
-    with pytest.raises(ValueError, match=told):
+def test_what_is_no_table_of_a_sweep_says_so(tmp_path, text, words):
+    if text:
+        (tmp_path / "r.csv").write_text(text)
+    with pytest.raises(ValueError, match=words):
         read_results(tmp_path / "r.csv", collect=["accuracy"])
-    with pytest.raises(ValueError, match="there is no file"):
-        read_results(tmp_path / "none.csv", collect=["accuracy"])

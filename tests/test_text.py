@@ -10,7 +10,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import PreTrainedTokenizerFast
 
 from relaylab.engine.load import embedded_tokenizer
-from relaylab.engine.token_text import FORBIDDEN, TokenText, Turn, fingerprint
+from relaylab.engine.token_text import FORBIDDEN, TokenText, fingerprint
+from relaylab.relay.turn import StudentTurn
 
 TEXT = TokenText(embedded_tokenizer())
 SINGLE = {b: i for i, b in enumerate(TEXT.bytes) if len(b) == 1}
@@ -85,7 +86,7 @@ def test_text_that_looks_like_a_special_token_stays_text():
 @given(TEXTS, st.data())
 def test_calls_are_found_in_any_tokenisation_as_in_the_text(text, data):
     raw = text.encode()
-    turn = Turn(TEXT)
+    turn = StudentTurn(TEXT)
     for token in any_tokenisation(data, raw):
         turn.append(token)
     # Offsets are of bytes; Latin-1 gives the slow grammar a character a byte.
@@ -98,7 +99,7 @@ def test_calls_are_found_in_any_tokenisation_as_in_the_text(text, data):
 @settings(max_examples=200)
 @given(st.lists(st.integers(0, len(MERGING.bytes) - 1), max_size=12))
 def test_the_teachers_view_keeps_every_byte_outside_of_the_calls(ids):
-    turn = Turn(MERGING)
+    turn = StudentTurn(MERGING)
     for token in ids:
         turn.append(token)
     raw = bytes(turn.bytes)
@@ -116,7 +117,7 @@ def test_the_teachers_view_keeps_every_byte_outside_of_the_calls(ids):
 
 def test_a_straddling_token_leaves_its_rest_and_all_others_their_ids():
     by_text = {b.decode(errors="replace"): i for i, b in enumerate(MERGING.bytes)}
-    turn = Turn(MERGING)
+    turn = StudentTurn(MERGING)
     ids = [by_text[t] for t in ("x", "(<", "call", ">", "5", "</", "call", ">=", "7")]
     closed = [turn.append(i) for i in ids]
     assert [len(c) for c in closed] == [0, 0, 0, 0, 0, 0, 0, 1, 0]
@@ -128,7 +129,7 @@ def test_a_straddling_token_leaves_its_rest_and_all_others_their_ids():
 
 def test_one_token_may_close_two_calls():
     by_text = {b.decode(errors="replace"): i for i, b in enumerate(MERGING.bytes)}
-    turn = Turn(MERGING)
+    turn = StudentTurn(MERGING)
     turn.append(by_text["<call>5</call>"])
     assert [c.n for c in turn.append(by_text["=<call>1</call>x"])] == [1]
     assert turn.without_calls()[1] == b"=x"

@@ -43,7 +43,7 @@ def relay() -> Trace:
         source="sscccttttsccc",
         pieces=["81*44", "=", "<call>", "4", "</call>", "3", "5", "6", "4", "\n", "<call>", "x", "</call>."],
         calls=[
-            Call(2, 5, 4, 4, 4, 4, finish="length", teacher="big", latency=0.0123),
+            Call(2, 5, 4, 4, 4, 4, finish_reason="length", teacher="big", latency=0.0123),
             Call(10, 13, None, status="malformed", forced=True, error="<b>no</b>"),
         ],
         logprobs=[-0.25] * 13,
@@ -164,7 +164,9 @@ anything = st.one_of(st.sampled_from(HOSTILE), st.text(st.characters(exclude_cat
 def test_hostile_text_is_shown_and_does_nothing(tokens, question, name, error):
     pieces, source = [p for p, _ in tokens], "".join(s for _, s in tokens)
     n = len(pieces)
-    calls = [Call(0, n // 2, 1, 1, n - n // 2, 7, status=name or "failed", teacher=name, error=error, finish=error)]
+    calls = [
+        Call(0, n // 2, 1, 1, n - n // 2, 7, status=name or "failed", teacher=name, error=error, finish_reason=error)
+    ]
     t = Trace(question, [1], [0] * n, source, pieces, calls, stop=name, student=name, teacher=error, id=name)
     t.problem = {"question": question, "answer": error}
     html = trace_html(t)

@@ -1,123 +1,102 @@
-"""Rows of one causal language model, each with its own key-value cache that outlives hand-offs.
+"""A batched engine over one causal language model. Sequences keep their key-value caches across hand-offs.
 
-A row is a growing list of token ids. ``extend`` appends tokens, ``forward`` runs the model over whatever a set of rows
-has not been run over yet, and no token is ever run twice. Rows can be paused (leave them out of the next ``forward``),
-cut back, forked and closed; who else is in the batch makes no difference to a row.
+A sequence is a ``CacheSlot``: a growing list of token ids. ``extend`` appends tokens, ``forward`` runs whatever has not
+been run yet, and no token is ever run twice. Sequences can be paused (leave them out of the next ``forward``), cut back
+and closed. Who else is in the batch makes no difference to a sequence.
 
-The caches of all rows live in one tensor a layer, (slots, kv heads, columns, head dim). The rows of a forward pass are
-first swapped to the front, so that attention reads their caches in place. Ragged rows are right-aligned in the chunk
-that is fed; the padding before them writes to a spare last column that no row ever sees.
-
-What it does not do: sample (``sampling.py``), know about calls (``decoding``), or hold models with sliding windows,
-recurrent layers or encoders.
+The engine does not sample (``sampling.py``), and it knows nothing of calls (``relay``). It refuses models with sliding
+windows, recurrent layers, latent attention or encoders.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from relaylab.engine import flat_decoder as decoder
+from relaylab.engine.cuda_graphs import StepGraphs
+from relaylab.engine.fast_llama import causal_mask, fast_forward
 from relaylab.engine.kernels import ATTENTION, FEW, FewTokens
-from relaylab.engine.kv_cache import FrontCache
-from relaylab.engine.token_text import TokenText
+from relaylab.engine.kv_cache import CacheSlot, KVCache
+from relaylab.engine.supported import cache_shape, context_of, end_ids_of
+from relaylab.engine.token_text import TokenText, prompt_ids
 
 MAX_CHUNK_TOKENS = 8192  # tokens of one forward pass, padding included: bounds the memory of a prefill
 
 
-@dataclass(slots=True, eq=False)
-class Row:
-    """A row of an engine. ``ids`` are all its tokens; the first ``cached`` of them have been run.
-
-    ``slot`` is its place in the caches, -1 once it has none; ``opening`` what it was opened with.
-    """
-
-    slot: int
-    ids: list[int] = field(default_factory=list)
-    cached: int = 0
-    opening: tuple[int, ...] = ()
-
-    @property
-    def pending(self) -> int:
-        return len(self.ids) - self.cached
-
-
 class Engine:
-    """A batched engine over one model.
+    """Runs one model over many sequences.
 
-    ``forwarded`` counts the tokens that were run (padding not counted), ``passes`` the forward passes. ``keep`` closed
-    rows stay in memory, the latest first out last, and lend their caches to new rows with the same beginning: worth
-    having where a person tries one question many times, a waste in training.
+    Args:
+        model: it may be trained between forward passes, in training mode too. Close all slots before it changes.
+        tokenizer: of the model, a fast one.
+        name: for traces.
+        graphs: on a GPU, decode by CUDA graphs (``cuda_graphs.py``): the same tokens, several times as fast.
 
-    Raises ValueError for a model whose cache is not one key and value a token in every layer, or whose logits through
-    the engine are not the model's own: a few tokens are tried at once.
+    ``forwarded`` counts the tokens that were run (padding not counted), ``passes`` the forward passes.
 
-    A model may be trained between forward passes, in training mode too; its rows are stale once the weights have
-    changed: close the open ones and ``forget`` the kept ones.
+    Raises:
+        ValueError: for a model whose cache is not one key and value a token in every layer, or whose logits through the
+            engine are not the model's own. A few tokens are tried at once.
 
     >>> from relaylab.engine.load import load_engine
     >>> engine = load_engine("student")
-    >>> row = engine.open(engine.prompt_ids([{"role": "user", "content": "What is 2+3?"}]))
-    >>> engine.forward([row]).shape == (1, 1, engine.vocabulary)
+    >>> slot = engine.open(engine.prompt_ids([{"role": "user", "content": "What is 2+3?"}]))
+    >>> engine.forward([slot]).shape == (1, 1, engine.vocabulary)
     True
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, keep: int = 0, name: str = ""):
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, name: str = "", graphs: bool = True
+    ):
         config = model.config.get_text_config()
-        decoder.check_attention(model, config)
+        shape = cache_shape(model, tokenizer)
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.text = TokenText(tokenizer)
         self.name = name
-        self.keep = keep
-        self._config = config
         self.vocabulary = config.vocab_size
-        self.context = config.max_position_embeddings
+        self.context = context_of(config)
         self.device, self.dtype = model.device, model.dtype
+        self.end_ids = end_ids_of(model, tokenizer)
+        self.cache = KVCache(*shape, self.context, dtype=self.dtype, device=self.device)
+        self.forwarded = self.passes = 0
+        self._config = config
         self._large = self.device.type == "cpu" and self.dtype == torch.float32 and config.hidden_size >= 512
-        self.end_ids = _end_ids(model, tokenizer)
         known = torch.from_numpy(self.text.known[: self.vocabulary])
         unknown = nn.functional.pad(~known, (0, self.vocabulary - len(known)), value=True).to(self.device)
         self._unknown = unknown if unknown.any() else None  # the ids without a token: padding of the embedding matrix
-        self._heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        self._size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        self._keys: list[Tensor] = [torch.empty(0)] * config.num_hidden_layers
-        self._values: list[Tensor] = [torch.empty(0)] * config.num_hidden_layers
-        self._cache = FrontCache(self._keys, self._values)
-        self._slots = self._columns = 0  # the room in every layer; the last column is the spare one
-        self._at: list[Row | None] = []  # the row in each slot
-        self._free: set[int] = set()  # the slots without one
-        self._kept: dict[Row, None] = {}  # closed rows, the oldest first
-        self._opened: dict[tuple[int, ...], Row] = {}  # by its opening, a row that was run and may lend its caches
-        self.forwarded = self.passes = 0
-        self._hooks = decoder.hooks(model)
-        self._flat = decoder.is_flat(model)
-        if self._flat:
+        # While any module has a hook, the modules have to be called: no faster pass then.
+        self._hooks = [hooks for m in model.modules() for hooks in (m._forward_hooks, m._forward_pre_hooks)]
+        self._fast = fast_forward(model)
+        capture = graphs and self._fast and self.device.type == "cuda" and not getattr(model, "is_quantized", False)
+        self._graphs = StepGraphs(model, self._fast, self.cache) if capture else None
+        if self._fast:
             with suppress(AttributeError, IndexError, TypeError, RuntimeError):  # some part of it is another than known
                 if self._error() <= 1:
                     return
-            self._flat = False
+            self._fast = self._graphs = None
         if not (error := self._error()) <= 1:
             kind = type(model).__name__
             raise ValueError(f"relaylab's engine cannot run {kind}: logits differ {error:.2g} times what rounding may")
 
+    def __repr__(self) -> str:
+        return f"Engine({self.name!r}, {type(self.model).__name__}, {self.device}, {self.dtype})"
+
     @torch.inference_mode()
     def _error(self) -> float:
-        """How far a prefill and one token more are from the model's own pass, by what rounding may explain."""
+        """How far a prefill and one token more are from the model's own pass, in units of what rounding may explain."""
         ids = self.text.encode("What is 12 + 34? It is 46.")[: min(12, self.context)]
-        row = self.open(ids[:-1])
+        slot = self.open(ids[:-1])
         try:
-            self.forward([row])
-            self.extend(row, ids[-1:])
-            ours = self.forward([row])[0, -1]
+            self.forward([slot])
+            self.extend(slot, ids[-1:])
+            ours = self.forward([slot])[0, -1]
         finally:
-            self.close(row)
-            self.forget()
+            self.close(slot)
             self.forwarded = self.passes = 0
         theirs = self.model(torch.tensor([ids], device=self.device), use_cache=False).logits[0, -1].float()
         difference = (ours - theirs)[ours > -torch.inf].abs().max().item()
@@ -126,267 +105,198 @@ class Engine:
 
     def prompt_ids(self, messages: list[dict[str, str]]) -> list[int]:
         """The chat template applied, ready for an answer, in non-thinking mode where a model has one."""
-        options = {"add_generation_prompt": True, "tokenize": False, "enable_thinking": False}
-        text = self.tokenizer.apply_chat_template(messages, **options)
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return prompt_ids(self.tokenizer, messages)
 
-    # Rows -------------------------------------------------------------------------------------------------------------
+    # Slots ------------------------------------------------------------------------------------------------------------
 
     @property
-    def rows(self) -> list[Row]:
-        """The open rows, kept ones not included."""
-        return [r for r in self._at if r is not None and r not in self._kept]
+    def slots(self) -> list[CacheSlot]:
+        """The open slots."""
+        return self.cache.slots
 
-    def open(self, ids: Sequence[int]) -> Row:
-        """A new row; nothing is run yet. A kept row with the same beginning lends its cache."""
-        if not ids:
-            raise ValueError("a row needs at least one token to begin with")
-        lender = max(self._kept, key=lambda r: _common(r.ids[: r.cached], ids), default=None)
-        shared = min(_common(lender.ids[: lender.cached], ids), len(ids) - 1) if lender else 0
-        row = self.fork(lender, shared) if shared else self._place()
-        row.ids, row.opening = list(ids), tuple(ids)
-        return row
+    def open(self, ids: Sequence[int]) -> CacheSlot:
+        """A new slot; nothing is run yet."""
+        return self.open_many([ids])[0]
 
-    def extend(self, row: Row, ids: Sequence[int]) -> None:
-        """Append tokens to a row; they are run in its next forward pass."""
-        row.ids += ids
+    @torch.inference_mode()
+    def open_many(self, prompts: Sequence[Sequence[int]]) -> list[CacheSlot]:
+        """New slots, one a prompt, in order. A prompt that comes several times is read once.
 
-    def fork(self, row: Row, length: int | None = None) -> Row:
-        """A new row with the first ``length`` tokens of another, caches copied, not run again."""
-        length = len(row.ids) if length is None else length
-        if not 0 <= length <= len(row.ids):
-            raise ValueError(f"a row of {len(row.ids)} tokens has no first {length}")
-        new = self._place()
-        new.ids, new.cached = row.ids[:length], min(length, row.cached)
-        for tensor in (*self._keys, *self._values):
-            tensor[new.slot, :, : new.cached] = tensor[row.slot, :, : new.cached]
-        return new
-
-    def crop(self, row: Row, length: int) -> None:
-        """Cut a row back to its first ``length`` tokens."""
-        del row.ids[length:]
-        row.cached = min(row.cached, length)
-
-    def close(self, row: Row) -> None:
-        """Give the row's place away: at once, or with ``keep`` once more rows than that have been closed after it."""
-        if row.slot >= 0:
-            self._kept[row] = None
-            self._trim(self.keep)
-
-    def forget(self) -> None:
-        """Drop the kept rows, because the weights have changed or their memory is needed."""
-        self._trim(0)
-
-    def _trim(self, keep: int) -> None:
-        while len(self._kept) > keep:
-            row = next(iter(self._kept))
-            del self._kept[row]
-            self._put(row.slot, None)
-            row.slot, row.cached = -1, 0
-            if self._opened.get(row.opening) is row:
-                del self._opened[row.opening]
-        self._shrink()
-
-    def _place(self) -> Row:
-        if not self._free:
-            self._free.add(len(self._at))
-            self._at.append(None)
-        row = Row(min(self._free))
-        if row.slot >= self._slots:
-            self._allocate(max(4, 2 * row.slot), self._columns)
-        self._put(row.slot, row)
-        return row
-
-    def _put(self, slot: int, row: Row | None) -> None:
-        self._at[slot] = row
-        (self._free.add if row is None else self._free.discard)(slot)
-        if row is not None:
-            row.slot = slot
-
-    @torch.inference_mode(False)
-    def _allocate(self, slots: int, columns: int) -> None:
-        """Make this much room, keeping what fits; where memory runs out on the way, the smaller room of both remains.
-
-        Ordinary tensors, so that ``fork`` may write to them in any mode.
+        Raises:
+            ValueError: for an empty prompt.
         """
-        self._slots, self._columns = s, c = min(slots, self._slots), min(columns, self._columns)
-        for tensors in (self._keys, self._values):
-            for i, old in enumerate(tensors):
-                new = torch.zeros(slots, self._heads, columns, self._size, dtype=self.dtype, device=self.device)
-                if s and c:
-                    new[:s, :, :c] = old[:s, :, :c]
-                tensors[i] = new
-        self._slots, self._columns = slots, columns
+        if not all(prompts):
+            raise ValueError("a slot needs at least one token to begin with")
+        slots = [self.cache.place(ids) for ids in prompts]
+        alike: dict[tuple[int, ...], list[CacheSlot]] = {}
+        for slot in slots:
+            alike.setdefault(slot.prompt, []).append(slot)
+        donors = {s.prompt: s for s in self.cache.at if s is not None and _has_read(s)}
+        # 1) The first of each group reads its prompt, but for the last token, whose logits are wanted later.
+        first = [g[0] for prompt, g in alike.items() if len(g) > 1 and 1 < len(prompt) <= self.context]
+        first = [slot for slot in first if slot.prompt not in donors]
+        if first:
+            for slot in first:
+                slot.ids.pop()
+            try:
+                self.forward(first)
+            except BaseException:  # memory may run out
+                for slot in slots:
+                    self.close(slot)
+                raise
+            for slot in first:
+                slot.ids.append(slot.prompt[-1])
+                donors[slot.prompt] = slot
+        # 2) The others get a copy of its cache.
+        for prompt, group in alike.items():
+            if (donor := donors.get(prompt)) and (others := [s for s in group if s is not donor]):
+                self.cache.copy(donor, others, len(prompt) - 1)
+        return slots
 
-    def _enough(self, length: int) -> int:
-        """Columns for rows of a length: with some to grow, within the context, and the spare one."""
-        return min(length + max(64, length // 2), self.context) + 1
+    def extend(self, slot: CacheSlot, ids: Sequence[int]) -> None:
+        """Append tokens; they are run in the slot's next forward pass."""
+        slot.ids += ids
 
-    def _shrink(self) -> None:
-        """Give memory back where a quarter of it would do."""
-        held = [r for r in self._at if r is not None]
-        columns = self._enough(max(len(r.ids) for r in held)) if held else 0
-        if 4 * len(held) * columns <= self._slots * self._columns:
-            self._to_front(held)
-            del self._at[len(held) :]
-            self._free.clear()
-            self._allocate(len(held), columns)
+    def crop(self, slot: CacheSlot, length: int) -> None:
+        """Cut a sequence back to its first ``length`` tokens."""
+        del slot.ids[length:]
+        slot.cached = min(slot.cached, length)
 
-    def _to_front(self, rows: Sequence[Row]) -> None:
-        """Swap the rows that are not among the first slots with what is there and not of them."""
-        behind = [r.slot for r in rows if r.slot >= len(rows)]
-        if not behind:
-            return
-        wanted = set(rows)
-        free = [s for s in range(len(rows)) if self._at[s] not in wanted]
-        moved = [self._at[s] for s in behind + free]
-        columns = max(r.cached for r in moved if r is not None)
-        to, source = torch.tensor([free + behind, behind + free], device=self.device)
-        for tensor in (*self._keys, *self._values):
-            tensor[to, :, :columns] = tensor[source, :, :columns]
-        for slot, row in zip(free + behind, moved):
-            self._put(slot, row)
+    def close(self, slot: CacheSlot) -> None:
+        """Give a slot back. Closing twice does nothing."""
+        self.cache.close(slot)
 
     # Forward passes ---------------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
-    def forward(self, rows: Sequence[Row], *, positions: int = 1) -> Tensor:
-        """Run the rows' pending tokens, at least one each.
+    def forward(self, slots: Sequence[CacheSlot], *, positions: int = 1, hidden: bool = False):
+        """Run the slots' pending tokens, at least one each.
 
-        Returns float32 logits (B, ``positions``, vocabulary) of each row's last tokens, right-aligned: ``[:, -1]`` is
-        the distribution after the last token. Where a row had fewer pending tokens, its first entries mean nothing.
+        Args:
+            positions: how many of each slot's last tokens to return.
+            hidden: return the last hidden states, too.
+
+        Returns:
+            Float32 logits (B, ``positions``, vocabulary), right-aligned: ``[:, -1]`` is the distribution after the last
+            token. Where a slot had fewer pending tokens, its first entries mean nothing. With ``hidden``: a pair of
+            logits and hidden states (B, ``positions``, H).
+
+        Raises:
+            ValueError: for a slot that is closed, has nothing to run, comes twice, or does not fit the context.
         """
-        if not all(r.pending and r.slot >= 0 for r in rows):
-            raise ValueError("a row that is closed or has no pending tokens has nothing to run; extend it first")
-        if (longest := max(len(r.ids) for r in rows)) > self.context:
-            raise ValueError(f"a row of {longest} tokens does not fit the model's context of {self.context}")
-        if len(set(rows)) != len(rows):
-            raise ValueError("a row is named twice")
-        # Only where the positions asked for lie behind what would be copied.
-        self._share([r for r in rows if r.cached < len(r.opening) - 1 and positions <= 1 + len(r.ids) - len(r.opening)])
-        groups = _groups(rows)
-        parts = [self._run([rows[i] for i in group], positions) for group in groups]
-        order = [i for group in groups for i in group]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)[torch.tensor(order, device=self.device).argsort()]
+        if not all(s.pending and s.index >= 0 for s in slots):
+            raise ValueError("a slot that is closed or has no pending tokens has nothing to run; extend it first")
+        if (longest := max(len(s.ids) for s in slots)) > self.context:
+            raise ValueError(f"a sequence of {longest} tokens does not fit the model's context of {self.context}")
+        if len(set(slots)) != len(slots):
+            raise ValueError("a slot is named twice")
+        groups, parts = _groups(slots), []
+        for group in groups:
+            part, passes = [slots[i] for i in group], []
+            while part[0].pending:  # one pass, or as many as the tokens of a slot alone need
+                passes.append(self._pass(part, positions, hidden))
+            outputs = [torch.cat(p, 1)[:, -positions:] if len(p) > 1 else p[0] for p in zip(*passes)]
+            missing = positions - outputs[0].shape[1]
+            parts.append([nn.functional.pad(p, (0, 0, missing, 0)) if missing > 0 else p for p in outputs])
+        outputs = parts[0]
+        if len(groups) > 1:
+            order = torch.tensor([i for group in groups for i in group], device=self.device).argsort()
+            outputs = [torch.cat(p)[order] for p in zip(*parts)]
+        return tuple(outputs) if hidden else outputs[0]
 
-    def _share(self, fresh: list[Row]) -> None:
-        """Run an opening that several rows have (the rollouts of a group) once, but for its last token, and copy it."""
-        alike: dict[tuple[int, ...], list[Row]] = {}
-        for row in fresh:
-            if tuple(row.ids[: len(row.opening)]) == row.opening:
-                alike.setdefault(row.opening, []).append(row)
-        first = {}
-        for opening, rows in alike.items():
-            lender = self._opened.get(opening)
-            if lender is None or lender.cached < len(opening) - 1 or tuple(lender.ids[: len(opening)]) != opening:
-                lender = self._opened[opening] = rows.pop()
-                if rows:
-                    first[lender] = lender.ids[len(opening) - 1 :]
-                    del lender.ids[len(opening) - 1 :]
-        leading = list(first)
-        try:
-            for group in _groups(leading) if leading else ():
-                self._run([leading[i] for i in group], 1)
-        finally:  # also where memory runs out: a row keeps its tokens
-            for lender, rest in first.items():
-                lender.ids += rest
-        for opening, rows in alike.items():
-            shared, source = len(opening) - 1, self._opened[opening].slot
-            slots = torch.tensor([r.slot for r in rows], dtype=torch.long, device=self.device)
-            for tensor in (*self._keys, *self._values) if rows else ():
-                tensor[slots, :, :shared] = tensor[source, :, :shared]
-            for row in rows:
-                row.cached = shared
-
-    def _run(self, rows: list[Row], positions: int) -> Tensor:
-        """All pending tokens of a group: one pass, or for a row alone as many as its tokens need."""
-        parts = []
-        while rows[0].pending:
-            parts.append(self._pass(rows, positions))
-        logits = parts[0] if len(parts) == 1 else torch.cat(parts, 1)[:, -positions:]
+    def _pass(self, slots: list[CacheSlot], positions: int, hidden: bool) -> list[Tensor]:
+        """One forward pass: logits, and hidden states where they are wanted."""
+        # 1) The slots' caches come to the front, and there is a column for every token.
+        self.cache.to_front(slots)
+        order = sorted(slots, key=lambda s: s.index)
+        ends = [min(len(s.ids), s.cached + MAX_CHUNK_TOKENS) for s in order]
+        counts = [end - s.cached for s, end in zip(order, ends)]
+        width, later = max(counts), order[0].pending - counts[0]
+        self.cache.reserve(max(ends))
+        # 2) The model. A step of decoding on a GPU is one graph.
+        outputs = None
+        if self._graphs is not None and width == 1 and not hidden and not any(self._hooks):
+            logits = self._graphs.step([s.ids[s.cached] for s in order], [s.cached for s in order])
+            outputs = None if logits is None else [logits]
+        if outputs is None:
+            outputs = self._chunk(order, counts, ends, min(width, max(1, positions - later)), hidden)
+        # 3) What was run stays in the cache.
         if self._unknown is not None:
-            logits.masked_fill_(self._unknown, -torch.inf)
-        if logits.shape[1] < positions:
-            logits = nn.functional.pad(logits, (0, 0, positions - logits.shape[1], 0))
-        return logits
-
-    def _pass(self, rows: list[Row], positions: int) -> Tensor:
-        self._to_front(rows)
-        order = sorted(rows, key=lambda r: r.slot)
-        ends = [min(len(r.ids), r.cached + MAX_CHUNK_TOKENS) for r in order]
-        counts = [end - r.cached for r, end in zip(order, ends)]
-        width, length, later = max(counts), max(ends), order[0].pending - counts[0]
-        if length >= self._columns:
-            self._allocate(self._slots, self._enough(length))
-        ids = [[0] * (width - n) + r.ids[r.cached : end] for r, n, end in zip(order, counts, ends)]
-        chunk = torch.arange(width, device=self.device)
-        places = torch.tensor(ends, device=self.device)[:, None] + (chunk - width)  # (B, T), the rows' own positions
-        columns = places
-        if width > min(counts):
-            padding = torch.tensor([width - n for n in counts], device=self.device)[:, None]
-            columns = torch.where(chunk >= padding, places, self._columns - 1)
-            places = places.clamp(min=0)
-        self._cache.aim(columns, length)
-        # (B, 1, T, columns): a token sees its row's columns up to its own; what padding sees is not looked at.
-        hidden = torch.arange(length, device=self.device) > places[:, None, :, None]
-        mask = torch.where(hidden, -torch.inf, 0.0).to(self.dtype)
-        few = FewTokens() if self._large and len(ids) * width <= FEW else nullcontext()
-        keep = min(width, max(1, positions - later))
-        with self._evaluating(), few:
-            logits = self._logits(torch.tensor(ids, device=self.device), places, mask, keep).float()
+            outputs[0].masked_fill_(self._unknown, -torch.inf)
         self.passes += 1
         self.forwarded += sum(counts)
-        for row, end in zip(order, ends):
-            row.cached = end
-        return logits if order == rows else logits[[r.slot for r in rows]]
+        for slot, end in zip(order, ends):
+            slot.cached = end
+        return outputs if order == slots else [x[[s.index for s in slots]] for x in outputs]
 
-    def _logits(self, ids: Tensor, places: Tensor, mask: Tensor, keep: int) -> Tensor:
-        if self._flat and not any(self._hooks):
-            return decoder.logits(self.model, ids, places, mask, self._cache, keep)
-        options = {"past_key_values": self._cache, "use_cache": True, "logits_to_keep": keep}
-        usual, self._config._attn_implementation = self._config._attn_implementation, ATTENTION
+    def _chunk(
+        self, slots: list[CacheSlot], counts: list[int], ends: list[int], keep: int, hidden: bool
+    ) -> list[Tensor]:
+        """Run the next ``counts`` tokens of the first slots, right-aligned: outputs after the last ``keep`` of them."""
+        width, length = max(counts), max(ends)
+        rows = [[0] * (width - n) + s.ids[s.cached : end] for s, n, end in zip(slots, counts, ends)]
+        ids, chunk = torch.tensor(rows, device=self.device), torch.arange(width, device=self.device)
+        places = torch.tensor(ends, device=self.device)[:, None] + (chunk - width)  # (B, T), each sequence's positions
+        columns = places
+        if width > min(counts):  # padding goes to the spare column
+            padding = torch.tensor([width - n for n in counts], device=self.device)[:, None]
+            columns = torch.where(chunk >= padding, places, self.cache.columns - 1)
+            places = places.clamp(min=0)
+        self.cache.aim(columns, length)
+        mask = causal_mask(places, length, self.dtype)  # what padding sees is not looked at
+        few = FewTokens() if self._large and ids.numel() <= FEW else nullcontext()
+        with _evaluating(self.model) if self.model.training else nullcontext(), few:
+            logits, *states = self._outputs(ids, places, mask, keep, hidden)
+        return [logits.float(), *states]
+
+    def _outputs(self, ids: Tensor, places: Tensor, mask: Tensor, keep: int, hidden: bool) -> list[Tensor]:
+        if self._fast and not any(self._hooks):
+            states = self._fast(self.model, ids, places, mask, self.cache, keep)
+            return [self.model.lm_head(states), states] if hidden else [self.model.lm_head(states)]
+        before, self._config._attn_implementation = self._config._attn_implementation, ATTENTION
         try:
-            return self.model(input_ids=ids, attention_mask=mask, position_ids=places, **options).logits
+            out = self.model(
+                input_ids=ids, attention_mask=mask, position_ids=places, past_key_values=self.cache, use_cache=True,
+                logits_to_keep=keep, output_hidden_states=hidden,
+            )  # fmt: skip
         finally:
-            self._config._attn_implementation = usual
-
-    @contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        """The model in evaluation mode; a trainer that holds it too gets it back as it was."""
-        training = [m for m in self.model.modules() if m.training] if self.model.training else []
-        try:
-            for module in training:
-                module.training = False
-            yield
-        finally:
-            for module in training:
-                module.training = True
+            self._config._attn_implementation = before
+        return [out.logits, out.hidden_states[-1][:, -keep:]] if hidden else [out.logits]
 
 
-def _common(a: Sequence[int], b: Sequence[int]) -> int:
-    return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
+@contextmanager
+def _evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """The model in evaluation mode; a trainer that holds it too gets it back as it was."""
+    training = [m for m in model.modules() if m.training]
+    try:
+        for module in training:
+            module.training = False
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
-def _groups(rows: Sequence[Row]) -> list[list[int]]:
-    """Indices of rows to run together: of similar pending length, so that padding stays below the tokens themselves."""
-    tokens = [r.pending for r in rows]
-    if max(tokens) * len(rows) <= min(2 * sum(tokens) + 64, MAX_CHUNK_TOKENS):
-        return [list(range(len(rows)))]
-    order = sorted(range(len(rows)), key=lambda i: rows[i].pending)
+def _has_read(slot: CacheSlot) -> bool:
+    """Whether a slot's cache holds its whole prompt but the last token, unchanged."""
+    length = len(slot.prompt)
+    return slot.cached >= length - 1 and tuple(slot.ids[:length]) == slot.prompt
+
+
+def _groups(slots: Sequence[CacheSlot]) -> list[list[int]]:
+    """Indices of slots to run together: of similar pending length, so that padding stays below the tokens."""
+    tokens = [s.pending for s in slots]
+    if max(tokens) * len(slots) <= min(2 * sum(tokens) + 64, MAX_CHUNK_TOKENS):
+        return [list(range(len(slots)))]
+    order = sorted(range(len(slots)), key=lambda i: slots[i].pending)
     groups: list[list[int]] = [[]]
-    tokens = 0
+    total = 0
     for i in order:
-        pending = rows[i].pending
-        tokens += pending
+        pending = slots[i].pending
+        total += pending
         padded = pending * (len(groups[-1]) + 1)
-        if groups[-1] and (padded > 2 * tokens + 64 or padded > MAX_CHUNK_TOKENS):
+        if groups[-1] and (padded > 2 * total + 64 or padded > MAX_CHUNK_TOKENS):
             groups.append([])
-            tokens = pending
+            total = pending
         groups[-1].append(i)
     return [sorted(g) for g in groups]
-
-
-def _end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """The tokens that end an answer: the generation config's and the tokenizer's."""
-    named = [model.generation_config.eos_token_id if model.generation_config else None, tokenizer.eos_token_id]
-    return frozenset(i for x in named if x is not None for i in (x if isinstance(x, list) else [x]))

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import warnings
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging
+from transformers.utils import cached_file, logging
 
 from relaylab.engine.engine import Engine
 
@@ -31,6 +32,7 @@ warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprec
 
 WEIGHTS = Path(__file__).parents[1] / "zoo" / "weights"
 MANIFEST = WEIGHTS / "manifest.json"
+RELAY_CONFIG = "relay_config.json"  # beside a trained student: the caps that it was trained with
 CONFIGS = ("config.json", "adapter_config.json")  # a directory with one of them is a model
 SAFE = {"use_safetensors": True, "trust_remote_code": False}
 
@@ -129,7 +131,7 @@ def _four_bit(dtype: torch.dtype, device: str) -> dict[str, Any]:
     return {"dtype": dtype, "quantization_config": config, "device_map": {"": device}} | SAFE
 
 
-def load_engine(name: str | Path, *, keep: int = 0, **options: Any) -> Engine:
+def load_engine(name: str | Path, **options: Any) -> Engine:
     """An engine over ``load_model(name, **options)``; its name says ``(4bit)`` where that is how it was loaded.
 
     A folder gives its own name, or that of the run it belongs to where it is a run's ``student``.
@@ -138,7 +140,7 @@ def load_engine(name: str | Path, *, keep: int = 0, **options: Any) -> Engine:
     path = Path(name).resolve()
     called = (path.parent.name if path.name == "student" else path.name) if Path(name).is_dir() else str(name)
     quantize = options.get("quantize")
-    return Engine(model, tokenizer, keep=keep, name=f"{called} ({quantize})" if quantize else called)
+    return Engine(model, tokenizer, name=f"{called} ({quantize})" if quantize else called)
 
 
 def embedded_tokenizer() -> PreTrainedTokenizerBase:
@@ -155,6 +157,44 @@ def checksum(directory: Path) -> str:
     return digest.hexdigest()
 
 
+def fingerprint_weights(model: str | Path | torch.nn.Module) -> str:
+    """A digest of a model's weights: two models of one name differ in it. An adapter's base counts too.
+
+    Args:
+        model: a name as for ``load_model``, or a model that is loaded already.
+
+    Returns:
+        16 hexadecimal digits. Files are read once per process unless they change.
+    """
+    digest = hashlib.sha256()
+    if isinstance(model, torch.nn.Module):
+        for name, tensor in sorted(model.state_dict().items()):
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()[:16]
+    path = Path(resolve(model))
+    if not path.is_dir():  # a hub id: the snapshot in the hub's cache
+        files = (cached_file(str(model), c, _raise_exceptions_for_missing_entries=False) for c in CONFIGS)
+        path = Path(next(f for f in files if f)).parent
+    for file in sorted([*path.glob("*.safetensors"), *(path / c for c in CONFIGS if (path / c).exists())]):
+        status = file.stat()
+        digest.update(f"{file.name} {_file_digest(str(file), status.st_mtime_ns, status.st_size)}".encode())
+    adapter = path / "adapter_config.json"
+    if adapter.exists():
+        digest.update(fingerprint_weights(json.loads(adapter.read_text())["base_model_name_or_path"]).encode())
+    return digest.hexdigest()[:16]
+
+
+@lru_cache(maxsize=256)
+def _file_digest(path: str, modified: int, size: int) -> str:
+    """SHA-256 of a file. The hub's cache names large files by it."""
+    target = Path(path).resolve().name
+    if len(target) == 64 and set(target) <= set("0123456789abcdef"):
+        return target
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a model, without its weights."""
     return AutoTokenizer.from_pretrained(resolve(name), trust_remote_code=False)
@@ -169,3 +209,9 @@ def changed() -> list[str]:
     """The embedded models whose files are not those of the manifest."""
     known = manifest()
     return [name for name, path in embedded().items() if known.get(name, {}).get("sha256") != checksum(path)]
+
+
+def relay_defaults(name: str | Path) -> dict[str, Any]:
+    """The settings of ``RelayConfig`` that a student was trained with: its ``relay_config.json``; empty without one."""
+    file = Path(resolve(name)) / RELAY_CONFIG
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}

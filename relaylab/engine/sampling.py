@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
 
+@dataclass(eq=False)
 class Uniforms:
     """The uniform numbers of one row: ``u[p]`` in [0, 1) for completion position p, a function of the seed and p.
 
@@ -22,13 +24,14 @@ class Uniforms:
     True
     """
 
-    def __init__(self, seed: int, *, stream: int = 0):
-        self._seed, self._drawn = [seed, stream], np.empty(0)
+    seed: int
+    stream: int = 0
+    _drawn: np.ndarray = field(default_factory=lambda: np.empty(0), repr=False)
 
     @functools.cached_property
     def _generator(self) -> np.random.Generator:
         """Made when it is first asked: greedy rows never do."""
-        return np.random.Generator(np.random.Philox(np.random.SeedSequence(self._seed)))
+        return np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed, self.stream])))
 
     def __getitem__(self, position: int) -> float:
         while position >= len(self._drawn):
@@ -52,9 +55,13 @@ def sample(
     """
     if forbidden:
         logits = logits.clone()
+        alike: dict[int, tuple[np.ndarray, list[int]]] = {}  # most rows share a ban: each goes to the device once
         for row, ban in forbidden.items():
-            logits[row, : len(ban)].masked_fill_(torch.from_numpy(ban[: logits.shape[1]]).to(logits.device), -torch.inf)
-            logits[row, len(ban) :] = -torch.inf
+            alike.setdefault(id(ban), (ban, []))[1].append(row)
+        for ban, rows in alike.values():
+            mask = np.ones(logits.shape[1], bool)
+            mask[: len(ban)] = ban[: logits.shape[1]]
+            logits[rows] = logits[rows].masked_fill(torch.from_numpy(mask).to(logits.device), -torch.inf)
     warm = [i for i, t in enumerate(temperatures) if t > 0]
     chosen = logits.argmax(-1)
     if warm:

@@ -12,11 +12,13 @@ import codecs
 import functools
 import hashlib
 import json
+import re
 
 import numpy as np
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from relaylab.call_tag import CLOSE, MAX_BODY, OPEN, Command, find_calls, format_call
+from relaylab.call_tag import OPEN, format_call
 
 # No text that the sampler can write may contain this; a shorter prefix than the whole tag leaves less debris.
 FORBIDDEN = OPEN[:-1].encode()
@@ -61,6 +63,19 @@ class TokenText:
         self.known[list(tokenizer.get_vocab().values())] = True
         self._bans: dict[int, np.ndarray] = {}
         self._calls: dict[int, list[int]] = {}
+        self._check()
+
+    def _check(self) -> None:
+        """The bytes of tokens must join to what the tokenizer decodes; those of WordPiece do not."""
+        ids = self._encode("What is 12 + 34?\nIt is playing 46.")
+        joined = b"".join(self.bytes[i] for i in ids).decode(errors="replace").strip()
+        decoded = self.tokenizer.decode(ids, clean_up_tokenization_spaces=False).strip()
+        if joined != decoded:
+            kind = type(self.tokenizer.backend_tokenizer.model).__name__
+            raise ValueError(
+                f"the tokens of this {kind} tokenizer join to {joined!r}, and it decodes {decoded!r}; relaylab needs "
+                "tokens that hold the bytes of the text, as those of Qwen, Llama, Mistral, Gemma or GPT-2 do"
+            )
 
     def _table(self) -> list[bytes]:
         state = json.loads(self.tokenizer.backend_tokenizer.to_str())
@@ -72,6 +87,10 @@ class TokenText:
             if i in literal:
                 table[i] = literal[i].encode()
             elif byte_level:
+                if any(c not in alphabet for c in token):
+                    raise ValueError(
+                        f"the byte-level token {token!r} (id {i}) holds a character that stands for no byte"
+                    )
                 table[i] = bytes(alphabet[c] for c in token)
             elif len(token) == 6 and token.startswith("<0x"):
                 table[i] = bytes([int(token[3:5], 16)])
@@ -140,68 +159,40 @@ class TokenText:
         return self._bans[matched]
 
 
-class Turn:
-    """What the student writes between two hand-offs: its tokens, their bytes, and the calls closed so far."""
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> list[int]:
+    """The ids of a prompt: the chat template applied, ready for an answer, in non-thinking mode where there is one.
 
-    def __init__(self, text: TokenText):
-        self._text = text
-        self.ids: list[int] = []
-        self.ends: list[int] = []  # byte offset after each token
-        self.bytes = bytearray()
-        self.calls: list[Command] = []
+    A tokenizer without a template gets the messages' contents, a blank line after each. What looks like a special
+    token in a message stays text.
 
-    def append(self, token: int) -> list[Command]:
-        """Add a token; the calls that it closes, in order (nearly always none or one)."""
-        data = self._text.bytes[token]
-        self.ids.append(token)
-        self.bytes += data
-        self.ends.append(len(self.bytes))
-        if b">" not in data:
-            return []
-        # Latin-1 keeps a byte a character: the offsets are right and the ASCII grammar reads the same.
-        start = self.calls[-1].end if self.calls else 0
-        found = find_calls(self.bytes[start:].decode("latin-1"))
-        closed = [Command(c.start + start, c.end + start, c.n, c.problem) for c in found if c.closed]
-        self.calls += closed
-        return closed
+    Raises:
+        ValueError: where the template fails or leaves nothing.
+    """
+    special = [t for t in tokenizer.all_special_tokens if any(t in m["content"] for m in messages)]
+    # Contents with special tokens are put in by marks and encoded apart.
+    marks = {f"\ue000{i}\ue001": m["content"] for i, m in enumerate(messages)} if special else {}
+    shown = [m | {"content": mark} for m, mark in zip(messages, marks)] if special else messages
+    text = prompt_text(tokenizer, shown)
+    ids: list[int] = []
+    for part in re.split("(\ue000[0-9]+\ue001)", text) if special else [text]:
+        is_content = part in marks
+        ids += tokenizer(marks.get(part, part), add_special_tokens=False, split_special_tokens=is_content)["input_ids"]
+    if not ids:
+        raise ValueError(f"the chat template of {tokenizer.name_or_path!r} makes an empty prompt of {messages}")
+    return ids
 
-    @property
-    def in_call(self) -> bool:
-        """Whether the turn ends within an opening tag or the body of a call that may still be closed."""
-        tail = self.bytes[self.calls[-1].end if self.calls else 0 :]
-        begin = tail.rfind(FORBIDDEN)
-        return begin >= 0 and len(tail) - begin < len(OPEN) + MAX_BODY + len(CLOSE)
 
-    def unclosed(self) -> list[Command]:
-        """Opening tags that were never closed; final once the turn is over."""
-        return [c for c in find_calls(self.bytes.decode("latin-1")) if not c.closed]
+def prompt_text(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> str:
+    """The text of a prompt, up to where the answer begins.
 
-    def tokens(self, start: int, end: int) -> range:
-        """The tokens that overlap bytes ``start`` to ``end``, and those without bytes between them."""
-        first = next(i for i, stop in enumerate(self.ends) if stop > start)
-        last = next(i for i, stop in enumerate(self.ends) if stop >= end)
-        return range(first, last + 1)
-
-    def without_calls(self) -> tuple[list[int], bytes]:
-        """Ids and bytes of the turn with its closed calls removed.
-
-        A token that holds a call's beginning or end and other text besides, such as ``>=``, leaves that text, encoded
-        anew; all other ids are the sampled ones.
-        """
-        ids, kept, begin = [], bytearray(), 0
-        for token, end in zip(self.ids, self.ends, strict=True):
-            touching = [c for c in self.calls if c.start < end and c.end > begin]
-            inside = begin == end and any(c.start < begin < c.end for c in self.calls)
-            if touching:
-                rest = bytes(
-                    b
-                    for k, b in enumerate(self.bytes[begin:end], begin)
-                    if not any(c.start <= k < c.end for c in touching)
-                )
-                ids += self._text.encode_bytes(rest) if rest else []
-                kept += rest
-            elif not inside:
-                ids.append(token)
-                kept += self.bytes[begin:end]
-            begin = end
-        return ids, bytes(kept)
+    Raises:
+        ValueError: where the chat template fails.
+    """
+    if getattr(tokenizer, "chat_template", None) is None:
+        return "".join(f"{m['content']}\n\n" for m in messages)
+    try:
+        return tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=False, enable_thinking=False
+        )
+    except TemplateError as error:
+        raise ValueError(f"the chat template of {tokenizer.name_or_path!r} fails: {error}") from error

@@ -1,92 +1,131 @@
-"""Talking to an OpenAI-compatible server: one retry policy, errors for people, and secrets that stay inside.
+"""Talking to an OpenAI-compatible server: bounded answers, errors for people, and secrets that stay inside.
 
-The requests run on one event loop in a thread of its own, so that callers stay synchronous and a Jupyter kernel, whose
-loop is always running, needs no tricks. What to ask and what to make of the answers is the business of
-``server_probe.py`` and ``api_teacher.py``.
+The ``openai`` library sends the requests and repeats them. This module bounds the answers in size and time, reads them,
+and can cancel a request from another thread.
 """
 
 from __future__ import annotations
 
-import asyncio
 import base64
-import contextlib
+import functools
 import json
-import math
 import os
-import random
+import socket
 import threading
 import time
 import weakref
-from collections.abc import Callable, Coroutine
+import zlib
+from collections.abc import Callable, Collection
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import closing, suppress
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl, quote, unquote, urlsplit, urlunsplit
 
+import httpx2
 import openai
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt, wait_exponential_jitter
+
+from relaylab.call_tag import visible
 
 T = TypeVar("T")
 NO_KEY = "none"
 QUOTED = 300  # characters of a server's own words that an error shows
+_certificates = functools.cache(httpx2.create_ssl_context)  # slow
+LIST_BYTES, BASE_BYTES, TOKEN_BYTES = 2**20, 2**16, 2**12  # of a list; of a completion, and for each token of it
+CONNECT_SECONDS = 10.0  # an attempt to connect cannot be cancelled
+
+_FINISH = {
+    **dict.fromkeys(["stop", "eos", "eos_token", "stop_sequence", "end_turn", "word", "complete"], "stop"),
+    **dict.fromkeys(["length", "limit", "max_tokens", "max_length", "model_length"], "length"),
+}
 
 
-class Fault(Exception):
-    """A request that failed. The message is for people and holds no secret.
+class ServerError(openai.OpenAIError):
+    """A request that failed. The message is for people and holds no escape codes.
 
-    passing: another attempt may succeed. wait: seconds that the server asked for. status: of the HTTP answer, if any.
+    Args:
+        message: the cause.
+        passing: another attempt may succeed.
+        status: of the HTTP answer, if there was one.
+        absent: nobody listens at the address.
     """
 
-    def __init__(self, message: str, *, passing: bool = False, wait: float | None = None, status: int | None = None):
-        super().__init__(message)
-        self.passing, self.wait, self.status = passing, wait, status
+    def __init__(self, message: str, *, passing: bool = False, status: int | None = None, absent: bool = False):
+        super().__init__(visible(message))
+        self.passing, self.status, self.absent = passing, status, absent
 
-    @property
-    def refusal(self) -> bool:
-        """The server is there and answers, but does not do this. Some say so with a 400, some with a 500."""
-        return self.status in (400, 404, 405, 415, 422, 500, 501)
+
+class Cancelled(openai.OpenAIError):
+    """Somebody cancelled the request."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a server wrote: the text, why it ended there, and what it says about tokens, None where it says nothing."""
+    """What a server wrote, and the reason why it ended there: ``stop``, ``length``, another, or None if it gives none.
+
+    ``ids`` are its tokens. ``written`` and ``prompt`` count tokens as the server does. None is unknown.
+    """
 
     text: str
     finish: str | None
     ids: list[int] | None = None
     written: int | None = None
     prompt: int | None = None
+    has_text: bool = True  # false while a server is still reasoning
 
     @classmethod
     def read(cls, data: Any) -> Answer:
-        """Read the body of a completion or a chat completion; a passing ``Fault`` where there is no text in it."""
-        choices = data.get("choices") if isinstance(data, dict) else None
+        """Read the JSON of a completion or a chat completion.
+
+        Raises:
+            ServerError: for an error under status 200, and if there is no text or none that can be encoded.
+        """
+        answer = cls.parse(data)
+        if not answer.has_text:
+            raise ServerError("the server's answer holds no text", passing=True)
+        if any("\ud800" <= c <= "\udfff" for c in answer.text):
+            raise ServerError("the server's text holds a lone surrogate, which is no character")
+        return answer
+
+    @classmethod
+    def parse(cls, data: Any) -> Answer:
+        """As ``read``, with any text or none."""
+        data = data if isinstance(data, dict) else {}
+        choices = data.get("choices")
+        if data.get("error") or (choices is None and data.keys() & {"message", "detail"}):
+            raise ServerError(f"the server answered with an error: {_words(data)}", passing=True)
         if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
-            found = len(choices) if isinstance(choices, list) else "no"
-            raise Fault(f"the server's answer holds {found} choices instead of one", passing=True)
-        choice = choices[0]
-        message = choice.get("message")
+            count = len(choices) if isinstance(choices, list) else "no"
+            raise ServerError(f"the server's answer holds {count} choices instead of one", passing=True)
+        choice, usage = choices[0], data.get("usage")
+        counts = usage if isinstance(usage, dict) else {}
+        message, reason, ids = (choice.get(k) for k in ("message", "finish_reason", "token_ids"))
         text = message.get("content") if isinstance(message, dict) else choice.get("text")
-        if not isinstance(text, str):
-            raise Fault("the server's answer holds no text", passing=True)
-        ids, usage = choice.get("token_ids"), data.get("usage")
-        return cls(
-            text=text,
-            finish=choice.get("finish_reason"),
-            ids=ids if isinstance(ids, list) and all(type(i) is int for i in ids) else None,
-            written=_count(usage, "completion_tokens"),
-            prompt=_count(usage, "prompt_tokens"),
-        )
+        if isinstance(text, list):
+            text = "".join(str(part.get("text", "")) for part in text if isinstance(part, dict))
+        written, prompt = (counts.get(k) for k in ("completion_tokens", "prompt_tokens"))
+        written, prompt = (n if type(n) is int else None for n in (written, prompt))
+        ids = ids if isinstance(ids, list) and all(type(i) is int for i in ids) else None
+        finish = _FINISH.get(str(reason).casefold(), str(reason)) if reason else None
+        return cls(text if isinstance(text, str) else "", finish, ids, written, prompt, isinstance(text, str))
 
 
 class APIClient:
-    """Asks one server, with retries, at most ``concurrency`` requests at a time; any number of threads may share it.
+    """Asks one server; any number of threads may share it.
 
-    ``base_url`` may hold ``user:password@`` and a query; they are sent, and we show them nowhere (but the HTTP library
-    logs whole URLs at level INFO: a query is no place for a key). Copies and pickles carry no credentials: they take
-    the key from ``OPENAI_API_KEY`` where they wake up. The other parameters are explained at ``APITeacher``.
+    Copies and pickles carry no credentials: they take ``OPENAI_API_KEY`` of the process that they arrive in.
+    The HTTP library logs whole URLs at level INFO: a query is no place for a key.
 
-    Raises ValueError for a URL, a key or a number that cannot work.
+    Args:
+        base_url: may hold ``user:password@`` and a query. They are sent, and shown nowhere.
+        api_key: None takes ``OPENAI_API_KEY``.
+        concurrency: requests of ``start`` under way at a time.
+        timeout: seconds per attempt.
+        retries: further attempts after broken connections, timeouts, 408, 409, 429, 5xx and unreadable answers. Between
+            them the library waits 0.5 to 8 s, or as long as the server says if that is at most two minutes.
+
+    Raises:
+        ValueError: for a URL, a key or a number that cannot work.
     """
 
     def __init__(
@@ -97,14 +136,12 @@ class APIClient:
         concurrency: int = 16,
         timeout: float = 60.0,
         retries: int = 4,
-        backoff: float = 0.5,
-        max_backoff: float = 30.0,
     ):
         parts = urlsplit(base_url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError("base_url has to look like http://127.0.0.1:8000/v1")
-        if concurrency < 1 or retries < 0 or timeout <= 0 or backoff < 0 or max_backoff < 0:
-            raise ValueError("concurrency is at least 1, timeout positive, and retries and backoffs not negative")
+        if concurrency < 1 or retries < 0 or timeout <= 0:
+            raise ValueError("concurrency is at least 1, timeout positive, and retries not negative")
         # A key read from a file brings its line break, which no header can hold and whose error would quote the key.
         self._key = (api_key if api_key is not None else os.environ.get("OPENAI_API_KEY", "")).strip() or NO_KEY
         if not (self._key.isascii() and self._key.isprintable()):
@@ -112,26 +149,19 @@ class APIClient:
         user, at, self.host = parts.netloc.rpartition("@")
         self.url = urlunsplit((parts.scheme, self.host, parts.path.rstrip("/"), "", ""))
         self._query = dict(parse_qsl(parts.query, keep_blank_values=True))
-        self._login = base64.b64encode(unquote(user).encode()).decode() if at else None
-        password = unquote(user.partition(":")[2])
-        hidden = {self._key, password, self._login or "", *self._query.values()} - {NO_KEY}
+        self._login = base64.b64encode(unquote(user).encode()).decode() if at else ""
+        hidden = {self._key, unquote(user.partition(":")[2]), self._login, *self._query.values()} - {NO_KEY}
         # In every form that an answer may quote them in; those of 3 characters and less would blot out ordinary words.
         forms = {form for s in hidden if len(s) > 3 for form in (s, quote(s, safe=""), json.dumps(s)[1:-1])}
         self._secrets = sorted(forms, key=len, reverse=True)  # a secret within another must not leave the other's rest
-        self._options = dict(
-            concurrency=concurrency, timeout=timeout, retries=retries, backoff=backoff, max_backoff=max_backoff
-        )
-        self._concurrency, self._timeout, self._retries = concurrency, timeout, retries
-        self._max_backoff, self._backoff = max_backoff, backoff
-        self._exponential = wait_exponential_jitter(multiplier=backoff, max=max_backoff, jitter=backoff)
-        self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
+        self._options = {"concurrency": concurrency, "timeout": timeout, "retries": retries}
+        self._begin()
 
     def __repr__(self) -> str:
         return f"APIClient({self.url!r})"
 
     def __reduce__(self) -> tuple:
-        return _revive, (self.url, self._options)
+        return functools.partial(APIClient, **self._options), (self.url,)
 
     def scrub(self, text: str) -> str:
         """The text without the key, the password and the values of the URL's query."""
@@ -139,147 +169,223 @@ class APIClient:
             text = text.replace(secret, "***")
         return text
 
-    # The thread -------------------------------------------------------------------------------------------------------
+    def ask(self, path: str, body: dict[str, Any] | None = None, *, read: Callable[[Any], T] = Answer.read) -> T:
+        """POST ``body``, or GET without one, until ``read`` accepts the answer or the retries are used up.
 
-    def run(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Run a coroutine function on the loop and wait for it; an interrupt cancels it and its requests."""
-        loop = self._loop_of_ours()
-        future = asyncio.run_coroutine_threadsafe(work(), loop)
+        Args:
+            path: such as ``/models``.
+            body: JSON of a POST.
+            read: makes something of the answer's JSON. If it raises a passing ``ServerError``, the request is repeated.
+
+        Raises:
+            ServerError: names the cause, and no secret.
+        """
+        connection = self._connection()
+        connection.expect(read, LIST_BYTES if body is None else BASE_BYTES + TOKEN_BYTES * body.get("max_tokens", 0))
+        status, passing, absent, advice = None, True, False, ""
         try:
-            return future.result()
-        except BaseException:
-            future.cancel()
-            raise
+            if body is None:
+                connection.api.get(path, cast_to=httpx2.Response)
+            else:
+                connection.api.post(path, body=body, cast_to=httpx2.Response)
+            return connection.answer
+        except openai.APIStatusError as error:
+            status = error.status_code
+            text, passing = f"HTTP {status}: {_words(error.body)}", status in (408, 409, 429) or status >= 500
+            if status in (401, 403):
+                advice = "; the server did not take the key: set OPENAI_API_KEY or give api_key"
+            if error.response.has_redirect_location:
+                text = f"HTTP {status}: the server has moved to {error.response.headers['location']}"
+        except (openai.APIConnectionError, ServerError) as error:
+            cause = _root(error)
+            absent = isinstance(error.__cause__, (httpx2.ConnectError, httpx2.ConnectTimeout))
+            if isinstance(cause, ServerError):
+                text, passing = str(cause), cause.passing
+            elif isinstance(error, openai.APITimeoutError):
+                text = f"no answer from {self.url} within {self._options['timeout']:g} s"
+            else:
+                text = f"the connection to {self.url} failed: {cause}"
+        except UnicodeEncodeError as error:
+            text, passing = f"the text cannot be sent: {error.reason}", False
+        if connection.attempts > 1:
+            advice += f" (after {connection.attempts} attempts)"
+        # Scrubbed before it is cut: half a key would not be recognised any more.
+        raise ServerError(self.scrub(text)[:QUOTED] + advice, passing=passing, status=status, absent=absent) from None
 
-    def _loop_of_ours(self) -> asyncio.AbstractEventLoop:
+    def start(self, work: Callable[..., T], *args: Any) -> Future[T]:
+        """Call ``work`` in a thread of the client. Its requests can be cancelled."""
+        stopped = threading.Event()
+
+        def run() -> T:
+            connection = self._connection()
+            with self._lock:
+                connection.stopped = stopped
+            return work(*args)
+
+        self._here()
+        self._pool = self._pool or ThreadPoolExecutor(self._options["concurrency"], thread_name_prefix="relaylab-api")
+        future = self._pool.submit(run)
+        self._stops[future] = stopped
+        return future
+
+    def wait(self, futures: Collection[Future]) -> None:
+        """Wait until one of the futures is done. An interrupt gets through."""
+        while not wait(futures, timeout=1, return_when=FIRST_COMPLETED).done:
+            pass
+
+    def cancel(self, futures: Collection[Future]) -> None:
+        """Cancel what is to be done, and break the connections of what is under way: the server notices."""
         with self._lock:
-            if self._thread is None or not self._thread.is_alive():  # a forked child has no threads
-                self._loop = asyncio.new_event_loop()
-                self._thread = threading.Thread(target=self._loop.run_forever, name="relaylab-api", daemon=True)
-                self._slots = asyncio.Semaphore(self._concurrency)
-                self._openai = openai.AsyncOpenAI(
-                    base_url=self.url,
-                    api_key=self._key,
-                    default_query=self._query,
-                    default_headers={"Authorization": f"Basic {self._login}"} if self._login else None,
-                    max_retries=0,  # the policy is ours, and there is one
-                    timeout=None,  # the same: theirs bounds the silence between two bytes, ours the whole request
-                )
-                self._thread.start()
-                running = (os.getpid(), self._loop, self._thread, self._openai)
-                self._stop = weakref.finalize(self, _stop, *running)  # runs at exit, too
-            return self._loop
+            for future in futures:
+                future.cancel()
+                self._stops.get(future, threading.Event()).set()
+            for connection in self._connections:
+                if connection.stopped.is_set():
+                    connection.cut()
 
     def close(self) -> None:
-        """Cancel what runs, close the connections and end the thread; a later request starts anew."""
-        with self._lock:
-            if self._thread is not None:
-                self._stop()
-                self._thread = None
+        """Cancel everything, end the threads and close the connections. The next request begins anew."""
+        if self._here():
+            self.cancel(list(self._stops))
+            if self._pool:
+                self._pool.shutdown(cancel_futures=True)
+            _close(self._pid, self._connections)
+            self._begin()
 
-    # Requests ---------------------------------------------------------------------------------------------------------
+    def _begin(self) -> None:
+        self._pid, self._lock, self._local = os.getpid(), threading.Lock(), threading.local()
+        self._pool: ThreadPoolExecutor | None = None
+        self._stops: weakref.WeakKeyDictionary[Future, threading.Event] = weakref.WeakKeyDictionary()
+        self._connections: list[_Connection] = []
+        weakref.finalize(self, _close, self._pid, self._connections)  # also at exit
 
-    async def ask(self, path: str, body: dict[str, Any] | None = None, *, read: Callable[[Any], T] = Answer.read) -> T:
-        """POST ``body``, or GET without one, until ``read`` is content with the answer or the retries are used up.
+    def _here(self) -> bool:
+        """False in a forked child, which begins anew: the threads and the connections are its parent's."""
+        if forked := self._pid != os.getpid():
+            self._begin()
+        return not forked
 
-        Retried: refused and broken connections, timeouts, 408, 409, 429, 5xx, and answers that ``read`` refuses with a
-        passing fault. The wait doubles from ``backoff`` seconds, or is the time that the server names, and up to
-        ``backoff`` seconds of jitter come on top; it is never longer than ``max_backoff``. Raises ``Fault``.
-        """
-        retrying = AsyncRetrying(
-            stop=stop_after_attempt(self._retries + 1),
-            wait=self._wait,
-            retry=retry_if_exception(lambda e: isinstance(e, Fault) and e.passing),
-            reraise=True,
-        )
+    def _connection(self) -> _Connection:
+        """The connection of this thread."""
+        self._here()
+        if not hasattr(self._local, "connection"):
+            connection = self._local.connection = _Connection(self._options["timeout"], verify=_certificates())
+            connection.api = _OpenAI(
+                base_url=self.url,
+                api_key=self._key,
+                default_query=self._query,
+                default_headers={"Authorization": f"Basic {self._login}"} if self._login else None,
+                max_retries=self._options["retries"],
+                timeout=openai.Timeout(connection.seconds, connect=min(connection.seconds, CONNECT_SECONDS)),
+                http_client=connection,
+            )
+            with self._lock:
+                self._connections.append(connection)
+        return self._local.connection
+
+
+class _OpenAI(openai.OpenAI):
+    def _sleep_for_retry(self, *, retries_taken: int, max_retries: int, options: Any, response: Any) -> None:
+        """The library's wait between two attempts, which a cancelled request does not sit out."""
+        headers = None if response is None else response.headers
+        seconds = self._calculate_retry_timeout(max_retries - retries_taken, options, headers)
+        if isinstance(self._client, _Connection) and self._client.stopped.wait(seconds):
+            raise Cancelled("cancelled")
+
+
+class _Connection(httpx2.Client):
+    """One connection for one request at a time. Answers are read whole, within bounds; another thread can cut it."""
+
+    api: _OpenAI
+
+    def __init__(self, seconds: float, **options: Any):
+        super().__init__(**options)
+        self.seconds, self.stopped = seconds, threading.Event()
+        self._socket: socket.socket | None = None
+
+    def expect(self, read: Callable[[Any], Any], limit: int) -> None:
+        """Get ready for a request, all its attempts included."""
+        self.read, self.limit, self.attempts = read, limit, 0
+        self.answer: Any = None
+
+    def cut(self) -> None:
+        """Break the connection off; who waits for an answer gets an error."""
+        if self._socket is not None:
+            with suppress(OSError):
+                socket.socket.shutdown(self._socket, socket.SHUT_RDWR)  # that of an SSL socket is not for other threads
+
+    def send(self, request: httpx2.Request, **_: Any) -> httpx2.Response:
+        """One attempt. The library calls it, and makes another one after a ``RequestError``."""
+        self.attempts += 1
+        if self.stopped.is_set():
+            raise Cancelled("cancelled")
+        request.extensions["trace"] = self._trace
+        deadline = time.monotonic() + self.seconds
+        limit = self.limit + 2 * int(request.headers.get("content-length", 0))  # a chat may repeat what it continues
+        with closing(super().send(request, stream=True, follow_redirects=False)) as response:
+            data = _body(response, limit, deadline)
+        if response.is_success:
+            try:
+                self.answer = self.read(_parse(data))
+            except ServerError as error:
+                if not error.passing:
+                    raise
+                raise httpx2.DecodingError("unreadable", request=request) from error
+        headers = {k: v for k, v in response.headers.items() if k != "content-encoding"}
+        return httpx2.Response(response.status_code, headers=headers, content=data, request=request)
+
+    def _trace(self, event: str, info: dict[str, Any]) -> None:
+        if event.endswith(("connect_tcp.complete", "start_tls.complete")):
+            self._socket = info["return_value"].get_extra_info("socket")
+            if self.stopped.is_set():
+                self.cut()
+
+
+def _body(response: httpx2.Response, limit: int, deadline: float) -> bytes:
+    """The bytes of an answer, decompressed: at most ``limit`` of them, by the deadline."""
+    coding = response.headers.get("content-encoding", "identity").lower()
+    if coding not in ("identity", "gzip", "deflate"):
+        raise ServerError(f"the server's answer is compressed, and nobody can read {coding}")
+    inflate, data = zlib.decompressobj(47), bytearray()  # 47: either format
+    for chunk in response.iter_raw():
         try:
-            return await retrying(self._once, path, body, read)
-        except Fault as fault:
-            tries = retrying.statistics["attempt_number"]
-            text = self.scrub(f"{fault} (after {tries} attempts)" if tries > 1 else str(fault))
-            raise Fault(text, passing=fault.passing, status=fault.status) from None
-
-    def _wait(self, state: RetryCallState) -> float:
-        asked = state.outcome.exception().wait
-        if asked is None:
-            return self._exponential(state)
-        return min(self._max_backoff, asked + random.uniform(0, self._backoff))
-
-    async def _once(self, path: str, body: dict[str, Any] | None, read: Callable[[Any], T]) -> T:
-        try:
-            # A slot is held for a request and not for the wait after it: a dead server is found out in one round.
-            async with self._slots, asyncio.timeout(self._timeout):
-                if body is None:
-                    data = await self._openai.get(path, cast_to=object)
-                else:
-                    data = await self._openai.post(path, body=body, cast_to=object)
-            return read(json.loads(data) if isinstance(data, str) else data)
-        except openai.APIStatusError as error:
-            raise self._refused(error) from None
-        except openai.APIConnectionError as error:
-            raise Fault(f"the connection to {self.url} failed: {_root(error)}", passing=True) from None
-        except TimeoutError:
-            raise Fault(f"no answer from {self.url} within {self._timeout:g} s", passing=True) from None
-        except UnicodeEncodeError as error:
-            raise Fault(f"the text cannot be sent: {error.reason}") from None
-        except (json.JSONDecodeError, UnicodeDecodeError):
-            raise Fault("the server's answer is not JSON", passing=True) from None
-
-    def _refused(self, error: openai.APIStatusError) -> Fault:
-        status = error.status_code
-        # Scrubbed before it is cut: half a key would not be recognised any more.
-        text = f"HTTP {status}: {self.scrub(_said(error.body))[:QUOTED]}"
-        if status in (401, 403):
-            text += "; the server did not take the key: set OPENAI_API_KEY or give api_key"
-        passing = status in (408, 409, 429) or status >= 500
-        return Fault(text, passing=passing, wait=_retry_after(error.response.headers), status=status)
+            data += chunk if coding == "identity" else inflate.decompress(chunk, limit + 1 - len(data))
+        except zlib.error:
+            raise httpx2.DecodingError("the server's answer is compressed wrongly") from None
+        if len(data) > limit:
+            if response.is_error:
+                break
+            raise ServerError(f"the server's answer is longer than the {limit // 1000} kB that it may need")
+        if time.monotonic() > deadline:
+            raise httpx2.ReadTimeout("the answer is not complete")
+    return bytes(data)
 
 
-def _revive(url: str, options: dict[str, Any]) -> APIClient:
-    return APIClient(url, **options)
-
-
-def _stop(pid: int, loop: asyncio.AbstractEventLoop, thread: threading.Thread, client: openai.AsyncOpenAI) -> None:
-    """End a thread of this process. A child collects its parent's garbage, too, and would wait for what it has not."""
-    if pid != os.getpid():
-        return
-
-    async def finish() -> None:
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
-        await client.close()
-
-    if thread.is_alive() and thread is not threading.current_thread():
-        with contextlib.suppress(TimeoutError):  # the thread is a daemon: whatever it hangs on ends with the process
-            asyncio.run_coroutine_threadsafe(finish(), loop).result(timeout=5)
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join(timeout=5)
-        if not thread.is_alive():
-            loop.close()
-
-
-def _count(usage: Any, name: str) -> int | None:
-    value = usage.get(name) if isinstance(usage, dict) else None
-    return value if type(value) is int else None
-
-
-def _retry_after(headers: Any) -> float | None:
-    """Seconds from now that a ``Retry-After`` header asks for, in either of its forms; None without a readable one."""
-    value = headers.get("retry-after", "")
+def _parse(data: bytes) -> Any:
     try:
-        seconds = float(value)
-    except ValueError:
-        try:
-            seconds = parsedate_to_datetime(value).timestamp() - time.time()
-        except ValueError:
-            return None
-    return max(0.0, seconds) if math.isfinite(seconds) else None
+        if not data.lstrip().startswith((b"data:", b"event:", b":")):
+            return json.loads(data)
+        # An event stream, though nobody asked for one: its texts are joined.
+        lines = (line[5:].strip() for line in data.decode().split("\n") if line.startswith("data:"))
+        events = [json.loads(line) for line in lines if line != "[DONE]"]
+        pieces = [piece for event in events for piece in event.get("choices") or []]
+        text = "".join(piece.get("text") or (piece.get("delta") or {}).get("content") or "" for piece in pieces)
+        reason = next((r for piece in reversed(pieces) if (r := piece.get("finish_reason"))), None)
+        return {k: v for e in events for k, v in e.items() if v} | {
+            "choices": [{"text": text, "finish_reason": reason}]
+        }
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        raise ServerError("the server's answer is not JSON", passing=True) from None
 
 
-def _said(body: Any) -> str:
-    """The message in an error's body, wherever this server puts it, on one line."""
+def _close(pid: int, connections: list[_Connection]) -> None:
+    """Not in a forked child, which collects its parent's garbage, too."""
+    while pid == os.getpid() and connections:
+        connections.pop().close()
+
+
+def _words(body: Any) -> str:
+    """The message in an error's body, on one line."""
     for key in ("error", "message", "detail"):
         if isinstance(body, dict) and key in body:
             body = body[key]
@@ -287,7 +393,7 @@ def _said(body: Any) -> str:
     return " ".join(text.split()) or "no reason given"
 
 
-def _root(error: BaseException) -> str:
-    while cause := error.__cause__ or error.__context__:
+def _root(error: BaseException) -> BaseException:
+    while not isinstance(error, ServerError) and (cause := error.__cause__ or error.__context__):
         error = cause
-    return str(error) or type(error).__name__
+    return error

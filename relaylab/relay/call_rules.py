@@ -24,7 +24,8 @@ class StepState:
 
     position: in the completion. since: tokens since the last closed call and its answer, or since the beginning. calls:
     closed calls so far, answered or not. entropy: of the student's next token in nats, where the call_rule uses it.
-    seed: the row's, for policies that draw. logits (V,): of the student's next token.
+    seed: the sequence's, for rules that draw. logits (V,): of the student's next token. hidden (H,): the student's last
+    hidden state, for rules with ``uses_hidden``.
     """
 
     position: int
@@ -33,6 +34,7 @@ class StepState:
     entropy: float | None
     seed: int = 0
     logits: torch.Tensor | None = None
+    hidden: torch.Tensor | None = None
 
 
 class CallRule(Protocol):

@@ -1,29 +1,39 @@
-"""A teacher in this process: an engine that keeps each row's cache between calls.
+"""A teacher in this process: an engine that keeps each sequence's cache between calls.
 
-Of each context only what is new is run: the student's text since the last call and the last token that the teacher
-wrote itself. The engine may be a student's own (one model in both roles) and may have another tokenizer than the
-student.
+Only what is new is run: the student's text since the last call, and the last token that the teacher wrote itself. The
+engine may be the student's own (one model in both roles) and may have another tokenizer than the student.
 """
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 
 import torch
 
-from relaylab.engine.engine import Engine, Row
+from relaylab.engine.engine import Engine
+from relaylab.engine.kv_cache import CacheSlot
 from relaylab.engine.sampling import Uniforms, sample
-from relaylab.relay.teachers import Context, Finish, TeacherOutput
+from relaylab.relay.teachers import FinishReason, TeacherOutput, TeacherView
 
 
 class LocalTeacher:
-    """A teacher over an ``Engine``; greedy at ``temperature`` 0, else sampled with each row's own seed.
+    """A teacher over an ``Engine``.
+
+    Args:
+        engine: of the teacher's model.
+        temperature: 0 is greedy; else each sequence is sampled with its own seed.
+        top_p: as in ``RelayConfig``.
+        top_k: as in ``RelayConfig``.
+        name: for traces; the engine's by default.
 
     >>> from relaylab.engine.load import load_engine
-    >>> teacher = LocalTeacher(load_engine("student"))
-    >>> said = teacher.continue_([Context(0, [{"role": "user", "content": "What is 7+5?"}])], [3])[0]
-    >>> len(said.ids) == said.tokens <= 3
+    >>> from relaylab.relay.teachers import complete
+    >>> view = TeacherView([{"role": "user", "content": "What is 7+5?"}], n=3)
+    >>> output = complete(LocalTeacher(load_engine("student")), [view])[0]
+    >>> len(output.ids) == output.tokens <= 3
     True
     """
 
@@ -32,110 +42,102 @@ class LocalTeacher:
         self.name = name or engine.name or "local"
         self.fingerprint = engine.text.fingerprint
         self.temperature, self.top_p, self.top_k = temperature, top_p, top_k
-        self._rows: dict[Hashable, _Known] = {}
-        self._jobs: dict[Hashable, _Job] = {}  # asked and not answered yet
+        self._histories: dict[TeacherView, _History] = {}
+        self._turns: dict[TeacherView, _TeacherTurn] = {}  # submitted and not answered yet
 
-    def continue_(self, contexts: Sequence[Context], n: Sequence[int]) -> list[TeacherOutput]:
-        said: dict[Hashable, TeacherOutput] = {}
-        self.ask(contexts, n)
-        while waiting := {c.row for c in contexts} - said.keys():
-            said.update(self.answers(waiting))
-        return [said[c.row] for c in contexts]
+    def submit(self, views: Sequence[TeacherView]) -> None:
+        self._turns.update((view, _TeacherTurn(view)) for view in views)
 
-    def ask(self, contexts: Sequence[Context], n: Sequence[int]) -> None:
-        """Take these contexts in, to be continued by at most n tokens each; ``answers`` does the work."""
-        for context, count in zip(contexts, n, strict=True):
-            self._jobs[context.row] = _Job(context, count)
+    def poll(self, views: Collection[TeacherView], *, wait: bool = False) -> list[tuple[TeacherView, TeacherOutput]]:
+        """One more token for each of these views that were submitted; the answers that are complete.
 
-    def answers(self, rows: Collection[Hashable]) -> list[tuple[Hashable, TeacherOutput]]:
-        """One token more for those of these rows that were asked; the answers that are done, by row.
-
-        ``latency`` is the time of the passes that a context took part in, whatever else was done in between.
+        ``latency`` is the time of the passes that a view took part in, whatever else was done in between.
         """
-        started = time.perf_counter()
-        jobs = [job for row, job in self._jobs.items() if row in rows]
-        try:
-            self._step([job for job in jobs if self._ready(job)])
-        except RuntimeError as error:
-            if not _out_of_memory(error):
-                raise
-            why = f"{self.name}: out of memory: {str(error).splitlines()[0]}; lower the batch size or the context"
-        else:
-            why = ""
-        took = time.perf_counter() - started
-        for job in jobs:
-            job.latency += took
-        if why:  # only here: within the handler, the error still holds the failed pass
-            self.release([job.context.row for job in jobs])
-            self.engine.forget()
-            return [(j.context.row, TeacherOutput("", "error", latency=j.latency, error=why)) for j in jobs]
-        done = [job for job in jobs if not self._ready(job)]
-        for job in done:
-            del self._jobs[job.context.row]
-        return [(job.context.row, self._said(job)) for job in done]
+        turns = [self._turns[v] for v in views if v in self._turns]
+        ready: list[_TeacherTurn] = []
+        while turns and not ready:
+            started, error = time.perf_counter(), ""
+            try:
+                # 1) New turns read what is new. 2) Every turn that has room gets a token.
+                self._read([t for t in turns if t.history is None])
+                self._write([t for t in turns if not t.finish_reason])
+            except RuntimeError as raised:
+                if not _out_of_memory(raised):
+                    raise
+                error = (
+                    f"{self.name}: out of memory: {str(raised).splitlines()[0]}; lower the batch size or the context"
+                )
+            for turn in turns:
+                turn.latency += time.perf_counter() - started
+            if error:  # only here: within the handler, the exception still holds the failed pass
+                self.release([t.view for t in turns])
+                return [(t.view, TeacherOutput("", "error", latency=t.latency, error=error)) for t in turns]
+            ready = [t for t in turns if t.finish_reason]
+            if not wait:
+                break
+        # 3) Complete turns are answers.
+        for turn in ready:
+            del self._turns[turn.view]
+        return [(t.view, self._output(t)) for t in ready]
 
-    def release(self, rows: Sequence[Hashable]) -> None:
-        for key in rows:
-            self._jobs.pop(key, None)
-            if known := self._rows.pop(key, None):
-                self.engine.close(known.row)
+    def release(self, views: Sequence[TeacherView]) -> None:
+        for view in views:
+            self._turns.pop(view, None)
+            if history := self._histories.pop(view, None):
+                self.engine.close(history.slot)
 
-    def _ready(self, job: _Job) -> bool:
-        """Whether a job has a token to come; its row is brought up to date when it is first looked at."""
-        if job.known is None:
-            job.begin(self._known(job.context))
-        return job.finish == "length" and job.room(self.engine.context)
+    def _read(self, turns: list[_TeacherTurn]) -> None:
+        """Bring the histories of new turns up to date. Prompts that come several times are read once."""
+        engine = self.engine
+        if new := [t.view for t in turns if t.view not in self._histories]:
+            slots = engine.open_many([engine.prompt_ids(view.messages) for view in new])
+            self._histories.update((view, _History(slot, list(slot.ids))) for view, slot in zip(new, slots))
+        for turn in turns:
+            turn.history = history = self._histories[turn.view]
+            for segment in turn.view.segments[history.segments :]:
+                history.ids += segment.ids if segment.ids is not None else engine.text.encode(segment.text)
+            history.segments = len(turn.view.segments)
+            turn.begin, slot = len(history.ids), history.slot
+            if slot.ids != history.ids[: len(slot.ids)]:  # what the teacher wrote was cut: keep what is the same
+                engine.crop(slot, next(i for i, (a, b) in enumerate(zip(slot.ids, [*history.ids, -1])) if a != b))
+            slot.ids += history.ids[len(slot.ids) :]
+            if slot.cached == len(slot.ids):  # called again without new text: the last token is run once more
+                slot.cached -= 1
+            if len(slot.ids) > engine.context:
+                turn.finish_reason = "length"
 
-    def _known(self, context: Context) -> _Known:
-        """The row of a context, brought up to date; what it shares with its past is not run again."""
-        known = self._rows.get(context.row)
-        if known is None:
-            known = self._rows[context.row] = _Known(self.engine.open(self.engine.prompt_ids(context.messages)))
-            known.ids = list(known.row.ids)
-        for segment in context.segments[known.segments :]:
-            known.ids += segment.ids if segment.ids is not None else self.engine.text.encode(segment.text)
-        known.segments = len(context.segments)
-        row = known.row
-        same = next(
-            (i for i, (a, b) in enumerate(zip(row.ids, known.ids)) if a != b), min(len(row.ids), len(known.ids))
-        )
-        self.engine.crop(row, same)
-        self.engine.extend(row, known.ids[same:])
-        if not row.pending:  # asked again without a new segment: the last token's distribution is needed once more
-            row.cached -= 1
-        return known
-
-    def _step(self, active: list[_Job]) -> None:
-        if not active:
+    def _write(self, turns: list[_TeacherTurn]) -> None:
+        """One token for each of these turns; those with their last one have a ``finish_reason``."""
+        if not turns:
             return
         tokens = sample(
-            self.engine.forward([j.known.row for j in active])[:, -1],
-            temperatures=[self.temperature] * len(active),
-            uniforms=[j.uniform(self.temperature) for j in active],
+            self.engine.forward([t.history.slot for t in turns])[:, -1],
+            temperatures=[self.temperature] * len(turns),
+            uniforms=[t.uniforms[t.begin + len(t.ids)] if self.temperature > 0 else 0.0 for t in turns],
             top_p=self.top_p,
             top_k=self.top_k,
         )
-        for job, token in zip(active, tokens):
+        for turn, token in zip(turns, tokens):
+            slot = turn.history.slot
             if token in self.engine.end_ids:
-                job.finish = "stop"
-            else:
-                job.ids.append(token)
-                self.engine.extend(job.known.row, [token])
+                turn.finish_reason = "stop"
+                continue
+            turn.ids.append(token)
+            slot.ids.append(token)
+            if len(turn.ids) == turn.view.n or len(slot.ids) > self.engine.context:
+                turn.finish_reason = "length"
 
-    def _said(self, job: _Job) -> TeacherOutput:
-        text, latency = self.engine.text, job.latency
-        data = b"".join(text.bytes[i] for i in job.ids)
-        if job.context.whole_characters:
-            while job.ids and data.decode(errors="ignore") != data.decode(errors="replace"):
-                data = data[: len(data) - len(text.bytes[job.ids.pop()])]
-        if not job.ids and job.finish == "length":
-            why = (
-                "the context is full"
-                if len(job.known.row.ids) >= self.engine.context
-                else "no whole character in its tokens"
-            )
-            return TeacherOutput("", "error", latency=latency, error=f"{self.name}: {why}")
-        return TeacherOutput(data.decode(errors="replace"), job.finish, tuple(job.ids), len(job.ids), latency)
+    def _output(self, turn: _TeacherTurn) -> TeacherOutput:
+        text, ids = self.engine.text, turn.ids
+        data = b"".join(text.bytes[i] for i in ids)
+        if turn.view.whole_characters:
+            while ids and data.decode(errors="ignore") != data.decode(errors="replace"):
+                data = data[: len(data) - len(text.bytes[ids.pop()])]
+        if not ids and turn.finish_reason == "length":
+            full = len(turn.history.slot.ids) >= self.engine.context
+            error = f"{self.name}: " + ("the context is full" if full else "no whole character in its tokens")
+            return TeacherOutput("", "error", latency=turn.latency, error=error)
+        return TeacherOutput(data.decode(errors="replace"), turn.finish_reason, tuple(ids), len(ids), turn.latency)
 
 
 def _out_of_memory(error: RuntimeError) -> bool:
@@ -144,30 +146,26 @@ def _out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or any(t in str(error) for t in texts)
 
 
-class _Known:
-    """A row that the teacher has met: its engine row, and the ids of the segments taken in so far."""
+@dataclass(slots=True)
+class _History:
+    """A view that the teacher has met: its slot, and the ids of its prompt and of the segments taken in so far."""
 
-    def __init__(self, row: Row):
-        self.row, self.ids, self.segments = row, list[int](), 0
+    slot: CacheSlot
+    ids: list[int]
+    segments: int = 0
 
 
-class _Job:
-    """One context to continue by ``n`` tokens."""
+@dataclass(eq=False)
+class _TeacherTurn:
+    """One view to continue by ``view.n`` tokens. ``begin``: tokens of the teacher's view before its answer."""
 
-    def __init__(self, context: Context, n: int):
-        self.context, self.n = context, n
-        self.known: _Known | None = None
-        self.ids: list[int] = []
-        self.finish: Finish = "length"
-        self.latency = 0.0
-        self._uniforms = Uniforms(context.seed, stream=1)
+    view: TeacherView
+    history: _History | None = None
+    begin: int = 0
+    ids: list[int] = field(default_factory=list)
+    finish_reason: FinishReason | None = None  # once it is complete
+    latency: float = 0.0
 
-    def begin(self, known: _Known) -> None:
-        self.known, self._begin = known, len(known.ids)
-
-    def room(self, context: int) -> bool:
-        return len(self.ids) < self.n and len(self.known.row.ids) <= context
-
-    def uniform(self, temperature: float) -> float:
-        """The draw for a position of the teacher's view, prompt included."""
-        return self._uniforms[self._begin + len(self.ids)] if temperature > 0 else 0.0
+    @functools.cached_property
+    def uniforms(self) -> Uniforms:
+        return Uniforms(self.view.seed, stream=1)

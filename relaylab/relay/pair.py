@@ -7,28 +7,35 @@ import os
 import re
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 
+from relaylab import files
 from relaylab.engine.engine import Engine
-from relaylab.engine.load import load_engine, load_tokenizer
+from relaylab.engine.load import load_engine, load_tokenizer, relay_defaults
+from relaylab.relay.config import RelayConfig
 from relaylab.relay.events import Done
 from relaylab.relay.local_teacher import LocalTeacher
-from relaylab.relay.relay import Relay
+from relaylab.relay.relay import Prompt, Relay
 from relaylab.relay.teachers import NoTeacher, Teacher
 from relaylab.tasks.answers import grade_problem
 from relaylab.tasks.suites import Problem
 from relaylab.trace import Trace, TraceWriter, read_traces
 
 UNFINISHED = ("excluded", "interrupted")  # how traces stop that are decoded anew on resuming
-KEEP = 8  # closed rows whose caches wait for a similar question; enough for one person who tries things
 
 
 class Pair:
-    """A student engine and a teacher. ``options`` of its methods are those of ``Relay`` and ``RelayConfig``.
+    """A student engine and a teacher.
+
+    Args:
+        student: the engine.
+        teacher: whoever answers its calls.
+        defaults: fields of ``RelayConfig`` that hold unless a keyword says otherwise, such as the caps of a training.
 
     >>> pair = load_pair()
     >>> trace = pair.solve("Ana has 34 pins. Then 25 more arrive. How many pins does Ana have now?", max_tokens=60)
@@ -36,50 +43,75 @@ class Pair:
     True
     """
 
-    def __init__(self, student: Engine, teacher: Teacher):
-        self.student, self.teacher = student, teacher
+    def __init__(self, student: Engine, teacher: Teacher, defaults: dict[str, Any] | None = None):
+        self.student, self.teacher, self.defaults = student, teacher, defaults or {}
 
     def __repr__(self) -> str:
         return f"Pair(student={self.student.name!r}, teacher={self.teacher.name!r})"
 
-    def relay(self, **options: Any) -> Relay:
-        """A ``Relay`` of this pair; keywords are those of ``Relay`` and of ``RelayConfig`` together."""
-        return Relay(self.student, self.teacher, **options)
+    def relay(self, config: RelayConfig | None = None, **options: Any) -> Relay:
+        """A ``Relay`` of this pair. ``options`` are those of ``Relay`` and the fields of ``RelayConfig`` by name."""
+        return Relay(self.student, self.teacher, config, **(options if config else self.defaults | options))
 
-    def solve(self, question: str | Problem, *, seed: int = 0, record: bool = True, **options: Any) -> Trace:
-        """Relay one question with this very ``seed``; a ``Problem`` is graded too."""
+    def solve(
+        self, question: str | Problem, *, seed: int = 0, system: str | None = None, record: bool = True, **options: Any
+    ) -> Trace:
+        """Relay one question with this very ``seed``, after a ``system`` message; a ``Problem`` is graded, too."""
         text = question if isinstance(question, str) else question.question
-        trace = self.relay(record=record, **options).run([text], seeds=[seed])[0]
+        trace = self.relay(record=record, **options).run([_prompt(text, system)], seeds=[seed])[0]
         return trace if isinstance(question, str) else graded(trace, question)
 
     def decode(
         self,
-        problems: Sequence[Problem],
+        problems: Sequence[Problem | str],
         *,
         seed: int = 0,
+        system: str | None = None,
         out: str | os.PathLike | None = None,
+        shard: str | None = None,
         progress: bool = True,
         **options: Any,
     ) -> list[Trace]:
-        """Relay and grade many problems together; their traces, in the problems' order.
+        """Relay and grade many problems together. Interrupted, the same call goes on where it stopped.
 
-        Each problem has a seed of its own, a function of ``seed`` and its id. ``out`` is a JSONL file that gets every
-        trace as soon as it is done. Interrupted, the same call goes on where it stopped: a problem whose id is in the
-        file is not decoded again, unless it was excluded after a teacher failure; then its old line goes.
+        Args:
+            problems: texts are questions without an answer, and are not graded.
+            seed: each problem has a seed of its own, a function of ``seed`` and its id.
+            system: a system message before each question.
+            out: a JSON Lines file that gets every trace as soon as it is done. A problem whose id is in the file is not
+                decoded again, unless it was excluded or one of its calls failed; then its old line goes.
+            shard: "i/n" decodes only part i of n, into a file of its own beside ``out``. The call without a shard takes
+                the shards' traces in.
+            progress: show a bar.
+            options: as for ``relay``.
 
-        Raises ValueError where two problems share an id, and where the file was made by another pair, with other config
-        (all that decide a trace: see ``Trace.config``), or has another question or answer under the same id.
+        Returns:
+            The traces, in the problems' order (of the shard, if one is given).
+
+        Raises:
+            ValueError: where two problems share an id, and where the file was made by another pair, with another
+                configuration (see ``Trace.config``), or has another question or answer under the same id.
         """
-        if twice := [name for name, count in Counter(p.id for p in problems).items() if count > 1]:
+        chosen = [p if isinstance(p, Problem) else Problem(f"question-{i}", "", p, "") for i, p in enumerate(problems)]
+        if twice := [name for name, count in Counter(p.id for p in chosen).items() if count > 1]:
             raise ValueError(f"the problem {twice[0]!r} comes twice; ids must differ")
+        chosen = files.shard(chosen, shard)
         relay = self.relay(**options)
-        config = _relay_config(relay, seed)
-        done = _resume(Path(out), config, problems) if out is not None and Path(out).exists() else {}
-        todo = [p for p in problems if p.id not in done]
-        stream = relay.stream([p.question for p in todo], seeds=[problem_seed(seed, p.id) for p in todo])
-        writer = TraceWriter(out) if out is not None else None
-        bar = tqdm(total=len(problems), initial=len(problems) - len(todo), desc="decoding", disable=not progress)
-        try:
+        config = files.plain(relay_config(relay, seed) | ({"system": system} if system else {}))
+        done: dict[str, Trace] = {}
+        with ExitStack() as stack:
+            writer = None
+            if out is not None:
+                path = files.shard_path(out, shard)
+                writer = stack.enter_context(TraceWriter(path))
+                done = _resume(path, [] if shard else files.shard_files(out), writer, config, chosen)
+            todo = [p for p in chosen if p.id not in done]
+            bar = tqdm(total=len(chosen), initial=len(chosen) - len(todo), desc="decoding", disable=not progress)
+            stack.callback(bar.close)
+            stream = relay.stream(
+                [_prompt(p.question, system) for p in todo], seeds=[problem_seed(seed, p.id) for p in todo]
+            )
+            stack.callback(stream.close)
             for event in stream:
                 if isinstance(event, Done):
                     problem = todo[event.row]
@@ -88,19 +120,20 @@ class Pair:
                     if writer:
                         writer.write(done[problem.id])
                     bar.update()
-        finally:
-            stream.close()
-            bar.close()
-            if writer:
-                writer.close()
-        return [done[p.id] for p in problems]
+        return [done[p.id] for p in chosen]
+
+
+def _prompt(question: str, system: str | None) -> Prompt:
+    if system is None:
+        return question
+    return [{"role": "system", "content": system}, {"role": "user", "content": question}]
 
 
 def graded(trace: Trace, problem: Problem) -> Trace:
-    """The trace with its problem, as a file gives it back, and whether its answer is right."""
+    """The trace with its problem, as a file gives it back, and whether it is right (None without a reference)."""
     trace.id = problem.id
     trace.problem = asdict(problem) | {"steps": [asdict(step) for step in problem.steps]}
-    trace.correct = grade_problem(trace.teacher_view, problem)
+    trace.correct = grade_problem(trace.teacher_view, problem) if problem.answer else None
     return trace
 
 
@@ -114,7 +147,7 @@ def problem_seed(seed: int, name: str) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest()) >> 1
 
 
-def _relay_config(relay: Relay, seed: int) -> dict[str, Any]:
+def relay_config(relay: Relay, seed: int) -> dict[str, Any]:
     """All that decides the traces of a relay, as JSON can hold it; of the teacher, what it tells of itself."""
     teacher = {k: getattr(relay.teacher, k, None) for k in ("temperature", "top_p", "top_k", "fingerprint")}
     return {
@@ -129,40 +162,48 @@ def _relay_config(relay: Relay, seed: int) -> dict[str, Any]:
     }
 
 
-def _resume(path: Path, config: dict[str, Any], problems: Sequence[Problem]) -> dict[str, Trace]:
-    """The traces of a file that are done, by id; those that are not are taken out of the file."""
-    known, found = {p.id: p for p in problems}, list(read_traces(path))
-    for trace in found:
-        if other := sorted(k for k in config.keys() | trace.config.keys() if config.get(k) != trace.config.get(k)):
-            was, now = ({k: t.get(k) for k in other} for t in (trace.config, config))
-            raise ValueError(f"{path} was made with {was}, this run has {now}; choose another file or remove it")
-        for name in ("question", "answer") if trace.id in known else ():
-            if trace.problem.get(name) != getattr(known[trace.id], name):
-                raise ValueError(f"{path} has another {name} under the id {trace.id!r}; choose another file")
-    done = {t.id: t for t in found if not (t.stop in UNFINISHED and t.id in known)}
-    if len(done) < len(found):
-        rest = path.with_name(f"{path.name}.tmp")
-        rest.unlink(missing_ok=True)
-        with TraceWriter(rest) as writer:
-            for trace in done.values():
-                writer.write(trace)
-        rest.replace(path)
-    return done
+def _resume(
+    path: Path, shards: list[Path], writer: TraceWriter, config: dict[str, Any], problems: Sequence[Problem]
+) -> dict[str, Trace]:
+    """The traces that are done, by id. The file is left with these, and with what it holds of other problems."""
+    by_id = {p.id: p for p in problems}
+    kept: dict[str, Trace] = {}
+    lines = 0
+    for file in [path, *shards]:
+        for trace in read_traces(file):
+            lines += file == path
+            files.check_config(file, trace.config, config)
+            for name in ("question", "answer") if trace.id in by_id else ():
+                if trace.problem.get(name) != getattr(by_id[trace.id], name):
+                    raise ValueError(f"{file} has another {name} under the id {trace.id!r}; choose another file")
+            failed = trace.stop in UNFINISHED or any(c.status == "failed" for c in trace.calls)
+            if not (failed and trace.id in by_id):
+                kept[trace.id] = trace
+    if shards or len(kept) < lines:
+        writer.replace(kept.values())
+    return kept
 
 
-def load_teacher(name: str, *, tokenizer: str | None = None, temperature: float = 0.0, **options: Any) -> Teacher:
+def load_teacher(
+    name: str, *, model: str | None = None, tokenizer: str | None = None, temperature: float = 0.0, **options: Any
+) -> Teacher:
     """A teacher by name: an embedded model, a directory, a hub id, the URL of an OpenAI-compatible server, or ``none``.
 
-    ``tokenizer`` names the model whose tokenizer a server uses; without it the server is spoken to in text.
+    Args:
+        name: ``URL#model`` names one model of a server that has several.
+        model: the same, apart.
+        tokenizer: the model whose tokenizer a server uses; without it the server is spoken to in text.
+        temperature: 0 is greedy.
+        options: of ``APITeacher`` for a URL, else of ``load_engine``.
     """
     if name == "none":
         return NoTeacher()
-    if name.startswith(("http://", "https://")):
+    if is_url(name):
         from relaylab.relay.api_teacher import APITeacher  # the client is slow to import and seldom needed
 
         own = load_tokenizer(tokenizer) if tokenizer else None
-        return APITeacher(name, tokenizer=own, temperature=temperature, **options)
-    return LocalTeacher(load_engine(name, keep=KEEP, **options), temperature=temperature)
+        return APITeacher(name, model, tokenizer=own, temperature=temperature, **options)
+    return LocalTeacher(load_engine(name, **options), temperature=temperature)
 
 
 def load_pair(
@@ -172,17 +213,28 @@ def load_pair(
     teacher_options: dict[str, Any] | None = None,
     **options: Any,
 ) -> Pair:
-    """Load a pair: the embedded one, or any names that ``zoo.resolve`` and ``load_teacher`` know.
+    """Load a pair by names: embedded models, directories, hub ids; for the teacher also a URL, ``none``, or an object.
 
-    ``options`` (device, dtype) are for the student and for a local teacher, ``teacher_options`` for the teacher alone.
+    The caps that the student was trained with (``relay_config.json`` beside it) are the pair's defaults.
+
+    Args:
+        student: an embedded name, a directory or a hub id.
+        teacher: as for ``load_teacher``.
+        teacher_options: for the teacher alone.
+        options: ``device`` and ``dtype`` of the student and of a local teacher.
 
     >>> load_pair(teacher="none")
     Pair(student='relay', teacher='none')
     """
-    engine = load_engine(student, keep=KEEP, **options)
+    engine = load_engine(student, **options)
     if isinstance(teacher, (str, Path)):
-        local = not str(teacher).startswith(("http://", "https://"))
-        teacher = load_teacher(str(teacher), **(options if local else {}) | (teacher_options or {}))
+        shared = {} if is_url(str(teacher)) or teacher == "none" else options
+        teacher = load_teacher(str(teacher), **shared | (teacher_options or {}))
     elif teacher_options:
         raise ValueError("teacher_options are for a teacher that is loaded by name; this one is made already")
-    return Pair(engine, teacher)
+    return Pair(engine, teacher, relay_defaults(student))
+
+
+def is_url(name: str) -> bool:
+    """Whether a teacher's name is the address of a server."""
+    return name.startswith(("http://", "https://"))

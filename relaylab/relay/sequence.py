@@ -1,46 +1,59 @@
-"""One row of a relay: the student's history, the teacher's view of it, and the record of both.
+"""One answer in progress: the student's history, the teacher's view of it, and the record of both.
 
-The row is where tokens become a ``Trace``: every token goes through ``student`` (sampled), ``force`` (a command
-written by a policy or a fork) or ``deliver`` (from the teacher), and each of these keeps ids, sources, calls and the
-teacher's context in step. Running models is the relay's business.
+A sequence has a ``turn``: it says who writes its next token. Every token goes through ``write_student`` (sampled),
+``append_call`` (a command written by a call rule or a fork) or ``write_teacher``. These keep ids, sources, calls and
+the teacher's view in step. Running models is the relay's business.
 """
 
 from __future__ import annotations
 
 import codecs
-from collections.abc import Hashable
 from dataclasses import replace
+from typing import Literal
 
 from relaylab.call_tag import Command
+from relaylab.engine.engine import Engine
+from relaylab.engine.kv_cache import CacheSlot
 from relaylab.engine.sampling import Uniforms
-from relaylab.engine.token_text import TokenText, Turn
 from relaylab.relay.config import RelayConfig
-from relaylab.relay.teachers import Context, Message, Segment, TeacherOutput
+from relaylab.relay.teachers import Message, Segment, TeacherOutput, TeacherView
+from relaylab.relay.turn import StudentTurn
 from relaylab.trace import COMMAND, STUDENT, TEACHER, Call, Trace
 
+REQUESTED = ("answered", "failed", "interrupted")  # how calls end that a teacher was asked for
 
-class RelayRow:
-    """The state of one completion; ``trace()`` is its record so far."""
+
+class Sequence:
+    """The state of one answer.
+
+    Args:
+        index: its number among the prompts.
+        messages: the prompt.
+        prompt_ids: its ids in the student's tokenizer.
+        student: whose tokens these are.
+        config: the caps.
+        seed: of its random numbers.
+        shared: student and teacher have one tokenizer.
+        record: keep log-probabilities and entropies.
+    """
 
     def __init__(
         self,
-        text: TokenText,
+        index: int,
         messages: list[Message],
         prompt_ids: list[int],
         *,
-        key: Hashable,
-        seed: int,
-        temperature: float,
+        student: Engine,
         config: RelayConfig,
-        end_ids: frozenset[int],
+        seed: int,
         shared: bool,
         record: bool,
     ):
-        self._text, self._end_ids, self._shared = text, end_ids, shared
-        self.key, self.seed, self.temperature, self.config = key, seed, temperature, config
-        self.prompt_ids = prompt_ids
-        self.messages = messages
+        self._text, self._end_ids, self._shared = student.text, student.end_ids, shared
+        self.index, self.messages, self.prompt_ids, self.config, self.seed = index, messages, prompt_ids, config, seed
         self.uniforms = Uniforms(seed)
+        self.slot: CacheSlot | None = None  # the student's
+        self.view = TeacherView(messages, seed=seed, whole_characters=not shared)
         self.ids: list[int] = []
         self.source: list[str] = []
         self.pieces: list[str] = []
@@ -48,30 +61,18 @@ class RelayRow:
         self.logprobs: list[float | None] | None = [] if record else None
         self.entropies: list[float | None] | None = [] if record else None
         self.stop = ""
-        self.waiting: Call | None = None  # the call that a teacher has to answer
-        self.force_next: int | None = None  # a fork's call, to be written before the next token
-        self.forbidden_until = 0  # no call may begin before this completion position
-        self.forbidden_at: tuple[int, int] | None = None  # a completion position, and a token that must not come there
-        self.context = Context(key, messages, seed=seed, whole_characters=not shared)
-        self._turn = Turn(text)
-        self._turn_start = 0
-        self._call_end = 0
-        self._recorded: list[Call] | None = None  # during a replay: the calls still to come, the next one last
+        self.waiting: Call | None = None  # the call that the teacher has to answer
+        self.submitted = False  # whether the teacher works on it
+        self.forced_call: int | None = None  # a fork's call, to be written before the next token
+        self.no_call_before = 0  # no call may begin before this completion position
+        self.banned: tuple[int, int] | None = None  # a completion position, and a token that must not come there
+        self._turn, self._turn_start = StudentTurn(self._text), 0
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     @property
-    def turn_tail(self) -> bytes:
-        """The last bytes that the student has written since the last hand-off."""
-        return bytes(self._turn.bytes[-16:])
-
-    @property
-    def since_call(self) -> int:
-        """Tokens since the last closed call and its answer, or since the beginning."""
-        return len(self.ids) - self._call_end
-
-    @property
-    def closed_calls(self) -> list[Call]:
-        return [c for c in self.calls if c.status != "unclosed"]
+    def turn(self) -> Literal["student", "teacher", "done"]:
+        """Who writes the next token."""
+        return "done" if self.stop else "teacher" if self.waiting else "student"
 
     @property
     def room(self) -> int:
@@ -79,74 +80,76 @@ class RelayRow:
         return self.config.max_tokens - len(self.ids)
 
     @property
-    def open(self) -> bool:
-        return not self.stop
+    def closed_calls(self) -> list[Call]:
+        return [c for c in self.calls if c.status != "unclosed"]
 
-    def may_force(self) -> bool:
-        """Whether a policy may write a call here: not where the caps leave nothing, not inside a call that the student
-        is writing itself, and not directly behind a call that got no answer, which would be asked for ever."""
-        if self._turn.in_call or not self._allowance():
+    @property
+    def since_call(self) -> int:
+        """Tokens since the last closed call and its answer, or since the beginning."""
+        return len(self.ids) - max((c.end + c.delivered for c in self.closed_calls), default=0)
+
+    @property
+    def turn_tail(self) -> bytes:
+        """The last bytes of the student's turn."""
+        return bytes(self._turn.bytes[-16:])
+
+    def may_call(self) -> bool:
+        """Whether a call rule may write a call here.
+
+        Not where the caps leave nothing, not inside a call that the student is writing itself, and not right after a
+        call that got no answer, which would be asked for ever.
+        """
+        if len(self.ids) < self.no_call_before or self._turn.in_call or not self._allowance():
             return False
         return self.since_call > 0 or not (calls := self.closed_calls) or calls[-1].status == "answered"
 
-    # What is written --------------------------------------------------------------------------------------------------
+    # The student writes -----------------------------------------------------------------------------------------------
 
-    def student(self, token: int) -> None:
-        """A token of the student. A call that it closes, and that somebody has to answer, is then ``waiting``."""
-        if token in self._end_ids:
+    def write_student(self, token: int, *, forced: bool = False) -> None:
+        """A token of the student. If it closes a call that can be granted, the turn is the teacher's."""
+        if token in self._end_ids and not forced:
             self._append(token, STUDENT, self._decoder.decode(b"", final=True))
             self.finish("end")
-        else:
-            self._write(token, forced=False)
-
-    def force(self, n: int) -> bool:
-        """Write the command for n tokens as if the student had; False, and nothing, where it does not fit."""
-        tokens = self._text.call(n)
-        if len(tokens) >= self.room:
-            return False
-        for token in tokens:
-            self._write(token, forced=True)
-        return True
-
-    def take_over(self, n: int) -> None:
-        """A call for n tokens without a command: the student does not learn that somebody else writes."""
-        call = Call(len(self.ids), len(self.ids), n, forced=True)
-        self._grant(call)
-        self.calls.append(call)
-        self.waiting, self._call_end = call, len(self.ids)
-
-    def _write(self, token: int, *, forced: bool) -> None:
+            return
         self._append(token, STUDENT, self._decoder.decode(self._text.bytes[token]))
         for command in self._turn.append(token):
             self._close_call(command, forced)
         if not self.waiting and self.room <= 0:
             self.finish("length")
 
-    def _append(self, token: int, source: str, piece: str) -> None:
-        self.ids.append(token)
-        self.source.append(source)
-        self.pieces.append(piece)
-        if self.logprobs is not None:
-            self.logprobs.append(None)
-            self.entropies.append(None)
+    def append_call(self, n: int) -> bool:
+        """Write the command for n tokens as if the student had; False, and nothing, if it does not fit."""
+        tokens = self._text.call(n)
+        if len(tokens) >= self.room:
+            return False
+        for token in tokens:
+            self.write_student(token, forced=True)
+        return True
+
+    def silent_call(self, n: int) -> None:
+        """A call for n tokens without a command: the student does not learn that the teacher writes."""
+        self._request(Call(len(self.ids), len(self.ids), n, forced=True))
 
     def _close_call(self, command: Command, forced: bool) -> None:
         start = self._turn_start + self._turn.tokens(command.start, command.end).start
-        for i in range(start, len(self.ids)):
-            if self.source[i] == STUDENT:
-                self.source[i] = COMMAND
-        self._call_end = len(self.ids)
+        self.source[start:] = [COMMAND] * (len(self.ids) - start)
         call = Call(start, len(self.ids), command.n, status=command.problem or "waiting", forced=forced)
-        if self._recorded is not None:
-            call = self._recorded_call(call)
-        elif call.status == "waiting":
-            self._grant(call)
+        if command.problem:
+            self.calls.append(call)
+        else:
+            self._request(call)
+
+    def _request(self, call: Call) -> None:
+        """Grant what the caps leave. One token can close two calls: the first is answered, the second refused."""
+        wanted = self.config.fixed_call_tokens or call.requested or 0
+        call.granted = 0 if self.waiting else min(wanted, self._allowance())
+        call.status = "waiting" if call.granted else "refused"
         self.calls.append(call)
-        if call.status == "waiting":
+        if call.granted:
             self.waiting = call
 
     def _allowance(self) -> int:
-        """The most tokens that the caps leave for a call; 0 where it would be refused."""
+        """The most tokens that the caps leave for a call; 0 if it would be refused."""
         config, left = self.config, self.room
         if config.max_calls is not None and sum(c.status == "answered" for c in self.calls) >= config.max_calls:
             return 0
@@ -156,126 +159,145 @@ class RelayRow:
             left = min(left, config.max_teacher_tokens - self.source.count(TEACHER))
         return max(0, left)
 
-    def _grant(self, call: Call) -> None:
-        """What the caps leave of a request; nothing, or a call that waits already, refuses it: one token can close two
-        calls, and the first of them is asked."""
-        wanted = self.config.fixed_call_tokens or call.requested
-        call.granted = 0 if self.waiting else min(wanted, self._allowance())
-        call.status = "waiting" if call.granted else "refused"
+    def _append(self, token: int, source: str, piece: str) -> None:
+        self.ids.append(token)
+        self.source.append(source)
+        self.pieces.append(piece)
+        if self.logprobs is not None:
+            self.logprobs.append(None)
+            self.entropies.append(None)
 
-    def hand_over(self) -> None:
-        """Show the teacher what the student wrote since the last hand-off, without the calls: its turn ends here."""
-        self._note_unclosed()
-        ids, data = self._turn.without_calls()
-        if data:
-            self.context.segments.append(Segment(data.decode(errors="replace"), tuple(ids) if self._shared else None))
-        self._turn, self._turn_start = Turn(self._text), len(self.ids)
+    # The teacher writes -----------------------------------------------------------------------------------------------
 
-    def deliver(self, said: TeacherOutput, teacher: str) -> Call:
-        """The teacher's answer to the call that waits; returns the call, filled in.
+    def start_teacher_turn(self) -> TeacherView:
+        """Show the teacher what the student wrote since the last hand-off, without the calls."""
+        self._end_student_turn()
+        self.submitted, self.view.n = True, self.waiting.granted
+        return self.view
 
-        The teacher's ids are taken as they are where the two share a tokenizer; otherwise its text is tokenised here
-        and never again. More than was granted, or than there is room for, is cut off.
+    def write_teacher(self, output: TeacherOutput, teacher: str) -> Call:
+        """The teacher's answer to the waiting call. Returns the call, filled in; the turn is the student's again.
+
+        Where the two share a tokenizer, the teacher's ids are taken as they are. Otherwise its text is tokenised here
+        once. More than was granted, or than there is room for, is cut off.
         """
-        call = self.waiting
+        call, self.waiting, self.submitted = self.waiting, None, False
         assert call is not None
-        self.waiting = None
-        call.teacher, call.latency, call.error = teacher, said.latency, said.error
-        if said.error is not None:
+        call.teacher, call.latency, call.error = teacher, output.latency, output.error or self._fault(output)
+        if call.error is not None:
             call.status = "failed"
         else:
-            allowed = min(self._allowance(), call.granted if self._shared else self.room)
-            exact = self._shared and said.ids is not None
-            every = list(said.ids) if exact else self._text.encode(said.text)
+            # The caps were applied when the call was granted; another tokenizer counts other tokens.
+            allowed = call.granted if self._shared else self._allowance()
+            exact = self._shared and output.ids is not None
+            every = list(output.ids) if exact else self._text.encode(output.text)
             ids = every[:allowed]
             cut = len(ids) < len(every)
-            text = "".join(self._text.pieces(ids)) if cut else said.text
-            self._take(ids, text, tuple(ids) if self._shared else None if cut else said.ids)
-            call.status, call.delivered, call.written = "answered", len(ids), said.tokens or len(ids)
-            call.finish = "length" if cut else said.finish
-        if call.finish == "stop":
+            text = "".join(self._text.pieces(ids)) if cut else output.text
+            self._take(ids, text, tuple(ids) if self._shared else None if cut else output.ids)
+            call.status, call.delivered, call.written = "answered", len(ids), output.tokens or len(ids)
+            call.finish_reason = "length" if cut else output.finish_reason
+        if call.finish_reason == "stop":
             self.finish("teacher_end")
         elif self.room <= 0:
             self.finish("length")
         return call
+
+    def _fault(self, output: TeacherOutput) -> str | None:
+        """What makes an output useless, whoever made it: no text and no end, unknown ids, text that is no Unicode."""
+        if not output.text and not output.ids and output.finish_reason == "length":
+            return "the teacher wrote nothing and did not end the answer"
+        if self._shared and not all(0 <= i < len(self._text.bytes) for i in output.ids or ()):
+            return "the teacher's ids are outside of the tokenizer"
+        return None if output.text.isascii() or _is_unicode(output.text) else "the teacher's text is not valid Unicode"
 
     def _take(self, ids: list[int], text: str, own: tuple[int, ...] | None) -> None:
         """Tokens of the teacher: the student's ids for them, and its own where they are known."""
         for token in ids:
             self._append(token, TEACHER, self._decoder.decode(self._text.bytes[token]))
         if text or own:
-            self.context.segments.append(Segment(text, own))
-        self._turn_start = self._call_end = len(self.ids)
+            self.view.segments.append(Segment(text, own))
+        self._turn_start = len(self.ids)
 
-    def _note_unclosed(self) -> None:
+    def _end_student_turn(self) -> None:
+        """The turn's calls that were never closed are noted, its text without calls is shown to the teacher."""
         for command in self._turn.unclosed():
             tokens = self._turn.tokens(command.start, command.end)
             self.calls.append(Call(self._turn_start + tokens.start, self._turn_start + tokens.stop, status="unclosed"))
         self.calls.sort(key=lambda c: c.start)
+        ids, data = self._turn.without_calls()
+        if data:
+            self.view.segments.append(Segment(data.decode(errors="replace"), tuple(ids) if self._shared else None))
+        self._turn, self._turn_start = StudentTurn(self._text), len(self.ids)
 
     def finish(self, why: str) -> None:
-        """End the row; ``why`` is one of ``trace.STOPS``."""
+        """End the sequence; ``why`` is one of ``trace.STOPS``."""
         self.stop = why
         if self.waiting:
             self.waiting.status, self.waiting = "interrupted", None
-        self._note_unclosed()
-        self._turn, self._turn_start = Turn(self._text), len(self.ids)
+        self._end_student_turn()
         if self.pieces:
             self.pieces[-1] += self._decoder.decode(b"", final=True)
 
-    # Taking over a trace ----------------------------------------------------------------------------------------------
+    # Records ----------------------------------------------------------------------------------------------------------
 
-    def replay(self, trace: Trace, at: int) -> None:
-        """Take over the first ``at`` completion tokens of a trace, with their sources, calls and statistics.
+    def take_over(self, trace: Trace, at: int) -> None:
+        """Begin with the first ``at`` completion tokens of a trace: their sources, calls and statistics are given.
 
-        What was granted, refused or failed stays so, whatever the caps are now. Only a call that the cut lies directly
-        behind is asked anew; a cut within an answer keeps that much of it. A finished trace taken whole is finished.
-        ValueError where the trace does not fit this tokenizer.
+        What was granted, refused or failed stays so, whatever the caps are now. Only a call that ends at ``at`` is
+        requested anew; a cut within an answer keeps that much of it. A finished trace taken whole is finished.
+
+        Raises:
+            ValueError: where the trace was made with another tokenizer.
         """
-        config, self.config = self.config, RelayConfig(max_tokens=2**62)
-        self._recorded = [c for c in trace.calls if c.status != "unclosed"][::-1]
-        finished = at == len(trace.completion_ids) and trace.stop in ("end", "teacher_end")
-        while len(self.ids) < at:
-            token = trace.completion_ids[len(self.ids)]
-            if self._recorded and self._recorded[-1].start == self._recorded[-1].end == len(self.ids):
-                self.calls.append(self._recorded_call(self._recorded[-1]))  # one without a command: take_over
-                self.waiting = self.calls[-1] if self.calls[-1].status == "waiting" else None
-                self._call_end = len(self.ids)
-            elif token in self._end_ids:
-                self._append(token, STUDENT, self._decoder.decode(b"", final=True))
-                break
-            else:
-                self._write(token, forced=False)
-            if (call := self.waiting) and (len(self.ids) < at or finished):
-                self.waiting = None
-                self.hand_over()
-                call.status = "failed" if call.error else "answered"
-                ids = trace.completion_ids[call.end : min(call.end + call.delivered, at)]
-                call.delivered = len(ids)
-                text = "".join(trace.pieces[call.end : call.end + len(ids)])
-                self._take(ids, text, tuple(ids) if self._shared else None)
-        self._recorded, self.config = None, config
-        if self.waiting:
-            call, self.waiting = self.waiting, None
-            call.teacher = call.latency = call.error = call.finish = None
-            call.delivered = call.written = 0
-            self._grant(call)
-            self.waiting = call if call.granted else None
+        ids, ended = trace.completion_ids[:at], at == len(trace.completion_ids) and trace.stop in ("end", "teacher_end")
+        end_token = ended and trace.stop == "end" and bool(ids)
+        body = ids[:-1] if end_token else ids
+        self._check(body, trace)
+        calls = [replace(c) for c in trace.calls if c.end <= at and (c.end < at or c.start < c.end or ended)]
+        self.calls = [c for c in calls if c.status != "unclosed"]
+        again = [c for c in self.calls if c.end == at and c.status in REQUESTED] if not ended else []
+        # 1) Turn by turn: the student's tokens up to a call that the teacher was asked for, then the teacher's.
+        for call in [c for c in self.calls if c.status in REQUESTED and c not in again]:
+            self._give(body[len(self.ids) : call.end])
+            self._end_student_turn()
+            call.status = "failed" if call.error else "answered"
+            own = body[call.end : call.end + call.delivered]
+            call.delivered = len(own)
+            text = "".join(trace.pieces[call.end : call.end + len(own)])
+            self._take(own, text, tuple(own) if self._shared else None)
+        self._give(body[len(self.ids) :])
+        # 2) A call right before the cut is requested anew, under the present caps.
+        for call in again:
+            self.calls.remove(call)
+            self._request(Call(call.start, call.end, call.requested, forced=call.forced))
+        self.calls.sort(key=lambda c: c.start)
+        if end_token:
+            self._append(ids[-1], STUDENT, self._decoder.decode(b"", final=True))
         for name in ("logprobs", "entropies"):
             if getattr(self, name) is not None and getattr(trace, name) is not None:
-                setattr(self, name, getattr(trace, name)[:at])
-        if finished:
+                setattr(self, name, list(getattr(trace, name)[:at]))
+        if ended:
             self.finish(trace.stop)
+        elif self.turn == "student" and self.room <= 0:
+            self.finish("length")
 
-    def _recorded_call(self, found: Call) -> Call:
-        """The record of a call that a replay has come to; one that the teacher was asked waits for its answer again."""
-        old = self._recorded.pop() if self._recorded else None
-        if old is None or (old.start, old.end, old.requested) != (found.start, found.end, found.requested):
-            raise ValueError(f"the trace has {old} where its tokens hold {found}: was it made with another tokenizer?")
-        asked = old.status in ("answered", "failed", "interrupted")
-        return replace(old, status="waiting" if asked else old.status)
+    def _give(self, ids: list[int]) -> None:
+        """Tokens of the student whose calls are known already."""
+        begin = len(self.ids)
+        for token in ids:
+            self._append(token, STUDENT, self._decoder.decode(self._text.bytes[token]))
+            self._turn.append(token)
+        for call in self.calls:
+            if begin <= call.start and call.end <= len(self.ids):
+                self.source[call.start : call.end] = [COMMAND] * (call.end - call.start)
 
-    def trace(self) -> Trace:
+    def _check(self, ids: list[int], trace: Trace) -> None:
+        known = all(0 <= i < len(self._text.bytes) for i in ids)
+        if not known or not "".join(trace.pieces).startswith("".join(self._text.pieces(ids)).rstrip("\ufffd")):
+            raise ValueError(f"trace {trace.id!r} does not fit this student: was it made with another tokenizer?")
+
+    def trace(self, student: str, teacher: str) -> Trace:
         """The record so far; a copy that later tokens do not change."""
         return Trace(
             prompt=self.messages[-1]["content"] if self.messages else "",
@@ -288,5 +310,15 @@ class RelayRow:
             logprobs=None if self.logprobs is None else list(self.logprobs),
             entropies=None if self.entropies is None else list(self.entropies),
             seed=self.seed,
-            temperature=self.temperature,
+            temperature=self.config.temperature,
+            student=student,
+            teacher=teacher,
         )
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # a lone surrogate
+        return False
+    return True

@@ -1,28 +1,32 @@
-"""What a server can do, found out by asking it: "OpenAI-compatible" says too little.
+"""What a server can do, found out by small requests: "OpenAI-compatible" says too little.
 
-Real servers differ in whether they take token ids, give them back, keep to ``max_tokens``, and in what they do with a
-chat that ends in half an assistant's message. That they accept a request is no evidence: unknown fields are mostly
-ignored. So each question here is a small request whose answer could not have come about otherwise.
+Real servers differ in whether they take token ids, return them, put a template around a completion, and in what they do
+with a chat that ends in half an assistant's message. That a server accepts a field is no evidence: most ignore fields
+that they do not know. So each request here has an answer that could not have come about otherwise.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from relaylab.relay.api_client import Answer, APIClient, Fault
+from relaylab.call_tag import visible
+from relaylab.relay.api_client import Answer, APIClient, ServerError
 
 TEXT = "Count: one, two, three, four,"
 LIMIT = 3
 # Longer than LIMIT tokens can be: an answer that begins with all of it repeats it, and did not write it anew.
 PREFIX = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen"
-ASK = [{"role": "user", "content": "Count in words."}]
+QUESTION = [{"role": "user", "content": "Count in words."}]
 CONTINUE = {"continue_final_message": True, "add_generation_prompt": False}
 NO_THINKING = {"chat_template_kwargs": {"enable_thinking": False}}
 CUT = "\ufffd"  # what half a character decodes to
+TEMPLATE_TOKENS = 4  # more than servers add to a text, which is a token at its beginning and one at its end
+REFUSALS = (400, 404, 405, 415, 422, 500, 501)  # the server is there, but does not do this; some say so with a 500
 
 Prefix = Literal["new text", "repeats", "new turn", "refused"]
-_PREFIX_SAYS = {
+_PREFIX = {
     "new text": "continued, answers hold the new text only",
     "repeats": "continued, answers repeat what they continue",
     "new turn": "not continued: a new turn begins",
@@ -32,178 +36,162 @@ _PREFIX_SAYS = {
 
 @dataclass(frozen=True, slots=True)
 class ServerProbe:
-    """What was seen of a server. Where ``error`` is set, nothing else is known.
-
-    models: those that the server lists. model: the one that is asked.
-    completions: ``/completions`` takes a text. token_prompts: it takes token ids. token_ids: it gives those it wrote.
-    keeps_limit: it never wrote more than ``max_tokens``; None where it does not say how many it wrote.
-    prefix: what it makes of a chat that ends in the beginning of an answer.
-    no_thinking: its chats take ``enable_thinking=False``.
-    begins: tokens that it puts before a text of its own accord; None where that is not known.
-    context: tokens that a prompt and its continuation may have together; None where that is not known.
-    tokenizer: the given one counts and reads as the server's does; None where that is not known.
-    """
+    """What was seen of a server. If ``error`` is set, nothing else is known."""
 
     url: str
-    error: str | None = None
-    models: tuple[str, ...] = ()
-    model: str | None = None
-    completions: bool = False
-    token_prompts: bool = False
-    token_ids: bool = False
-    keeps_limit: bool | None = None
-    prefix: Prefix = "refused"
-    no_thinking: bool = False
-    begins: int | None = None
-    context: int | None = None
-    tokenizer: bool | None = None
+    error: str | None = None  # why it could not be asked
+    models: tuple[str, ...] = ()  # those that it lists
+    model: str | None = None  # the one to use
+    completions: bool = False  # /completions continues a text
+    template: bool = False  # it puts a chat template of its own around the text, which is no continuation
+    token_prompts: bool = False  # /completions takes token ids
+    token_ids: bool = False  # it returns those that it wrote
+    prefix: Prefix = "refused"  # what it makes of a chat that ends in the beginning of an answer
+    no_thinking: bool = False  # its chats take enable_thinking=False
+    begins: int | None = None  # tokens that it puts before a text, if known
+    context: int | None = None  # tokens of a prompt and its continuation together, if known
+    tokenizer: bool | None = None  # the tokenizer given is the server's, if known
 
     @property
     def reachable(self) -> bool:
         return self.error is None
 
+    @property
+    def continues(self) -> bool:
+        """Its chats continue a begun answer."""
+        return self.prefix in ("new text", "repeats")
+
     def __str__(self) -> str:
         if not self.reachable:
             return f"{self.url}: {self.error}"
-        said = {True: "yes", False: "no", None: "not known"}
-        listed = "" if self.model in self.models else f", not in its list ({', '.join(self.models) or 'empty'})"
+        listed = "" if self.model in self.models else f", not in its list ({_names(self.models) or 'empty'})"
+        word = {True: "yes", False: "no"}
         lines = {
-            "text prompts": said[self.completions],
-            "token-id prompts": said[self.token_prompts],
-            "returns token ids": said[self.token_ids],
-            "keeps to max_tokens": said[self.keeps_limit],
-            "begun chat answers": _PREFIX_SAYS[self.prefix],
+            "text prompts": "no: within a chat template of the server" if self.template else word[self.completions],
+            "token-id prompts": word[self.token_prompts],
+            "returns token ids": word[self.token_ids],
+            "begun chat answers": _PREFIX[self.prefix],
             "context": f"{self.context} tokens" if self.context else "not known",
         }
         if self.tokenizer is not None:
             lines["tokenizer given"] = "the server's" if self.tokenizer else "NOT the server's"
-        return f"{self.url}: model {self.model}{listed}\n" + "\n".join(f"  {k:<20} {v}" for k, v in lines.items())
+        rows = [f"{self.url}: model {self.model}{listed}", *(f"  {k:<20} {v}" for k, v in lines.items())]
+        return "\n".join(map(visible, rows))
 
 
-async def probe_server(client: APIClient, *, model: str | None = None, tokenizer: Any = None) -> ServerProbe:
-    """Ask a server what it can do, in up to eight small requests; ``model`` may be None where it serves just one."""
+def probe_server(
+    client: APIClient, *, model: str | None = None, tokenizer: Any = None, temperature: float = 0.0
+) -> ServerProbe:
+    """Find out what a server can do, in at most eight small requests.
+
+    Args:
+        client: of the server.
+        model: as the server calls it; None if it serves just one.
+        tokenizer: of the model (a ``TeacherTokenizer``), or None.
+        temperature: of the requests. Some servers do not take every value.
+
+    Returns:
+        What was seen. A server that cannot be asked is an ``error`` in it, and no exception.
+    """
     try:
-        listed = await _models(client)
-        model = _choose(model, list(listed))
-        return await _Questions(client, model, tokenizer).ask(listed)
-    except Fault as fault:
-        return ServerProbe(client.url, error=str(fault))
+        return _probe(client, model, tokenizer, temperature)
+    except ServerError as error:
+        return ServerProbe(client.url, error=client.scrub(str(error)))
 
 
-async def _models(client: APIClient) -> dict[str, dict[str, Any]]:
+def _probe(client: APIClient, model: str | None, tokenizer: Any, temperature: float) -> ServerProbe:
+    refusals: list[ServerError] = []
+
+    def answer(path: str, **body: Any) -> Answer | None:
+        """None if the server refuses."""
+        common = {"model": model, "max_tokens": LIMIT, "temperature": temperature}
+        try:
+            return client.ask(path, common | body, read=Answer.parse if "messages" in body else Answer.read)
+        except ServerError as error:
+            if error.status not in REFUSALS:
+                raise
+            refusals.append(error)
+            return None
+
+    def chat(messages: list[dict[str, str]], **body: Any) -> Answer | None:
+        reply = answer("/chat/completions", messages=messages, **body)
+        if reply is not None and not reply.has_text:
+            refusals.append(ServerError("this server's chat answers hold no text; perhaps it reasons first"))
+        return reply if reply and reply.has_text else None
+
+    # 1) The models.
+    listed = _models(client)
+    if model is None and len(listed) != 1:
+        names = f"the server has: {_names(listed)}" if listed else "the server does not list what it has"
+        raise ServerError(f"name a model with --teacher-model, or as URL#model; {names}")
+    model = model or next(iter(listed))
+
+    # 2) Completions: of a text, of twice that text, of ids; with the ids that were written.
+    text = answer("/completions", prompt=TEXT)
+    twice = text and answer("/completions", prompt=f"{TEXT} {TEXT}")
+    # Without a tokenizer any few ids will do: every vocabulary has the first ones.
+    ids = tokenizer.encode(TEXT) if tokenizer else [5, 6, 7]
+    by_ids = text and answer("/completions", prompt=ids)
+    with_ids = text and answer("/completions", prompt=TEXT, return_token_ids=True)
+    # A template adds the same to both texts. A count that does not grow leaves out what the server had in a cache.
+    one, two = (seen.prompt or 0 if seen else 0 for seen in (text, twice))
+    template = one < two and 2 * one - two > TEMPLATE_TOKENS
+
+    # 3) Chats of a begun answer.
+    begun = [*QUESTION, {"role": "assistant", "content": PREFIX}]
+    reply = chat(begun, **CONTINUE, **NO_THINKING)
+    no_thinking = reply is not None
+    reply = reply or chat(begun, **CONTINUE)
+    prefix: Prefix = "refused"
+    if reply:
+        prefix = "repeats" if reply.text.startswith(PREFIX) else "new text"
+    if reply and prefix == "new text" and (other := chat(begun, **NO_THINKING if no_thinking else {})):
+        # Who ignores the request to continue closes the message and opens another: the same prompt as without it.
+        fewer = reply.prompt is not None and other.prompt is not None and reply.prompt < other.prompt
+        prefix = "new text" if fewer else "new turn"
+    if text is None and reply is None and not chat(QUESTION):
+        if listed and model not in listed:
+            raise ServerError(f"model {model!r} not found; the server has: {_names(listed)} ({refusals[-1]})")
+        address = "; is this the address of the API? It often ends in /v1"
+        raise ServerError(str(refusals[-1]) + (address if refusals[-1].status == 404 and not listed else ""))
+
+    begins = text.prompt - len(ids) if tokenizer and text and text.prompt and not template else None
+    ours = None if begins is None else 0 <= begins < 3
+    if ours and with_ids and with_ids.ids:
+        ours = tokenizer.text_ids(with_ids) is not None
+    context = listed.get(model, {}).get("max_model_len")
+    return ServerProbe(
+        url=client.url,
+        models=tuple(listed),
+        model=model,
+        completions=text is not None and not template,
+        template=template,
+        # A server may also take the list's text, or every id for a prompt of its own: then it counts otherwise.
+        token_prompts=by_ids is not None and by_ids.prompt in (None, len(ids)),
+        token_ids=bool(with_ids and with_ids.ids),
+        prefix=prefix,
+        no_thinking=no_thinking,
+        begins=begins,
+        context=context if type(context) is int else None,
+        tokenizer=ours,
+    )
+
+
+def _models(client: APIClient) -> dict[str, dict[str, Any]]:
     def read(data: Any) -> dict[str, dict[str, Any]]:
         if not isinstance(data, dict):
-            raise Fault("the server's list of models is not readable", passing=True)
-        entries = data.get("data") if isinstance(data.get("data"), list) else []
-        return {e["id"]: e for e in entries if isinstance(e, dict) and isinstance(e.get("id"), str)}
+            raise ServerError("the server's list of models is not readable", passing=True)
+        entries = data.get("data")
+        entries = [e for e in entries if isinstance(e, dict)] if isinstance(entries, list) else []
+        return {e["id"]: e for e in entries if isinstance(e.get("id"), str)}
 
     try:
-        return await client.ask("/models", read=read)
-    except Fault as fault:
-        if fault.refusal:
-            return {}
-        raise
+        return client.ask("/models", read=read)
+    except ServerError as error:
+        if error.status not in REFUSALS:
+            raise
+        return {}
 
 
-def _choose(model: str | None, models: list[str]) -> str:
-    if model is None and len(models) != 1:
-        raise Fault(
-            f"name a model; the server has: {', '.join(models)}"
-            if models
-            else "name a model: the server does not list what it has"
-        )
-    return model or models[0]
-
-
-class _Questions:
-    def __init__(self, client: APIClient, model: str, tokenizer: Any):
-        self._client, self._model, self._tokenizer = client, model, tokenizer
-        self._refusals: list[Fault] = []
-        self._written: list[int] = []
-
-    async def _try(self, path: str, **body: Any) -> Answer | None:
-        """The answer, or None where the server refuses; raises Fault where it could not be asked."""
-        common = {"model": self._model, "max_tokens": LIMIT, "temperature": 0}
-        try:
-            answer = await self._client.ask(path, common | body)
-        except Fault as fault:
-            if not fault.refusal:
-                raise
-            self._refusals.append(fault)
-            return None
-        if answer.written is not None:
-            self._written.append(answer.written)
-        return answer
-
-    async def ask(self, listed: dict[str, dict[str, Any]]) -> ServerProbe:
-        text = await self._try("/completions", prompt=TEXT)
-        # Without a tokenizer any few ids will do: every vocabulary has the first ones.
-        ids = self._encode(TEXT) if self._tokenizer else [5, 6, 7]
-        by_ids = text and await self._try("/completions", prompt=ids)
-        with_ids = text and await self._try("/completions", prompt=TEXT, return_token_ids=True)
-        prefix, no_thinking = await self._prefix()
-        if text is None and prefix == "refused" and not await self._try("/chat/completions", messages=ASK):
-            raise Fault(self._remedy(list(listed)))
-        begins = text.prompt - len(ids) if self._tokenizer and text and text.prompt else None
-        context = listed.get(self._model, {}).get("max_model_len")
-        return ServerProbe(
-            url=self._client.url,
-            models=tuple(listed),
-            model=self._model,
-            completions=text is not None,
-            # A server may also take the list's text, or every id for a prompt of its own: then it counts otherwise.
-            token_prompts=bool(by_ids) and by_ids.prompt in (None, len(ids)),
-            token_ids=bool(with_ids and with_ids.ids),
-            keeps_limit=max(self._written) <= LIMIT if self._written else None,
-            prefix=prefix,
-            no_thinking=no_thinking,
-            begins=begins,
-            context=context if type(context) is int else None,
-            tokenizer=self._same(begins, with_ids),
-        )
-
-    def _encode(self, text: str) -> list[int]:
-        return self._tokenizer(text, add_special_tokens=False)["input_ids"]
-
-    def _same(self, begins: int | None, answer: Answer | None) -> bool | None:
-        if begins is None:
-            return None
-        if begins not in (0, 1, 2):  # a beginning-of-text token and an end token are all that servers add
-            return False
-        if not answer or not answer.ids:
-            return True
-        return reads_as(self._tokenizer, answer.ids, answer.text)
-
-    async def _prefix(self) -> tuple[Prefix, bool]:
-        begun = [*ASK, {"role": "assistant", "content": PREFIX}]
-        told = await self._try("/chat/completions", messages=begun, **CONTINUE, **NO_THINKING)
-        no_thinking = told is not None
-        told = told or await self._try("/chat/completions", messages=begun, **CONTINUE)
-        if told is None:
-            return "refused", False
-        if told.text.startswith(PREFIX):
-            return "repeats", no_thinking
-        # Who ignores the request to continue closes the message and opens another: the same prompt as without it.
-        untold = await self._try("/chat/completions", messages=begun, **(NO_THINKING if no_thinking else {}))
-        if untold is None:
-            return "new text", no_thinking
-        fewer = told.prompt is not None and untold.prompt is not None and told.prompt < untold.prompt
-        return ("new text" if fewer else "new turn"), no_thinking
-
-    def _remedy(self, models: list[str]) -> str:
-        """Why nothing works, from the first refusal."""
-        said = self._refusals[0]
-        if models and self._model not in models:
-            return f"model {self._model!r} not found; the server has: {', '.join(models)} ({said})"
-        if said.status == 404 and not models:
-            return f"{said}; is this the address of the API? It often ends in /v1"
-        return str(said)
-
-
-def reads_as(tokenizer: Any, ids: list[int], text: str) -> bool:
-    """Are these the ids of that text, special tokens aside?
-
-    Half a character at the end is written in several ways, and some tokenizers drop a space at the beginning.
-    """
-    read = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return read.rstrip(CUT).lstrip(" ") == text.rstrip(CUT).lstrip(" ")
+def _names(models: Collection[str]) -> str:
+    return ", ".join([*models][:20]) + (f" and {len(models) - 20} more" if len(models) > 20 else "")

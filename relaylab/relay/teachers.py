@@ -1,21 +1,19 @@
-"""Teachers: whoever writes the next n tokens of a context. One protocol; the engine room is elsewhere.
+"""Teachers: whoever writes the next n tokens of an answer. One protocol for local, API, scripted and no teacher.
 
-A teacher never sees the student's commands. What it sees of a row is a ``Context``: the chat messages and a growing
-list of segments, the student's text and its own, which is never rewritten, so that a teacher can keep its cache.
+A teacher never sees the student's commands. It gets a ``TeacherView``: the chat messages and a growing list of
+segments, the student's text and its own. Segments are never rewritten, so a teacher can keep its cache.
 
-A teacher does not raise when it cannot answer: it returns a ``TeacherOutput`` with an ``error``, for that row alone.
-What to do then (carry on, raise, exclude the rollout) is the relay's policy.
-
-``LocalTeacher`` is in ``local_teacher.py``, ``APITeacher`` in ``api_teacher.py``.
+A teacher does not raise when it cannot answer. It returns a ``TeacherOutput`` with an ``error``, for that view alone.
+What happens then (carry on, raise, exclude) is decided by ``RelayConfig.on_failure``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
 
-Finish = Literal["length", "stop", "error"]
+FinishReason = Literal["length", "stop", "error"]
 Message = dict[str, str]  # {"role": ..., "content": ...}
 
 
@@ -23,24 +21,31 @@ Message = dict[str, str]  # {"role": ..., "content": ...}
 class Segment:
     """A stretch of the completion as the teacher sees it.
 
-    ``ids`` are tokens of the teacher's tokenizer where they are known exactly; where they are None, the teacher
-    tokenises ``text`` once and remembers. ``text`` may end inside a character only where ``ids`` are given.
+    Args:
+        text: may end inside a character only where ``ids`` are given.
+        ids: its tokens in the teacher's tokenizer where they are known exactly; else the teacher tokenises the text
+            once and remembers.
     """
 
     text: str
     ids: tuple[int, ...] | None = None
 
 
-@dataclass(slots=True)
-class Context:
-    """What a teacher sees of one row. ``row`` names the row for caches; ``segments`` only ever grow.
+@dataclass(slots=True, eq=False)
+class TeacherView:
+    """What a teacher sees of one sequence. Views are told apart by identity; a teacher keeps its caches by view.
 
-    ``whole_characters``: the answer will be tokenised anew, so it must not end inside a character.
+    Args:
+        messages: the prompt.
+        segments: the completion without commands; it only grows.
+        n: tokens asked for at the present turn.
+        seed: of the sequence, for a teacher that samples.
+        whole_characters: the answer will be tokenised anew, so it must not end inside a character.
     """
 
-    row: Hashable
     messages: list[Message]
     segments: list[Segment] = field(default_factory=list)
+    n: int = 0
     seed: int = 0
     whole_characters: bool = False
 
@@ -54,13 +59,17 @@ class Context:
 class TeacherOutput:
     """What a teacher wrote: at most the n tokens asked for.
 
-    finish: ``length`` (n tokens written, more would come), ``stop`` (the teacher ended the answer; its end token is not
-    part of the text), ``error`` (nothing usable; ``error`` says why). ``tokens`` counts the teacher's own tokens.
-    ``ids`` are these tokens where the teacher knows them, else None and the text counts. ``latency`` in seconds.
+    Args:
+        text: the continuation, without an end token.
+        finish_reason: ``length`` (more would come), ``stop`` (the teacher ended the answer) or ``error``.
+        ids: its tokens where the teacher knows them, else None and the text counts.
+        tokens: the number of the teacher's own tokens.
+        latency: seconds.
+        error: why there is nothing usable.
     """
 
     text: str
-    finish: Finish
+    finish_reason: FinishReason
     ids: tuple[int, ...] | None = None
     tokens: int = 0
     latency: float = 0.0
@@ -69,83 +78,93 @@ class TeacherOutput:
 
 @runtime_checkable
 class Teacher(Protocol):
-    """``name`` goes into traces (never a key or a password). ``fingerprint`` is equal for equal tokenizers, or None."""
+    """Writes continuations. ``name`` goes into traces (never a key or a password). ``fingerprint`` is equal for equal
+    tokenizers, or None."""
 
     name: str
     fingerprint: str | None
 
-    def continue_(self, contexts: Sequence[Context], n: Sequence[int]) -> list[TeacherOutput]:
-        """Continue every context by at most its n >= 1 tokens; one continuation a context, in order."""
+    def submit(self, views: Sequence[TeacherView]) -> None:
+        """Begin to continue each view by at most ``view.n`` >= 1 tokens. Returns without waiting for the answers."""
         ...
 
-    def release(self, rows: Sequence[Hashable]) -> None:
-        """These rows will not come back: their caches may go."""
+    def poll(self, views: Collection[TeacherView], *, wait: bool = False) -> list[tuple[TeacherView, TeacherOutput]]:
+        """Of these views, those whose answers have become ready.
+
+        A local teacher writes one more token of each. ``wait``: nothing else is left to do, so return only once an
+        answer is ready. Views of other relays over the same teacher are left alone.
+        """
         ...
 
-
-@runtime_checkable
-class PatientTeacher(Teacher, Protocol):
-    """A teacher that can be asked and left alone: the student's other rows go on while it writes."""
-
-    def ask(self, contexts: Sequence[Context], n: Sequence[int]) -> None:
-        """As ``continue_``, without an answer yet. A released row gets none."""
-        ...
-
-    def answers(self, rows: Collection[Hashable]) -> list[tuple[Hashable, TeacherOutput]]:
-        """Of these rows, the continuations that have become ready, by row; perhaps none, and soon. Others' rows, of
-        another stream over the same teacher, are left alone."""
+    def release(self, views: Sequence[TeacherView]) -> None:
+        """These views will not come back: drop their caches, cancel their requests."""
         ...
 
 
-class NoTeacher:
-    """Nobody to call: a relay with it forbids calls at the sampler (teacher-free decoding, table 4)."""
+def complete(teacher: Teacher, views: Sequence[TeacherView]) -> list[TeacherOutput]:
+    """The answers to all views, in order.
 
-    name = "none"
-    fingerprint = None
-
-    def continue_(self, contexts: Sequence[Context], n: Sequence[int]) -> list[TeacherOutput]:
-        return [TeacherOutput("", "error", error="there is no teacher") for _ in contexts]
-
-    def release(self, rows: Sequence[Hashable]) -> None:
-        pass
+    >>> complete(ScriptedTeacher(["3901 and more"]), [TeacherView([], n=4)])[0].text
+    '3901'
+    """
+    teacher.submit(views)
+    outputs: dict[int, TeacherOutput] = {}
+    waiting = list(views)
+    while waiting:
+        for view, output in teacher.poll(waiting, wait=True):
+            outputs[id(view)] = output
+        waiting = [v for v in waiting if id(v) not in outputs]
+    return [outputs[id(v)] for v in views]
 
 
 class ScriptedTeacher:
     """Says what a script says; for tests and lessons.
 
-    ``script`` is a list of continuations used in turn, over and over (a text, or a ``TeacherOutput`` for a finish
-    reason or an error), or a function ``(context, n) -> text | TeacherOutput``. A text is cut to n characters unless the
-    script says otherwise with a ``TeacherOutput``: a script has no tokenizer, so it counts a character as a token.
+    Args:
+        script: outputs used in turn, over and over (a text, or a ``TeacherOutput`` for a finish reason or an error), or
+            a function ``(view) -> text | TeacherOutput``. A text is cut to ``view.n`` characters: a script has no
+            tokenizer, so a character counts as a token.
+        name: for traces.
 
-    >>> ScriptedTeacher(["3901 and more"]).continue_([Context(0, [])], [4])[0].text
-    '3901'
+    ``requests`` lists (completion the teacher saw, n) of every call.
     """
 
     fingerprint = None
 
     def __init__(
-        self,
-        script: Sequence[str | TeacherOutput] | Callable[[Context, int], str | TeacherOutput],
-        name: str = "script",
+        self, script: Sequence[str | TeacherOutput] | Callable[[TeacherView], str | TeacherOutput], name: str = "script"
     ):
         self.name = name
         self._script = script
         self._next = 0
-        self.asked: list[tuple[str, int]] = []  # (completion the teacher saw, n) of every call
+        self._ready: dict[TeacherView, TeacherOutput] = {}
+        self.requests: list[tuple[str, int]] = []
 
-    def continue_(self, contexts: Sequence[Context], n: Sequence[int]) -> list[TeacherOutput]:
-        return [self._one(context, count) for context, count in zip(contexts, n, strict=True)]
+    def submit(self, views: Sequence[TeacherView]) -> None:
+        for view in views:
+            self._ready[view] = self._answer(view)
 
-    def _one(self, context: Context, n: int) -> TeacherOutput:
-        self.asked.append((context.text, n))
+    def poll(self, views: Collection[TeacherView], *, wait: bool = False) -> list[tuple[TeacherView, TeacherOutput]]:
+        return [(view, self._ready.pop(view)) for view in views if view in self._ready]
+
+    def release(self, views: Sequence[TeacherView]) -> None:
+        for view in views:
+            self._ready.pop(view, None)
+
+    def _answer(self, view: TeacherView) -> TeacherOutput:
+        self.requests.append((view.text, view.n))
         if callable(self._script):
-            said = self._script(context, n)
+            output = self._script(view)
         else:
-            said = self._script[self._next % len(self._script)]
+            output = self._script[self._next % len(self._script)]
             self._next += 1
-        if isinstance(said, TeacherOutput):
-            return said
-        return TeacherOutput(said[:n], "length", tokens=min(n, len(said)))
+        if isinstance(output, TeacherOutput):
+            return output
+        return TeacherOutput(output[: view.n], "length", tokens=min(view.n, len(output)))
 
-    def release(self, rows: Sequence[Hashable]) -> None:
-        pass
+
+class NoTeacher(ScriptedTeacher):
+    """Nobody to call: a relay with it forbids calls at the sampler (teacher-free decoding, table 4)."""
+
+    def __init__(self) -> None:
+        super().__init__([TeacherOutput("", "error", error="there is no teacher")], name="none")

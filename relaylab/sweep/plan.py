@@ -1,118 +1,185 @@
-"""A sweep's file to its points: which parameters, how often, and the name under which a finished point is known.
+"""Read the points of a sweep from its YAML file: what varies, how often, and the key of each point.
 
-Pure: it reads the file and the notebook, runs nothing, and the same files give the same points in the same order.
+It runs nothing. The same files give the same points in the same order.
 """
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from functools import cache
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import yaml
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from relaylab.sweep.notebook import checked, code_cells, read_parameters
+from relaylab.settings import nearest, read_yaml
+from relaylab.sweep.notebook import check_values, code_cells, read_parameters
 from relaylab.version import __version__
 
-PACKAGE = Path(__file__).parents[1]
-SETTINGS = (
-    "description", "notebook", "parameters", "grid", "zips", "lists", "seeds", "seed_parameter", "where", "collect",
-    "plane", "timeout", "retries", "resources", "sizes",
-)  # fmt: skip
-RESOURCES = {"cpus": 1, "gpus": 0, "memory_gb": None}
-Level = tuple[str, dict[str, Any]]
+MAX_POINTS = 100_000
+COLUMNS = ("key", "seed", "version", "commit", "planned")  # of a table of results, besides parameters and results
+IMPORT = re.compile(r"^\s*(?:from|import)\s+(\w+)", re.MULTILINE)
+Name = Annotated[str, BeforeValidator(str)]
+Values = dict[str, Any]
+Level = tuple[str, Values]
+
+
+def _share(number: float) -> float:
+    if number > 1 and number % 1:
+        raise ValueError("must be a share of one, or a whole number")
+    return number
+
+
+Share = Annotated[float, AfterValidator(_share)]
+
+
+class Resources(BaseModel):
+    """What one point needs, for Ray."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    cpus: Share = Field(1, gt=0)
+    gpus: Share = Field(0, ge=0)
+    memory_gb: float | None = Field(None, gt=0)
+
+
+class SweepFile(BaseModel):
+    """The settings of a SWEEP.yaml; docs/sweeps.md explains them."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    notebook: str
+    description: str = ""
+    parameters: Values = {}
+    grid: dict[str, list[Any]] = {}
+    zips: list[dict[str, list[Any]]] = []
+    lists: dict[str, dict[Name, Values]] = {}
+    seeds: Annotated[int, Field(ge=1, le=MAX_POINTS)] | Annotated[list[int], Field(min_length=1)] | None = None
+    seed_parameter: str = "seed"
+    where: list[Values] = []
+    collect: list[str] = []
+    plane: list[str] = Field(["call_ratio", "accuracy"], min_length=2, max_length=2)
+    timeout: float | None = Field(None, gt=0)
+    retries: int = Field(0, ge=0)
+    resources: Resources = Resources()
+
+    def factors(self) -> Iterator[tuple[str, list[Level]]]:
+        """(name, levels) of every factor: each line of the grid, each zip, each list."""
+        for name, values in self.grid.items():
+            yield name, [(label(value), {name: value}) for value in values]
+        for columns in self.zips:
+            if len({len(values) for values in columns.values()}) != 1:
+                raise ValueError(f"zips: {', '.join(columns)} must have as many values as each other")
+            rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+            yield ", ".join(columns), [(", ".join(map(label, row.values())), row) for row in rows]
+        for name, levels in self.lists.items():
+            yield name, list(levels.items())
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One execution: ``key`` names it, ``levels`` says which level of each factor it is."""
+    """One execution: the values that replace the notebook's defaults, and its level of each factor.
+
+    ``key`` names it and is a hash of what decides its results.
+    """
 
     key: str
-    parameters: dict[str, Any]
+    parameters: Values
     levels: dict[str, str]
     seed: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """All points of a sweep. ``factors``: the levels of each. ``timeout`` in seconds; ``retries`` of a failed point."""
+    """All points of a sweep, and how to run them. ``factors``: the levels of each factor."""
 
     name: str
     notebook: Path
-    code: str
     points: tuple[Point, ...]
     factors: dict[str, list[str]]
     collect: tuple[str, ...] = ()
     plane: tuple[str, str] = ("call_ratio", "accuracy")
     timeout: float | None = None
     retries: int = 0
-    resources: dict[str, Any] = field(default_factory=lambda: dict(RESOURCES))
+    resources: Resources = field(default_factory=Resources)
+
+    def without_points(self) -> Plan:
+        """The same plan, small enough to travel with every point."""
+        return replace(self, points=(), factors={})
 
 
 def read_plan(path: str | Path, size: str | None = None) -> Plan:
-    """The plan of a SWEEP.yaml (docs/sweeps.md), in one of its ``sizes``; the first one where none is named.
+    """Read a SWEEP.yaml.
 
-    Raises ValueError for what the file or the notebook does not allow, naming it.
+    Args:
+        path: the file; it names its notebook relative to itself.
+        size: one of the file's ``sizes``; the first one by default.
+
+    Raises:
+        ValueError: for whatever the file or the notebook does not allow.
     """
     path = Path(path)
-    settings = _settings(path, size)
-    notebook = (path.parent / _needed(path, settings, "notebook")).resolve()
-    known = read_parameters(notebook)
-    base, factors = _mapping(settings, "parameters"), dict(_factors(settings))
-    seed_name, seeds = settings.get("seed_parameter", "seed"), _seeds(settings.get("seeds"))
-    _no_overlap(factors, seed_name)
-    code = code_version()
-    program = hashlib.sha256(json.dumps([code, code_cells(notebook)]).encode())
-    defaults = {name: parameter.value for name, parameter in known.items()}
+    file = _read_file(path, size)
+    notebook = (path.parent / file.notebook).resolve()
+    parameters = read_parameters(notebook)
+    defaults = {name: parameter.default for name, parameter in parameters.items()}
+    factors = dict(file.factors())
+    seeds = list(range(file.seeds)) if isinstance(file.seeds, int) else file.seeds or [None]
+    _check_names(path, file, factors, defaults)
+    if (count := math.prod(map(len, factors.values())) * len(seeds)) > MAX_POINTS:
+        raise ValueError(f"{path} plans {count:,} points; at most {MAX_POINTS:,} are allowed")
+    program = hashlib.sha256(json.dumps([__version__, code_cells(notebook), helper_modules(notebook)]).encode())
     points, seen = [], {}
     for chosen in product(*factors.values()):
-        levels = dict(zip(factors, (label for label, _ in chosen), strict=True))
+        levels = {name: level for name, (level, _) in zip(factors, chosen, strict=True)}
         for seed in seeds:
-            given = base | {k: v for _, p in chosen for k, v in p.items()} | ({} if seed is None else {seed_name: seed})
-            if not _kept(settings.get("where"), levels | defaults | given):
+            values = file.parameters | {name: value for _, row in chosen for name, value in row.items()}
+            values |= {} if seed is None else {file.seed_parameter: seed}
+            if not all(_meets(rule, levels | defaults | values) for rule in file.where):
                 continue
-            given = checked(given, known)
-            told = program.copy()
-            told.update(json.dumps(defaults | given, sort_keys=True, default=str).encode())
-            key = told.hexdigest()[:16]
+            values = check_values(values, parameters)
+            digest = program.copy()
+            digest.update(json.dumps(defaults | values, sort_keys=True, default=str).encode())
+            key = digest.hexdigest()[:16]
             if key in seen:
                 raise ValueError(f"{path}: {levels} and {seen[key]} are the same parameters; every point must differ")
             seen[key] = levels
-            points.append(Point(key, given, levels, seed))
+            points.append(Point(key, values, levels, seed))
     if not points:
-        raise ValueError(f"{path} plans no point: 'where' leaves none")
-    used = {name: {p.levels[name] for p in points} for name in factors}
+        raise ValueError(f"{path} plans no point: 'where' leaves none, or a list is empty")
+    used = {name: {point.levels[name] for point in points} for name in factors}
     return Plan(
         name=path.stem if size is None else f"{path.stem}-{size}",
         notebook=notebook,
-        code=code,
         points=tuple(points),
-        factors={name: [x for x, _ in levels if x in used[name]] for name, levels in factors.items()},
-        **_rest(path, settings),
+        factors={name: [level for level, _ in levels if level in used[name]] for name, levels in factors.items()},
+        collect=tuple(file.collect),
+        plane=(file.plane[0], file.plane[1]),
+        timeout=file.timeout,
+        retries=file.retries,
+        resources=file.resources,
     )
 
 
-@cache
-def code_version() -> str:
-    """The package's version and a hash of its code, settings and the embedded models' checksums.
-
-    >>> code_version().startswith(f"{__version__}+")
-    True
-    """
-    told = hashlib.sha256()
-    for file in sorted(f for kind in ("*.py", "*.yaml", "manifest.json") for f in PACKAGE.rglob(kind)):
-        told.update(f"{file.relative_to(PACKAGE).as_posix()}\0".encode() + file.read_bytes())
-    return f"{__version__}+{told.hexdigest()[:12]}"
+def helper_modules(notebook: Path) -> dict[str, str]:
+    """The Python files beside a notebook that it imports, or that these import, with their contents."""
+    modules: dict[str, str] = {}
+    sources = [source for _, source in code_cells(notebook)]
+    while sources:
+        for name in IMPORT.findall(sources.pop()):
+            for file in (notebook.parent / f"{name}.py", *sorted((notebook.parent / name).rglob("*.py"))):
+                place = file.relative_to(notebook.parent).as_posix()
+                if name != "relaylab" and place not in modules and file.is_file():
+                    modules[place] = file.read_text(encoding="utf-8", errors="replace")
+                    sources.append(modules[place])
+    return dict(sorted(modules.items()))
 
 
 def label(value: Any) -> str:
-    """How a value is called in tables and figures.
+    """The name of a value in tables and figures.
 
     >>> label("warm"), label(0.5), label([0, 1])
     ('warm', '0.5', '[0, 1]')
@@ -120,128 +187,50 @@ def label(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
-def _settings(path: Path, size: str | None) -> dict[str, Any]:
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"there is no sweep {path}") from None
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} holds a {type(found).__name__}; it must be settings, 'name: value' a line")
-    sizes = _mapping(found, "sizes")
+def _read_file(path: Path, size: str | None) -> SweepFile:
+    if not path.is_file():
+        raise ValueError(f"there is no sweep {path}")
+    settings = read_yaml(path.read_text(encoding="utf-8"), str(path))
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path} holds a {type(settings).__name__}; it must be settings, one 'name: value' per line")
+    sizes = settings.pop("sizes", None) or {}
+    if not isinstance(sizes, dict) or not all(isinstance(changes, dict) for changes in sizes.values()):
+        raise ValueError(f"{path}: sizes must be 'name: {{setting: value}}' lines")
     if size is not None and size not in sizes:
-        raise ValueError(f"{path} has no size {size!r}; it has {', '.join(sizes) or 'none'}")
-    changes = sizes[size] if size else next(iter(sizes.values()), {})
-    for name in (*found, *changes):
-        if name not in SETTINGS:
-            near = difflib.get_close_matches(str(name), SETTINGS, 1)
-            raise ValueError(f"{path}: unknown setting {name!r}{f'; did you mean {near[0]!r}?' if near else ''}")
-    for name, value in changes.items():
-        found[name] = _mapping(found, name) | value if isinstance(value, dict) else value
-    return found
+        raise ValueError(f"{path} has no size {size!r}; {nearest(size, sizes)}")
+    for name, value in (sizes[size] if size else next(iter(sizes.values()), {})).items():
+        both = isinstance(value, dict) and isinstance(settings.get(name), dict)
+        settings[name] = settings[name] | value if both else value
+    if unknown := [name for name in settings if name not in SweepFile.model_fields]:
+        raise ValueError(f"{path}: unknown setting {unknown[0]!r}; {nearest(unknown[0], SweepFile.model_fields)}")
+    try:
+        return SweepFile(**{name: value for name, value in settings.items() if value is not None})
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ": ".join(str(part) for part in first["loc"])
+        raise ValueError(f"{path}: {place}: {first['msg']} (it is {str(first['input'])[:80]})") from None
 
 
-def _factors(settings: dict[str, Any]) -> Iterable[tuple[str, list[Level]]]:
-    """(name, levels) of every factor: each line of the grid, each zip, each list."""
-    for name, values in _mapping(settings, "grid").items():
-        yield name, [(label(v), {name: v}) for v in _list(f"grid: {name}", values)]
-    for columns in _list("zips", settings.get("zips") or []):
-        columns = {name: _list(f"zips: {name}", values) for name, values in columns.items()}
-        if len({len(values) for values in columns.values()}) != 1:
-            raise ValueError(f"zips: {', '.join(columns)} must have as many values as each other")
-        rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-        yield ", ".join(columns), [(", ".join(map(label, row.values())), row) for row in rows]
-    for name, levels in _mapping(settings, "lists").items():
-        if not isinstance(levels, dict) or not all(isinstance(row, dict) for row in levels.values()):
-            raise ValueError(f"lists: {name} must be levels, each with its parameters: 'no bonus: {{bonus: 1.0}}'")
-        yield name, [(str(level), row) for level, row in levels.items()]
-
-
-def _no_overlap(factors: Mapping[str, list[Level]], seed: str) -> None:
+def _check_names(path: Path, file: SweepFile, factors: Mapping[str, list[Level]], defaults: Values) -> None:
+    """Every parameter is varied once, and no result is called as something else is."""
     owner: dict[str, str] = {}
     for factor, levels in factors.items():
         for name in {factor} | {name for _, row in levels for name in row}:
-            if name in ("key", "code", "planned", "seed", seed):
-                raise ValueError(f"{name!r} cannot be varied here: seeds go under 'seeds', key and code name columns")
+            if name in (*COLUMNS, file.seed_parameter):
+                raise ValueError(f"{path}: {name!r} cannot be varied here: seeds go under 'seeds'")
             if owner.setdefault(name, factor) != factor:
-                raise ValueError(f"{name!r} is varied by {owner[name]!r} and by {factor!r}; one must do")
+                raise ValueError(f"{path}: {name!r} is varied by {owner[name]!r} and by {factor!r}; one must do")
+    results = [*file.collect, *(file.plane if "plane" in file.model_fields_set else ())]
+    if taken := [name for name in results if name in {*COLUMNS, *defaults, *factors}]:
+        raise ValueError(f"{path}: {taken[0]!r} is a parameter, so no result can be collected under this name")
 
 
-def _kept(rules: Any, values: Mapping[str, Any]) -> bool:
-    """Whether a point meets every rule: ``{name: value or values}``, or ``{if: ..., then: ...}`` of two such."""
-
-    def meets(wanted: Mapping[str, Any]) -> bool:
-        for name in wanted:
-            if name not in values:
-                raise ValueError(f"where: {name!r} is no parameter and no factor; there are {', '.join(values)}")
-        return all(values[n] in (w if isinstance(w, list) else [w]) for n, w in wanted.items())
-
-    for rule in _list("where", rules or []):
-        if not isinstance(rule, dict):
-            raise ValueError(f"where: {rule!r} must be 'name: value', or 'if: ...' with 'then: ...'")
-        if "if" in rule or "then" in rule:
-            if set(rule) != {"if", "then"}:
-                raise ValueError(f"where: {rule!r} needs both 'if' and 'then', and nothing else")
-            if meets(rule["if"]) and not meets(rule["then"]):
-                return False
-        elif not meets(rule):
-            return False
-    return True
-
-
-def _seeds(given: Any) -> list[int | None]:
-    if given is None:
-        return [None]
-    seeds = list(range(given)) if type(given) is int else given
-    if not isinstance(seeds, list) or not seeds or not all(type(s) is int for s in seeds):
-        raise ValueError(f"seeds is {given!r}; it must be a number of seeds, or a list of them")
-    return seeds
-
-
-def _rest(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    timeout, retries = settings.get("timeout"), settings.get("retries", 0)
-    if timeout is not None and not (type(timeout) in (int, float) and timeout > 0):
-        raise ValueError(f"{path}: timeout is {timeout!r}; it must be seconds, above 0")
-    if type(retries) is not int or retries < 0:
-        raise ValueError(f"{path}: retries is {retries!r}; it must be a number from 0")
-    plane = _list("plane", settings.get("plane", list(Plan.__dataclass_fields__["plane"].default)))
-    if len(plane) != 2:
-        raise ValueError(f"{path}: plane is {plane!r}; it must be two results, the horizontal one first")
-    return {
-        "collect": tuple(_list("collect", settings.get("collect") or [])),
-        "plane": (plane[0], plane[1]),
-        "timeout": timeout,
-        "retries": retries,
-        "resources": _resources(path, _mapping(settings, "resources")),
-    }
-
-
-def _resources(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
-    if odd := set(given) - set(RESOURCES):
-        raise ValueError(f"{path}: unknown resources {sorted(odd)}; there are {', '.join(RESOURCES)}")
-    for name, value in given.items():
-        number = type(value) in (int, float) and (value > 0 or (name, value) == ("gpus", 0))
-        if not number or (name != "memory_gb" and value > 1 and value % 1):
-            told = "GB, above 0" if name == "memory_gb" else "a share of one, or a whole number"
-            raise ValueError(f"{path}: resources: {name} is {value!r}; it must be {told}")
-    return RESOURCES | given
-
-
-def _needed(path: Path, settings: dict[str, Any], name: str) -> str:
-    if not isinstance(settings.get(name), str):
-        raise ValueError(f"{path} names no {name}")
-    return settings[name]
-
-
-def _mapping(settings: Mapping[str, Any], name: str) -> dict[str, Any]:
-    found = settings.get(name) or {}
-    if not isinstance(found, dict):
-        raise ValueError(f"{name} is {found!r}; it must be 'name: value' lines")
-    return found
-
-
-def _list(name: str, found: Any) -> list[Any]:
-    if not isinstance(found, list):
-        raise ValueError(f"{name} is {found!r}; it must be a list")
-    return found
+def _meets(rule: Values, values: Values) -> bool:
+    """Whether a point meets ``{name: value or values}``, or ``{if: ..., then: ...}`` of two such."""
+    if "if" not in rule and "then" not in rule:
+        if unknown := [name for name in rule if name not in values]:
+            raise ValueError(f"where: {unknown[0]!r} is no parameter and no factor; {nearest(unknown[0], values)}")
+        return all(values[n] in (wanted if isinstance(wanted, list) else [wanted]) for n, wanted in rule.items())
+    if set(rule) != {"if", "then"} or not all(isinstance(part, dict) for part in rule.values()):
+        raise ValueError(f"where: {rule!r} needs both 'if' and 'then', each 'name: value', and nothing else")
+    return not _meets(rule["if"], values) or _meets(rule["then"], values)

@@ -1,76 +1,167 @@
-"""A sweep's table away from its sweep: what was measured earlier, for a lesson that shows it.
-
-``results.csv`` of a sweep's folder can be copied to where neither the folder nor the code that made it is. ``effects``,
-``plane`` and the figures of ``report`` take a plan; ``read_results`` makes one from the table. It plans nothing and
-runs nothing: such a plan's keys are those of the code that measured, and its points have no parameters.
-"""
+"""The tables of a sweep: one row per finished point, and what each factor does, with intervals over seeds."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
+from scipy.stats import bootstrap
 
-from relaylab.sweep.plan import Plan, Point
+from relaylab.evaluation.stats import RESAMPLES, Interval
+from relaylab.sweep.plan import COLUMNS, Plan, Point, label
+from relaylab.sweep.run import Store
 
-NAMED = ("key", "seed", "code", "planned")
+
+def collect(plan: Plan, out: str | Path) -> pd.DataFrame:
+    """Collect the finished points of a folder or URL into ``results.csv`` and ``results.parquet``.
+
+    The columns hold no times, so that the same sweep gives the same files.
+
+    Returns:
+        One row per point: key, levels, parameters, seed, version, commit, ``planned`` (whether it is of this plan and
+        not of an earlier one), and the results. The order is the plan's, then the key's.
+    """
+    store = Store(out)
+    order = {point.key: i for i, point in enumerate(plan.points)}
+    rows = []
+    for key, record in sorted(store.records().items(), key=lambda item: (order.get(item[0], len(order)), item[0])):
+        row = {"key": key} | record["levels"] | record["parameters"]
+        row |= {name: record.get(name) for name in ("seed", "version", "commit")} | {"planned": key in order}
+        rows.append(row | {n if n not in row else f"result.{n}": value for n, value in record["values"].items()})
+    table = pd.DataFrame(rows, columns=list(dict.fromkeys(name for row in rows for name in row)) or ["key"])
+    for name in table:
+        # Parquet takes one type per column: lists, and texts among numbers, are written as JSON.
+        kinds = {float if type(v) is int else type(v) for v in table[name] if not _missing(v)}
+        if len(kinds) > 1 or kinds & {list, dict}:
+            table[name] = [None if _missing(v) else label(v) for v in table[name]]
+    for name, write in {"results.parquet": table.to_parquet, "results.csv": table.to_csv}.items():
+        data = io.BytesIO()
+        write(data, index=False)
+        store.write(name, data.getvalue())
+    return table
+
+
+def effects(plan: Plan, table: pd.DataFrame) -> pd.DataFrame:
+    """What each level of each factor does.
+
+    Args:
+        plan: the sweep.
+        table: of ``collect``, or of ``read_results``.
+
+    Returns:
+        One row per factor, level and result: mean, and difference to the factor's first level. A seed's value is its
+        mean over the points of the level; the intervals are 95 % bootstrap over seeds, NaN with fewer than two. A
+        difference compares points that differ in this factor alone.
+    """
+    names = _results(plan, table)
+    names = [name for name in plan.collect if name in names] or names
+    points = _labelled(plan, table, names)
+    rows = []
+    for factor in (f for f, levels in plan.factors.items() if len(levels) > 1):
+        others = [*(f for f in plan.factors if f != factor), "seed"]
+        for name in names:
+            wide = points.pivot_table(index=others, columns=factor, values=name, aggfunc="mean", observed=True)
+            levels = [level for level in plan.factors[factor] if level in wide]
+            for level in levels:
+                own, seeds = _over_seeds(wide[level].dropna())
+                change, _ = _over_seeds((wide[level] - wide[levels[0]]).dropna())
+                rows.append(
+                    {"factor": factor, "level": level, "result": name}
+                    | {"points": int(wide[level].notna().sum()), "seeds": seeds}
+                    | {"mean": own.value, "low": own.low, "high": own.high, "against": levels[0]}
+                    | {"difference": change.value, "difference_low": change.low, "difference_high": change.high}
+                )
+    return pd.DataFrame(rows)
+
+
+def plane(plan: Plan, table: pd.DataFrame) -> pd.DataFrame:
+    """One row per combination of levels: mean and interval of the plan's two results, ``x`` and ``y``, over seeds.
+
+    Empty if the notebook does not give both.
+    """
+    if not set(plan.plane) <= set(_results(plan, table)) or not table["planned"].any():
+        return pd.DataFrame()
+    points, rows = _labelled(plan, table, list(dict.fromkeys(plan.plane))).assign(all=""), []
+    for levels, group in points.groupby([*plan.factors, "all"], sort=False):
+        row: dict[str, Any] = dict(zip(plan.factors, levels[:-1], strict=True))
+        for axis, name in zip("xy", plan.plane, strict=True):
+            mean, seeds = _over_seeds(group.set_index("seed")[name].dropna())
+            row |= {axis: mean.value, f"{axis}_low": mean.low, f"{axis}_high": mean.high, "seeds": seeds}
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def read_results(
     path: str | Path, *, collect: Sequence[str], plane: tuple[str, str] = ("teacher_share", "accuracy")
 ) -> tuple[Plan, pd.DataFrame]:
-    """The plan of a ``results.csv`` with one factor, as far as the table tells it, and its planned rows.
+    """Read a ``results.csv`` with one factor, away from its sweep's folder.
 
-    The factor is the first column that varies; its levels are texts in the order of the file, an empty one ``none``.
-    collect: the results to be shown, columns of numbers. plane: the two of them that span a picture.
+    Args:
+        path: the file.
+        collect: its results, columns of numbers.
+        plane: the two results of the scatter plot.
+
+    Returns:
+        A plan that ``effects`` and ``plane`` take, and its planned rows. The factor is the first column that varies;
+        its levels are in the order of the file, an empty one is ``none``.
+
+    Raises:
+        ValueError: if it is no such table, has not these results, or nothing in it varies.
 
     >>> import tempfile
     >>> file = Path(tempfile.mkdtemp()) / "results.csv"
-    >>> _ = file.write_text("key,beta,seed,code,planned,accuracy\\na,0.0,0,1,True,0.5\\nb,0.1,0,1,True,0.7\\n")
+    >>> _ = file.write_text("key,beta,seed,planned,accuracy\\na,0.0,0,True,0.5\\nb,0.1,0,True,0.7\\n")
     >>> plan, table = read_results(file, collect=["accuracy"])
     >>> plan.factors, table["accuracy"].tolist()
     ({'beta': ['0.0', '0.1']}, [0.5, 0.7])
-
-    Raises ValueError where it is no such table, has not the results, or nothing in it varies.
     """
     path = Path(path)
     if not path.exists():
         raise ValueError(f"there is no file {path}; it is the results.csv of a sweep's folder")
     table = pd.read_csv(path, dtype=str, keep_default_na=False)
     wanted = list(dict.fromkeys((*collect, *(name for name in plane if name in table))))
-    if missing := [name for name in (*NAMED, *collect) if name not in table]:
+    if missing := [name for name in ("key", "seed", "planned", *collect) if name not in table]:
         raise ValueError(f"{path} has no column {missing[0]!r}; it must be a sweep's results.csv with {list(collect)}")
     table = table[table["planned"] == "True"].reset_index(drop=True)
-    factor = next((c for c in table if c not in (*NAMED, *wanted) and table[c].nunique() > 1), None)
+    settings = [name for name in table if name not in (*COLUMNS, "code", *wanted)]
+    factor = next((name for name in settings if table[name].nunique() > 1), None)
     if factor is None:
         raise ValueError(f"nothing varies in the planned rows of {path}; a sweep compares at least two levels")
     table[factor] = table[factor].replace("", "none")
     table[wanted] = table[wanted].apply(pd.to_numeric, errors="coerce")
     rows = zip(table["key"], table[factor], table["seed"], strict=True)
     points = tuple(Point(key, {}, {factor: level}, int(seed) if seed else None) for key, level, seed in rows)
-    levels = list(dict.fromkeys(table[factor]))
-    code = ", ".join(dict.fromkeys(table["code"]))
-    return Plan(path.stem, path, code, points, {factor: levels}, tuple(collect), plane), table
+    return Plan(path.stem, path, points, {factor: list(dict.fromkeys(table[factor]))}, tuple(collect), plane), table
 
 
-def effects_shown(found: pd.DataFrame) -> pd.DataFrame:
-    """The ``effects`` of results that are shares, for people: in %, one row a level of the one factor.
+def _results(plan: Plan, table: pd.DataFrame) -> list[str]:
+    """The columns that are results and numbers."""
+    settings = {*COLUMNS, *plan.factors, *(name for point in plan.points for name in point.parameters)}
+    numbers = (name for name in table if name not in settings and pd.api.types.is_numeric_dtype(table[name]))
+    return [name for name in numbers if table[name].notna().any()]
 
-    Of each result its mean, and the difference to the first level in points with its 95 % interval over seeds.
 
-    >>> row = {"level": "b", "result": "accuracy", "mean": 0.5, "seeds": 2, "against": "a"}
-    >>> row |= {"difference": -0.1, "difference_low": -0.2, "difference_high": 0.0}
-    >>> effects_shown(pd.DataFrame([row])).loc["b"].tolist()
-    ['50.0 (2 seeds)', '-10.0 (-20.0, +0.0)']
-    """
+def _labelled(plan: Plan, table: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
+    """The plan's finished points: a column per factor with the level's name, the seed, and these results."""
+    levels = [{"key": p.key, "seed": p.seed if p.seed is not None else 0, **p.levels} for p in plan.points]
+    return pd.DataFrame(levels).merge(table[["key", *names]].astype(dict.fromkeys(names, float)), on="key")
 
-    def difference(r) -> str:
-        points = [100 * v for v in (r.difference, r.difference_low, r.difference_high)]
-        return "–" if r.level == r.against else "{:+.1f} ({:+.1f}, {:+.1f})".format(*points)
 
-    columns = {}
-    for result, rows in found.groupby("result", sort=False):
-        columns[result, "%"] = [f"{100 * r.mean:.1f} ({r.seeds} seeds)" for r in rows.itertuples()]
-        columns[result, f"points against {rows['against'].iloc[0]}"] = [difference(r) for r in rows.itertuples()]
-    return pd.DataFrame(columns, index=list(dict.fromkeys(found["level"])))
+def _over_seeds(values: pd.Series) -> tuple[Interval, int]:
+    """The mean of one value per seed (an index level), and the number of seeds. Below two seeds, no interval."""
+    seeds = values.groupby(level="seed").mean().to_numpy()
+    if len(seeds) < 2:
+        return Interval(float(seeds[0]) if len(seeds) else float("nan"), float("nan"), float("nan")), len(seeds)
+    if np.ptp(seeds) == 0:
+        return Interval(float(seeds[0]), float(seeds[0]), float(seeds[0])), len(seeds)
+    # All resamples at once: a report has hundreds of intervals.
+    low, high = bootstrap((seeds,), np.mean, n_resamples=RESAMPLES, method="percentile", rng=0).confidence_interval
+    return Interval(float(seeds.mean()), float(low), float(high)), len(seeds)
+
+
+def _missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and value != value)

@@ -10,7 +10,7 @@ import html
 import math
 from dataclasses import asdict, replace
 
-from relaylab.evaluation.cost import MEASURES, CostTerms, roofline, sweep
+from relaylab.evaluation.cost import MEASURES, Prices, cost_sweep, roofline
 from relaylab.views.evaluation_figures import MEASURE_NAMES
 from relaylab.views.theme import Html
 from relaylab.views.trace_view import plural
@@ -20,7 +20,7 @@ CALL_TOKENS = (1, 10, 100)  # of the three lines
 MAX_TOKENS = 20_000  # of a response: the page steps through every call of it at each move of a slider
 
 
-def example_terms() -> CostTerms:
+def example_terms() -> Prices:
     """The worked example of docs/cost.md: 1.7B and 8B on an H100's data sheet, with assumed prices and delay.
 
     >>> example_terms().teacher.output_price
@@ -29,11 +29,11 @@ def example_terms() -> CostTerms:
     student, teacher = (roofline(size, flops=989e12, bandwidth=3.35e12) for size in (1.7e9, 8e9))
     student = replace(student, input_price=0, output_price=0)
     teacher = replace(teacher, input_price=1, cached_price=0.25, output_price=4)
-    return CostTerms(student=student, teacher=teacher, network_delay=0.05)
+    return Prices(student=student, teacher=teacher, network_delay=0.05)
 
 
 def cost_dial(
-    terms: CostTerms | None = None,
+    terms: Prices | None = None,
     *,
     prompt: int = 150,
     tokens: int = 1000,
@@ -74,7 +74,7 @@ def cost_dial(
         raise ValueError(f"{calls} calls of {call_tokens} tokens do not fit into {tokens}; both are 1 or more")
     shape = {"prompt": prompt, "tokens": tokens, "command_tokens": command_tokens}
     one = {"network_delays": [terms.network_delay], "caches": [terms.cache], "batches": [terms.teacher.batch]}
-    row = sweep(terms, **shape, calls=[calls], call_tokens=[call_tokens], **one).iloc[0]
+    row = cost_sweep(terms, **shape, calls=[calls], call_tokens=[call_tokens], **one).iloc[0]
     costs = ", ".join(f"{name} {_percent(row[key])}" for key, name in MEASURE_NAMES.items())
     label = (
         f"Cost dial: {plural(calls, 'call')} of {plural(call_tokens, 'token')}, {_percent(row.teacher_share)} of the "
@@ -89,7 +89,7 @@ def _percent(share: float) -> str:
     return "unknown" if math.isnan(share) else f"{100 * share:.3g} %"
 
 
-def _words(terms: CostTerms) -> str:
+def _words(terms: Prices) -> str:
     """The settings at the start."""
     cache = "keeps its cache between calls" if terms.cache else "reads everything again at each call"
     lines = [f"The teacher {cache}; a hand-off takes {terms.network_delay:g} s."]

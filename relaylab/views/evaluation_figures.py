@@ -16,7 +16,7 @@ import plotly.express as px
 import plotly.graph_objects as go
 
 from relaylab.call_tag import visible
-from relaylab.evaluation.published import random_router
+from relaylab.evaluation.scorecard import random_router
 from relaylab.evaluation.stats import mean, summary
 from relaylab.views.figures import plain
 from relaylab.views.theme import GREY, OKABE_ITO, with_alt_text

@@ -138,10 +138,9 @@ class Playground(LiveView):
 
     def _engine(self, name: str) -> Engine:
         from relaylab.engine.load import load_engine
-        from relaylab.relay.pair import KEEP
 
         if isinstance(self._students[name], (str, Path)):
-            self._students[name] = load_engine(self._students[name], keep=KEEP)
+            self._students[name] = load_engine(self._students[name])
         return self._students[name]
 
     def _teacher(self, name: str) -> Teacher:

@@ -171,7 +171,7 @@ def call_facts(call: Call) -> dict[str, str]:
     result = STATUS_WORDS.get(call.status, call.status)
     if call.status == "answered":
         ends = {"stop": "answered, and ended the text", "length": "answered in full", "": "answered"}
-        result = ends.get(call.finish or "", f"answered, {call.finish}")
+        result = ends.get(call.finish_reason or "", f"answered, {call.finish_reason}")
     seconds = call.latency
     return {
         "requested": "-" if call.requested is None else f"{call.requested:,}",

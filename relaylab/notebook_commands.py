@@ -1,0 +1,191 @@
+"""The commands that execute notebooks: ``relaylab notebooks run`` and ``relaylab sweep``."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from relaylab.settings import nearest, read_yaml
+from relaylab.sweep.notebook import Parameter, check_values, execute, read_parameters, types_of
+
+SMOKE = "smoke.yaml"  # beside the notebooks: for each, the parameters with which it takes seconds
+SHIPPED = Path(__file__).parent / "lessons"  # in an installed package; a checkout has them around the package
+SHOWN = 30  # points of a dry run that are listed
+
+
+def lessons_home() -> Path:
+    """The folder whose ``notebooks`` and ``docs`` are the shipped ones.
+
+    Raises:
+        ValueError: if they are missing.
+    """
+    home = SHIPPED if SHIPPED.is_dir() else SHIPPED.parents[1]
+    if not any((home / "notebooks").glob("*.ipynb")):
+        raise ValueError(f"this installation of relaylab has no lessons: {home / 'notebooks'} is empty; reinstall it")
+    return home
+
+
+def smoke_parameters(folder: Path) -> dict[str, dict[str, Any]]:
+    """The parameters in the folder's ``smoke.yaml``, by notebook.
+
+    Raises:
+        ValueError: if there is no such file, or it holds something else.
+    """
+    path = folder / SMOKE
+    if not path.exists():
+        raise ValueError(f"{folder} has no {SMOKE}: one line per notebook, 'name: {{parameter: value}}'")
+    small = read_yaml(path.read_text(encoding="utf-8"), str(path))
+    if not isinstance(small, dict) or not all(isinstance(values, dict) for values in small.values()):
+        raise ValueError(f"{path}: write one line per notebook, 'name: {{parameter: value}}'")
+    return small
+
+
+def find_notebook(name: str, folder: Path) -> Path:
+    """The notebook with this file name, name, or beginning of a name (``02``).
+
+    Raises:
+        ValueError: if it is none or several.
+    """
+    if name.endswith(".ipynb"):
+        return Path(name)
+    names = sorted(path.stem for path in folder.glob("*.ipynb"))
+    matches = [stem for stem in names if stem == name] or [stem for stem in names if stem.startswith(name)]
+    if len(matches) != 1:
+        hint = ", ".join(matches) or nearest(name, names)
+        raise ValueError(f"{folder} has {len(matches) or 'no'} notebooks {name!r}; {hint}")
+    return folder / f"{matches[0]}.ipynb"
+
+
+def notebooks_run(
+    names: Annotated[list[str] | None, typer.Argument(help="Names in the folder, or files. Default: all.")] = None,
+    parameter: Annotated[
+        list[str] | None, typer.Option("--parameter", "-p", help="NAME=VALUE, for every notebook. VALUE is YAML.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Each notebook gets a folder here.")] = Path("runs/notebooks"),
+    folder: Annotated[Path | None, typer.Option(help="Default: 'notebooks' here, or the shipped lessons.")] = None,
+    timeout: Annotated[float | None, typer.Option(min=1, help="Seconds per notebook. Default: no limit.")] = None,
+    smoke: Annotated[bool, typer.Option("--smoke", help=f"Use the parameters of {SMOKE}: seconds each.")] = False,
+) -> None:
+    """Execute notebooks with other parameters and save their results as JSON."""
+    if folder is None:
+        folder = Path("notebooks") if any(Path("notebooks").glob("*.ipynb")) else lessons_home() / "notebooks"
+    small = smoke_parameters(folder) if smoke else {}
+    paths = [find_notebook(name, folder) for name in names or ()] or sorted(folder.glob("*.ipynb"))
+    if not paths:
+        raise ValueError(f"{folder} has no notebooks; choose another --folder")
+    jobs = {}
+    for path in paths:  # check all of them before the first one runs
+        parameters = read_parameters(path)
+        options = dict(_option(text, parameters) for text in parameter or ())
+        jobs[path] = check_values(small.get(path.stem, {}) | options, parameters)
+    failed = []
+    for path, values in jobs.items():
+        record = execute(path, out / path.stem, values, timeout=timeout)
+        print(f"{path.stem}: {record['status']} in {record['seconds']:.0f} s, {out / path.stem}")
+        if record["error"]:
+            print(record["error"])
+            failed.append(path.stem)
+    if failed:
+        raise RuntimeError(f"{', '.join(failed)} did not finish; the executed copies show how far they came")
+
+
+def _option(text: str, parameters: Mapping[str, Parameter]) -> tuple[str, Any]:
+    """NAME=VALUE of the command line. For a text, 8B, 007 and no are texts; quotes are YAML's."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError(f"-p {text}: write NAME=VALUE")
+    if name in parameters and "str" in types_of(parameters[name]) and value[:1] not in tuple("'\""):
+        return name, None if value == "null" and "None" in types_of(parameters[name]) else value
+    return name, read_yaml(value, f"-p {name}")
+
+
+def sweep(
+    file: Annotated[Path, typer.Argument(metavar="SWEEP.yaml", help="What varies; see sweeps/ and docs/sweeps.md.")],
+    out: Annotated[str | None, typer.Option(help="Folder or URL (s3://...). Default: runs/sweeps/NAME.")] = None,
+    size: Annotated[str | None, typer.Option(help="One of the file's sizes. Default: its first.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check all, list the points, estimate the time.")] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="Run at most so many points.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Points at a time on this machine.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads of each point.")] = 1,
+    ray: Annotated[
+        str | None, typer.Option(help="Run on Ray: the address of a cluster, 'auto', or 'local' for one of its own.")
+    ] = None,
+) -> None:
+    """Run a notebook at many parameters. Run it again to resume."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from relaylab.sweep.plan import read_plan
+    from relaylab.sweep.run import Store, run_sweep
+
+    console = Console()
+    plan = read_plan(file, size)
+    out = out or str(Path("runs/sweeps") / plan.name)
+    if dry_run:
+        _show(console, plan, Store(out).records(), workers)
+        return
+    from relaylab.sweep.results import collect
+    from relaylab.views.sweep_report import report
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's end is an interrupt, too
+    failures: dict[str, Any] = {}
+    try:
+        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+        with Progress(*columns, console=console) as bar:
+            task = bar.add_task(plan.name, total=len(plan.points))
+
+            def watch(done: int, running: int, failed: int, left: float | None) -> None:
+                text = f"{plan.name}: {running} running, {failed} failed, {_duration(left)} left"
+                bar.update(task, completed=done, description=text)
+
+            failures = run_sweep(plan, out, workers=workers, threads=threads, ray=ray, limit=limit, watch=watch)
+    finally:  # after an interrupt, too: what is finished can be looked at
+        table = collect(plan, out)
+        page = report(plan, table, out, failures)
+        done = int(table["planned"].sum()) if "planned" in table else 0
+        text = (
+            f"{plan.name}: {done} of {len(plan.points)} points finished, {len(failures)} failed; the report is {page}"
+        )
+        console.print(text, highlight=False, markup=False)
+    if failures:
+        raise typer.Exit(1)
+
+
+def _show(console, plan, finished: Mapping[str, dict], workers: int) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from relaylab.sweep.run import remaining
+    from relaylab.views.trace_view import visible
+
+    table = Table()
+    for name in ("key", *plan.factors, "seed", "finished"):
+        table.add_column(Text(visible(name)))
+    for point in plan.points[:SHOWN]:
+        levels, seed = (Text(visible(level)) for level in point.levels.values()), point.seed
+        table.add_row(point.key, *levels, "" if seed is None else str(seed), "yes" if point.key in finished else "")
+    console.print(table)
+    if len(plan.points) > SHOWN:
+        console.print(f"... and {len(plan.points) - SHOWN} more")
+    left, seconds = sum(p.key not in finished for p in plan.points), [r["seconds"] for r in finished.values()]
+    time = f"about {_duration(remaining(seconds, left, workers))} with {workers} at a time"
+    unknown = "--limit 1 runs one, to measure the time"
+    text = f"{len(plan.points)} points, {left} to run; {time if seconds else unknown}"
+    console.print(text, highlight=False, markup=False)
+
+
+def _duration(seconds: float | None) -> str:
+    """A duration for people.
+
+    >>> _duration(None), _duration(8.2), _duration(600), _duration(9000)
+    ('?', '8 s', '10 min', '2.5 h')
+    """
+    if seconds is None:
+        return "?"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
