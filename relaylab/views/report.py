@@ -28,8 +28,8 @@ SAMPLE = 300  # traces whose call positions are drawn
 _STYLE = (
     "body{font:15px/1.5 var(--rl-sans);background:var(--rl-paper);color:var(--rl-ink);max-width:1240px;margin:2em auto;"
     "padding:0 1em}a{color:inherit}table{border-collapse:collapse;font-size:13px;display:block;overflow-x:auto}"
-    "td,th{padding:.25em .7em;text-align:right;border-bottom:1px solid var(--rl-line)}td{white-space:nowrap}"
-    "td:first-child,th:first-child{text-align:left}code{overflow-wrap:anywhere}"
+    "td,th{padding:.25em .7em;text-align:right;vertical-align:top;border-bottom:1px solid var(--rl-line)}"
+    "td{white-space:nowrap}td:first-child,th:first-child{text-align:left}code{overflow-wrap:anywhere}"
     "pre{white-space:pre-wrap;overflow-wrap:anywhere}"
 )
 
@@ -96,7 +96,7 @@ def report(out: str | Path, *, student: str = "student", teacher: str = "teacher
     """
     out = Path(out)
     table = read_table(out)
-    config = read_json(out / "terms.json")
+    config = read_json(out / "config.json")
     names = list(dict.fromkeys(table["method"]))
     main = next((m for m in ("relay", *names) if m in names and m not in (student, teacher)), names[0])
     figures = {"accuracy": accuracy_against_share(table, student=student, teacher=teacher), "suites": suite_bars(table)}

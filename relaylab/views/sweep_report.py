@@ -13,23 +13,16 @@ from pathlib import Path
 import pandas as pd
 import plotly.express as px
 import plotly.graph_objects as go
-from plotly.offline import get_plotlyjs
 
+from relaylab.call_tag import visible
 from relaylab.sweep.notebook import DONE, FAILED
 from relaylab.sweep.plan import Plan
 from relaylab.sweep.results import effects, plane
 from relaylab.sweep.run import Store
-from relaylab.views import theme
 from relaylab.views.figures import plain
-from relaylab.views.trace_view import visible
+from relaylab.views.report import html_page
+from relaylab.views.theme import OKABE_ITO, show_figure, with_alt_text
 
-theme.register()
-
-STYLE = (
-    "body{font:15px/1.5 var(--rl-sans);background:var(--rl-paper);color:var(--rl-ink);max-width:1100px;margin:2em auto;"
-    "padding:0 1em}a{color:inherit}table{border-collapse:collapse}td,th{padding:.25em .7em;text-align:left;"
-    "border-bottom:1px solid var(--rl-line);vertical-align:top}pre{white-space:pre-wrap;overflow-wrap:anywhere}"
-)
 INTERVALS = (
     "<h2>What each factor does</h2><p>Means over the points of a level, and differences between points that differ in "
     "this factor alone. In brackets: 95 % bootstrap intervals over seeds. With two or three seeds they are too narrow; "
@@ -60,9 +53,9 @@ def report(plan: Plan, table: pd.DataFrame, out: str | Path, failures: Mapping[s
         f"Notebook <code>{_text(name)}</code>.</p>"
     ]
     if len(rows):
-        parts += [INTERVALS, _effects_table(rows), *(theme.described(fig).html for fig in effect_figures(rows))]
+        parts += [INTERVALS, _effects_table(rows), *(show_figure(fig).html for fig in effect_figures(rows))]
     if len(corners := plane(plan, table)):
-        parts.append(theme.described(plane_figure(plan, corners)).html)
+        parts.append(show_figure(plane_figure(plan, corners)).html)
     if bad:
         lines = [(_named(p.levels), _seed(p.seed), _failure(failed[p.key], p.key, name)) for p in bad]
         parts += ["<h2>Failures</h2>", _table(("point", "seed", "what happened"), lines)]
@@ -71,9 +64,7 @@ def report(plan: Plan, table: pd.DataFrame, out: str | Path, failures: Mapping[s
         for p in done
     ]
     parts += ["<h2>Finished points</h2>", _table(("notebook", *map(_text, plan.factors), "seed", "seconds"), lines)]
-    head = f'<meta charset="utf-8"><title>{_text(plan.name)}</title><style>{theme.page_css("body")}{STYLE}</style>'
-    page = f'<!doctype html><html lang="en"><head>{head}<script>{get_plotlyjs()}</script></head><body>'
-    return store.write("report.html", f"{page}{''.join(parts)}</body></html>\n")
+    return store.write("report.html", html_page(plan.name, parts, plotly=True))
 
 
 def effect_figures(rows: pd.DataFrame) -> list[go.Figure]:
@@ -84,7 +75,7 @@ def effect_figures(rows: pd.DataFrame) -> list[go.Figure]:
         fig = px.scatter(x=x, y=group["mean"], **_bars(group, y="mean"), template="relaylab", height=380)
         text = "; ".join(f"{r.level}: {_number(r.mean, r.low, r.high)}" for r in group.itertuples())
         alt = f"{visible(result)} by {visible(factor)}, with 95 % intervals over seeds. {visible(text)}."
-        fig.update_layout(meta={"alt": alt}, title_text=f"{plain(result)} by {plain(factor)}")
+        with_alt_text(fig, alt, f"{plain(result)} by {plain(factor)}")
         fig.update_xaxes(title_text=plain(factor), type="category")
         fig.update_yaxes(title_text=plain(result))
         figures.append(fig.update_traces(marker_size=10))
@@ -99,16 +90,16 @@ def plane_figure(plan: Plan, corners: pd.DataFrame) -> go.Figure:
     frame = corners.assign(level=level, name=names)
     fig = px.scatter(
         frame, x="x", y="y", color="level", symbol="level", hover_name="name", template="relaylab", height=520,
-        color_discrete_sequence=theme.OKABE_ITO, **_bars(corners, x="x", y="y"),
+        color_discrete_sequence=OKABE_ITO, **_bars(corners, x="x", y="y"),
     )  # fmt: skip
     best = corners["y"].to_numpy().argmax()
     alt = (
         f"{visible(y)} against {visible(x)} of {len(corners)} combinations, means over seeds. Highest {visible(y)}: "
         f"{corners['y'].iloc[best]:.4g} at {corners['x'].iloc[best]:.4g}, {names[best]}."
     )
-    fig.update_layout(meta={"alt": alt}, title_text=f"{plain(y)} against {plain(x)}", legend_title_text=plain(first))
-    fig.update_xaxes(title_text=plain(x))
-    return fig.update_yaxes(title_text=plain(y)).update_traces(marker_size=10, showlegend=True)
+    fig.update_xaxes(title_text=plain(x)).update_yaxes(title_text=plain(y))
+    fig.update_traces(marker_size=10, showlegend=True)
+    return with_alt_text(fig, alt, f"{plain(y)} against {plain(x)}", legend_title_text=plain(first))
 
 
 def effects_shown(rows: pd.DataFrame) -> pd.DataFrame:
