@@ -46,7 +46,7 @@ def test_figures_of_calls_hold_the_counts():
     fig = figures.delivery_figure(calls)
     marks, line = fig.data
     assert list(line.x) == list(line.y) == [1, 3]
-    assert sorted(zip(marks.x, marks.y, marks.customdata[:, 0])) == [(2, 1, 1), (3, 3, 2)]
+    assert sorted(zip(marks.x, marks.y, marks.marker.size)) == [(2, 1, 1), (3, 3, 2)]
     assert "3 calls: 2.7 tokens requested on average, 2.7 granted, 2.3 delivered" in checked(fig)
     calls.loc[0, ["requested", "delivered"]] = 500, 0
     fig = figures.delivery_figure(calls)

@@ -55,7 +55,7 @@ def until(condition, seconds=60):
         time.sleep(0.01)
 
 
-# The playground --------------------------------------------------------------------------------------------------------
+# The playground -------------------------------------------------------------------------------------------------------
 
 
 def test_the_playground_writes_what_the_pair_would_and_grades_it(playground, original):

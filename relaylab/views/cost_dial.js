@@ -89,7 +89,7 @@ const three = (v) => {
 };
 const percent = (v) => (Number.isFinite(v) ? `${three(100 * v)} %` : "unknown");
 const size = (v) => (v >= 1e9 ? `${three(v / 1e9)} B` : `${three(v / 1e6)} M`);
-const BOX = { left: 80, right: 592, top: 38, bottom: 372, width: 760, height: 424 };
+const BOX = { left: 80, right: 570, top: 38, bottom: 372, width: 760, height: 424 };
 const MARKS = ["M-5 0a5 5 0 1 0 10 0a5 5 0 1 0 -10 0z", "M-4.5 -4.5h9v9h-9z", "M0 -6l6 10h-12z"]; // circle, square, triangle
 const CIRCLE = "M-11 0a11 11 0 1 0 22 0a11 11 0 1 0 -22 0z"; // the circle around the chosen point
 

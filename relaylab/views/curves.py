@@ -115,7 +115,7 @@ def learning_curves(
     return with_alt_text(
         fig, " ".join(sentences), title, title_subtitle_text=subtitle, height=TOP + height + BOTTOM + legend,
         margin={"t": TOP, "b": BOTTOM + legend}, hovermode="x unified", hoverlabel_namelength=-1,
-        legend={"y": -BOTTOM / height, "yanchor": "top", "itemwidth": 46, "title_text": ""},
+        legend={"y": -BOTTOM / height, "yanchor": "top", "itemwidth": 46},
     )  # fmt: skip
 
 

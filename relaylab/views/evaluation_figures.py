@@ -63,7 +63,7 @@ def accuracy_against_share(table: pd.DataFrame, *, student: str = "student", tea
     points = zip(best["method"], 100 * best["accuracy"], 100 * best["teacher_share"])
     words = "; ".join(f"{visible(m)}: {a:.1f} % right at {s:.1f} %" for m, a, s in points)
     alt = f"Accuracy against the teacher's share of all tokens, {table['id'].nunique()} problems. {words}."
-    layout = {"height": 640, "legend": {"y": -0.16, "yanchor": "top", "title_text": ""}}
+    layout = {"height": 640, "legend": {"y": -0.16, "yanchor": "top"}}
     return with_alt_text(fig, alt, "Accuracy against the teacher's share", **layout)
 
 
@@ -106,7 +106,7 @@ def position_figure(calls: pd.DataFrame) -> go.Figure:
     """
     calls = _answered(calls)
     at = (100 * calls["position"] // BIN).clip(upper=100 // BIN - 1) * BIN + BIN / 2
-    fig = _counts(calls.assign(at=at), "at", "kind", "start of the call (% of the response's tokens)", "calls")
+    fig = _counts(calls.assign(at=at), "at", "kind", "start of the call (% of the response's tokens)")
     alt = (
         f"Where {plural(len(calls), 'answered call')} begin{'s' if len(calls) == 1 else ''}: half of them by "
         f"{100 * calls['position'].median():.0f} % of the response. Delegated: {_counted(calls['kind'])}."
@@ -118,7 +118,7 @@ def position_figure(calls: pd.DataFrame) -> go.Figure:
 def delegation_figure(calls: pd.DataFrame) -> go.Figure:
     """What kinds of step are delegated, and where in the line such calls begin; from ``placement.calls_frame``."""
     calls = _answered(calls)
-    fig = _counts(calls, "kind", "place", "kind of step", "calls", order=_order(calls["kind"]))
+    fig = _counts(calls, "kind", "place", "kind of step", order=_order(calls["kind"]))
     share = calls["share"][calls["kind"] != NO_RESULT]
     written = f"; where it writes a result, the teacher writes {100 * share.mean():.0f} % of it" if len(share) else ""
     places = _counted(calls["place"].astype(str))
@@ -146,7 +146,7 @@ def window_figure(windows: pd.DataFrame, *, value: str = "entropy") -> go.Figure
         labels={"offset": "tokens from the edge", "mean": f"{name} (nats)"},
     )  # fmt: skip
     fig.for_each_annotation(lambda a: a.update(text=a.text.removeprefix("phase="), font_size=14))
-    fig.update_xaxes(matches=None, tickformat="d")
+    fig.update_xaxes(matches=None, tick0=0, dtick=1 if stats["offset"].nunique() <= 25 else 5)
     words = []
     for group, f in known.groupby("group"):
         at = f[(f["phase"] == "before") & (f["offset"] == 0)][value]
@@ -188,7 +188,7 @@ def delivery_figure(calls: pd.DataFrame) -> go.Figure:
 def verdict_figure(verdicts: pd.DataFrame, *, by: str = "suite") -> go.Figure:
     """Which calls were needed, wasted or harmful, one bar per group; from ``counterfactual.verdicts``."""
     _some(verdicts, "calls")
-    fig = _counts(verdicts, by, "verdict", by, "calls", order=list(dict.fromkeys(verdicts[by].astype(str))))
+    fig = _counts(verdicts, by, "verdict", by, order=list(dict.fromkeys(verdicts[by].astype(str))))
     accuracy = [f"{100 * verdicts[name].mean():.1f} %" for name in ("with", "against")]
     counts = f"{plural(len(verdicts), 'call')}: {_counted(verdicts['verdict'].astype(str))}"
     alt = f"{counts}. Mean accuracy {accuracy[0]} with the call, {accuracy[1]} otherwise."
@@ -307,11 +307,7 @@ def fleet_load(curve: pd.DataFrame) -> go.Figure:
     ``curve`` has ``system``, ``rate`` (requests per second), ``p50`` and ``p95`` (seconds) and ``utilisation`` (0..1).
     """
     _some(curve, "simulated load")
-    panels = {
-        "p95": "time to the answer (s)",
-        "p50": "time to the answer (s)",
-        "utilisation": "replica works (% of time)",
-    }
+    panels = dict.fromkeys(("p95", "p50"), "time to the answer (s)") | {"utilisation": "replica works (% of time)"}
     long = curve.assign(utilisation=100 * curve["utilisation"], system=curve["system"].map(str).map(plain))
     long = long.melt(["system", "rate"], list(panels), var_name="quantity").sort_values("rate", kind="stable")
     long = long.assign(
@@ -331,10 +327,9 @@ def fleet_load(curve: pd.DataFrame) -> go.Figure:
     words = []
     for system, line in curve.sort_values("rate").groupby("system", sort=False):
         a, b = line.iloc[0], line.iloc[-1]
-        times = f"95th percentile {a.p95:.3g} s at {a.rate:.3g} requests/s and {b.p95:.3g} s at {b.rate:.3g}"
-        words.append(
-            f"{visible(str(system))}: {times}, where the replica works {100 * b.utilisation:.0f} % of the time"
-        )
+        first = f"{visible(str(system))}: 95th percentile {a.p95:.3g} s at {a.rate:.3g} requests/s and"
+        busy = f"where the replica works {100 * b.utilisation:.0f} % of the time"
+        words.append(f"{first} {b.p95:.3g} s at {b.rate:.3g}, {busy}")
     alt = f"One teacher replica under load; {'; '.join(words)}."
     return with_alt_text(fig, alt, "What one teacher carries", height=620, legend=_below(-0.14))
 
@@ -344,30 +339,23 @@ _GROUPED: dict[str, Any] = {"scattermode": "group", "scattergap": 0.4}  # marks 
 
 def _below(y: float = -0.2) -> dict[str, Any]:
     """A legend below the axes, for many or long names."""
-    return {"y": y, "yanchor": "top", "title_text": ""}
+    return {"y": y, "yanchor": "top"}
 
 
 def _reference(fig: go.Figure, name: str, x: Iterable[float], y: Iterable[float]) -> None:
     """A grey dotted line to compare with."""
-    fig.add_scatter(
-        name=name, x=list(x), y=list(y), mode="lines", hoverinfo="skip", line={"color": GREY, "dash": "dot"}
-    )
+    style = {"mode": "lines", "hoverinfo": "skip", "line": {"color": GREY, "dash": "dot"}}
+    fig.add_scatter(name=name, x=list(x), y=list(y), **style)
 
 
-def _counts(
-    frame: pd.DataFrame, x: str, color: str, x_title: str, y_title: str, *, order: list[str] | None = None
-) -> go.Figure:
-    """Stacked bars of the number of rows, by ``x`` and by ``color``, which has a pattern, too."""
-    categories = (
-        list(frame[color].cat.categories)
-        if isinstance(frame[color].dtype, pd.CategoricalDtype)
-        else _order(frame[color])
-    )
+def _counts(frame: pd.DataFrame, x: str, color: str, title: str, *, order: Iterable[str] = ()) -> go.Figure:
+    """Stacked bars of the number of calls, by ``x`` and by ``color``, which has a pattern, too."""
+    categories = frame[color].cat.categories if hasattr(frame[color], "cat") else _order(frame[color])
     used = frame.assign(**{name: frame[name].astype(str).map(plain) for name in {x, color} if name != "at"})
     counts = used.groupby([color, x], sort=False).size().rename("count").reset_index()
-    orders = {color: [plain(str(c)) for c in categories]} | ({x: [plain(name) for name in order]} if order else {})
+    orders = {color: [plain(str(name)) for name in categories], x: [plain(name) for name in order]}
     fig = px.bar(counts, x=x, y="count", color=color, pattern_shape=color, category_orders=orders, template="relaylab",
-                 labels={x: plain(x_title), "count": y_title})  # fmt: skip
+                 labels={x: plain(title), "count": "calls"})  # fmt: skip
     fig.update_traces(marker_pattern_solidity=0.25)
     return fig.for_each_trace(lambda bar: bar.update(marker_line={"width": 1, "color": bar.marker.color}))
 

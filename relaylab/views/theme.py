@@ -117,7 +117,7 @@ def register_templates() -> None:
             "colorway": OKABE_ITO,
             "xaxis": axis,
             "yaxis": axis,
-            "legend": {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "bgcolor": clear, "title_text": ""},
+            "legend": {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "bgcolor": clear},
             "modebar": {"bgcolor": clear, "color": "#8a8a8a", "activecolor": OKABE_ITO[0]},
             "hoverlabel": {"bgcolor": LIGHT["ink"], "bordercolor": "#767676", "align": "left"}
             | {"font": {"family": SANS, "size": 13, "color": "#ffffff"}},
@@ -165,7 +165,8 @@ def with_alt_text(fig: Figure, text: str, title: str, **layout: Any) -> Figure:
         The same figure.
     """
     register_templates()
-    return fig.update_layout(template="relaylab", meta={"alt": text}, title_text=title, **layout)
+    fig.update_layout(template="relaylab", meta={"alt": text}, title_text=title, legend_title_text="")
+    return fig.update_layout(**layout)
 
 
 def show_figure(fig: Figure, *, library: bool = False) -> Html:
