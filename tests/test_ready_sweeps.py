@@ -27,8 +27,7 @@ def execute(name, monkeypatch, **values):
     path, results, names = SWEEPS / name, {}, {}
     values = check_values(values, read_parameters(path))
     monkeypatch.chdir(SWEEPS)
-    monkeypatch.setattr("relaylab.sweep.notebook.result", lambda **values: results.update(values))
-    monkeypatch.delattr("relaylab.result", raising=False)  # it may have been imported earlier
+    monkeypatch.setattr("relaylab.result", lambda **values: results.update(values))
     for tags, source in code_cells(path):
         exec(compile(source, name, "exec"), names)
         names |= values if "parameters" in tags else {}
