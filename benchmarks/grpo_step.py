@@ -6,7 +6,7 @@
     $B --student relay-once --settings embedded/relay-once                # and its last
 
 16 prompts x 8 rollouts of exactly 128 completion tokens in both (nobody may stop early), LoRA on the student, the
-teacher in the same process; beta 0.01, so both compute the reference too. With ``--settings`` rollouts have the limits
+teacher in the same process; beta 0.01, so both compute the reference too. With ``--settings`` rollouts have the caps
 of a stage of that training. The two are measured in turn, each time in a new trainer whose first step is not counted.
 Seconds are TRL's own ``step_time``.
 """
@@ -18,6 +18,7 @@ import json
 import os
 import platform
 import tempfile
+from dataclasses import asdict
 from statistics import median
 
 import torch
@@ -26,12 +27,11 @@ from transformers import PrinterCallback, TrainerCallback
 from transformers.utils import logging
 from trl import GRPOConfig, GRPOTrainer
 
-from relaylab.relay.config import RelayConfig
 from relaylab.relay.pair import load_teacher
 from relaylab.tasks.suites import SUITES, problems
 from relaylab.training import grpo as module
+from relaylab.training.config import CAPS, make_config
 from relaylab.training.policy_model import PolicyModel, load_trainable
-from relaylab.training.run import read_config
 
 PROMPTS, GROUP, TOKENS = 16, 8, 128
 
@@ -44,29 +44,40 @@ class Endless(PolicyModel):
         self.engine.end_ids = frozenset()
 
 
-def limits_of(settings: str | None, stage: int) -> RelayConfig:
+def caps_of(settings: str | None, stage: int) -> dict[str, int]:
     """Those of a stage of a training, but for the length of an answer."""
     if settings is None:
-        return RelayConfig(max_tokens=TOKENS)
-    config = read_config(settings)
-    chosen = [*config.get("lead", []), config["limits"]][stage]
-    return RelayConfig(**{k: v for k, v in chosen.items() if k != "steps"} | {"max_tokens": TOKENS})
+        return {}
+    caps = asdict(make_config(settings, output_dir="none").stages[stage][1])
+    return {name: caps[name] for name in CAPS}
 
 
-def relay_step(student: str, limits: RelayConfig, steps: int) -> tuple[list[float], float]:
+class Times(TrainerCallback):
+    """The metrics of every step."""
+
+    def __init__(self):
+        self.seen: list[dict[str, float]] = []
+
+    def on_log(self, args, state, control, logs=None, **_):
+        if logs and "step_time" in logs:
+            self.seen.append(dict(logs))
+
+
+def relay_step(student: str, caps: dict[str, int], steps: int) -> tuple[list[float], float]:
     """Seconds of each counted step, and the mean of teacher tokens a rollout."""
-    seen: list[dict[str, float]] = []
-    module.PolicyModel = Endless
+    times, module.PolicyModel = Times(), Endless
     chosen = [p for s in SUITES for p in problems(s, 8, split="train")]
     teacher = load_teacher("teacher")
     teacher.engine.end_ids = frozenset()
     with tempfile.TemporaryDirectory() as out:
-        module.grpo(
-            student, [teacher], chosen, out, steps=steps + 1, prompts=PROMPTS, group=GROUP, learning_rate=1e-6,
-            limits=limits, keep_rollouts=0, watch=seen.append, progress=False,
+        module.train(
+            student=student, teachers=[teacher], problems=chosen, output_dir=f"{out}/run", max_steps=steps + 1,
+            per_device_train_batch_size=PROMPTS * GROUP, num_generations=GROUP, max_completion_length=TOKENS, **caps,
+            keep_rollouts=0, callbacks=[times], disable_tqdm=True,
         )  # fmt: skip
-    assert all(line["tokens"] == TOKENS for line in seen)
-    return [line["step_time"] for line in seen[1:]], sum(x["call_ratio"] for x in seen) / len(seen) * TOKENS
+    assert all(line["tokens"] == TOKENS for line in times.seen)
+    share = sum(line["call_ratio"] for line in times.seen) / len(times.seen)
+    return [line["step_time"] for line in times.seen[1:]], share * TOKENS
 
 
 def plain_step(student: str, steps: int) -> list[float]:
@@ -74,13 +85,7 @@ def plain_step(student: str, steps: int) -> list[float]:
     chosen = [p for s in SUITES for p in problems(s, 8, split="train")]
     rows = [{"prompt": [{"role": "user", "content": p.question}]} for p in chosen] * 2
     cuda = model.device.type == "cuda"
-    seen: list[float] = []
-
-    class Times(TrainerCallback):
-        def on_log(self, args, state, control, logs=None, **_):
-            if logs and "step_time" in logs:
-                seen.append(logs["step_time"])
-
+    times = Times()
     with tempfile.TemporaryDirectory() as out:
         config = GRPOConfig(
             output_dir=out, max_steps=steps + 1, num_generations=GROUP, per_device_train_batch_size=PROMPTS * GROUP,
@@ -91,17 +96,17 @@ def plain_step(student: str, steps: int) -> list[float]:
         )  # fmt: skip
         trainer = GRPOTrainer(
             model=model, args=config, processing_class=tokenizer, train_dataset=Dataset.from_list(rows),
-            reward_funcs=lambda completion_ids, **_: [float(ids[0] % 7) for ids in completion_ids], callbacks=[Times()],
+            reward_funcs=lambda completion_ids, **_: [float(ids[0] % 7) for ids in completion_ids], callbacks=[times],
         )  # fmt: skip
         trainer.remove_callback(PrinterCallback)
         trainer.train()
-    return seen[1:]
+    return [line["step_time"] for line in times.seen[1:]]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--student", default="warm")
-    parser.add_argument("--settings", help="of a training, whose limits hold")
+    parser.add_argument("--settings", help="of a training, whose caps hold")
     parser.add_argument("--stage", type=int, default=-1, help="of that training; -1 is its last")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--rounds", type=int, default=3)
@@ -113,7 +118,7 @@ def main() -> None:
     logging.set_verbosity_error()
     pairs, written = [], []
     for _ in range(args.rounds):
-        ours, teacher = relay_step(args.student, limits_of(args.settings, args.stage), args.steps)
+        ours, teacher = relay_step(args.student, caps_of(args.settings, args.stage), args.steps)
         pairs.append((median(ours), median(plain_step(args.student, args.steps))))
         written.append(teacher)
     ratios = sorted(a / b for a, b in pairs)

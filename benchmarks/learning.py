@@ -16,13 +16,12 @@ from pathlib import Path
 
 from relaylab.engine.load import load_engine
 from relaylab.evaluation.learning import hard_kinds, measures, step_accuracy
-from relaylab.relay.config import RelayConfig
 from relaylab.relay.local_teacher import LocalTeacher
 from relaylab.relay.pair import Pair, load_teacher
 from relaylab.relay.teachers import NoTeacher
 from relaylab.tasks.suites import SUITES, Problem, problems
 from relaylab.trace import Trace, to_frame
-from relaylab.training.run import read_config
+from relaylab.training.config import make_config
 
 
 def table(traces: Sequence[Trace]) -> str:
@@ -43,16 +42,16 @@ def main() -> None:
     parser.add_argument("--suites", nargs="+", default=list(SUITES))
     parser.add_argument("--count", type=int, default=100, help="test problems a suite")
     parser.add_argument("--start", type=int, default=0, help="of a suite: the number of its first problem")
-    parser.add_argument("--settings", default="embedded/relay", help="of the training; its limits hold here too")
+    parser.add_argument("--settings", default="embedded/relay", help="of the training; its caps hold here too")
     parser.add_argument("--out", type=Path, help="traces; runs/learning and the name of the settings")
     args = parser.parse_args()
     args.out = args.out or Path("runs/learning", args.settings.replace("/", "-"))
     chosen: list[Problem] = [p for s in args.suites for p in problems(s, args.count, start=args.start)]
-    teacher, limits = load_teacher(args.teacher), RelayConfig(**read_config(args.settings)["limits"])
+    teacher, caps = load_teacher(args.teacher), make_config(args.settings, output_dir="none").relay
 
     def decode(name: str, pair: Pair) -> list[Trace]:
         path = args.out / f"{name.strip('/').replace('/', '_')}.jsonl"
-        return pair.decode(chosen, out=path, config=limits, batch_size=128, progress=False)
+        return pair.decode(chosen, out=path, config=caps, batch_size=128, progress=False)
 
     alone = decode("alone", Pair(load_engine(args.untouched), NoTeacher()))
     assert isinstance(teacher, LocalTeacher)

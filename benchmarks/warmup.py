@@ -2,9 +2,9 @@
 
     python benchmarks/warmup.py student warm warm-sure
 
-At temperature 1, over test problems of the embedded suites, the solution given up to each token (nothing is decoded).
+At temperature 1, on test problems of the embedded suites. The student reads the solution; nothing is decoded.
 *easy*: the digits of the result of a step that the untouched student does well. *product*, *quotient*: those of the
-hard steps. *behind*: all that follows the line of a hard product, the product being right; *behind a call*: the same
+hard steps. *after*: all that follows the line of a hard product, if the product is right. *after a call*: the same
 with ``<call>8</call>`` in front of the product, as if a teacher had written it.
 """
 
@@ -22,30 +22,30 @@ from relaylab.engine.load import load_engine
 from relaylab.tasks.suites import SUITES, Problem, problems
 
 HARD = {"product_2x2": "product", "quotient_4x2": "quotient"}
-COLUMNS = ("easy", "product", "quotient", "behind", "behind a call")
+COLUMNS = ("easy", "product", "quotient", "after", "after a call")
 
 
-def probability(engine: Engine, question: str, given: str, wanted: str) -> float:
-    """Of the text ``wanted`` behind the prompt and ``given``."""
-    ids, rest = engine.prompt_ids([{"role": "user", "content": question}]), engine.text.encode(wanted)
-    row = engine.open(ids + engine.text.encode(given) + rest[:-1])
+def probability(engine: Engine, question: str, begin: str, text: str) -> float:
+    """Of the text after the prompt and the beginning of its answer."""
+    ids, rest = engine.prompt_ids([{"role": "user", "content": question}]), engine.text.encode(text)
+    row = engine.open(ids + engine.text.encode(begin) + rest[:-1])
     logp = engine.forward([row], positions=len(rest))[0].float().log_softmax(-1)
     engine.close(row)
     return math.exp(sum(logp[i, token].item() for i, token in enumerate(rest)))
 
 
 def measured(engine: Engine, problem: Problem) -> Iterator[tuple[str, float]]:
-    given, left = "", problem.solution
+    begin, left = "", problem.solution
     for step in problem.steps:
-        asked, digits = f"{step.expression}=", str(step.result)
-        before, left = left.split(asked, 1)
-        given, left = given + before + asked, left.removeprefix(digits)
-        yield HARD.get(step.kind, "easy"), probability(engine, problem.question, given, digits)
+        line, digits = f"{step.expression}=", str(step.result)
+        before, left = left.split(line, 1)
+        begin, left = begin + before + line, left.removeprefix(digits)
+        yield HARD.get(step.kind, "easy"), probability(engine, problem.question, begin, digits)
         if step.kind == "product_2x2":
-            yield "behind", probability(engine, problem.question, given + digits, left)
-            called = given + format_call(8) + digits
-            yield "behind a call", probability(engine, problem.question, called, left)
-        given += digits
+            yield "after", probability(engine, problem.question, begin + digits, left)
+            called = begin + format_call(8) + digits
+            yield "after a call", probability(engine, problem.question, called, left)
+        begin += digits
 
 
 def main() -> None:
@@ -56,11 +56,11 @@ def main() -> None:
     chosen = [p for s in SUITES if s != "galaxy" for p in problems(s, args.count)]
     print("| student |", " | ".join(f"{c} %" for c in COLUMNS), "|\n" + "|---" * (len(COLUMNS) + 1) + "|")
     for name in args.students:
-        engine, found = load_engine(name), defaultdict(list)
+        engine, values = load_engine(name), defaultdict(list)
         for problem in chosen:
             for what, value in measured(engine, problem):
-                found[what].append(value)
-        print(f"| {name} |", " | ".join(f"{100 * fmean(found[c]):.1f}" for c in COLUMNS), "|")
+                values[what].append(value)
+        print(f"| {name} |", " | ".join(f"{100 * fmean(values[c]):.1f}" for c in COLUMNS), "|")
 
 
 if __name__ == "__main__":

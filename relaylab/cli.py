@@ -1,367 +1,399 @@
-"""The command line, from ``relaylab solve`` to ``relaylab doctor``; what measures is in ``measure.py``."""
+"""The command line. Options are in ``options.py``; each command calls one function of the package."""
 
 from __future__ import annotations
 
+import errno
+import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from enum import StrEnum
+import warnings
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from relaylab import measure
-from relaylab.lab import lab
-from relaylab.measure import (
-    Data,
-    MaxTokens,
-    Seed,
-    Suffix,
-    Suite,
-    Teacher,
-    TeacherTemperature,
-    Tokenizer,
-    problems_named,
-)
+from relaylab import options as opt
+from relaylab.files import shard_path, write_whole
 from relaylab.notebook_commands import notebooks_run, sweep
-from relaylab.trace import Trace, read_traces, to_frame
+from relaylab.options import command, option
+from relaylab.trace import Trace, read_traces
 from relaylab.version import __version__
-from relaylab.views.trace_view import trace_text, visible
+from relaylab.views.tables import method_table, trace_table, zoo_table
+from relaylab.views.trace_view import trace_html, trace_text, visible
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
-zoo_app = typer.Typer(no_args_is_help=True, help="The embedded models: what they are, how they were made.")
+SETTINGS: dict[str, Any] = {"context_settings": {"help_option_names": ["-h", "--help"]}, "no_args_is_help": True}
+app = typer.Typer(**SETTINGS, add_completion=False, pretty_exceptions_enable=False, help="Relay decoding.")
+zoo_app = typer.Typer(**SETTINGS, help="The embedded models.")
+notebooks_app = typer.Typer(**SETTINGS, help="The lessons as programs.")
 app.add_typer(zoo_app, name="zoo")
-notebooks_app = typer.Typer(no_args_is_help=True, help="The lessons as programs.")
 app.add_typer(notebooks_app, name="notebooks")
 console = Console()
+command(notebooks_app, "run")(notebooks_run)
+command(app, "sweep", resumes=True)(sweep)
 
-OnFailure = StrEnum("OnFailure", {name: name for name in ("carry_on", "raise", "exclude")})
-
-Student = Annotated[str, typer.Option(help="An embedded name, a directory, or a hub id.")]
-Temperature = Annotated[float, typer.Option(min=0, help="The student's; 0 is greedy.")]
-TopP = Annotated[float, typer.Option(min=0, max=1, help="Sample the student from its most probable tokens alone.")]
-MaxCalls = Annotated[int | None, typer.Option(min=0, help="Answered calls a response; no cap by default.")]
-MaxCallTokens = Annotated[int | None, typer.Option(min=1, help="Tokens a call may be granted; no cap by default.")]
-Unsure = Annotated[float | None, typer.Option(help="Call wherever the student's entropy is above this many nats.")]
-Every = Annotated[int | None, typer.Option(min=1, help="Call wherever so many tokens have gone by without a call.")]
-CallTokens = Annotated[int, typer.Option(min=1, help="Tokens asked for by --call-when-unsure and --call-every.")]
-Failure = Annotated[OnFailure, typer.Option(help="Where the teacher fails: go on alone, stop all, or end that row.")]
+NO_BOX = (
+    r"no answer holds a \boxed{}, and answers are read from it. "
+    r"Ask for one: --prompt-suffix 'Put your final answer within \boxed{}.'"
+)
+# Modules whose errors are about inputs, besides ValueError, OSError, RuntimeError and ImportError.
+FOREIGN = ("jinja2", "safetensors", "safetensors_rust", "pyo3_runtime", "openai", "httpx", "yaml")
 
 
-@contextmanager
-def _resumable() -> Iterator[None]:
-    """For commands that keep what they have done: an interrupt says so."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        text = "interrupted; what was finished is kept, and the same command goes on from there"
-        print(f"\n{text}", file=sys.stderr)
-        raise typer.Exit(130) from None
-
-
-def _version(value: bool) -> None:
-    if value:
+@app.callback()
+def _top(
+    version: Annotated[bool, option("Print the version.", "--version")] = False,
+    debug: Annotated[bool, option("Show the traceback of an error; also after a command.", "--debug")] = False,
+) -> None:
+    if version:
         print(__version__)
         raise typer.Exit
 
 
-@app.callback()
-def _top(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False) -> None:
-    pass
-
-
-@app.command()
-def solve(
+@command(app, "solve")
+def _solve(
     question: str,
-    student: Student = "relay",
-    teacher: Teacher = "teacher",
-    tokenizer: Tokenizer = None,
-    teacher_temperature: TeacherTemperature = 0.0,
-    temperature: Temperature = 0.0,
-    top_p: TopP = 1.0,
-    max_tokens: MaxTokens = 512,
-    max_calls: MaxCalls = None,
-    max_call_tokens: MaxCallTokens = None,
-    call_when_unsure: Unsure = None,
-    call_every: Every = None,
-    call_tokens: CallTokens = 4,
-    on_failure: Failure = OnFailure.carry_on,
-    seed: Seed = 0,
-    json_: Annotated[bool, typer.Option("--json", help="Print the trace as JSON.")] = False,
+    teacher: opt.Teachers,
+    relay: opt.Relay,
+    calls: opt.Calls,
+    student: opt.Student = "relay",
+    prompt_suffix: Annotated[str, option("Put after the question.")] = "",
+    system: opt.System = None,
+    seed: opt.Seed = 0,
+    json_: Annotated[bool, option("Print the trace as JSON.", "--json")] = False,
 ) -> None:
     """Relay one question and show the trace."""
-    call_rule = _call_rule(call_when_unsure, call_every, call_tokens)
-    trace = _pair(student, teacher, tokenizer, teacher_temperature).solve(
-        question, seed=seed, temperature=temperature, top_p=top_p, max_tokens=max_tokens, max_calls=max_calls,
-        max_call_tokens=max_call_tokens, call_rule=call_rule, on_failure=on_failure.value,
-    )  # fmt: skip
+    text = f"{question}\n{prompt_suffix}" if prompt_suffix else question
+    trace = teacher.pair(student).solve(text, seed=seed, system=system, **relay, **calls.keywords)
     print(trace.to_json() if json_ else trace_text(trace))
+    _check_answers([trace])
 
 
-@app.command()
-@_resumable()
-def decode(
-    out: Annotated[Path, typer.Option(help="JSONL file of traces; run again to go on after an interrupt.")],
-    suite: Suite = None,
-    data: Data = None,
-    limit: Annotated[int, typer.Option(min=1, help="Problems of each suite, or of the file.")] = 100,
-    student: Student = "relay",
-    teacher: Teacher = "teacher",
-    tokenizer: Tokenizer = None,
-    teacher_temperature: TeacherTemperature = 0.0,
-    temperature: Temperature = 0.0,
-    top_p: TopP = 1.0,
-    max_tokens: MaxTokens = 512,
-    max_calls: MaxCalls = None,
-    max_call_tokens: MaxCallTokens = None,
-    call_when_unsure: Unsure = None,
-    call_every: Every = None,
-    call_tokens: CallTokens = 4,
-    on_failure: Failure = OnFailure.carry_on,
-    batch_size: Annotated[int, typer.Option(min=1, help="Rows decoded at a time.")] = 64,
-    seed: Seed = 0,
+@command(app, "decode", resumes=True)
+def _decode(
+    out: Annotated[Path, option("JSON Lines file of traces; the same command resumes.")],
+    questions: opt.Questions,
+    teacher: opt.Teachers,
+    relay: opt.Relay,
+    calls: opt.Calls,
+    student: opt.Student = "relay",
+    system: opt.System = None,
+    batch_size: opt.BatchSize = 64,
+    shard: opt.Shard = None,
+    seed: opt.Seed = 0,
 ) -> None:
-    """Relay and grade many questions; resumes where it stopped."""
-    chosen = problems_named(suite, data, limit, "test")
-    call_rule = _call_rule(call_when_unsure, call_every, call_tokens)
-    traces = _pair(student, teacher, tokenizer, teacher_temperature).decode(
-        chosen, out=out, seed=seed, temperature=temperature, top_p=top_p, max_tokens=max_tokens, max_calls=max_calls,
-        max_call_tokens=max_call_tokens, call_rule=call_rule, on_failure=on_failure.value, batch_size=batch_size,
-    )  # fmt: skip
-    console.print(_table(traces))
-    console.print(f"{len(traces)} traces in {out}", highlight=False, markup=False)
+    """Relay and grade many questions."""
+    _check_different(out, questions.data, "--out", "--data")
+    problems = [replace(p, question=p.prompt(questions.suffix)) for p in questions.load(100)]
+    traces = teacher.pair(student).decode(
+        problems, out=out, seed=seed, system=system, batch_size=batch_size, shard=shard, **relay, **calls.keywords
+    )
+    console.print(trace_table(traces))
+    _say(f"{len(traces)} traces in {shard_path(out, shard)}")
+    _check_answers(traces)
 
 
-@app.command()
-def show(
-    traces: Path,
-    limit: Annotated[int, typer.Option(min=0, help="Traces to show.")] = 5,
-    id_: Annotated[str | None, typer.Option("--id", help="Show this trace alone.")] = None,
-    html: Annotated[Path | None, typer.Option(help="Write them as a page instead.")] = None,
+@command(app, "show")
+def _show(
+    traces: Annotated[Path, typer.Argument(help="JSON Lines file of traces.")],
+    limit: Annotated[int, option("Traces to show.", min=0)] = 5,
+    id_: Annotated[str | None, option("Show this trace only.", "--id")] = None,
+    html: Annotated[Path | None, option("Write them as a page instead.")] = None,
 ) -> None:
     """Show the traces of a file, and a summary of all of them."""
-    from relaylab.views.trace_view import trace_html
-
-    found = list(read_traces(traces))
-    chosen = [t for t in found if t.id == id_] if id_ else found[:limit]
+    _check_different(html, traces, "--html", "the file of traces")
+    everything = _read(traces)
+    chosen = [t for t in everything if t.id == id_] if id_ else everything[:limit]
     if id_ and not chosen:
         raise ValueError(f"{traces} has no trace {id_!r}")
     if html:
         head = '<!doctype html><meta charset="utf-8"><meta name="color-scheme" content="light dark">'
-        body = "\n".join(trace_html(t) for t in chosen)
-        html.write_text(f"{head}<title>relaylab</title>{body}", encoding="utf-8")
-        console.print(f"{len(chosen)} traces in {html}", highlight=False, markup=False)
-        return
+        write_whole(html, "\n".join([f"{head}<title>relaylab</title>", *map(trace_html, chosen)]))
+        return _say(f"{len(chosen)} traces in {html}")
     for trace in chosen:
         print(trace_text(trace), end="\n\n")
-    console.print(_table(found))
+    console.print(trace_table(everything))
 
 
-@app.command()
-def warmup(
-    out: Annotated[Path, typer.Option(help="Folder of the warmed-up student.")],
-    suite: Suite = None,
-    data: Data = None,
-    limit: Annotated[int, typer.Option(min=1, help="Training problems of each suite, or of the file.")] = 400,
-    check: Annotated[int, typer.Option(min=0, help="Test problems a suite to measure accuracy on; 0: none.")] = 50,
-    student: Student = "student",
-    temperature: Annotated[float, typer.Option(min=0, help="At which responses are sampled.")] = 1.0,
-    samples: Annotated[int, typer.Option(min=1, help="Responses of each problem.")] = 1,
-    keep_correct: Annotated[bool, typer.Option(help="Leave wrong responses out.")] = False,
-    sure: Annotated[float, typer.Option(min=0, max=1, help="Do not learn tokens of a smaller probability.")] = 0.0,
-    exponent: Annotated[list[int] | None, typer.Option(help="n = d * 10^k: the k, several times; 0 1 2 3.")] = None,
-    max_tokens: MaxTokens = 512,
-    suffix: Suffix = "",
-    rows_at_a_time: Annotated[int, typer.Option(min=1, help="Responses sampled together.")] = 128,
-    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 250,
-    batch_size: Annotated[int, typer.Option(min=1, help="Responses a step.")] = 32,
-    gradient_checkpointing: bool = False,
-    learning_rate: float = 1e-3,
-    full: Annotated[bool, typer.Option(help="Train all weights instead of an adapter.")] = False,
-    seed: Seed = 0,
+@command(app, "warmup", resumes=True)
+def _warmup(
+    out: Annotated[Path, option("Folder of the warmed-up student.")],
+    questions: opt.Questions,
+    models: opt.Models,
+    student: opt.Student = "student",
+    check: Annotated[int, option("Test problems per suite to measure accuracy on; 0: none.", min=0)] = 50,
+    temperature: Annotated[float, option("At which responses are sampled.", min=0)] = 1.0,
+    samples: opt.Samples = 1,
+    keep_correct: Annotated[bool, option("Leave wrong responses out.")] = False,
+    min_token_prob: Annotated[float, option("Do not learn less probable tokens.", min=0, max=1)] = 0.0,
+    exponents: Annotated[list[int], option("The k of n = d * 10^k; may be repeated.", "--exponent")] = [0, 1, 2, 3],  # noqa: B006
+    max_tokens: opt.MaxTokens = 512,
+    decode_batch_size: opt.BatchSize = 128,
+    max_steps: Annotated[int, option("Optimiser steps.", min=1)] = 250,
+    per_device_train_batch_size: Annotated[int, option("Responses per step.", min=1)] = 32,
+    activation_checkpointing: Annotated[bool, option("Compute activations again instead of keeping them.")] = False,
+    learning_rate: Annotated[float, option("At its highest.", min=0)] = 1e-3,
+    full: Annotated[bool, option("Train all weights instead of an adapter.")] = False,
+    seed: opt.Seed = 0,
 ) -> None:
-    """Stage 1: teach a student the syntax of a call on its own responses."""
+    """Stage 1: teach a student the syntax of a call, on its own responses."""
+    training = questions.load(400, split="train")
+    models.start(student)
     from relaylab.tasks.suites import problems
     from relaylab.training.warmup import warmup
 
-    tests = [p for s in suite or () for p in problems(s, check)] if check else []
-    done = warmup(
-        student, problems_named(suite, data, limit, "train"), out, check=tests, steps=steps, batch_size=batch_size,
-        learning_rate=learning_rate, full=full, seed=seed, temperature=temperature, samples=samples,
-        keep_correct=keep_correct, sure=sure, exponents=exponent or (0, 1, 2, 3), max_tokens=max_tokens, suffix=suffix,
-        rows_at_a_time=rows_at_a_time, gradient_checkpointing=gradient_checkpointing,
+    result = warmup(
+        student, training, out, check=[p for s in questions.suite or () if check for p in problems(s, check)],
+        temperature=temperature, samples=samples, keep_correct=keep_correct, min_token_prob=min_token_prob,
+        exponents=exponents, max_tokens=max_tokens, prompt_suffix=questions.suffix, seed=seed, full=full,
+        decode_batch_size=decode_batch_size, max_steps=max_steps, learning_rate=learning_rate,
+        per_device_train_batch_size=per_device_train_batch_size, activation_checkpointing=activation_checkpointing,
+        **models.keywords,
     )  # fmt: skip
-    console.print(str(done), highlight=False, markup=False)
+    _say(str(result))
 
 
-@app.command()
-@_resumable()
-def train(
-    config: Annotated[Path, typer.Argument(help="A YAML file of settings; see configs/.")],
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", "-s", help="NAME=VALUE, over the file; VALUE is YAML.")
-    ] = None,
+@command(app, "train", resumes=True, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def _train(
+    context: typer.Context,
+    config: Annotated[str, typer.Argument(help="A YAML file of settings, or the name of a shipped run.")],
+    process: opt.Process,
 ) -> None:
-    """Stage 2: GRPO with the relay; resumes where it stopped."""
-    import yaml
-
-    from relaylab.training.run import train
+    """Stage 2: GRPO with the relay. Settings follow the file: --max_steps 300 --output_dir runs/a."""
+    process.import_files()
+    from relaylab.training.config import parse_config
+    from relaylab.training.grpo import train
     from relaylab.training.run_dir import processes
 
-    given = {}
-    for pair in set_ or ():
-        name, equals, value = pair.partition("=")
-        if not equals:
-            raise ValueError(f"--set {pair}: write NAME=VALUE")
-        given[name] = yaml.safe_load(value)
-    out = train(config, **given)
+    settings = parse_config(config, context.args)
+    process.set_threads(str(settings.student), *settings.teacher)
+    out = train(settings)
     if processes().is_main_process:
-        told = f"the trained student is in {out}; try: relaylab solve --student {out} ..."
-        console.print(told, highlight=False, markup=False)
+        _say(f"the trained student is in {out}; try: relaylab solve --student {out} ...")
 
 
-@notebooks_app.callback()
-def _notebooks() -> None:
-    """The lessons as programs."""
-
-
-notebooks_app.command("run")(notebooks_run)
-app.command()(lab)
-app.command()(_resumable()(sweep))
-app.command("filter")(_resumable()(measure.filter_))
-app.command()(_resumable()(measure.evaluate))
-app.command()(measure.report)
-app.command()(measure.scorecard)
-app.command()(_resumable()(measure.judge))
-
-
-@zoo_app.command("list")
-def zoo_list() -> None:
-    """The embedded models with their sizes and scores."""
-    from relaylab.engine import load as zoo
-    from relaylab.zoo.verify import percent
-
-    known = zoo.manifest()
-    levels = dict.fromkeys(s["level"] for e in known.values() for s in e.get("scores", {}).values())
-    title, told = "Embedded models", "accuracy on test problems; by level: at temperature 1, calls forbidden"
-    table = Table("model", title=title, caption=told)
-    for column in ("parameters", *levels, "relay, greedy", "teacher tokens"):
-        table.add_column(column, justify="right")
-    for name in zoo.embedded():
-        entry = known.get(name, {})
-        by_level = [[s for s in entry.get("scores", {}).values() if s["level"] == level] for level in levels]
-        relays = list(entry.get("relay_scores", {}).values())
-        table.add_row(
-            name,
-            f"{entry['parameters']:,}" if "parameters" in entry else "-",
-            *(percent(_share(scores, "right", "count")) for scores in by_level),
-            percent(_share(relays, "right", "count")),
-            percent(_share(relays, "teacher", "tokens")),
-        )
-    console.print(table)
-
-
-@zoo_app.command("train")
-@_resumable()
-def zoo_train(
-    name: Annotated[str, typer.Argument(help="A name of `zoo list`.")],
-    out: Annotated[Path, typer.Option(help="Where to put the model.")],
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 2,
-    steps: Annotated[int | None, typer.Option(min=1, help="Fewer steps than the recipe's, for a try.")] = None,
+@command(app, "filter", resumes=True)
+def _filter(
+    out: Annotated[Path, option("JSON Lines file of pass rates; the same command resumes.")],
+    questions: opt.Questions,
+    teacher: opt.Teachers,
+    samples: opt.Samples = 10,
+    threshold: Annotated[float, option("For the summary only: the file has all rates.", min=0, max=1)] = 0.5,
+    max_tokens: opt.MaxTokens = 512,
+    batch_size: opt.BatchSize = 128,
+    shard: opt.Shard = None,
+    seed: opt.Seed = 0,
 ) -> None:
-    """Make an embedded model anew; resumes where it stopped."""
-    import torch
+    """The data filter of stage 2: how often does the teacher solve each problem?"""
+    _check_different(out, questions.data, "--out", "--data")
+    problems = questions.load(100, split="train")
+    teacher.start(teacher.teacher)
+    from relaylab.training.data_filter import keep, pass_rates
 
+    rates = pass_rates(
+        teacher.load(temperature=1.0), problems, out, samples=samples, max_tokens=max_tokens,
+        prompt_suffix=questions.suffix, seed=seed, batch_size=batch_size, shard=shard,
+    )  # fmt: skip
+    _say(f"{len(keep(rates, threshold))} of {len(rates)} problems have a pass rate of at least {threshold}")
+    _say(f"all rates are in {shard_path(out, shard)}")
+    raise typer.Exit(0 if any(rate.samples for rate in rates) else 1)
+
+
+@command(app, "evaluate", resumes=True)
+def _evaluate(
+    out: Annotated[Path, option("Folder of traces and tables; the same command resumes, or adds methods.")],
+    questions: opt.Questions,
+    teacher: opt.Teachers,
+    relay: opt.Relay,
+    methods: Annotated[str, option("With options: 'router:p=0.3 relay:student=a+b'.")] = "student teacher relay",
+    student: Annotated[str, option("The untrained one, for methods that name no other.")] = "student",
+    samples: opt.Samples = 1,
+    training: Annotated[int, option("Training problems for methods that learn (citer).", min=0)] = 300,
+    training_benchmark: Annotated[str | None, option("Their source, such as gsm8k_train.")] = None,
+    batch_size: opt.BatchSize = 64,
+    shard: opt.Shard = None,
+    seed: opt.Seed = 0,
+) -> None:
+    """Decode the same problems with every method: traces, a table and a summary."""
+    problems = questions.load(None, seed=seed)
+    teacher.start(student, teacher.teacher)
+    from relaylab.evaluation.evaluate import evaluate
+    from relaylab.evaluation.stats import summary
+    from relaylab.evaluation.table import excluded_methods
+    from relaylab.tasks.benchmarks import training_problems
+
+    table = evaluate(
+        methods.split(), problems, out, student=student, samples=samples, seed=seed, batch_size=batch_size, shard=shard,
+        teacher=teacher.teacher if teacher.is_local(teacher.teacher) else teacher.load(), suffix=questions.suffix,
+        training=training_problems(training_benchmark, training, path=questions.data, seed=seed),
+        **relay, **teacher.keywords,
+    )  # fmt: skip
+    if shard:
+        _say(f"{len(table)} answers of shard {shard}; without --shard the same command makes the tables")
+    else:
+        console.print(method_table(summary(table)))
+        _say(f"{len(table)} rows in {out / 'table.csv'}; next: relaylab report {out}")
+    if lost := excluded_methods(table):
+        _warn(f"{', '.join(lost)}: every answer is excluded, because the teacher failed")
+        raise typer.Exit(1)
+
+
+EvaluationFolder = Annotated[Path, typer.Argument(help="Folder of an evaluation.")]
+
+
+@command(app, "report")
+def _report(folder: EvaluationFolder) -> None:
+    """One HTML page of an evaluation, and its figures."""
+    from relaylab.views.report import report
+
+    _say(f"the report is {report(folder)}")
+
+
+@command(app, "scorecard")
+def _scorecard(folder: EvaluationFolder) -> None:
+    """The paper's claims beside our measurements, as a Markdown table and as scorecard.csv in the folder."""
+    from relaylab.evaluation.scorecard import markdown, measured, scorecard
+    from relaylab.evaluation.table import read_table, write_table
+
+    card = scorecard(measured(read_table(folder)))
+    write_table(card, folder / "scorecard.csv")
+    print(markdown(card))
+
+
+@command(app, "judge", resumes=True)
+def _judge(
+    traces: Annotated[Path, typer.Argument(help="JSON Lines file of graded traces.")],
+    server: Annotated[str, option("URL of an OpenAI-compatible server; the key is OPENAI_API_KEY.")],
+    max_requests: Annotated[int, option("The most questions that are sent: each costs money.", min=1)],
+    model: Annotated[str, option("As the server calls it.")] = "gpt-4o-mini",
+    cache: Annotated[Path | None, option("JSON Lines file of replies, so that none is paid for twice.")] = None,
+) -> None:
+    """Audit the grader: a chat model judges right and wrong answers alike; where do the two differ?"""
+    from relaylab.evaluation.judge import Judge, audit
+    from relaylab.relay.api_client import APIClient
+
+    _check_different(cache, traces, "--cache", "the file of traces")
+    judge = Judge(APIClient(server), model=model, max_requests=max_requests, cache=cache)
+    result = audit(_read(traces), judge)
+    _say(str(result))
+    raise typer.Exit(0 if result.judged else 1)
+
+
+@command(app, "lab")
+def _lab(
+    folder: Annotated[Path, typer.Argument(help="Your copy of the lessons.")] = Path("relaylab-lessons"),
+    open_: Annotated[bool, option("Open JupyterLab there.", "--open/--no-open")] = True,
+    jupyter: Annotated[list[str] | None, option("For JupyterLab: --jupyter=--no-browser; may be repeated.")] = None,
+) -> None:
+    """Copy the lessons to a folder of your own, and open JupyterLab there. What you changed is never overwritten."""
+    from relaylab.lab import open_lab
+
+    raise typer.Exit(open_lab(folder, open_=open_, jupyter=jupyter or ()))
+
+
+@command(app, "doctor")
+def _doctor(api: Annotated[str | None, option("The URL of a server to ask as well.")] = None) -> None:
+    """What this machine can run, and why not."""
+    from relaylab.doctor import print_diagnosis
+
+    raise typer.Exit(0 if print_diagnosis(api) else 1)
+
+
+@command(zoo_app, "list")
+def _zoo_list() -> None:
+    """The embedded models with their sizes and scores."""
+    from relaylab.engine.load import embedded, manifest
+
+    console.print(zoo_table({name: manifest().get(name, {}) for name in embedded()}))
+
+
+@command(zoo_app, "train", resumes=True)
+def _zoo_train(
+    name: Annotated[str, typer.Argument(help="A name of `zoo list`.")],
+    out: Annotated[Path, option("Folder of the model.")],
+    device: Annotated[str, option("cpu or cuda.")] = "cpu",
+    threads: Annotated[int, option("CPU threads.", min=1)] = 2,
+    steps: Annotated[int | None, option("Fewer steps than the recipe's, for a try.", min=1)] = None,
+) -> None:
+    """Make an embedded model from its recipe."""
+    opt.Process(threads).start()
     from relaylab.zoo.recipes import make
 
-    torch.set_num_threads(threads)
     make(name, out, device=device, steps=steps)
-    console.print(f"{name} is in {out}; try: relaylab solve --student {out} ...", highlight=False, markup=False)
+    _say(f"{name} is in {out}; try: relaylab solve --student {out} ...")
 
 
-@zoo_app.command("verify")
-def zoo_verify(
-    count: Annotated[int, typer.Option(min=0, help="Test problems a suite to score anew; 0 checks files alone.")] = 100,
-    write: Annotated[bool, typer.Option(help="Write checksums and scores to the manifest instead.")] = False,
+@command(zoo_app, "verify")
+def _zoo_verify(
+    count: Annotated[int, option("Test problems per suite to score; 0 checks files only.", min=0)] = 100,
+    write: Annotated[bool, option("Write checksums and scores to the manifest instead.")] = False,
 ) -> None:
-    """Check the embedded models: checksums, scores against the manifest's, and what is required of the pair."""
+    """Check the embedded models: their files and scores against the manifest, and what is required of the pair."""
     from relaylab.zoo.verify import verify, write_manifest
 
     if write:
         write_manifest(count=count)
-    findings = verify(count=0 if write else count)  # what was scored just now would come out the same
+    findings = verify(count=0 if write else count)
     for finding in findings:
-        console.print(
-            ("ok    " if finding.ok else "WRONG ") + finding.text, highlight=False, markup=False, soft_wrap=True
-        )
-    if not all(f.ok for f in findings):
+        _say(("ok    " if finding.ok else "WRONG ") + finding.text)
+    raise typer.Exit(0 if all(f.ok for f in findings) else 1)
+
+
+def _read(path: Path) -> list[Trace]:
+    if not (traces := list(read_traces(path))):
+        raise ValueError(f"{path} has no trace in it")
+    return traces
+
+
+def _say(text: str) -> None:
+    console.print(visible(text, keep="\n"), highlight=False, markup=False, soft_wrap=True)
+
+
+def _warn(message: object, *_: object, **__: object) -> None:
+    print(f"relaylab: {visible(' '.join(str(message).split()))}", file=sys.stderr)
+
+
+def _check_different(path: Path | None, other: Path | None, name: str, other_name: str) -> None:
+    if path and other and path.resolve() == other.resolve():
+        raise ValueError(f"{name} and {other_name} are both {path}; choose another file")
+
+
+def _check_answers(traces: list[Trace]) -> None:
+    """Say what keeps answers from being read or graded. Exit with 1 if every call failed."""
+    if traces and not any("\\boxed" in t.text for t in traces):
+        _warn(NO_BOX)
+    if excluded := sum(t.stop == "excluded" for t in traces):
+        _warn(f"{excluded} of {len(traces)} answers are excluded: their teacher failed. The same command tries again")
+    calls = [c for t in traces for c in t.calls if c.status in ("answered", "failed")]
+    if calls and all(c.status == "failed" for c in calls):
+        _warn(f"every call failed; the last error: {calls[-1].error}")
         raise typer.Exit(1)
 
 
-@app.command()
-def doctor(api: Annotated[str | None, typer.Option(help="The URL of a server to ask as well.")] = None) -> None:
-    """What this machine can run, and why not."""
-    from relaylab.doctor import report
-
-    if not report(api):
-        raise typer.Exit(1)
-
-
-def _share(scores: list[dict[str, int]], part: str, whole: str) -> float | None:
-    """Over all suites; None where nothing was scored."""
-    total = sum(s[whole] for s in scores)
-    return sum(s[part] for s in scores) / total if total else None
-
-
-def _pair(student: str, teacher: str, tokenizer: str | None, teacher_temperature: float):
-    from relaylab.relay.pair import load_pair
-
-    url = teacher.startswith(("http://", "https://"))
-    if tokenizer and not url:
-        raise ValueError("--tokenizer is for a teacher behind a URL; a local one brings its own")
-    return load_pair(student, teacher, teacher_options={"temperature": teacher_temperature, "tokenizer": tokenizer})
-
-
-def _call_rule(threshold: float | None, every: int | None, n: int):
-    from relaylab.relay.call_rules import CallEvery, CallWhenUnsure
-
-    if threshold is not None and every is not None:
-        raise ValueError("name --call-when-unsure or --call-every, not both")
-    if every is not None:
-        return CallEvery(every, n)
-    return None if threshold is None else CallWhenUnsure(threshold, n)
-
-
-def _table(traces: list[Trace]) -> Table:
-    """One row a suite: problems, accuracy, call ratio, calls. What a file calls a suite may be anything."""
-    table = Table()
-    for column in ("suite", "problems", "correct", "teacher tokens", "calls a response", "tokens a response"):
-        name = column == "suite"
-        table.add_column(column, justify="left" if name else "right", no_wrap=name)
-    frame = to_frame(traces)
-    frame["suite"] = [visible(str(t.problem.get("suite") or "-")) for t in traces]
-    for suite, rows in frame.groupby("suite", sort=False):
-        correct = rows["correct"].dropna()
-        table.add_row(
-            Text(suite),
-            str(len(rows)),
-            f"{100 * correct.mean():.1f} %" if len(correct) else "-",
-            f"{100 * rows['teacher_tokens'].sum() / max(1, rows['tokens'].sum()):.1f} %",
-            f"{rows['calls'].mean():.2f}",
-            f"{rows['tokens'].mean():.1f}",
-        )
-    return table
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def main() -> None:
-    """The entry point: an error that a user can mend is one line on stderr, with exit code 2."""
+    """The entry point. An error that the user can mend is one line, with exit code 2."""
+    words = [word for word in sys.argv[1:] if word != "--debug"]
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
+    signal.signal(signal.SIGTERM, _interrupt)
+    warnings.showwarning = _warn
     try:
-        app(prog_name="relaylab")
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f"relaylab: {visible(' '.join(str(error).split()))}", file=sys.stderr)
-        sys.exit(2)
+        app(words, prog_name="relaylab")
+    except BaseException as error:  # PanicException of the tokenizers library is none of Exception
+        if isinstance(error, SystemExit) or len(words) < len(sys.argv) - 1:
+            raise
+        foreseen = isinstance(error, (ValueError, OSError, RuntimeError, ImportError))
+        text = str(error) or type(error).__name__
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            text += "; free some space and run the same command again"
+        if foreseen or type(error).__module__.split(".")[0] in FOREIGN:
+            _warn(text)
+            sys.exit(2)
+        name = " ".join(word for word in words[:2] if word.isalpha())
+        remedy = "Please report this, with what the same command prints with --debug"
+        _warn(f"{name}: a fault of relaylab ({type(error).__name__}: {text}). {remedy}")
+        sys.exit(1)

@@ -1,213 +1,236 @@
 """``relaylab doctor``: what this machine has, what it can run, and what to do about the rest.
 
-``diagnose`` never raises: a check that breaks is a check that failed, and says how. It writes nothing, and nothing
-leaves the machine except to an API server whose address was given. ``capacity.py`` works out what fits into memory.
+A check that breaks is a check that failed. Nothing is written, and nothing leaves the machine, except to a server whose
+address was given. ``memory.py`` has the sums.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from functools import partial
+from importlib.metadata import PackageNotFoundError, requires, version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
+import psutil
+from packaging.requirements import Requirement
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from relaylab.capacity import GB, WEIGHTS, Machine, estimates, gigabytes, survey
+from relaylab.memory import GB, QWEN3, Shape, Term, decoding, gigabytes, shipped, total
+from relaylab.views.trace_view import visible
 
-CONSTRAINTS = Path(__file__).parents[1] / "constraints.txt"
-# The packages whose versions decide results or file formats; the rest is plumbing.
-KEY_PACKAGES = (
-    *("torch", "transformers", "tokenizers", "safetensors", "trl", "peft", "accelerate", "datasets", "openai"),
-    *("math-verify", "plotly", "papermill", "jupyterlab", "ipywidgets"),
-)
-EMBEDDED = ("student", "teacher", "warm", "relay")  # from scratch, from scratch, after stage 1, after stage 2
-# module -> (the extra that brings it, what for)
-EXTRAS = {
-    "ray": ("ray", "sweeps on a cluster"),
-    "bitsandbytes": ("quant", "a teacher in 4 bits on a GPU"),
-    "vllm": ("vllm", "a fast teacher server on a GPU"),
-    "xllamacpp": ("api", "a real API teacher on a CPU"),
-}
+WEIGHTS = Path(__file__).parent / "zoo" / "weights"
+EXTRAS = {"ray": "sweeps on a cluster", "quant": "a teacher in 4 bits on a GPU", "vllm": "a teacher server on a GPU",
+          "api": "a teacher server on a CPU"}  # fmt: skip
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+MARKS = {True: "[green]yes[/]", False: "[red]no[/]", None: "[yellow]-[/]"}
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One finding. ``ok``: True, False (something will not work) or None (optional and not there, or not known)."""
+class Check(NamedTuple):
+    """One finding. ``ok``: True, False (something will not work) or None (optional, or not known)."""
 
-    name: str
     ok: bool | None
     detail: str
     remedy: str = ""
 
 
-def diagnose(api: str | None = None, *, runs: str | Path = "runs", machine: Machine | None = None) -> list[Check]:
-    """Look at everything. ``api``: the address of an API teacher to ask; ``runs``: the folder that results go to.
+class Machine(NamedTuple):
+    """Cores, and memory in bytes (None: not known)."""
 
-    >>> [c.name for c in diagnose() if c.name == "python"]
-    ['python']
+    cores: int
+    memory: int | None
+    memory_free: int | None
+    accelerator: str | None = None
+    device_memory: int | None = None
+    device_free: int | None = None
+
+
+class Estimate(NamedTuple):
+    """A configuration held against a machine. ``ok`` is None if the free memory is not known."""
+
+    name: str
+    terms: list[Term]
+    free: int | None
+    ok: bool | None
+    why: str
+
+
+def survey(cgroup: Path = Path("/sys/fs/cgroup")) -> Machine:
+    """This machine, within the limits of its container. Never raises."""
+    m = Machine(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, None, None)
+    try:
+        host = psutil.virtual_memory()
+        m = m._replace(memory=host.total, memory_free=host.available)
+        limit, used = (int((cgroup / f"memory.{name}").read_text()) for name in ("max", "current"))
+        m = m._replace(memory=min(host.total, limit), memory_free=max(0, min(host.available, limit - used)))
+    except Exception:  # a locked /proc; no container, or one without a limit
+        pass
+    try:
+        import torch
+
+        if torch.cuda.is_available():
+            free, size = torch.cuda.mem_get_info()
+            return m._replace(accelerator=torch.cuda.get_device_name(), device_memory=size, device_free=free)
+        if torch.backends.mps.is_available():
+            size, used = torch.mps.recommended_max_memory(), torch.mps.current_allocated_memory()
+            return m._replace(accelerator="MPS", device_memory=size, device_free=size - used)
+    except Exception:  # no torch, or a driver that does not fit it
+        pass
+    return m
+
+
+def estimates(machine: Machine | None = None) -> list[Estimate]:
+    """What a machine can run: the embedded pair, Qwen3 pairs, and the shipped settings for one GPU.
+
+    >>> card = Machine(8, 64 * GB, 60 * GB, "a card of 24 GB", 24 * GB, 24 * GB)
+    >>> [e.name for e in estimates(card) if not e.ok]
+    ['GRPO, qwen3/06b-80gb', 'GRPO, qwen3/17b-80gb']
     """
-    runs, machine = Path(runs).absolute(), machine or survey()
-    probes: dict[str, Callable[[], Check]] = {
-        "python": _python,
-        "memory": lambda: _memory(machine),
-        "disk": lambda: _disk(runs),
-        "runs folder": lambda: _runs(runs),
-        "torch": lambda: _torch(machine),
+    m = machine or survey()
+    free, width = (m.memory_free, 4) if m.accelerator is None else (m.device_free, 2)  # on a CPU weights are fp32
+    configs = [json.loads((WEIGHTS / role / "config.json").read_text()) for role in ("student", "teacher")]
+    student, teacher = (Shape(**{name: config[name] for name in Shape.__slots__}) for config in configs)
+    results = [_estimate("embedded pair", decoding(student, teacher, width=4), m.memory_free)]
+    for size in ("0.6B", "1.7B"):
+        pair = decoding(QWEN3[size], QWEN3["8B"], width=width)
+        results.append(_estimate(f"Qwen3-{size} + Qwen3-8B, decoding", pair, free))
+    runs = [_estimate(f"GRPO, {name}", run.terms, free) for name, run in shipped().items() if run.gpus == 1]
+    if m.accelerator is None:
+        runs = [e._replace(ok=False, why="made for a GPU, and there is none") for e in runs]
+    return results + runs
+
+
+def _estimate(name: str, terms: list[Term], free: int | None) -> Estimate:
+    need, caches = total(terms), total([t for t in terms if t.what == "KV caches"])
+    if free is None:
+        return Estimate(name, terms, free, None, "the free memory is not known")
+    if need > free:
+        server = gigabytes(total([t for t in terms if t.what != "teacher"]))
+        why = f"{gigabytes(need - free)} short; with its teacher behind an API it takes at most {server}"
+        return Estimate(name, terms, free, False, why)
+    rows = f", up to {int((free - need) // caches) + 1:,} rows at once" if caches else ""
+    return Estimate(name, terms, free, True, f"fits{rows}")
+
+
+def diagnose(api: str | None = None, *, runs: str | Path = "runs", machine: Machine | None = None) -> dict[str, Check]:
+    """All checks by name.
+
+    Args:
+        api: the address of a server to ask as well.
+        runs: the folder that results go to; it is not made.
+        machine: instead of this one.
+    """
+    python = Check(
+        sys.version_info >= (3, 11), f"{platform.python_version()}, {sys.executable}", "Python 3.11 or newer"
+    )
+    checks: dict[str, Callable[[], Check]] = {
+        "python": lambda: python,
         "packages": _packages,
+        "memory": partial(_memory, machine or survey()),
+        "torch": partial(_torch, machine or survey()),
+        "runs folder": partial(_folder, Path(runs).absolute()),
         "embedded models": _embedded,
-        "jupyter kernel": _kernel,
         "static figures": _browser,
-        **{module: lambda module=module: _extra(module) for module in EXTRAS},
+        **{f"extra {name}": partial(_packages, name) for name in EXTRAS},
     }
     if api:
-        probes["API teacher"] = lambda: _api(api)
-    return [_guard(name, probe) for name, probe in probes.items()]
+        checks["API teacher"] = partial(_api, api)
+    return {name: _guarded(check) for name, check in checks.items()}
 
 
-def _guard(name: str, probe: Callable[[], Check]) -> Check:
+def _guarded(check: Callable[[], Check]) -> Check:
     try:
-        return probe()
+        return check()
     except Exception as error:
-        return Check(name, False, f"{type(error).__name__}: {error}")
+        return Check(False, f"{type(error).__name__}: {error}")
 
 
-def _python() -> Check:
-    detail = f"{platform.python_version()}, {platform.system()} {platform.machine()}, {sys.executable}"
-    return Check("python", sys.version_info >= (3, 11), detail, "Python 3.11 or newer")
+def _packages(extra: str = "") -> Check:
+    """The packages that relaylab, or an extra of it, declares: are they here, in the declared versions?"""
+    wrong, right = [], []
+    for r in map(Requirement, requires("relaylab") or ()):
+        marker = str(r.marker or "")
+        if (f'extra == "{extra}"' in marker) if extra else "extra" not in marker:
+            try:
+                fits = r.specifier.contains(version(r.name), prereleases=True)
+                (right if fits else wrong).append(f"{r.name} {version(r.name)}" + ("" if fits else f" ({r.specifier})"))
+            except PackageNotFoundError:
+                wrong.append(f"{r.name} is missing")
+    if extra:
+        detail = f"{', '.join(wrong or right)}: {EXTRAS[extra]}"
+        return Check(None if wrong else True, detail, f"pip install 'relaylab[{extra}]'")
+    remedy = "pip install -c constraints.txt -e . (the tested versions)"
+    return Check(not wrong, ", ".join(wrong) or f"{len(right)} packages in the declared versions", remedy)
 
 
 def _memory(m: Machine) -> Check:
-    detail = f"{gigabytes(m.memory)}, {gigabytes(m.memory_free)} of it free; {m.cores} cores"
     enough = None if m.memory_free is None else m.memory_free >= 2 * GB
-    return Check("memory", enough, detail, "the embedded pair and a notebook want 2 GB")
-
-
-def _disk(runs: Path) -> Check:
-    free = shutil.disk_usage(_existing(runs)).free
-    return Check("disk", free >= 2 * GB, f"{gigabytes(free)} free", "an installation takes about 2 GB")
-
-
-def _runs(runs: Path) -> Check:
-    """Nothing is made: a folder that is not there yet is writable if its nearest parent is."""
-    where = _existing(runs)
-    ok = where.is_dir() and os.access(where, os.W_OK | os.X_OK)
-    detail = f"{runs}{'' if where == runs else ' (not made yet)'} {'is' if ok else 'is not'} writable"
-    return Check("runs folder", ok, detail, "start in a folder of your own")
-
-
-def _existing(path: Path) -> Path:
-    return next(p for p in (path, *path.parents) if p.exists())
+    detail = f"{gigabytes(m.memory)}, {gigabytes(m.memory_free)} of it free; {m.cores} cores"
+    return Check(enough, detail, "the embedded pair and a notebook want 2 GB")
 
 
 def _torch(m: Machine) -> Check:
     import torch
 
-    if m.accelerator is None:
-        detail = f"CPU only, {torch.get_num_threads()} threads, bf16 {_cpu_bf16()}"
-    else:
+    where = "CPU only"
+    if m.accelerator:
         cuda = torch.cuda.is_available()
-        bf16 = not cuda or torch.cuda.is_bf16_supported(including_emulation=False)
-        count = f"{torch.cuda.device_count()} x " if cuda and torch.cuda.device_count() > 1 else ""
+        bf16 = "in hardware" if not cuda or torch.cuda.is_bf16_supported(including_emulation=False) else "emulated"
         memory = f"{gigabytes(m.device_memory)}, {gigabytes(m.device_free)} of it free"
-        detail = f"{count}{m.accelerator}, {memory}, bf16 {'in hardware' if bf16 else 'emulated'}"
-    return Check("torch", True, f"{torch.__version__}: {detail}")
+        where = f"{torch.cuda.device_count() if cuda else 1} x {m.accelerator}, {memory}, bf16 {bf16}"
+    threads = f"{torch.get_num_threads()} threads, 1 for models below 10 M parameters (--threads changes it)"
+    return Check(True, f"{torch.__version__}, {where}; {threads}")
 
 
-def _cpu_bf16() -> str:
-    try:
-        flags = Path("/proc/cpuinfo").read_text().split()
-    except OSError:
-        return "not known"
-    return "in hardware" if {"avx512_bf16", "amx_bf16", "bf16"} & set(flags) else "emulated"
-
-
-def _packages() -> Check:
-    """Installed versions against the tested ones, where constraints.txt is at hand: a wheel does not carry it."""
-    lines = CONSTRAINTS.read_text().splitlines() if CONSTRAINTS.exists() else []
-    tested = dict(line.split("==") for line in lines if "==" in line and not line.startswith("#"))
-    found = {name: _version(name) for name in KEY_PACKAGES}
-    remedy = "pip install -c constraints.txt -e ."
-    if missing := [name for name, v in found.items() if v is None]:
-        return Check("packages", False, f"missing: {', '.join(missing)}", remedy)
-    # A local label (+cpu, +cu130) is the same release built for other hardware.
-    other = [name for name, v in found.items() if v.split("+")[0] != tested.get(name, v.split("+")[0])]
-    if other:
-        detail = ", ".join(f"{name} {found[name]} (tested: {tested[name]})" for name in other)
-        return Check("packages", None, f"not as tested: {detail}", remedy)
-    return Check("packages", True, f"{len(found)} key packages {'as tested' if tested else 'installed'}")
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
+def _folder(runs: Path) -> Check:
+    there = next(p for p in (runs, *runs.parents) if p.exists())
+    free, writable = shutil.disk_usage(there).free, there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+    detail = f"{runs} {'is' if writable else 'is not'} writable, {gigabytes(free)} free"
+    return Check(writable and free >= 2 * GB, detail, "start in a folder of your own, on a disk with 2 GB free")
 
 
 def _embedded() -> Check:
-    found = {p.parent.name: p.stat().st_size / 1e6 for p in sorted(WEIGHTS.glob("*/*model.safetensors"))}
-    missing = [name for name in EMBEDDED if name not in found]
-    detail = ", ".join([f"{name} {size:.1f} MB" for name, size in found.items()] + [f"no {name}" for name in missing])
-    return Check("embedded models", not missing, detail, f"relaylab zoo train {missing[0]}" if missing else "")
-
-
-def _kernel() -> Check:
-    """Jupyter offers the kernel python3 wherever it can import ipykernel."""
-    ok = find_spec("ipykernel") is not None
-    return Check("jupyter kernel", ok, "python3" if ok else "ipykernel is missing", "pip install ipykernel")
+    sizes = {p.parent.name: p.stat().st_size / 1e6 for p in WEIGHTS.glob("*/*model.safetensors")}
+    missing = [name for name in ("student", "teacher", "warm", "relay") if name not in sizes]
+    detail = ", ".join([f"{len(sizes)} models, {sum(sizes.values()):.1f} MB", *(f"no {name}" for name in missing)])
+    return Check(not missing, detail, f"relaylab zoo train {missing[0]}" if missing else "")
 
 
 def _browser() -> Check:
-    named = os.environ.get("BROWSER_PATH", "")
-    browser = named if named and Path(named).exists() else next(filter(None, map(shutil.which, BROWSERS)), None)
-    if browser and find_spec("kaleido"):
-        return Check("static figures", True, f"kaleido with {browser}")
-    detail = "kaleido is missing" if browser else "no Chromium found; figures stay interactive"
-    return Check("static figures", None, detail, "pip install kaleido; install Chromium or set BROWSER_PATH")
-
-
-def _extra(module: str) -> Check:
-    extra, purpose = EXTRAS[module]
-    there = find_spec(module) is not None
-    detail = f"{_version(module) or 'installed'}: {purpose}" if there else f"not installed: {purpose}"
-    return Check(module, True if there else None, detail, f"pip install 'relaylab[{extra}]'")
+    browser = os.environ.get("BROWSER_PATH") or next(filter(None, map(shutil.which, BROWSERS)), None)
+    if browser and Path(browser).exists() and find_spec("kaleido"):
+        return Check(True, f"kaleido with {browser}")
+    remedy = "pip install kaleido; install Chromium or set BROWSER_PATH"
+    return Check(None, "kaleido or Chromium is missing; figures stay interactive", remedy)
 
 
 def _api(url: str) -> Check:
     from relaylab.relay.api_teacher import APITeacher
 
     with APITeacher(url, timeout=10, retries=1) as teacher:
-        found = teacher.probe()
-    return Check("API teacher", found.reachable, str(found), "start the server, or mend the address (it ends in /v1)")
+        probe = teacher.probe()
+    return Check(probe.reachable, str(probe), "start the server, or mend the address (it ends in /v1)")
 
 
-def report(api: str | None = None, *, runs: str | Path = "runs", console: Console | None = None) -> bool:
-    """Print what was found and what can be run; True if nothing that is needed is missing."""
+def print_diagnosis(api: str | None = None, *, console: Console | None = None) -> bool:
+    """Print all checks and estimates; True if nothing that is needed is missing."""
     console, machine = console or Console(), survey()
-    signs = {True: "[green]yes[/]", False: "[red]no[/]", None: "[yellow]-[/]"}
-
-    table = Table("", "what", "found", "remedy", title="What is here", title_justify="left")
-    checks = diagnose(api, runs=runs, machine=machine)
-    for c in checks:
-        table.add_row(signs[c.ok], *map(escape, (c.name, c.detail, "" if c.ok else c.remedy)))
-    console.print(table)
-
-    table = Table("", "what", "takes", "free", "why", title="What it can run", title_justify="left")
-    configurations = estimates(machine)
-    for e in configurations:
-        takes, free = gigabytes(e.need) if e.terms else "?", f"{gigabytes(e.have)} on {e.device}"
-        table.add_row(signs[e.ok], *map(escape, (e.name, takes, free, e.why)))
-    console.print(table)
-    for e in configurations:
-        if e.terms:
-            console.print(f"{escape(e.name)}: [dim]{escape(e.arithmetic)}[/]", highlight=False)
-    return all(c.ok is not False for c in checks)
+    here = Table("", "what", "found", "remedy", title="What is here", title_justify="left")
+    checks = diagnose(api, machine=machine)
+    for name, c in checks.items():
+        remedy = "" if c.ok else c.remedy
+        here.add_row(MARKS[c.ok], *map(escape, (name, visible(c.detail, keep="\n"), remedy)))
+    runs = Table("", "what", "takes", "free", "why", title="What it can run", title_justify="left")
+    runs.caption = "the sums: python -m relaylab.memory NAME"
+    for e in estimates(machine):
+        runs.add_row(MARKS[e.ok], e.name, gigabytes(total(e.terms)), gigabytes(e.free), e.why)
+    console.print(here, runs)
+    return all(check.ok is not False for check in checks.values())

@@ -15,8 +15,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from filelock import FileLock, Timeout
-
 CONFIG = "config.json"  # what a folder was made with; its presence says that the folder is ours
 Item = TypeVar("Item")
 
@@ -62,6 +60,17 @@ def read_json(path: str | os.PathLike) -> Any:
         raise ValueError(f"{path} is empty or broken ({error}); remove it to begin anew") from None
 
 
+def check_replaceable(out: str | os.PathLike, *, marker: str) -> None:
+    """Before long work: could ``replaced_folder`` replace ``out``?
+
+    Raises:
+        ValueError: where ``out`` holds something else than relaylab wrote.
+    """
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / marker).exists())):
+        raise ValueError(f"{out} is not empty and relaylab did not make it; choose another folder")
+
+
 @contextmanager
 def replaced_folder(out: str | os.PathLike, *, marker: str) -> Iterator[Path]:
     """A new folder to write into, which takes the place of ``out`` at the end, whole or not at all.
@@ -74,8 +83,7 @@ def replaced_folder(out: str | os.PathLike, *, marker: str) -> Iterator[Path]:
         ValueError: where ``out`` holds something else; nothing is removed.
     """
     out = Path(out)
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / marker).exists())):
-        raise ValueError(f"{out} is not empty and relaylab did not make it; choose another folder")
+    check_replaceable(out, marker=marker)
     out.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
     try:
@@ -101,6 +109,8 @@ def locked(path: str | os.PathLike) -> Iterator[None]:
         ValueError: where another process does.
     """
     path = Path(path)
+    from filelock import FileLock, Timeout  # slow to import, and most commands only read
+
     lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=0)
     try:
         lock.acquire()

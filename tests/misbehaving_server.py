@@ -1,8 +1,7 @@
 """An OpenAI-compatible server that does as it is told, faults included. Standard library only.
 
-Its tokens are bytes: token id = byte value, and ``END`` = 256 ends a text, so that what a right answer is can be read
-off by eye, and half a character is one token away. Faults are scripted: ``server.script(Reply(status=503), DROP)`` is
-for the next two requests, ``server.rule = lambda request: DROP if "bad" in request.prompt else None`` for all.
+Its tokens are bytes, and ``END`` = 256 ends a text. ``server.script(Reply(status=503), DROP)`` is for the next two
+requests, ``server.rule = lambda request: DROP if "bad" in request.prompt else None`` for all.
 """
 
 from __future__ import annotations
@@ -109,14 +108,14 @@ class MisbehavingServer:
         return f"http://{self.host}/v1"
 
     def script(self, *replies: Reply) -> None:
-        """Answer the next requests so, and what was asked before is forgotten; then the truth again."""
+        """Answer the next requests so, then the truth again; earlier requests are forgotten."""
         with self._lock:
             self._script = list(replies)
             self.requests.clear()
             self.max_in_flight = 0
 
     def stop(self) -> None:
-        """Die, as if killed: connections break, answers under way are never sent."""
+        """Die: connections break, answers under way are never sent."""
         self._server.shutdown()
         self._server.socket.close()
         with self._lock:
@@ -146,16 +145,9 @@ class MisbehavingServer:
                 with suppress(OSError):
                     super().handle()
 
-            def log_message(self, *_: object) -> None:
-                pass
+            log_message = lambda self, *_: None  # noqa: E731
 
             def do_GET(self) -> None:
-                self._serve()
-
-            def do_POST(self) -> None:
-                self._serve()
-
-            def _serve(self) -> None:
                 raw = self.rfile.read(int(self.headers.get("content-length", 0)))
                 request = Request(time.monotonic(), self.path, {k.lower(): v for k, v in self.headers.items()}, raw)
                 with server._lock:
@@ -169,6 +161,8 @@ class MisbehavingServer:
                     with server._lock:
                         server._in_flight -= 1
 
+            do_POST = do_GET
+
             def _answer(self, request: Request, reply: Reply) -> None:
                 time.sleep(reply.delay)
                 status, body = (reply.status, reply.body) if reply.body is not None else server._truth(request)
@@ -178,9 +172,9 @@ class MisbehavingServer:
                 data = (body if isinstance(body, str) else json.dumps(body)).encode() if whole else b""
                 if reply.cut != 0:
                     self.send_response(reply.status if reply.status != 200 else status)
-                    headers = {"Content-Type": "application/json"} | reply.headers
-                    for name, value in (headers | ({"Content-Length": str(len(data))} if whole else {})).items():
-                        self.send_header(name, value)
+                    length = {"Content-Length": str(len(data))} if whole else {}
+                    for header in ({"Content-Type": "application/json"} | length | reply.headers).items():
+                        self.send_header(*header)
                     self.end_headers()
                     for chunk in [data[: reply.cut]] if whole else body:
                         self.wfile.write(chunk)
@@ -194,20 +188,18 @@ class MisbehavingServer:
         if request.path.partition("?")[0] == "/v1/models":
             context = {} if self.context is None else {"max_model_len": self.context}
             return 200, {"object": "list", "data": [{"id": m, "object": "model"} | context for m in self.models]}
-        body = request.body
-        if body["model"] not in self.models:
+        if (body := request.body)["model"] not in self.models:
             return 404, {"error": {"message": f"The model `{body['model']}` does not exist."}}
         known = {"model", "prompt", "messages", "max_tokens", "temperature", "seed"}
         if self.strict and (unknown := set(body) - known):
             return 422, {"detail": [{"loc": sorted(unknown), "msg": "extra fields not permitted"}]}
-        if request.path.partition("?")[0] == "/v1/chat/completions":
-            return self._chat(request, body)
-        return self._complete(request, body)
+        chat = request.path.partition("?")[0] == "/v1/chat/completions"
+        return (self._chat if chat else self._complete)(request, body)
 
     def _complete(self, request: Request, body: dict) -> tuple[int, dict]:
-        prompt = body["prompt"]
         if not self.completions:
             return 404, {"error": {"message": "Not Found"}}
+        prompt = body["prompt"]
         if isinstance(prompt, list) and not self.token_prompts:
             return 400, {"error": {"message": "prompt must be a string"}}
         count = len(prompt) if isinstance(prompt, list) else len(encode(prompt)) + self.begins
@@ -221,12 +213,11 @@ class MisbehavingServer:
         going_on = begun and (self.chat == "repeats" or (self.chat == "new text" and continues))
         count = len(encode(request.prompt)) + 4 * len(body["messages"]) + (0 if going_on else 4)
         before = last["content"] if going_on and self.chat == "repeats" else ""
-        return 200, self._body(
-            request,
-            body,
-            count,
-            lambda text: {"message": {"role": "assistant", "content": None if self.reasons else before + text}},
-        )
+
+        def wrap(text: str) -> dict:
+            return {"message": {"role": "assistant", "content": None if self.reasons else before + text}}
+
+        return 200, self._body(request, body, count, wrap)
 
     def _body(self, request: Request, body: dict, prompt: int, wrap: Callable[[str], dict]) -> dict:
         n = body["max_tokens"] + self.extra

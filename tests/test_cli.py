@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +24,7 @@ from relaylab.trace import Trace, TraceWriter, read_traces
 
 ROOT = Path(__file__).parents[1]
 QUESTION = "Mia has 14 stamps and buys 25 more. How many stamps does Mia have?"
+FORCED = ["--call-every", 8, "--call-tokens", 2, "--max-tokens", 30]
 
 
 class Result(NamedTuple):
@@ -31,15 +34,25 @@ class Result(NamedTuple):
 
 
 @pytest.fixture
-def relaylab(capsys, monkeypatch):
+def threads(monkeypatch) -> list[int]:
+    """The numbers of threads that commands set, instead of setting them for all tests that follow."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    numbers: list[int] = []
+    monkeypatch.setattr("torch.set_num_threads", numbers.append)
+    return numbers
+
+
+@pytest.fixture
+def relaylab(capsys, monkeypatch, threads):
     """The command, run in this process: importing torch for every test would take most of the time."""
     monkeypatch.setenv("COLUMNS", "160")
-    monkeypatch.setattr("torch.set_num_threads", lambda count: None)  # `zoo train` would set it for all tests after it
 
     def run(*args: object) -> Result:
         monkeypatch.setattr(sys, "argv", ["relaylab", *map(str, args)])
-        with pytest.raises(SystemExit) as stopped:
+        before = signal.getsignal(signal.SIGTERM)
+        with warnings.catch_warnings(), pytest.raises(SystemExit) as stopped:
             main()
+        signal.signal(signal.SIGTERM, before)
         return Result(stopped.value.code, *capsys.readouterr())
 
     return run
@@ -53,70 +66,167 @@ def relaylab(capsys, monkeypatch):
     [
         (["nonsense"], "No such command"),
         (["solve"], "Missing argument"),
-        (["solve", "q", "--temperature", "-1"], "Invalid value for '--temperature'"),
-        (["solve", "q", "--top-p", "1.5"], "Invalid value for '--top-p'"),
+        (["solve", "q", "--max-tokens", "many"], "Invalid value for '--max-tokens'"),
         (["solve", "q", "--on-failure", "panic"], "Invalid value for '--on-failure'"),
         (["zoo", "list", "--loud"], "No such option"),
     ],
 )
-def test_a_usage_error_is_told_without_a_traceback(relaylab, args, message):
+def test_a_usage_error_has_no_traceback(relaylab, args, message):
     result = relaylab(*args)
     assert result.code == 2
     assert message in result.err
     assert "Traceback" not in result.err
 
 
+DECODE = ["decode", "--out", "t.jsonl"]
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
         (["solve", "q", "--call-every", 3, "--call-when-unsure", 1], "--call-when-unsure or --call-every, not both"),
-        (["solve", "q", "--tokenizer", "student"], "--tokenizer is for a teacher behind a URL"),
+        (["solve", "q", "--tokenizer", "student"], "--tokenizer and --teacher-model are for a teacher behind a URL"),
         (["solve", "q", "--student", "nobody"], "no model 'nobody'"),
+        (["solve", "q", "--temperature", -1], "must not be negative"),
         (["solve", "q", "--top-p", 0], "top_p lies in (0, 1]"),
-        (["decode", "--out", "t.jsonl"], "name either --suite or --data"),
-        (["decode", "--out", "t.jsonl", "--suite", "depot", "--data", "d.jsonl"], "name either --suite or --data"),
-        (["decode", "--out", "t.jsonl", "--suite", "nowhere"], "unknown suite 'nowhere'"),
-        (["decode", "--out", "t.jsonl", "--suite", "depot", "--suite", "depot"], "'depot-test-0-0' comes twice"),
-        (["decode", "--out", "t.jsonl", "--data", "d.jsonl"], "d.jsonl"),
+        (["solve", "q", "--import", "none.py"], "none.py"),
+        (["solve", "q", "--teacher", "http://127.0.0.1:9/v1"], "the teacher does not answer: http://127.0.0.1:9/v1"),
+        ([*DECODE, "--suite", "depot", "--teacher", "http://127.0.0.1:9/v1"], "the teacher does not answer"),
+        ([*DECODE], "name either --suite, --benchmark or --data"),
+        ([*DECODE, "--suite", "depot", "--data", "d.jsonl"], "name either --suite, --benchmark or --data"),
+        ([*DECODE, "--suite", "nowhere"], "unknown suite 'nowhere'"),
+        ([*DECODE, "--suite", "depot", "--suite", "depot"], "'depot-test-0-0' comes twice"),
+        ([*DECODE, "--suite", "depot", "--shard", "3/2"], "a shard is written i/n"),
+        ([*DECODE, "--data", "d.jsonl"], "d.jsonl"),
+        ([*DECODE, "--data", "t.jsonl"], "--out and --data are both t.jsonl"),
         (["show", "t.jsonl"], "t.jsonl"),
+        (["show", "t.jsonl", "--html", "t.jsonl"], "are both t.jsonl"),
         (["zoo", "verify", "--write", "--count", 0], "count is 0"),
         (["zoo", "train", "giant", "--out", "x"], "no recipe for 'giant'"),
+        (["train", "nowhere"], "no file nowhere"),
+        (["train", "embedded/relay", "--output_dir", "x", "--max_stepps", 3], "did you mean 'max_steps'"),
+        (["train", "embedded/relay", "--output_dir", "x", "--learning_rate", "fast"], "fast"),
     ],
 )
 def test_an_error_that_a_user_can_mend_is_one_line(relaylab, tmp_path, monkeypatch, args, message):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("openai._base_client.MAX_RETRY_DELAY", 0.01)
     result = relaylab(*args)
     assert result.code == 2
     last = result.err.splitlines()[-1]
     assert last.startswith("relaylab: ")
     assert message in last
     assert "Traceback" not in result.err
-    assert not list(tmp_path.iterdir())
+    assert not [p for p in tmp_path.iterdir() if not p.name.endswith(".lock")]
+
+
+class PanicException(BaseException):
+    __module__ = "pyo3_runtime"
+
+
+def foreign(name: str) -> Exception:
+    return type("Foreign", (Exception,), {"__module__": name})("too deep")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "text"),
+    [
+        (OSError(28, "No space left on device"), 2, "free some space and run the same command again"),
+        (ImportError("no module named x"), 2, "relaylab: no module named x"),
+        (foreign("jinja2.exceptions"), 2, "relaylab: too deep"),
+        (foreign("safetensors_rust"), 2, "relaylab: too deep"),
+        (PanicException("Onig: Regex search error"), 2, "relaylab: Onig"),
+        (ValueError("a\x1b[2Jb\nc"), 2, "relaylab: a\\x1b[2Jb c"),
+        (KeyError("steps"), 1, "zoo verify: a fault of relaylab (KeyError: 'steps'). Please report this"),
+        (KeyboardInterrupt(), 130, "interrupted; this command does not resume"),
+    ],
+)
+def test_every_error_is_one_line(relaylab, monkeypatch, error, code, text):
+    def fails(count):
+        raise error
+
+    monkeypatch.setattr("relaylab.zoo.verify.verify", fails)
+    result = relaylab("zoo", "verify")
+    assert result.code == code
+    assert text in result.err
+    assert len(result.err.strip().splitlines()) == 1
+    if code != 130:
+        monkeypatch.setattr(sys, "argv", ["relaylab", "zoo", "verify", "--debug"])
+        with pytest.raises(type(error)):
+            main()
+
+
+def test_output_that_is_not_utf8_is_no_error():
+    env = os.environ | {"PYTHONIOENCODING": "ascii", "COLUMNS": "200"}
+    command = [sys.executable, "-m", "relaylab", "decode", "--help"]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "--teacher-model" in done.stdout
 
 
 # Solve ----------------------------------------------------------------------------------------------------------------
 
 
-def test_solve_shows_the_trace(relaylab):
+def test_solve_shows_the_trace(relaylab, threads):
     result = relaylab("solve", QUESTION, "--student", "student", "--call-every", 8, "--call-tokens", 2)
     assert result.code == 0
     assert "forced, not the student's own" in result.out
     assert "call ratio" in result.out
+    assert threads == [1], "small models are faster on one thread"
 
 
-def test_solve_prints_a_trace_as_json(relaylab):
-    options = ["--call-every", 8, "--call-tokens", 2, "--max-tokens", 30, "--temperature", 0.5, "--top-p", 0.9]
-    result = relaylab("solve", QUESTION, "--json", "--student", "student", *options)
-    assert result.code == 0
+def test_solve_prints_a_trace_as_json_and_the_options_reach_the_relay(relaylab, threads):
+    options = ["--temperature", 0.5, "--top-p", 0.9, "--no-record", "--threads", 2, "--dtype", "float32"]
+    result = relaylab("solve", QUESTION, "--json", "--student", "student", *FORCED, *options)
     trace = Trace.from_dict(json.loads(result.out))
     assert (trace.prompt, trace.temperature, trace.teacher, len(trace.completion_ids)) == (QUESTION, 0.5, "teacher", 30)
     assert {c.requested for c in trace.calls if c.forced} == {2}
+    assert "<call>" in trace.text
+    assert trace.logprobs is None
+    assert threads == [2]
+    assert "no answer holds a \\boxed{}" in result.err
+    assert "--prompt-suffix" in result.err
+    silent = relaylab("solve", QUESTION, "--json", "--student", "student", *FORCED, "--silent")
+    trace = Trace.from_dict(json.loads(silent.out))
+    assert trace.calls
+    assert "<call>" not in trace.text
 
 
-def test_solve_without_a_teacher_calls_nobody(relaylab):
-    result = relaylab("solve", QUESTION, "--teacher", "none", "--json", "--student", zoo.WEIGHTS / "student")
-    trace = Trace.from_dict(json.loads(result.out))
-    assert (result.code, trace.teacher, trace.calls, set(trace.source)) == (0, "none", [], {"s"})
+def test_solve_puts_the_question_as_it_should(relaylab):
+    words = ["--prompt-suffix", "In one box.", "--system", "Be short.", "--max-tokens", 4]
+    trace = Trace.from_dict(json.loads(relaylab("solve", "2+2?", "--json", "--teacher", "none", *words).out))
+    assert trace.prompt == "2+2?\nIn one box."
+    tokenizer = zoo.load_tokenizer("relay")
+    messages = [{"role": "system", "content": "Be short."}, {"role": "user", "content": trace.prompt}]
+    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    assert trace.prompt_ids == list(ids)
+    assert (trace.teacher, trace.calls, set(trace.source)) == ("none", [], {"s"})
+
+
+def test_a_server_with_two_models_is_in_reach(relaylab, misbehaving_server):
+    misbehaving_server.models, misbehaving_server.writes = ["small", "large"], "\\boxed{3}"
+    url, options = misbehaving_server.url, ["--student", "student", *FORCED, "--json"]
+    assert "small" in relaylab("solve", QUESTION, "--teacher", url, *options).err
+    for teacher in ([url, "--teacher-model", "large"], [f"{url}#large"]):
+        result = relaylab("solve", QUESTION, "--teacher", *teacher, *options)
+        assert result.code == 0
+        assert json.loads(result.out)["teacher"].startswith("large@")
+
+
+def test_names_of_ones_own_file_are_usable(relaylab, tmp_path):
+    own = tmp_path / "mine_for_the_command_line.py"
+    own.write_text(
+        "from relaylab.relay.teachers import ScriptedTeacher\n"
+        "echo = ScriptedTeacher(['so 39'], name='echo')\n"
+        "def made(): return ScriptedTeacher(['so 40'], name='made')\n"
+    )
+    for name in ("echo", "made"):
+        options = ["--import", own, "--teacher", name, "--json", "--student", "student", *FORCED]
+        assert json.loads(relaylab("solve", QUESTION, *options).out)["teacher"] == name
+        del sys.modules[own.stem]
+    own.write_text("1 / 0")
+    assert "mine_for_the_command_line.py: ZeroDivisionError" in relaylab("solve", "q", "--import", own).err
+    assert "give a Python file" in relaylab("solve", "q", "--import", tmp_path / "json.py").err
 
 
 # Decode ---------------------------------------------------------------------------------------------------------------
@@ -127,7 +237,8 @@ def contents(path: Path) -> set[str]:
     return {replace(t, calls=[replace(c, latency=None) for c in t.calls]).to_json() for t in read_traces(path)}
 
 
-def test_an_interrupted_decode_goes_on_where_it_stopped(relaylab, tmp_path):
+@pytest.mark.parametrize("interrupt", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_decode_goes_on_where_it_stopped(relaylab, tmp_path, interrupt):
     options = ["--suite", "savings", "--suite", "depot", "--limit", 15, "--call-every", 30, "--temperature", 1]
     out, reference = tmp_path / "t.jsonl", tmp_path / "whole.jsonl"
     # In the background of a script SIGINT is ignored, and whoever is started from there inherits that.
@@ -140,7 +251,7 @@ def test_an_interrupted_decode_goes_on_where_it_stopped(relaylab, tmp_path):
         while not (out.exists() and out.read_bytes().count(b"\n") >= 3) and time.monotonic() < deadline:
             assert process.poll() is None, process.stderr.read()
             time.sleep(0.01)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(interrupt)
         err = process.communicate(timeout=60)[1]
     assert process.returncode == 130
     assert "interrupted; what was finished is kept, and the same command goes on from there" in err
@@ -152,30 +263,39 @@ def test_an_interrupted_decode_goes_on_where_it_stopped(relaylab, tmp_path):
     assert kept < contents(out) == contents(reference)
     assert len(out.read_bytes().splitlines()) == 30
     assert any(t.answered for t in read_traces(out))
-
-    again = relaylab("decode", "--out", out, *options)  # nothing is left to do
-    assert again.code == 0
-    assert "30 traces in" in again.out
+    assert "30 traces in" in relaylab("decode", "--out", out, *options).out, "nothing is left to do"
     other = relaylab("decode", "--out", out, *options, "--teacher-temperature", 0.5)
     assert other.code == 2
-    assert "was made with {'teacher_temperature': 0.0}, this run has {'teacher_temperature': 0.5}" in other.err
+    assert "teacher_temperature was 0.0, is 0.5" in other.err
 
 
-def test_decode_of_a_file_of_questions(relaylab, tmp_path):
+def test_decode_of_a_file_of_questions_in_shards(relaylab, tmp_path):
     easy, data, out = problem("savings", 0), tmp_path / "mine.jsonl", tmp_path / "t.jsonl"
     rows = [{"question": easy.question, "answer": easy.answer}, {"question": "What is 7+5?", "answer": "12"}]
     data.write_text("".join(json.dumps(r) + "\n" for r in rows))
-    result = relaylab("decode", "--data", data, "--out", out, "--teacher", "none")
+    options = ["--data", data, "--out", out, "--teacher", "none", "--prompt-suffix", "Think."]
+    for i in (1, 2):
+        assert f"1 traces in {tmp_path / f't.{i}-of-2.jsonl'}" in relaylab("decode", *options, "--shard", f"{i}/2").out
+    result = relaylab("decode", *options)
     assert result.code == 0
-    assert "mine" in result.out
+    assert "2 traces in" in result.out
     first, second = sorted(read_traces(out), key=lambda t: t.id)
-    assert (first.id, first.prompt, first.problem["answer"]) == ("mine-1", easy.question, easy.answer)
+    assert (first.id, first.prompt) == ("mine-1", f"{easy.question}\nThink.")
+    assert first.problem["answer"] == easy.answer
     assert isinstance(first.correct, bool)
     assert second.id == "mine-2"
 
 
+def test_decode_of_a_benchmark_puts_its_suffix(relaylab, tmp_path):
+    (tmp_path / "gsm8k.jsonl").write_text('{"question": "What is 2+3?", "answer": "2+3=5\\n#### 5"}\n')
+    options = ["--benchmark", "gsm8k", "--data", tmp_path, "--max-tokens", 12, "--teacher", "none"]
+    assert relaylab("decode", *options, "--out", tmp_path / "t.jsonl").code == 0
+    (trace,) = read_traces(tmp_path / "t.jsonl")
+    assert trace.prompt.endswith("within \\boxed{}.")
+
+
 @pytest.mark.parametrize("on_failure", ["carry_on", "raise", "exclude"])
-def test_decode_does_what_it_is_told_where_the_teacher_fails(relaylab, tmp_path, monkeypatch, on_failure):
+def test_a_teacher_that_fails_at_every_call_is_an_error(relaylab, tmp_path, monkeypatch, on_failure):
     broken = ScriptedTeacher([TeacherOutput("", "error", error="the server is\non fire")])
     monkeypatch.setattr("relaylab.relay.pair.load_pair", lambda *_, **__: Pair(zoo.load_engine("student"), broken))
     options = ["--limit", 2, "--call-every", 8, "--max-tokens", 40]
@@ -185,9 +305,17 @@ def test_decode_does_what_it_is_told_where_the_teacher_fails(relaylab, tmp_path,
     if on_failure == "raise":
         assert (result.code, stops) == (2, set())
         assert result.err.splitlines()[-1] == "relaylab: script: the server is on fire"
-    else:
-        assert result.code == 0
-        assert (stops == {"excluded"}) == (on_failure == "exclude")
+        return
+    assert result.code == 1
+    assert "every call failed; the last error: the server is on fire" in result.err
+    excluded = on_failure == "exclude"
+    assert (stops == {"excluded"}) == excluded
+    assert ("2 of 2 answers are excluded: their teacher failed. The same command tries again" in result.err) == excluded
+    row = next(line for line in result.out.splitlines() if "savings" in line)
+    cells = [cell.strip() for cell in row.split("│")[1:-1]]
+    assert int(cells[-2]) >= 2, "failed calls"
+    assert cells[-1] == ("2" if excluded else "0")
+    assert (cells[2] == "-") == excluded, "an excluded answer is not a wrong one"
 
 
 # Show -----------------------------------------------------------------------------------------------------------------
@@ -195,15 +323,13 @@ def test_decode_does_what_it_is_told_where_the_teacher_fails(relaylab, tmp_path,
 
 @pytest.fixture
 def hostile(tmp_path) -> Path:
-    """Two traces whose suite and text would like to steer the terminal."""
+    """Three traces whose suite and text would like to steer the terminal."""
     path = tmp_path / "hostile.jsonl"
     with TraceWriter(path) as out:
         for name in ("a", "b"):
-            text = f"{name}\x1b[2J<script>"
-            out.write(
-                Trace("q", [1], [2], "s", [text], id=name, problem={"suite": "[red]x\x1b[31m[/nothing]"}, stop="end")
-            )
-        out.write(Trace("q", [1], id="c", problem={"suite": ["a", "list"]}))
+            text, task = f"{name}\x1b[2J<script>", {"suite": "[red]x\x1b[31m[/nothing]"}
+            out.write(Trace("q", [1], [2], "s", [text], id=name, problem=task, stop="end"))
+        out.write(Trace("q", [1], id="c"))
     return path
 
 
@@ -212,7 +338,6 @@ def test_show_in_the_terminal(relaylab, hostile):
     assert result.code == 0
     assert "\x1b" not in result.out
     assert "[red]x\\x1b[31m[/nothing]" in result.out
-    assert "['a', 'list']" in result.out
     one = relaylab("show", hostile, "--id", "b")
     assert "b\\x1b[2J" in one.out
     assert "a\\x1b[2J" not in one.out
@@ -220,44 +345,50 @@ def test_show_in_the_terminal(relaylab, hostile):
 
 
 def test_show_as_a_page(relaylab, hostile, tmp_path):
-    page = tmp_path / "page.html"
+    page, before = tmp_path / "page.html", hostile.read_bytes()
     result = relaylab("show", hostile, "--html", page, "--limit", 1)
     assert result.code == 0
     assert "1 traces in" in result.out
     text = page.read_text()
-    assert text.startswith("<!doctype html>")
+    assert text.lower().startswith("<!doctype html>")
     assert "<script>" not in text
     assert "\x1b" not in text
+    assert relaylab("show", hostile, "--html", hostile).code == 2
+    assert hostile.read_bytes() == before
 
 
-def test_show_of_an_empty_file(relaylab, tmp_path):
-    (tmp_path / "t.jsonl").touch()
-    assert relaylab("show", tmp_path / "t.jsonl").code == 0
+@pytest.mark.parametrize("content", [b"", b"\0" * 9, b'{"version": 2, "prompt"'])
+def test_show_of_a_file_without_a_trace(relaylab, tmp_path, content):
+    (tmp_path / "t.jsonl").write_bytes(content)
+    result = relaylab("show", tmp_path / "t.jsonl")
+    assert result.code == 2
+    assert "t.jsonl has no trace in it" in result.err
 
 
-# Zoo and doctor -------------------------------------------------------------------------------------------------------
+# Zoo, doctor, version, imports ----------------------------------------------------------------------------------------
+
+
+SCORES = {"level": "easy", "right": 9}
 
 
 @pytest.mark.parametrize(
-    "manifest",
+    ("manifest", "cells"),
     [
-        None,
-        {},
-        {"student": {}},
-        {"student": {"parameters": 1234, "scores": {"savings": {"level": "easy", "right": 0, "count": 0}}}},
-        {"student": {"parameters": 1234, "scores": {"savings": {"level": "easy", "right": 9, "count": 10}}}},
+        (None, []),
+        ({}, []),
+        ({"student": {}}, []),
+        ({"student": {"parameters": 1234, "scores": {"savings": SCORES | {"count": 0}}}}, ["1,234"]),
+        ({"student": {"parameters": 1234, "scores": {"savings": SCORES | {"count": 10}}}}, ["1,234", "90.0 %"]),
     ],
 )
-def test_zoo_list_with_any_manifest(relaylab, tmp_path, monkeypatch, manifest):
+def test_zoo_list_with_any_manifest(relaylab, tmp_path, monkeypatch, manifest, cells):
     monkeypatch.setattr(zoo, "MANIFEST", tmp_path / "manifest.json")
     if manifest is not None:
         zoo.MANIFEST.write_text(json.dumps(manifest))
     result = relaylab("zoo", "list")
     assert result.code == 0
     assert {"student", "teacher", "warm"} <= set(result.out.split())
-    if manifest and manifest["student"]:
-        assert "1,234" in result.out
-        assert ("90.0 %" in result.out) == (manifest["student"]["scores"]["savings"]["count"] > 0)
+    assert [cell for cell in ("1,234", "90.0 %") if cell in result.out] == cells
 
 
 def test_zoo_verify_exits_with_1_where_it_finds_something(relaylab, tmp_path, monkeypatch):
@@ -269,24 +400,42 @@ def test_zoo_verify_exits_with_1_where_it_finds_something(relaylab, tmp_path, mo
     assert relaylab("zoo", "verify", "--count", 0).code == 0
 
 
-def test_an_interrupt_of_what_cannot_go_on_is_130_too(relaylab, monkeypatch):
-    def interrupted(count):
-        raise KeyboardInterrupt
+def test_doctor_and_version(relaylab):
+    from relaylab.version import __version__
 
-    monkeypatch.setattr("relaylab.zoo.verify.verify", interrupted)
-    assert relaylab("zoo", "verify").code == 130
-
-
-def test_doctor(relaylab):
     result = relaylab("doctor")
     assert result.code in (0, 1)
     assert "embedded models" in result.out
-
-
-def test_version(relaylab):
-    from relaylab.version import __version__
-
+    assert "1 for models below 10 M parameters" in result.out
     assert relaylab("--version") == (0, f"{__version__}\n", "")
+    assert relaylab("-h").out == relaylab("--help").out
+
+
+def run_and_count(*args: str) -> tuple[set[str], float]:
+    """The modules that a command loads, and its processor time."""
+    program = (
+        "import resource, sys; from relaylab.cli import main\n"
+        "try: main()\n"
+        "finally:\n"
+        "    used = resource.getrusage(resource.RUSAGE_SELF)\n"
+        "    print(used.ru_utime + used.ru_stime, *sys.modules, file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, *args], cwd=ROOT, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    seconds, *modules = done.stderr.splitlines()[-1].split()
+    return set(modules), float(seconds)
+
+
+def test_help_is_quick():
+    modules, seconds = run_and_count("--help")
+    assert not {"torch", "transformers", "numpy", "yaml", "filelock", "papermill", "pandas"} & modules
+    assert seconds < 1.0, "0.45 s on an idle core"
+
+
+def test_solve_loads_only_what_it_needs():
+    modules, _ = run_and_count("solve", "2+2?", "--max-tokens", "4", "--prompt-suffix", "\\boxed{}")
+    unused = {"trl", "datasets", "peft", "plotly", "pandas", "openai", "math_verify", "papermill", "ray", "IPython"}
+    assert not (unused - {"peft"}) & modules, "the embedded student is an adapter, which PEFT loads"
 
 
 # Measuring ------------------------------------------------------------------------------------------------------------
@@ -294,14 +443,13 @@ def test_version(relaylab):
 
 def test_evaluate_report_and_scorecard_of_one_folder(relaylab, tmp_path):
     out = tmp_path / "eval"
-    asked = ["--suites", "savings tiles", "--limit", 3, "--max-tokens", 110, "--max-calls", 2, "--out", out]
-    done = relaylab("evaluate", *asked, "--methods", "student teacher relay")
+    options = ["--suite", "savings", "--suite", "tiles", "--limit", 3, "--max-tokens", 110, "--max-calls", 2]
+    done = relaylab("evaluate", *options, "--out", out, "--methods", "student teacher relay")
     assert done.code == 0
     assert "recovered" in done.out
     assert "18 rows" in done.out
-    assert relaylab("evaluate", *asked, "--methods", "cascade:share=0.5").code == 0
-    done = relaylab("report", out)
-    assert done.code == 0
+    assert relaylab("evaluate", *options, "--out", out, "--methods", "cascade:share=0.5").code == 0
+    assert relaylab("report", out).code == 0
     assert "cascade:share=0.5" in (out / "report.html").read_text()
     done = relaylab("scorecard", out)
     assert done.code == 0
@@ -311,20 +459,20 @@ def test_evaluate_report_and_scorecard_of_one_folder(relaylab, tmp_path):
 
 def test_evaluate_takes_benchmarks_from_files_and_says_what_it_misses(relaylab, tmp_path):
     (tmp_path / "gsm8k.jsonl").write_text('{"question": "What is 2+3?", "answer": "2+3=5\\n#### 5"}\n')
-    asked = ["--benchmarks", "gsm8k", "--data", tmp_path, "--max-tokens", 12, "--methods", "student"]
-    assert relaylab("evaluate", *asked, "--out", tmp_path / "a").code == 0
+    options = ["--benchmark", "gsm8k", "--data", tmp_path, "--max-tokens", 12, "--methods", "student"]
+    assert relaylab("evaluate", *options, "--out", tmp_path / "a").code == 0
     (trace,) = read_traces(tmp_path / "a" / "traces" / "0" / "student.jsonl")
     assert trace.prompt.endswith("within \\boxed{}.")  # the benchmark's own suffix
-    for wrong, told in (
-        (["--methods", "student"], "either --suites or --benchmarks"),
-        (["--suites", "savings", "--methods", "magic"], "no method 'magic'"),
-        (["--benchmarks", "nothing"], "unknown benchmark 'nothing'"),
-        (["--benchmarks", "gsm8k savings"], "put their questions differently"),
-        (["--suites", "savings", "--training-benchmark", "gsm8k"], "gsm8k is for testing"),
+    for wrong, message in (
+        (["--methods", "student"], "either --suite, --benchmark or --data"),
+        (["--suite", "savings", "--methods", "magic"], "'magic'"),
+        (["--benchmark", "nothing"], "unknown benchmark 'nothing'"),
+        (["--benchmark", "gsm8k", "--benchmark", "savings", "--data", tmp_path], "endless"),
+        (["--suite", "savings", "--training-benchmark", "gsm8k"], "gsm8k is for testing"),
     ):
         done = relaylab("evaluate", *wrong, "--out", tmp_path / "b")
         assert done.code == 2
-        assert told in done.err
+        assert message in done.err
     assert "holds no evaluation" in relaylab("report", tmp_path / "b").err
 
 
@@ -332,9 +480,9 @@ def test_a_token_router_learns_from_the_benchmark_s_own_training_problems(relayl
     (tmp_path / "gsm8k.jsonl").write_text('{"question": "What is 2+3?", "answer": "2+3=5\\n#### 5"}\n')
     beyond = [{"question": f"What is {i}^9?", "answer": f"#### {i**9}"} for i in (12, 13)]
     (tmp_path / "gsm8k_train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in beyond))
-    asked = ["--benchmarks", "gsm8k", "--data", tmp_path, "--max-tokens", 12, "--methods", "citer"]
-    done = relaylab("evaluate", *asked, "--training-benchmark", "gsm8k_train", "--out", tmp_path / "a")
+    options = ["--benchmark", "gsm8k", "--max-tokens", 12, "--training-benchmark", "gsm8k_train"]
+    done = relaylab("evaluate", *options, "--data", tmp_path, "--methods", "citer", "--out", tmp_path / "a")
     assert "solves none of the 2 problems" in done.err  # those of the file, not 300 embedded ones
-    asked = ["--benchmarks", "gsm8k", "--data", tmp_path / "gsm8k.jsonl", "--methods", "student"]
-    done = relaylab("evaluate", *asked, "--training-benchmark", "gsm8k_train", "--out", tmp_path / "b")
+    file = tmp_path / "gsm8k.jsonl"
+    done = relaylab("evaluate", *options, "--data", file, "--methods", "student", "--out", tmp_path / "b")
     assert "read for testing and for training" in done.err

@@ -38,17 +38,17 @@ class Pupil(ScriptedTeacher):
         self.calls, self.released = [], []
         vars(self).update(attributes)
 
-    def continue_(self, contexts, n):
+    def submit(self, views):
         if len(self.calls) == self.dies:
             raise KeyboardInterrupt
-        self.calls.append([(c.row, c.messages, self.known[c.seed], count) for c, count in zip(contexts, n)])
-        return super().continue_(contexts, n)
+        self.calls.append([(v, v.messages, self.known[v.seed], v.n) for v in views])
+        super().submit(views)
 
-    def release(self, rows):
-        self.released += rows
+    def release(self, views):
+        self.released += views
 
-    def say(self, context, n):
-        p, k = self.known[context.seed]
+    def say(self, view):
+        p, k = self.known[view.seed]
         said = f"So it is \\boxed{{{p.answer if k < self.right[p.id] else 0}}}"
         return DOWN if (p.id, k) in self.down else TeacherOutput(said, "stop" if k % 2 else "length")
 
@@ -77,7 +77,7 @@ def test_rates_are_exact_and_half_is_enough(tmp_path):
 def test_what_a_teacher_is_asked(tmp_path):
     teacher = Pupil()
     for name, suffix in (("a", ""), ("b", "Put the answer into a box.")):
-        pass_rates(teacher, PROBLEMS, tmp_path / name, samples=4, max_tokens=77, suffix=suffix, batch_size=11)
+        pass_rates(teacher, PROBLEMS, tmp_path / name, samples=4, max_tokens=77, prompt_suffix=suffix, batch_size=11)
     assert teacher.ids == [[p.id for p in PROBLEMS[i : i + 2]] for i in (0, 2, 4)] * 2  # 8 of 11: whole problems only
     plain, suffixed = (list(chain(*calls)) for calls in (teacher.calls[:3], teacher.calls[3:]))
     assert [(p, k) for _, _, (p, k), _ in plain] == [(p, k) for p in PROBLEMS for k in range(4)]
@@ -85,25 +85,24 @@ def test_what_a_teacher_is_asked(tmp_path):
     assert all(messages == [{"role": "user", "content": p.question}] for _, messages, (p, _), _ in plain)
     ends = {m[-1]["content"].removeprefix(p.question) for _, m, (p, _), _ in suffixed}
     assert ends == {"\nPut the answer into a box."}
-    rows = [row for row, *_ in plain + suffixed]
-    assert len(set(rows)) == 48
-    assert all(row[0] == "filter" for row in rows)
-    assert teacher.released == rows
+    views = [view for view, *_ in plain + suffixed]
+    assert len(set(views)) == 48
+    assert teacher.released == views
     for size, calls in ((1, 6), (4, 6), (12, 2), (1000, 1)):
         one = Pupil()
         pass_rates(one, PROBLEMS, tmp_path / f"{size}", samples=4, batch_size=size)
         assert len(one.calls) == calls
 
 
-def test_rows_are_released_when_a_teacher_breaks(tmp_path):
+def test_views_are_released_when_a_teacher_breaks(tmp_path):
     class Breaks(Pupil):
-        def say(self, context, n):
+        def say(self, view):
             raise KeyboardInterrupt
 
     teacher = Breaks()
     with pytest.raises(KeyboardInterrupt):
         pass_rates(teacher, PROBLEMS[:1], tmp_path / "r", samples=3)
-    assert teacher.released == [row for row, *_ in teacher.calls[0]]
+    assert teacher.released == [view for view, *_ in teacher.calls[0]]
     assert len(teacher.released) == 3
 
 
@@ -125,16 +124,15 @@ def test_interrupted_it_goes_on_to_the_same_file(tmp_path, calls, torn):
     third = Pupil()
     assert [r.problem.id for r in pass_rates(third, PROBLEMS[::-1], out)] == [p.id for p in PROBLEMS[::-1]]
     assert not third.calls
-    assert sorted(f.name for f in tmp_path.iterdir()) == ["r.jsonl", "whole"]
 
 
 def test_what_is_done_is_in_the_file_before_more_is_asked(tmp_path):
     out, had = tmp_path / "r", []
 
     class Watching(Pupil):
-        def continue_(self, contexts, n):
+        def submit(self, views):
             had.append(len(load_rates(out)))
-            return super().continue_(contexts, n)
+            super().submit(views)
 
     pass_rates(Watching(), PROBLEMS, out, batch_size=20)
     assert had == [0, 2, 4]
@@ -160,6 +158,18 @@ def test_a_longer_list_adds_to_the_file_and_a_shorter_one_leaves_it(tmp_path):
     assert pass_rates(Pupil(dies=0), PROBLEMS[3:4], out) == [Rate(PROBLEMS[3], 0, 10)]
     assert out.read_bytes() == before
     assert load_rates(out) == [Rate(p, RIGHT[p.id], 10) for p in PROBLEMS]
+
+
+def test_shards_are_taken_in(tmp_path):
+    out, rates = tmp_path / "r.jsonl", [Rate(p, RIGHT[p.id], 10) for p in PROBLEMS]
+    pass_rates(Pupil(), PROBLEMS[4:5], out)
+    assert pass_rates(Pupil(), PROBLEMS, out, shard="1/2") == rates[::2]
+    assert pass_rates(Pupil(), PROBLEMS, out, shard="2/2") == rates[1::2]
+    assert load_rates(tmp_path / "r.2-of-2.jsonl") == rates[1::2]
+    assert pass_rates(Pupil(dies=0), PROBLEMS, out) == rates
+    assert {r.problem.id for r in load_rates(out)} == set(RIGHT)
+    with pytest.raises(ValueError, match="another configuration: samples was 10, is 3"):
+        pass_rates(Pupil(), PROBLEMS, out, samples=3)
 
 
 def test_the_bar_counts_the_problems_of_this_call(tmp_path, capsys):
@@ -224,7 +234,7 @@ def test_one_greedy_answer_is_a_rate(tmp_path):
     [
         (dict(samples=11), {}),
         (dict(max_tokens=100), {}),
-        (dict(suffix="Think."), {}),
+        (dict(prompt_suffix="Think."), {}),
         (dict(seed=1), {}),
         ({}, dict(name="other")),
         ({}, dict(fingerprint="f")),
@@ -242,9 +252,7 @@ def test_a_file_of_other_terms_is_refused(tmp_path, options, attributes):
     name, value = next(iter((attributes.get("extra_body") or options | attributes).items()))
     name = "teacher" if name == "name" else name
     teacher = Pupil(**dict(temperature=1.0, dies=0) | attributes)
-    with pytest.raises(
-        ValueError, match=rf"r was made with \{{'{name}': [^,]*\}}, this .* \{{'{name}': '?{value}'?\}}; "
-    ):
+    with pytest.raises(ValueError, match=rf'r was made with another configuration: {name} was .*, is "?{value}"?\. '):
         pass_rates(teacher, PROBLEMS, out, **options)
     assert out.read_bytes() == before
     assert not teacher.calls
@@ -272,10 +280,10 @@ def test_what_does_not_matter_to_a_rate_may_change(tmp_path):
         (lambda lines: [b'{"version":1,"prompt":"a trace","terms":{}}\n'], "no file of pass rates"),
         (lambda lines: [b"my thesis, without a line break"], "no file of pass rates"),
         (lambda lines: [lines[0].replace(b'"version":1,', b'"version":2,'), *lines[1:]], "version 1"),
-        (lambda lines: [lines[0].replace(b"}", b""), *lines[1:]], "line 1: broken"),
-        (lambda lines: [lines[0], b"[]\n", *lines[1:]], "line 2: broken"),
-        (lambda lines: [*lines[:2], lines[2].replace(b'"passed"', b'"past"')], r"line 3: broken .*passed"),
-        (lambda lines: [*lines, b"{}\n"], "line 4: broken"),
+        (lambda lines: [lines[0].replace(b"}", b""), *lines[1:]], "line 1: not a record"),
+        (lambda lines: [lines[0], b"[]\n", *lines[1:]], "line 2: not a record"),
+        (lambda lines: [*lines[:2], lines[2].replace(b'"passed"', b'"past"')], r"line 3: not a record .*passed"),
+        (lambda lines: [*lines, b"{}\n"], "line 4: not a record"),
     ],
 )
 def test_other_files_and_broken_lines_are_named_and_left_alone(tmp_path, change, complaint):
@@ -338,7 +346,7 @@ def test_a_server_is_asked_in_the_same_way(tmp_path, misbehaving_server):
         assert {0 < n < 6 for n in odd} == {True}
         asked = [r.body for r in server.requests if a.question in r.prompt]
         assert [(r["max_tokens"], r["temperature"], r["top_p"]) for r in asked] == [(40, 1.0, 0.9)] * 6
-        assert json.loads(out.read_bytes().splitlines()[0])["terms"]["top_p"] == 0.9
+        assert json.loads(out.read_bytes().splitlines()[0])["config"]["top_p"] == 0.9
         server.rule = lambda request: None
         server.script()
         assert pass_rates(teacher, [a, b, c], out, samples=6, max_tokens=40, seed=7)[1] == Rate(b, odd[1], 6)

@@ -8,33 +8,34 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from relaylab.engine.load import load_engine
-from relaylab.relay.config import RelayConfig
 from relaylab.relay.local_teacher import LocalTeacher
 from relaylab.relay.teachers import NoTeacher, ScriptedTeacher, TeacherOutput
 from relaylab.tasks.suites import problems
 from relaylab.trace import read_traces
 from relaylab.training import grpo as module
-from relaylab.training.grpo import grpo
-from relaylab.training.policy_model import PolicyModel, load_trainable
+from relaylab.training.grpo import train
 from relaylab.training.rewards import advantages, score
-from relaylab.training.run_dir import read_metrics
+from relaylab.training.rollouts import TeacherGone
+from relaylab.training.run_dir import RunDir, read_metrics
 
 SMALL = dict(
-    steps=2, prompts=2, group=4, learning_rate=1e-3, limits=RelayConfig(max_tokens=48), save_every=1, progress=False,
-    device="cpu", keep_rollouts=1,
+    student="warm", max_steps=2, per_device_train_batch_size=8, num_generations=4, learning_rate=1e-3,
+    max_completion_length=48, save_steps=1, disable_tqdm=True, use_cpu=True, keep_rollouts=1,
 )  # fmt: skip
 
 
-def calling(context, n):
-    """A teacher that says digits, so that calls are answered whatever is asked."""
-    return TeacherOutput("7" * min(n, 3), "length", tokens=min(n, 3))
+def calling(view):
+    """A teacher that says digits, so that every call is answered."""
+    return TeacherOutput("7" * min(view.n, 3), "length", tokens=min(view.n, 3))
 
 
 def some_problems(count: int = 4):
@@ -46,12 +47,21 @@ def teacher():
     return LocalTeacher(load_engine("teacher", device="cpu"))
 
 
+def short_run(out: Path, teacher, **settings) -> Path:
+    teachers = teacher if isinstance(teacher, list) else [teacher]
+    return train(teachers=teachers, problems=some_problems(), output_dir=out, **SMALL | settings)
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, teacher):
     """A short run with everything kept."""
     out = tmp_path_factory.mktemp("grpo") / "run"
-    grpo("warm", [teacher], some_problems(), out, **SMALL)
+    short_run(out, teacher, max_calls=9)
     return out
+
+
+def rollouts(out: Path, step: int = 0) -> list:
+    return list(read_traces(out / "rollouts" / f"{step:06d}.jsonl"))
 
 
 # The loss ----------------------------------------------------------------------------------------------------------
@@ -90,9 +100,8 @@ class Captured(module.GRPOTrainer):
 
 def captured(monkeypatch, tmp_path, teacher, **options):
     monkeypatch.setattr(module, "GRPOTrainer", Captured)
-    grpo("warm", [teacher], some_problems(), tmp_path / "run", **SMALL | {"seed": 1} | options)
-    trainer = Captured.last
-    traces = list(read_traces(tmp_path / "run" / "rollouts" / "000000.jsonl"))
+    short_run(tmp_path / "run", teacher, **{"seed": 1} | options)
+    trainer, traces = Captured.last, rollouts(tmp_path / "run")
     assert any("t" in t.source for t in traces)
     assert any("t" not in t.source for t in traces)
     return trainer, traces
@@ -155,7 +164,7 @@ def test_teacher_tokens_get_exactly_nothing_and_without_the_mask_they_do(monkeyp
 
 
 def test_the_sampled_end_token_is_trained(monkeypatch, tmp_path, teacher):
-    trainer, traces = captured(monkeypatch, tmp_path, teacher, limits=RelayConfig(max_tokens=160), seed=3)
+    trainer, traces = captured(monkeypatch, tmp_path, teacher, max_completion_length=160, seed=3)
     ended = [i for i, t in enumerate(traces) if t.stop == "end"]
     assert ended
     by_length = {len(t.completion_ids): t for t in (traces[i] for i in ended)}
@@ -174,16 +183,18 @@ def test_the_sampled_end_token_is_trained(monkeypatch, tmp_path, teacher):
 def test_a_run_leaves_metrics_rollouts_and_an_adapter_that_loads(run):
     metrics = read_metrics(run)
     assert metrics["step"].tolist() == [1, 2]
-    wanted = {"reward", "accuracy", "call_ratio", "group_ratio", "calls", "malformed_calls", "kl", "entropy"}
-    assert wanted | {f"groups_{k}" for k in ("solvable", "dependent", "unsolvable")} <= set(metrics)
-    traces = list(read_traces(run / "rollouts" / "000001.jsonl"))
-    assert len(traces) == 8
-    assert len({t.id for t in traces}) == 8
+    expected = {"reward", "accuracy", "call_ratio", "group_ratio", "calls", "malformed_calls", "kl", "entropy"}
+    assert expected | {f"groups_{k}" for k in ("solvable", "dependent", "unsolvable")} <= set(metrics)
+    traces = rollouts(run, 1)
+    assert len({t.id for t in traces}) == len(traces) == 8
     assert [t.prompt for t in traces] == [traces[0].prompt] * 4 + [traces[4].prompt] * 4
     assert metrics["accuracy"][1] == pytest.approx(sum(t.correct for t in traces) / 8)
     assert metrics["call_ratio"][1] == pytest.approx(sum(t.call_ratio for t in traces) / 8)
     assert not (run / "checkpoints").exists()
-    assert json.loads((run / "student" / "adapter_config.json").read_text())["base_model_name_or_path"] == "warm"
+    settings = json.loads((run / "student" / "adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] == "warm"
+    assert settings["target_modules"] == sorted(settings["target_modules"])
+    assert json.loads((run / "student" / "relay_config.json").read_text()) == {"max_tokens": 48, "max_calls": 9}
     trained, start = load_engine(run / "student", device="cpu"), load_engine("warm", device="cpu")
     ids = torch.arange(9)[None]
     with torch.no_grad():
@@ -192,95 +203,125 @@ def test_a_run_leaves_metrics_rollouts_and_an_adapter_that_loads(run):
 
 def test_the_same_call_again_is_done_already_and_another_is_refused(run, teacher):
     before = (run / "student" / "adapter_model.safetensors").stat().st_mtime_ns
-    assert grpo("warm", [teacher], some_problems(), run, **SMALL) == run / "student"
+    assert short_run(run, teacher, max_calls=9) == run / "student"
     assert (run / "student" / "adapter_model.safetensors").stat().st_mtime_ns == before
     with pytest.raises(ValueError, match=r"beta was 0\.01, is 0\.5"):
-        grpo("warm", [teacher], some_problems(), run, **SMALL, beta=0.5)
+        short_run(run, teacher, max_calls=9, beta=0.5)
+    others = [replace(p, answer="0") for p in some_problems()]
+    with pytest.raises(ValueError, match="problem_texts was"):
+        train(teachers=[teacher], problems=others, output_dir=run, max_calls=9, **SMALL)
 
 
-def test_the_policy_decodes_with_the_trained_weights():
-    model, tokenizer = load_trainable("warm", device="cpu")
-    policy = PolicyModel(model, tokenizer)
-    ids = torch.arange(12)[None]
-    for scale in (1.0, 3.0):
-        with torch.no_grad():
-            for name, p in model.named_parameters():
-                if "lora_B" in name:
-                    p.mul_(scale)
-            policy.sync()
-            assert torch.allclose(policy.engine.model(ids).logits, model(ids).logits, atol=1e-4)
-    assert not any("lora" in n for n, _ in policy.engine.model.named_parameters())
+def test_folders_that_are_not_a_runs_own_stay_as_they_are(run, teacher, tmp_path):
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "thesis.txt").write_text("mine")
+    with pytest.raises(ValueError, match="relaylab did not make it"):
+        short_run(tmp_path / "notes", teacher)
+    assert (tmp_path / "notes" / "thesis.txt").read_text() == "mine"
+    for out in (run, run / "student"):
+        with pytest.raises(ValueError, match="holds the model"):
+            short_run(out, teacher, student=str(run / "student"))
 
 
 def test_full_fine_tuning_trains_all_weights_and_keeps_a_reference(tmp_path, teacher):
-    out = grpo("warm", [teacher], some_problems(), tmp_path / "run", **SMALL, full=True)
+    out = short_run(tmp_path / "run", teacher, full=True)
     assert (out / "config.json").exists()
     assert not (out / "adapter_config.json").exists()
-    assert read_metrics(tmp_path / "run")["kl"][0] == pytest.approx(0, abs=1e-5)
-    assert read_metrics(tmp_path / "run")["kl"][1] > 0
+    metrics = read_metrics(tmp_path / "run")
+    assert metrics["kl"][0] == pytest.approx(0, abs=1e-5)
+    assert metrics["kl"][1] > 0
     assert load_engine(out, device="cpu").model.config.vocab_size == load_engine("student").model.config.vocab_size
 
 
 def test_plain_grpo_has_no_calls(tmp_path):
-    grpo("warm", [NoTeacher()], some_problems(), tmp_path / "run", **SMALL, reward="outcome")
+    short_run(tmp_path / "run", NoTeacher(), reward="outcome")
     metrics = read_metrics(tmp_path / "run")
-    assert (metrics["calls"] == 0).all()
-    assert (metrics["call_ratio"] == 0).all()
+    assert (metrics[["calls", "call_ratio"]] == 0).all(axis=None)
 
 
-def test_several_teachers_take_the_groups_in_turn_and_a_failure_leaves_its_group(tmp_path):
-    good = ScriptedTeacher(calling, name="good")
-    broken = ScriptedTeacher([TeacherOutput("", "error", error="down")], name="broken")
-    grpo("warm", [good, broken], some_problems(), tmp_path / "run", **SMALL | {"steps": 1, "group": 8})
-    traces = list(read_traces(tmp_path / "run" / "rollouts" / "000000.jsonl"))
-    assert [t.teacher for t in traces] == ["good"] * 8 + ["broken"] * 8
-    excluded = [t for t in traces if t.stop == "excluded"]
-    assert excluded
-    assert {t.teacher for t in excluded} == {"broken"}
-    assert read_metrics(tmp_path / "run")["excluded"][0] == pytest.approx(len(excluded) / 16)
-
-
-def test_a_fixed_length_is_granted_whatever_is_asked(tmp_path, teacher):
-    limits = RelayConfig(max_tokens=48, fixed_call_tokens=5)
-    grpo("warm", [teacher], some_problems(), tmp_path / "run", **SMALL | {"limits": limits})
-    calls = [c for f in (tmp_path / "run" / "rollouts").iterdir() for t in read_traces(f) for c in t.answered]
+def test_a_fixed_length_is_granted_whatever_is_requested(tmp_path, teacher):
+    short_run(tmp_path / "run", teacher, fixed_call_tokens=5)
+    calls = [c for step in (0, 1) for t in rollouts(tmp_path / "run", step) for c in t.answered]
     assert calls
     assert all(c.granted == 5 or c.end + c.granted == 48 for c in calls)
 
 
 def test_the_caps_of_the_first_steps_give_way_to_others(tmp_path, teacher):
-    lead = [(1, RelayConfig(max_tokens=48, fixed_call_tokens=5)), (2, RelayConfig(max_tokens=48, max_call_tokens=3))]
-    options = SMALL | {"lead": lead, "limits": RelayConfig(max_tokens=48, max_calls=0), "steps": 4, "keep_rollouts": 1}
-    grpo("warm", [teacher], some_problems(), tmp_path / "run", **options)
-    granted = []
-    for file in sorted((tmp_path / "run" / "rollouts").iterdir()):
-        granted.append([(c.requested, c.granted) for t in read_traces(file) for c in t.calls if c.end < 40])
-    assert len(granted) == 4
-    assert all(got == 5 for _, got in granted[0] if got)
+    curriculum = [{"steps": 1, "fixed_call_tokens": 5}, {"steps": 2, "max_call_tokens": 3}]
+    settings = dict(call_curriculum=curriculum, max_calls=0, max_steps=4)
+    short_run(tmp_path / "run", teacher, **settings)
+    granted = [
+        [(c.requested, c.granted) for t in rollouts(tmp_path / "run", step) for c in t.calls if c.end < 40]
+        for step in range(4)
+    ]
+    assert all(n == 5 for _, n in granted[0] if n)
     for step in (1, 2):
-        assert all(got == min(asked, 3) for asked, got in granted[step] if got)
-    assert [any(got for _, got in step) for step in granted] == [True, True, True, False]
-    assert grpo("warm", [teacher], some_problems(), tmp_path / "run", **options).exists(), "the same terms, read again"
+        assert all(n == min(requested, 3) for requested, n in granted[step] if n)
+    assert [any(n for _, n in step) for step in granted] == [True, True, True, False]
+    assert short_run(tmp_path / "run", teacher, **settings).exists(), "the same settings, read again"
 
 
-def test_settings_that_do_not_fit_are_named(tmp_path, teacher, run):
-    for options, words in (
-        ({"group": 1}, "group is 1"),
-        ({"updates": 3}, "cannot be cut into 3 updates"),
-        ({"micro_batch": 3}, "micro batches of 3"),
-        ({"save_every": 0}, "save_every is 0"),
-        ({"lead": [(99, RelayConfig(max_tokens=48))]}, "steps of lead are more"),
-    ):
+def test_problems_that_cannot_be_trained_on_are_named(tmp_path, teacher):
+    for problems_, words in (([], "no problems"), (some_problems(1) * 2, "the same question")):
         with pytest.raises(ValueError, match=words):
-            grpo("warm", [teacher], some_problems(), tmp_path / "run", **SMALL | options)
-    with pytest.raises(ValueError, match="no problems"):
-        grpo("warm", [teacher], [], tmp_path / "run", **SMALL)
-    with pytest.raises(ValueError, match="brings an adapter"):
-        load_trainable(run / "student", lora={"r": 4})
-    with pytest.raises(ValueError, match="exclude each other"):
-        load_trainable("student", lora={"r": 4}, full=True)
-    with pytest.raises(ValueError, match="lora_dropout"):
-        load_trainable("student", lora={"lora_dropout": 0.1})
+            train(teachers=[teacher], problems=problems_, output_dir=tmp_path / words[:2], **SMALL)
+
+
+# Teachers that fail ------------------------------------------------------------------------------------------------
+
+BROKEN = TeacherOutput("", "error", error="the server is on fire")
+
+
+def test_several_teachers_take_the_groups_in_turn_and_a_failure_leaves_its_group(tmp_path):
+    teachers = [ScriptedTeacher(calling, name="good"), ScriptedTeacher([BROKEN], name="broken")]
+    settings = dict(max_steps=1, per_device_train_batch_size=16, num_generations=8)
+    short_run(tmp_path / "run", teachers, **settings)
+    traces = rollouts(tmp_path / "run")
+    assert [t.teacher for t in traces] == ["good"] * 8 + ["broken"] * 8
+    excluded = [t for t in traces if t.stop == "excluded"]
+    assert {t.teacher for t in excluded} == {"broken"}
+    metrics = read_metrics(tmp_path / "run")
+    assert metrics["excluded"][0] == pytest.approx(len(excluded) / 16)
+    assert metrics["failed_calls"][0] == pytest.approx(sum(c.error is not None for t in excluded for c in t.calls) / 16)
+
+
+def test_a_teacher_that_is_gone_stops_the_run_and_one_that_is_back_resumes_it(tmp_path):
+    """The weights are those of a run whose teacher never failed."""
+
+    def dies(view):  # after the first step
+        return BROKEN if (tmp_path / "run" / "metrics.jsonl").exists() else calling(view)
+
+    settings = dict(max_steps=3, max_excluded=0.2, save_steps=3)
+    with pytest.raises(TeacherGone, match=r"of 8 rollouts \(the server is on fire\); the same command goes on"):
+        short_run(tmp_path / "run", ScriptedTeacher(dies), **settings)
+    assert read_metrics(tmp_path / "run")["step"].tolist() == [1]
+    assert (tmp_path / "run" / "checkpoints" / "checkpoint-1").exists(), "save_steps alone would keep nothing"
+    short_run(tmp_path / "run", ScriptedTeacher(calling), **settings)
+    short_run(tmp_path / "whole", ScriptedTeacher(calling), **settings)
+    one, two = weights(tmp_path / "run"), weights(tmp_path / "whole")
+    assert all(torch.equal(one[k], two[k]) for k in two)
+
+
+def test_a_teacher_that_can_be_probed_is_probed_before_anything_is_written(tmp_path):
+    teacher = ScriptedTeacher(calling)
+    teacher.probe = lambda: SimpleNamespace(reachable=False, error="nothing listens there")
+    with pytest.raises(ValueError, match="the teacher script cannot be reached: nothing listens there"):
+        short_run(tmp_path / "run", teacher)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_answer_that_the_teacher_ended_is_not_truncated(tmp_path):
+    """TRL tells truncation by the last token, and leaves truncated rollouts out of the loss on request."""
+    ends = ScriptedTeacher(lambda view: TeacherOutput("7", "stop", tokens=1))
+    settings = dict(
+        mask_truncated_completions=True, max_completion_length=24, per_device_train_batch_size=16, max_steps=1
+    )
+    short_run(tmp_path / "run", ends, **settings)
+    traces = rollouts(tmp_path / "run")
+    assert any(t.stop == "teacher_end" for t in traces)
+    truncated = sum(t.stop == "length" for t in traces) / len(traces)
+    assert 0 < truncated < 1
+    assert read_metrics(tmp_path / "run")["completions/clipped_ratio"][0] == pytest.approx(truncated)
 
 
 # Resume ------------------------------------------------------------------------------------------------------------
@@ -288,18 +329,27 @@ def test_settings_that_do_not_fit_are_named(tmp_path, teacher, run):
 SCRIPT = """
 import sys, torch
 torch.set_num_threads(1)
-from relaylab.relay.pair import load_teacher
-from relaylab.relay.config import RelayConfig
 from relaylab.tasks.suites import problems
-from relaylab.training.grpo import grpo
-grpo("warm", [load_teacher("teacher")], problems("depot", 5, split="train"), sys.argv[1], steps=6, prompts=2, group=4,
-     updates=2, learning_rate=1e-3, limits=RelayConfig(max_tokens=40), save_every=2, progress=False, device="cpu",
-     keep_rollouts=1)
+from relaylab.training.grpo import train
+out, count, batch, steps, per = sys.argv[1], *map(int, sys.argv[2:])
+train(student="warm", problems=problems("depot", count, split="train"), output_dir=out, max_steps=steps,
+      per_device_train_batch_size=batch, steps_per_generation=per, num_generations=4, learning_rate=1e-3,
+      max_completion_length=40, save_steps=4, disable_tqdm=True, use_cpu=True, keep_rollouts=1)
 """
+ENV = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
 def start(out: Path) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-c", SCRIPT, str(out)], env=os.environ | {"OMP_NUM_THREADS": "1"})
+    """Two optimiser steps a batch of rollouts and five problems, so that both windows and epochs are crossed."""
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(out), "5", "4", "12", "2"], env=ENV, stdout=subprocess.PIPE
+    )
+
+
+def wait_for_metrics(process: subprocess.Popen, out: Path, lines: int) -> None:
+    metrics = out / "metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and metrics.read_text().count("\n") >= lines):
+        time.sleep(0.01)
 
 
 def weights(out: Path) -> dict[str, torch.Tensor]:
@@ -307,58 +357,70 @@ def weights(out: Path) -> dict[str, torch.Tensor]:
 
 
 def test_a_killed_run_ends_with_the_weights_of_an_undisturbed_one(tmp_path):
-    """Two optimiser steps a batch of rollouts and five problems, so that both windows and epochs are crossed."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert start(whole).wait() == 0
-    for lines in (1, 5, 9):  # before the first checkpoint, within a window behind one, and near the end
+    for lines in (1, 5):  # before the first checkpoint, and within a window after one
         process = start(killed)
-        metrics = killed / "metrics.jsonl"
-        while process.poll() is None and not (metrics.exists() and metrics.read_text().count("\n") >= lines):
-            time.sleep(0.01)
+        wait_for_metrics(process, killed, lines)
         process.send_signal(signal.SIGKILL)
         process.wait()
-        assert not (killed / "finished").exists()
+    process = start(killed)
+    wait_for_metrics(process, killed, 7)
+    process.send_signal(signal.SIGTERM)  # ends after the present batch of rollouts, with a checkpoint
+    assert process.wait() != 0
+    assert "stopping after this batch" in process.stdout.read().decode()
+    assert not (killed / "finished").exists()
+    steps = len(read_metrics(killed))
+    assert steps % 2 == 0
+    newest = killed / "checkpoints" / f"checkpoint-{steps}"
+    (newest / "optimizer.pt").write_bytes((newest / "optimizer.pt").read_bytes()[:-100])  # as a power cut leaves it
     assert start(killed).wait() == 0
     one, two = weights(whole), weights(killed)
     assert one.keys() == two.keys()
     assert all(torch.equal(one[k], two[k]) for k in one)
-    a, b = (read_metrics(d).drop(columns=[c for c in read_metrics(d) if "second" in c or "time" in c or "runtime" in c])
-            for d in (whole, killed))  # fmt: skip
+    a, b = (read_metrics(d) for d in (whole, killed))
     assert a["step"].tolist() == b["step"].tolist() == list(range(1, 13))
-    assert a[["reward", "accuracy", "kl", "loss"]].equals(b[["reward", "accuracy", "kl", "loss"]])
-    names = sorted(p.name for p in (whole / "rollouts").iterdir())
-    assert names == sorted(p.name for p in (killed / "rollouts").iterdir())
-    for name in names:
-        ours, theirs = (list(read_traces(d / "rollouts" / name)) for d in (whole, killed))
+    names = ["reward", "accuracy", "kl", "loss"]
+    assert a[names].equals(b[names])
+    for step in range(0, 12, 2):
+        ours, theirs = (rollouts(d, step) for d in (whole, killed))
         assert [(t.id, t.completion_ids) for t in ours] == [(t.id, t.completion_ids) for t in theirs]
 
 
-# Several processes ---------------------------------------------------------------------------------------------------
+def test_a_checkpoint_that_cannot_be_read_gives_way_to_the_one_before(tmp_path):
+    run = RunDir(tmp_path / "run", {})
+    for step in (2, 4, 6):
+        folder = run.checkpoints / f"checkpoint-{step}"
+        folder.mkdir(parents=True)
+        torch.save({"a": torch.ones(100)}, folder / "optimizer.pt")
+        (folder / "trainer_state.json").write_text("{}" if step < 6 else "")
+    (run.checkpoints / "checkpoint-old").mkdir()
+    run.metrics.write_text("".join(f'{{"step": {i}}}\n' for i in range(1, 7)) + '{"step": 7')
+    data = bytearray((run.checkpoints / "checkpoint-4" / "optimizer.pt").read_bytes())
+    data[200] ^= 255
+    (run.checkpoints / "checkpoint-4" / "optimizer.pt").write_bytes(data)
+    assert run.resume() == str(run.checkpoints / "checkpoint-2")
+    assert read_metrics(run.out)["step"].tolist() == [1, 2]
+    assert sorted(p.name for p in run.checkpoints.iterdir()) == ["checkpoint-2", "checkpoint-old"]
 
-TWO = """
-import sys, torch
-torch.set_num_threads(1)
-from relaylab.relay.pair import load_teacher
-from relaylab.relay.config import RelayConfig
-from relaylab.tasks.suites import problems
-from relaylab.training.grpo import grpo
-grpo("warm", [load_teacher("teacher")], problems("depot", 4, split="train"), sys.argv[1], steps=2,
-     prompts=int(sys.argv[2]), group=4, learning_rate=1e-3, limits=RelayConfig(max_tokens=40), progress=False,
-     device="cpu")
-"""
+
+# Several processes ---------------------------------------------------------------------------------------------------
 
 
 def test_two_processes_take_the_steps_of_one_with_twice_the_prompts(tmp_path):
     """The second step's loss and KL are those of the weights that the first left."""
     script = tmp_path / "train.py"
-    script.write_text(TWO)
+    script.write_text(SCRIPT.replace("save_steps=4", "save_steps=1"))
     two, one = tmp_path / "two", tmp_path / "one"
     several = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    for command in ([*several, str(script), str(two), "2"], [sys.executable, str(script), str(one), "4"]):
-        subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True, capture_output=True)
+    for command in (
+        [*several, str(script), str(two), "4", "8", "2", "1"],
+        [sys.executable, str(script), str(one), "4", "16", "2", "1"],
+    ):
+        subprocess.run(command, env=ENV, check=True, capture_output=True)
     a, b = read_metrics(two), read_metrics(one)
-    seen = ["reward", "accuracy", "call_ratio", "calls", "tokens", "num_tokens", "loss", "kl", "grad_norm"]
+    names = ["reward", "accuracy", "call_ratio", "calls", "tokens", "num_tokens", "loss", "kl", "grad_norm"]
     assert b["calls"].min() > 0
     assert b["grad_norm"].min() > 0
-    for name in seen:
+    for name in names:
         assert a[name].tolist() == pytest.approx(b[name].tolist(), rel=1e-3, abs=1e-6), name

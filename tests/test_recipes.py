@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
-from relaylab.engine.load import embedded, load_engine
-from relaylab.training import recipes, run
+from relaylab.engine.load import checksum, embedded, embedded_tokenizer, load_engine
+from relaylab.relay.config import RelayConfig
+from relaylab.training.config import make_config
+from relaylab.training.configs import read_config
+from relaylab.zoo import pretrain, recipes
 from relaylab.zoo.recipes import make
 from relaylab.zoo.recipes import recipes as names
 
@@ -27,26 +32,65 @@ def test_the_embedded_students_say_what_made_them():
         record = json.loads((path / "training.json").read_text())
         assert {"recipe", "seconds", "device"} <= set(record), name
         assert "seed" in record["recipe"], name
+        if (path / "adapter_config.json").exists():
+            recipe = make_config(f"embedded/{name}", output_dir="x")
+            assert record["recipe"] == {"seed": 0} | read_config(f"embedded/{name}")
+            assert RelayConfig(**json.loads((path / "relay_config.json").read_text())) == recipe.relay
 
 
 def test_a_recipe_that_is_cut_short_keeps_the_first_of_its_stages():
-    lead = run.read_config("embedded/relay-once")["lead"]
-    assert recipes._shortened("relay-once", 50) == {"steps": 50, "lead": [lead[0], lead[1] | {"steps": 10}]}
-    assert recipes._shortened("relay-once", 200) == {"steps": 200, "lead": lead}
-    assert recipes._shortened("relay", 3) == {"steps": 3, "lead": []}
+    stages = read_config("embedded/relay-once")["call_curriculum"]
+    short = {"max_steps": 50, "call_curriculum": [stages[0], stages[1] | {"steps": 10}]}
+    assert recipes._shortened("relay-once", 50) == short
+    assert recipes._shortened("relay-once", 200) == {"max_steps": 200, "call_curriculum": stages}
+    assert recipes._shortened("relay", 3) == {"max_steps": 3}
 
 
 def test_a_run_of_stage_two_becomes_an_adapter(tmp_path, monkeypatch):
-    small = tmp_path / "configs"
-    small.mkdir()
-    (small / "tiny.yaml").write_text("unused: here\n")
-    monkeypatch.setattr(recipes, "CONFIGS", small)
-    settings = dict(student="warm", teacher="none", reward="outcome", suites=["savings"], count=4, steps=2, prompts=2,
-                    group=2, limits={"max_tokens": 16}, progress=False)  # fmt: skip
-    monkeypatch.setattr("relaylab.training.run.read_config", lambda name: dict(settings))
+    settings = dict(
+        student="warm", teacher="none", reward="outcome", suites=["savings"], num_problems=4, max_steps=2,
+        per_device_train_batch_size=4, num_generations=2, max_completion_length=16, disable_tqdm=True,
+    )  # fmt: skip
+    monkeypatch.setattr(recipes, "config_names", lambda: ["embedded/tiny"])
+    monkeypatch.setattr(recipes, "read_config", lambda name: dict(settings))
     make("tiny", tmp_path / "out", steps=1)
-    assert json.loads((tmp_path / "out" / "training.json").read_text())["recipe"]["steps"] == 1
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
+    names = {"adapter_config.json", "adapter_model.safetensors", "relay_config.json", "training.json"}
+    assert {p.name for p in (tmp_path / "out").iterdir()} == names
+    assert json.loads((tmp_path / "out" / "training.json").read_text())["recipe"]["max_steps"] == 1
     engine, warm = load_engine(tmp_path / "out", device="cpu"), load_engine("warm", device="cpu")
     ids = torch.arange(9)[None]
     with torch.no_grad():
         assert engine.model(ids).logits.shape == warm.model(ids).logits.shape
+
+
+def test_pretraining_resumes_to_the_same_weights_and_replaces_only_what_is_ours(tmp_path, monkeypatch):
+    tiny = replace(pretrain.RECIPES["student"], width=16, layers=1, heads=2, batch=4, steps=4)
+    monkeypatch.setitem(recipes.RECIPES, "student", tiny)
+    tokenizer = embedded_tokenizer()
+    monkeypatch.setattr(recipes, "train_tokenizer", lambda vocabulary: tokenizer)
+    monkeypatch.setattr(recipes, "pretrain", partial(pretrain.pretrain, save_every=2))
+    make("student", tmp_path / "whole")
+    steps = iter(range(3))
+    loss = pretrain._loss
+
+    def interrupted(*args):
+        if next(steps) == 2:
+            raise KeyboardInterrupt
+        return loss(*args)
+
+    monkeypatch.setattr(pretrain, "_loss", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        make("student", tmp_path / "killed")
+    assert not (tmp_path / "killed").exists()
+    monkeypatch.setattr(pretrain, "_loss", loss)
+    make("student", tmp_path / "killed")
+    whole, killed = (checksum(tmp_path / name) for name in ("whole", "killed"))
+    assert whole == killed
+    make("student", tmp_path / "killed")  # once more in its place
+    assert checksum(tmp_path / "killed") == whole
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "text").write_text("mine")
+    with pytest.raises(ValueError, match="relaylab did not make it"):
+        make("student", tmp_path / "thesis")
+    assert [p.name for p in (tmp_path / "thesis").iterdir()] == ["text"]

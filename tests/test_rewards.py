@@ -62,8 +62,8 @@ def test_the_ablations_change_their_own_cell_alone():
     solvable, dependent, unsolvable = (group for group, _ in CELLS)
     assert difficulty_aware(solvable, bonus=1.0) == pytest.approx([1, 0.6, 0, 0])
     assert difficulty_aware(dependent, bonus=1.0) == pytest.approx([0.6, -1, 0, -1])
-    assert difficulty_aware(unsolvable, explore=False) == [0, 0, 0]
-    assert difficulty_aware(solvable, explore=False) == pytest.approx([1.5, 0.6, 0, 0])
+    assert difficulty_aware(unsolvable, exploration_cap=0.0) == [0, 0, 0]
+    assert difficulty_aware(solvable, exploration_cap=0.0) == pytest.approx([1.5, 0.6, 0, 0])
     assert difficulty_aware(dependent, penalty=0.0) == pytest.approx([0.6, 0, 0, 0])
 
 

@@ -1,73 +1,215 @@
-"""Training from settings: what is in a file, what wins, what is refused, and the command line over it."""
+"""Training from settings: Python, YAML and the command line are one thing, and what cannot be is refused at once."""
 
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
+from trl import TrlParser
 
 from relaylab.relay.teachers import ScriptedTeacher, TeacherOutput
 from relaylab.tasks.suites import mixture
-from relaylab.training import run as module
+from relaylab.training import grpo as module
+from relaylab.training.config import RelayGRPOConfig, make_config, parse_config
+from relaylab.training.configs import config_names, read_config
 from relaylab.training.data_filter import load_rates
-from relaylab.training.run import read_config, train
+from relaylab.training.grpo import train
+
+NEEDED = {"student": "warm", "output_dir": "runs/x"}
+SUFFIX = r"Please reason step by step, and put your final answer within \boxed{}."
 
 
 @pytest.fixture
-def asked(monkeypatch):
-    """What reaches GRPO, without running it."""
+def trained(monkeypatch) -> list:
+    """(config, teachers, problems) of what would be trained."""
     calls = []
-
-    def grpo(student, teachers, problems, out, **options):
-        calls.append({"student": student, "teachers": teachers, "problems": problems, "out": out} | options)
-        return out
-
-    grpo.__signature__ = module.inspect.signature(module.grpo)
-    monkeypatch.setattr(module, "grpo", grpo)
+    monkeypatch.setattr(
+        module, "_train", lambda config, teachers, problems, *_: calls.append((config, teachers, problems))
+    )
     return calls
 
 
-def write(path, text):
-    path.write_text(text)
-    return path
+# Settings -----------------------------------------------------------------------------------------------------------
 
 
-def test_keywords_win_over_the_file(tmp_path, asked):
-    config = write(tmp_path / "c.yaml", "student: warm\nteacher: none\ncount: 18\nsteps: 7\nlimits: {max_tokens: 90}\n")
-    train(config, out=tmp_path / "run", steps=3)
-    (call,) = asked
-    assert (call["student"], call["steps"], call["limits"].max_tokens) == ("warm", 3, 90)
-    stream = mixture(seed=1)
-    assert call["problems"] == [next(stream) for _ in range(18)], "the nine suites in turn, of the training split"
-    assert all(p.id.split("-")[1] == "train" for p in call["problems"])
+def test_python_yaml_and_the_command_line_are_one_thing(tmp_path):
+    file, whole = tmp_path / "c.yaml", tmp_path / "whole.yaml"
+    file.write_text(
+        "extends: embedded/relay\noutput_dir: runs/x\nlearning_rate: 1e-3\nmax_calls: null\nlora: {r: 4}\n"
+        "suites: [tiles]\nwarmup_steps: 5\n"
+    )
+    whole.write_text(json.dumps(read_config(file)))
+    args = [
+        "--output_dir",
+        "runs/x",
+        "--learning_rate",
+        "1e-3",
+        "--max_calls",
+        "null",
+        "--suites",
+        "tiles",
+        "--warmup-steps",
+        "5",
+    ]
+    settings = dict(learning_rate="1e-3", max_calls=None, lora={"r": 4}, suites=["tiles"], warmup_steps=5)
+    configs = [
+        make_config(file),
+        parse_config("embedded/relay", [*args, "--lora", "{r: 4}"]),
+        make_config("embedded/relay", output_dir="runs/x", **settings),
+        RelayGRPOConfig(**read_config("embedded/relay") | settings, output_dir="runs/x"),
+        *TrlParser(RelayGRPOConfig).parse_args_and_config(["--config", str(whole)]),
+    ]
+    for config in configs:
+        assert config.bound == configs[0].bound
+        assert (config.learning_rate, config.max_calls, config.lora, config.seed) == (1e-3, None, {"r": 4}, 1)
+        assert (config.teacher, config.filter_threshold, config.max_steps) == (["teacher"], 0.5, 300)
+    assert make_config(configs[0], max_steps=3).max_steps == 3
+    assert parse_config(file, ["--teacher", "none", "teacher", "--no_mask_teacher"]).teacher[0] == "none"
 
 
-def test_a_setting_that_nothing_knows_is_named_with_its_neighbour(tmp_path, asked):
-    for given, words in (
-        ({"learning_rat": 1}, "did you mean 'learning_rate'"),
-        ({"zzz": 1}, "unknown setting 'zzz'$"),
-        ({"limits": {"tokens": 3}}, r"unknown limits \['tokens'\]"),
-        ({"filter": {"sample": 3}}, r"unknown settings of the filter \['sample'\]"),
-        ({"filter": {}, "teacher": "none"}, "needs a teacher"),
-    ):
-        with pytest.raises(ValueError, match=words):
-            train(**{"student": "warm", "teacher": ScriptedTeacher(["x"]), "out": tmp_path / "run", "count": 9} | given)
-    with pytest.raises(ValueError, match="needs 'out'"):
-        train(student="warm")
-    with pytest.raises(ValueError, match=r"holds a list"):
-        train(write(tmp_path / "list.yaml", "- a\n"))
-    with pytest.raises(ValueError, match="embedded/relay"):
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (dict(learning_rat=1), "unknown setting 'learning_rat'; did you mean 'learning_rate'"),
+        (dict(zzz=1), "unknown setting 'zzz'; the relay's own are max_steps"),
+        (dict(student=None), "needs student"),
+        (dict(output_dir=None), "needs output_dir"),
+        # types
+        (dict(learning_rate=float("nan")), "learning_rate is nan"),
+        (dict(beta=float("inf")), "beta is inf"),
+        (dict(max_steps="many"), "max_steps is 'many'"),
+        (dict(max_steps=1.5), "max_steps is 1.5"),
+        (dict(max_steps=True), "max_steps is True; it is no switch"),
+        (dict(max_completion_length="x"), "max_completion_length is 'x'"),
+        (dict(student=5), "student is 5"),
+        (dict(teacher=5), "teacher is 5"),
+        (dict(call_curriculum=3), "call_curriculum is 3"),
+        (dict(lora="[1"), "lora: not YAML"),
+        (dict(reward="best"), "reward is 'best'"),
+        # sizes
+        (dict(max_steps=10**9), "max_steps is 1000000000; it must be at least 1 and at most 1e"),
+        (dict(num_problems=10**9), "num_problems is"),
+        (dict(temperature=0), "temperature is 0"),
+        (dict(num_generations=1), "num_generations is 1; it must be at least 2"),
+        (dict(keep_rollouts=-1), "keep_rollouts is -1"),
+        (dict(save_steps=0), "save_steps is 0"),
+        (dict(per_device_train_batch_size=12), "it must be a multiple of num_generations, 8"),
+        (dict(gradient_accumulation_steps=2, steps_per_generation=3), "a multiple of gradient_accumulation_steps, 2"),
+        (dict(steps_per_generation=3), "max_steps is 200; it must be a multiple of the steps on a batch"),
+        (dict(call_curriculum=[{"steps": 999}]), "the steps of call_curriculum are more than max_steps"),
+        (dict(call_curriculum=[{"max_calls": 1}]), "needs its steps"),
+        (dict(call_curriculum=[{"steps": 1, "n": 1}]), r"unknown \['n'\] in call_curriculum"),
+        (dict(suites=["tile"]), r"unknown suites \['tile'\]"),
+        # what TRL would take, and a relay run cannot honour
+        (dict(top_p=0.5), "top_p does nothing in a relay run: rollouts follow temperature alone"),
+        (dict(use_vllm=True), "use_vllm does nothing in a relay run: relaylab's own engine"),
+        (dict(chat_template_kwargs={"enable_thinking": True}), "chat_template_kwargs does nothing"),
+        (dict(gradient_checkpointing=False), "use activation_checkpointing"),
+        (dict(num_train_epochs=2), "use max_steps"),
+        (dict(generation_batch_size=8), "use steps_per_generation"),
+        (dict(save_strategy="no"), "see save_steps"),
+        (dict(hub_token="hf_x"), "hf upload"),
+        (dict(use_liger_kernel=True), "leave it out"),
+        (dict(reward="simple", bonus=2), "bonus does nothing for this reward"),
+        (dict(released_code=True, ratio="paper"), "ratio does nothing for this reward"),
+        (dict(released_code=True, reward="simple"), "released_code has a reward of its own"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_cannot_be_is_refused_before_anything_is_written(tmp_path, settings, words):
+    with pytest.raises(ValueError, match=words):
+        train(**NEEDED | {"output_dir": tmp_path / "run"} | settings)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--output_dr", "x"], "did you mean 'output_dir'"),
+        (["--max_steps", "many"], "--max_steps.*'many'"),
+        (["--max_steps"], "expected one argument"),
+        (["stray"], "unknown setting 'stray'"),
+    ],
+)
+def test_a_command_line_that_cannot_be_is_one_error(args, words):
+    with pytest.raises(ValueError, match=words):
+        parse_config("embedded/relay", args)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("- a\n", "holds a list"),
+        ("max_steps: 1\nmax_steps: 2\n", "twice"),
+        ("extends: embedded/rely\n", "did you mean 'embedded/relay'"),
+        ("3: 4\n", "unknown setting 3"),
+        ("limits: {max_tokens: 3}\n", "unknown setting 'limits'"),
+    ],
+)
+def test_a_file_that_cannot_be_is_named(tmp_path, text, words):
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(ValueError, match=words):
+        make_config(tmp_path / "c.yaml")
+    with pytest.raises(ValueError, match="is no file and no shipped run"):
         read_config("embedded/nothing")
-    assert not asked
 
 
-def test_the_filter_keeps_what_the_teacher_solves_half_of_the_time(tmp_path, asked):
+def test_a_config_for_trl_has_what_the_relay_decides(tmp_path):
+    curriculum = [{"steps": 4, "max_completion_length": 90}, {"steps": 4, "fixed_call_tokens": 5}]
+    shape = dict(per_device_train_batch_size=8, gradient_accumulation_steps=2, steps_per_generation=4)
+    config = make_config(**NEEDED, **shape, max_completion_length=50, call_curriculum=curriculum, max_calls=2)
+    assert (config.steps_per_batch, config.prompts_per_batch) == (2, 4)
+    caps = [(steps, caps.max_tokens, caps.max_calls, caps.fixed_call_tokens) for steps, caps in config.stages]
+    assert caps == [(4, 90, None, None), (4, 50, None, 5), (200, 50, 2, None)]
+    args = config.trl_config(tmp_path / "c", bf16=False)
+    assert (args.output_dir, args.max_completion_length, args.steps_per_generation) == (str(tmp_path / "c"), 90, 4)
+    assert (args.logging_steps, args.beta, args.use_bias_correction_kl, args.shuffle_dataset) == (1, 0.01, False, False)
+    assert make_config(**NEEDED, num_iterations=4, save_steps=4).steps_per_batch == 4
+
+
+# Shipped settings ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", config_names())
+def test_shipped_settings_are_settings(name):
+    make_config(name, **{} if "output_dir" in read_config(name) else {"output_dir": "runs/x"})
+
+
+@pytest.mark.parametrize("name", [name for name in config_names() if name.startswith("qwen3/")])
+def test_qwen3_settings_are_the_papers_where_memory_allows(name):
+    config = make_config(name)
+    assert config.prompt_suffix == SUFFIX
+    assert (config.num_generations, config.beta, config.temperature) == (8, 0.01, 1.0)
+    assert config.learning_rate == (1e-6 if config.full else 1e-5)
+    assert (config.filter_threshold, config.filter_samples) == (0.5, 10)
+    assert config.activation_checkpointing
+    gpus = int(re.findall(r"(?:(\d+)x)?\d+gb", name)[0] or 1)
+    update = config.per_device_train_batch_size * config.gradient_accumulation_steps // config.num_generations
+    assert update * gpus == 32  # prompts of a mini-batch
+    assert config.max_completion_length <= 8192
+    # In bf16 a step of 1e-6 is lost; in float32 without autocast, since caches have the type of the weights.
+    assert (config.dtype == "float32") == (config.bf16 is False) == config.student.endswith("-full") == config.full
+
+
+# What is trained on -------------------------------------------------------------------------------------------------
+
+
+def test_problems_are_those_of_the_suites_in_turn(tmp_path, trained):
+    train("embedded/grpo", output_dir=tmp_path / "run", num_problems=18, max_steps=3)
+    ((config, teachers, problems),) = trained
+    assert (config.max_steps, config.seed, [t.name for t in teachers]) == (3, 1, ["none"])
+    stream = mixture(seed=1)
+    assert problems == [next(stream) for _ in range(18)]
+    assert all(p.id.split("-")[1] == "train" for p in problems)
+
+
+def test_the_filter_keeps_what_the_teacher_solves_half_of_the_time(tmp_path, trained):
     """A teacher that solves every problem but those of one suite, and one suite every other time."""
-    answers = {}
-    turns: dict[str, int] = {}
+    answers, turns = {}, dict[str, int]()
 
-    def solves(context, n):
-        problem = answers[context.messages[0]["content"]]
+    def solves(view):
+        problem = answers[view.messages[0]["content"]]
         turns[problem.id] = turns.get(problem.id, 0) + 1
         right = {"tiles": False, "depot": turns[problem.id] % 2 == 0}.get(problem.suite, True)
         return TeacherOutput(f"\\boxed{{{problem.answer if right else 'x'}}}", "stop", tokens=4)
@@ -76,41 +218,32 @@ def test_the_filter_keeps_what_the_teacher_solves_half_of_the_time(tmp_path, ask
     chosen = [next(stream) for _ in range(18)]
     answers.update({p.question: p for p in chosen})
     teacher = ScriptedTeacher(solves)
-    train(student="warm", teacher=teacher, out=tmp_path / "run", count=18, filter={"samples": 4}, progress=False)
-    kept = {p.suite for p in asked[0]["problems"]}
+    options = dict(student="warm", num_problems=18, disable_tqdm=True)
+    train(teachers=[teacher], output_dir=tmp_path / "run", filter_threshold=0.5, filter_samples=4, **options)
+    kept = {p.suite for p in trained[0][2]}
     assert "tiles" not in kept
     assert len(kept) == 8
     rates = load_rates(tmp_path / "run" / "rates.jsonl")
     assert {r.rate for r in rates if r.problem.suite == "depot"} == {0.5}
     # The same rates serve another threshold, and nobody is asked again.
-    asked_before = len(teacher.requests)
-    given = {"rates": str(tmp_path / "run" / "rates.jsonl"), "threshold": 0.6}
-    train(student="warm", teacher="none", out=tmp_path / "other", count=18, filter=given)
-    assert len(teacher.requests) == asked_before
-    assert {p.suite for p in asked[1]["problems"]} == kept - {"depot"}
+    again = dict(teacher="none", filter_rates=str(tmp_path / "run" / "rates.jsonl"), filter_threshold=0.6)
+    train(output_dir=tmp_path / "other", **options | again)
+    assert {p.suite for p in trained[1][2]} == kept - {"depot"}
     with pytest.raises(ValueError, match=r"no rate of 9 problems"):
-        train(student="warm", teacher="none", out=tmp_path / "more", count=27, filter=given)
+        train(output_dir=tmp_path / "more", **options | again | {"num_problems": 27})
+    with pytest.raises(ValueError, match="needs a teacher"):
+        train(output_dir=tmp_path / "none", **options | {"teacher": "none", "filter_threshold": 0.5})
+    with pytest.raises(ValueError, match=r"teacher_options: .*speed"):
+        train(output_dir=tmp_path / "none", **options, teacher_options={"speed": 1})
 
 
-def test_several_teachers(tmp_path, asked):
-    one = ScriptedTeacher(["a"], name="one")
-    train(student="warm", teacher=[one, "none"], out=tmp_path / "run", count=9)
-    assert [t.name for t in asked[0]["teachers"]] == ["one", "none"]
-
-
-def test_a_run_from_a_file_by_the_command_line(tmp_path, capsys, monkeypatch):
-    from relaylab import cli
-
-    config = write(
-        tmp_path / "c.yaml",
-        "student: warm\nteacher: none\nreward: outcome\nsuites: [savings]\ncount: 4\nsteps: 1\nprompts: 2\ngroup: 2\n"
-        "limits: {max_tokens: 24}\ndevice: cpu\nprogress: false\n",
+def test_a_run_from_a_file(tmp_path):
+    (tmp_path / "c.yaml").write_text(
+        "student: warm\nteacher: none\nreward: outcome\nsuites: [savings]\nnum_problems: 4\nmax_steps: 1\n"
+        "per_device_train_batch_size: 4\nnum_generations: 2\nmax_completion_length: 24\nuse_cpu: true\n"
     )
-    monkeypatch.setattr("sys.argv", ["relaylab", "train", str(config), "-s", f"out={tmp_path / 'run'}", "-s", "seed=5"])
-    with pytest.raises(SystemExit) as done:
-        cli.main()
-    assert done.value.code == 0
-    assert "student" in capsys.readouterr().out
-    terms = json.loads((tmp_path / "run" / "terms.json").read_text())
-    assert (terms["seed"], terms["reward"], len(terms["problems"])) == (5, "outcome", 4)
-    assert (tmp_path / "run" / "student" / "adapter_model.safetensors").exists()
+    out = train(parse_config(tmp_path / "c.yaml", ["--output_dir", str(tmp_path / "run"), "--seed", "5"]))
+    bound = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (bound["seed"], bound["reward"], bound["problems"]) == (5, "outcome", 4)
+    assert not {"hub_token", "teacher_options", "output_dir"} & bound.keys()
+    assert (out / "adapter_model.safetensors").exists()

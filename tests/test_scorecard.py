@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pandas as pd
 import pytest
+from relaylab.training.run import read_config
 
 from relaylab.evaluation.published import Measured, claims, scorecard
 from relaylab.evaluation.scorecard import Names, measured
 from relaylab.tasks.suites import SUITES
-from relaylab.training.run import read_config
 from relaylab.zoo.recipes import SIX
 
 LEVELS = ["easy"] * 20 + ["hard"] * 20

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import random
+import shutil
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 from relaylab.call_tag import find_calls
-from relaylab.engine.load import load_engine
+from relaylab.engine.load import load_engine, resolve
+from relaylab.relay.relay import Relay
 from relaylab.tasks.suites import problems
+from relaylab.trace import read_traces
+from relaylab.training import warmup as module
 from relaylab.training.warmup import insert_calls, warmup, warmup_data
 
 
@@ -76,7 +81,7 @@ def test_what_the_student_was_not_sure_of_is_read_and_not_learned(student):
     chosen = problems("tiles", 12, split="train")
     options = dict(max_tokens=160, progress=False, temperature=1.0)
     whole = warmup_data(student, chosen, counts=(1,), **options)
-    sure = warmup_data(student, chosen, counts=(1,), sure=0.5, **options)
+    sure = warmup_data(student, chosen, counts=(1,), min_token_prob=0.5, **options)
     assert sure["input_ids"] == whole["input_ids"]
     left_out = 0
     for row, other in zip(sure, whole):
@@ -88,12 +93,12 @@ def test_what_the_student_was_not_sure_of_is_read_and_not_learned(student):
                 assert label == (learned if probability > 0.5 else -100)
                 left_out += label != learned
     assert left_out > 12, "the product of two numbers that it cannot do has some such digit in nearly every response"
-    called = warmup_data(student, chosen, counts=(0, 1), sure=1.0, **options)
+    called = warmup_data(student, chosen, counts=(0, 1), min_token_prob=1.0, **options)
     for row in called:  # the command itself is learned, whatever the student was sure of
         learned = [i for i, label in zip(row["input_ids"], row["labels"]) if label != -100]
         assert find_calls(student.tokenizer.decode(learned))[0].n >= 1
-    with pytest.raises(ValueError, match=r"sure is 1\.5"):
-        warmup_data(student, chosen, sure=1.5, **options)
+    with pytest.raises(ValueError, match=r"min_token_prob is 1\.5"):
+        warmup_data(student, chosen, min_token_prob=1.5, **options)
 
 
 def test_wrong_responses_can_be_left_out_and_none_left_is_an_error(student):
@@ -108,7 +113,7 @@ def test_wrong_responses_can_be_left_out_and_none_left_is_an_error(student):
 def test_a_few_steps_teach_the_command_and_say_what_they_cost(tmp_path):
     done = warmup(
         "student", problems("savings", 120, split="train"), tmp_path / "warm", check=problems("savings", 16),
-        steps=60, learning_rate=6e-3, full=True, counts=(0, 1), exponents=(0,), max_tokens=160, progress=False,
+        max_steps=60, learning_rate=6e-3, full=True, counts=(0, 1), exponents=(0,), max_tokens=160, progress=False,
         device="cpu",
     )  # fmt: skip
     assert done.before > 0.8
@@ -117,3 +122,42 @@ def test_a_few_steps_teach_the_command_and_say_what_they_cost(tmp_path):
     assert "before" in str(done)
     assert (done.student / "model.safetensors").exists()
     assert load_engine(done.student, device="cpu").name == "warm"
+    assert [p.name for p in tmp_path.iterdir()] == ["warm"]
+
+
+QUICK = dict(max_steps=2, per_device_train_batch_size=4, max_tokens=160, progress=False, device="cpu")
+
+
+def test_interrupted_a_warm_up_goes_on_from_its_responses(tmp_path, monkeypatch):
+    chosen, out = problems("savings", 12, split="train"), tmp_path / "warm"
+    whole = warmup("student", chosen, tmp_path / "whole", **QUICK)
+    monkeypatch.setattr(module.SFTTrainer, "train", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        warmup("student", chosen, out, **QUICK)
+    assert not out.exists()
+    assert len(list(read_traces(tmp_path / "warm.work" / "responses-0.jsonl"))) == 12
+    monkeypatch.undo()
+    sampled = []
+    monkeypatch.setattr(Relay, "_sequence", lambda *args: sampled.append(args))
+    again = warmup("student", chosen, out, **QUICK)
+    assert not sampled, "nothing is sampled again"
+    assert again.rows == whole.rows
+    one, two = (load_file(w.student / "adapter_model.safetensors") for w in (whole, again))
+    assert all(torch.equal(one[k], two[k]) for k in one)
+    assert warmup("student", chosen, out, **QUICK) == again, "the same call again is done already"
+    with pytest.raises(ValueError, match="max_steps was 2, is 3"):
+        warmup("student", chosen, out, **QUICK | {"max_steps": 3})
+
+
+def test_what_a_warm_up_did_not_make_stays(tmp_path):
+    chosen = problems("savings", 2, split="train")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "thesis").write_text("mine")
+    with pytest.raises(ValueError, match="relaylab did not make it"):
+        warmup("student", chosen, tmp_path / "notes", **QUICK)
+    shutil.copytree(resolve("student"), tmp_path / "models" / "me")
+    for out in (tmp_path / "models" / "me", tmp_path / "models"):
+        with pytest.raises(ValueError, match="holds the model"):
+            warmup(tmp_path / "models" / "me", chosen, out, **QUICK)
+    assert (tmp_path / "models" / "me" / "model.safetensors").exists()
+    assert (tmp_path / "notes" / "thesis").read_text() == "mine"

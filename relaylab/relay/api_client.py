@@ -1,7 +1,7 @@
 """Talking to an OpenAI-compatible server: bounded answers, errors for people, and secrets that stay inside.
 
-The ``openai`` library sends the requests, and repeats them if another attempt may help. This module reads the answers
-within bounds of size and time, and can cancel a request from another thread.
+The ``openai`` library sends the requests and repeats them. This module bounds the answers in size and time, reads them,
+and can cancel a request from another thread.
 """
 
 from __future__ import annotations
@@ -30,12 +30,14 @@ from relaylab.call_tag import visible
 T = TypeVar("T")
 NO_KEY = "none"
 QUOTED = 300  # characters of a server's own words that an error shows
+_certificates = functools.cache(httpx2.create_ssl_context)  # slow
 LIST_BYTES, BASE_BYTES, TOKEN_BYTES = 2**20, 2**16, 2**12  # of a list; of a completion, and for each token of it
 CONNECT_SECONDS = 10.0  # an attempt to connect cannot be cancelled
 
-_STOP = ("stop", "eos", "eos_token", "stop_sequence", "end_turn", "word", "complete")
-_LENGTH = ("length", "limit", "max_tokens", "max_length", "model_length")
-_FINISH = dict.fromkeys(_STOP, "stop") | dict.fromkeys(_LENGTH, "length")
+_FINISH = {
+    **dict.fromkeys(["stop", "eos", "eos_token", "stop_sequence", "end_turn", "word", "complete"], "stop"),
+    **dict.fromkeys(["length", "limit", "max_tokens", "max_length", "model_length"], "length"),
+}
 
 
 class ServerError(openai.OpenAIError):
@@ -96,18 +98,16 @@ class Answer:
             count = len(choices) if isinstance(choices, list) else "no"
             raise ServerError(f"the server's answer holds {count} choices instead of one", passing=True)
         choice, usage = choices[0], data.get("usage")
+        counts = usage if isinstance(usage, dict) else {}
         message, reason, ids = (choice.get(k) for k in ("message", "finish_reason", "token_ids"))
         text = message.get("content") if isinstance(message, dict) else choice.get("text")
-        if isinstance(text, list):  # of parts
+        if isinstance(text, list):
             text = "".join(str(part.get("text", "")) for part in text if isinstance(part, dict))
-        counts = usage if isinstance(usage, dict) else {}
-        return cls(
-            text if isinstance(text, str) else "",
-            _FINISH.get(str(reason).casefold(), str(reason)) if reason else None,
-            ids if isinstance(ids, list) and all(type(i) is int for i in ids) else None,
-            *(n if type(n := counts.get(k)) is int else None for k in ("completion_tokens", "prompt_tokens")),
-            has_text=isinstance(text, str),
-        )
+        written, prompt = (counts.get(k) for k in ("completion_tokens", "prompt_tokens"))
+        written, prompt = (n if type(n) is int else None for n in (written, prompt))
+        ids = ids if isinstance(ids, list) and all(type(i) is int for i in ids) else None
+        finish = _FINISH.get(str(reason).casefold(), str(reason)) if reason else None
+        return cls(text if isinstance(text, str) else "", finish, ids, written, prompt, isinstance(text, str))
 
 
 class APIClient:
@@ -207,12 +207,10 @@ class APIClient:
                 text = f"the connection to {self.url} failed: {cause}"
         except UnicodeEncodeError as error:
             text, passing = f"the text cannot be sent: {error.reason}", False
+        if connection.attempts > 1:
+            advice += f" (after {connection.attempts} attempts)"
         # Scrubbed before it is cut: half a key would not be recognised any more.
-        text = self.scrub(text)[:QUOTED] + advice
-        tries = f" (after {connection.attempts} attempts)" if connection.attempts > 1 else ""
-        raise ServerError(text + tries, passing=passing, status=status, absent=absent) from None
-
-    # Threads ----------------------------------------------------------------------------------------------------------
+        raise ServerError(self.scrub(text)[:QUOTED] + advice, passing=passing, status=status, absent=absent) from None
 
     def start(self, work: Callable[..., T], *args: Any) -> Future[T]:
         """Call ``work`` in a thread of the client. Its requests can be cancelled."""
@@ -290,7 +288,8 @@ class _OpenAI(openai.OpenAI):
     def _sleep_for_retry(self, *, retries_taken: int, max_retries: int, options: Any, response: Any) -> None:
         """The library's wait between two attempts, which a cancelled request does not sit out."""
         headers = None if response is None else response.headers
-        if self._client.stopped.wait(self._calculate_retry_timeout(max_retries - retries_taken, options, headers)):
+        seconds = self._calculate_retry_timeout(max_retries - retries_taken, options, headers)
+        if isinstance(self._client, _Connection) and self._client.stopped.wait(seconds):
             raise Cancelled("cancelled")
 
 
@@ -301,11 +300,13 @@ class _Connection(httpx2.Client):
 
     def __init__(self, seconds: float, **options: Any):
         super().__init__(**options)
-        self.seconds, self.stopped, self._socket = seconds, threading.Event(), None
+        self.seconds, self.stopped = seconds, threading.Event()
+        self._socket: socket.socket | None = None
 
     def expect(self, read: Callable[[Any], Any], limit: int) -> None:
         """Get ready for a request, all its attempts included."""
-        self.read, self.limit, self.answer, self.attempts = read, limit, None, 0
+        self.read, self.limit, self.attempts = read, limit, 0
+        self.answer: Any = None
 
     def cut(self) -> None:
         """Break the connection off; who waits for an answer gets an error."""
@@ -313,7 +314,7 @@ class _Connection(httpx2.Client):
             with suppress(OSError):
                 socket.socket.shutdown(self._socket, socket.SHUT_RDWR)  # that of an SSL socket is not for other threads
 
-    def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
+    def send(self, request: httpx2.Request, **_: Any) -> httpx2.Response:
         """One attempt. The library calls it, and makes another one after a ``RequestError``."""
         self.attempts += 1
         if self.stopped.is_set():
@@ -321,7 +322,7 @@ class _Connection(httpx2.Client):
         request.extensions["trace"] = self._trace
         deadline = time.monotonic() + self.seconds
         limit = self.limit + 2 * int(request.headers.get("content-length", 0))  # a chat may repeat what it continues
-        with closing(super().send(request, **options | {"stream": True, "follow_redirects": False})) as response:
+        with closing(super().send(request, stream=True, follow_redirects=False)) as response:
             data = _body(response, limit, deadline)
         if response.is_success:
             try:
@@ -351,9 +352,9 @@ def _body(response: httpx2.Response, limit: int, deadline: float) -> bytes:
             data += chunk if coding == "identity" else inflate.decompress(chunk, limit + 1 - len(data))
         except zlib.error:
             raise httpx2.DecodingError("the server's answer is compressed wrongly") from None
-        if len(data) > limit and response.is_error:
-            return bytes(data[:limit])
         if len(data) > limit:
+            if response.is_error:
+                break
             raise ServerError(f"the server's answer is longer than the {limit // 1000} kB that it may need")
         if time.monotonic() > deadline:
             raise httpx2.ReadTimeout("the answer is not complete")
@@ -378,16 +379,13 @@ def _parse(data: bytes) -> Any:
 
 
 def _close(pid: int, connections: list[_Connection]) -> None:
-    """A forked child collects its parent's garbage, too, and must leave its connections alone."""
+    """Not in a forked child, which collects its parent's garbage, too."""
     while pid == os.getpid() and connections:
         connections.pop().close()
 
 
-_certificates = functools.cache(httpx2.create_ssl_context)  # slow
-
-
 def _words(body: Any) -> str:
-    """The message in an error's body, wherever this server puts it, on one line."""
+    """The message in an error's body, on one line."""
     for key in ("error", "message", "detail"):
         if isinstance(body, dict) and key in body:
             body = body[key]

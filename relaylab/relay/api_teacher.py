@@ -219,7 +219,7 @@ class APITeacher:
             if not answer.text.startswith(begun):
                 raise ServerError("the server repeated another text than the one it was to continue")
             answer = replace(answer, text=answer.text[len(begun) :])
-        return self._read(answer, n)
+        return self._read(answer, n, view.whole_characters)
 
     def _by_chat(self, server: ServerProbe) -> bool:
         if self.mode == "auto":
@@ -244,16 +244,14 @@ class APITeacher:
             text = self.tokenizer.decode(prompt.ids[prompt.opening :])
         return text.rstrip(CUT)
 
-    def _read(self, answer: Answer, n: int) -> TeacherOutput:
+    def _read(self, answer: Answer, n: int, whole_characters: bool) -> TeacherOutput:
         text, tokens, tokenizer = answer.text, answer.written, self.tokenizer
-        ids = tokenizer.text_ids(answer) if tokenizer and answer.ids is not None else None
-        if ids is None and tokenizer and (tokens is None or tokens > n):
-            kept = tokenizer.encode(text, split_special_tokens=True)
-            tokens, text = len(kept), tokenizer.decode(kept[:n]) if len(kept) > n else text
-        elif ids is None and tokenizer and tokens and answer.finish == "stop":
+        ids = tokenizer.text_ids(answer) if tokenizer else None
+        if tokenizer and (ids is not None or tokens is None or tokens > n):
+            counted = tokenizer.encode(text, split_special_tokens=True) if ids is None else ids
+            tokens, text = len(counted), tokenizer.decode(counted[:n]) if len(counted) > n else text
+        elif tokenizer and tokens and answer.finish == "stop":
             tokens = min(tokens, len(tokenizer.encode(text)))  # servers count the end token, too
-        elif ids is not None:
-            tokens, text = len(ids), tokenizer.decode(ids[:n]) if len(ids) > n else text
         finish = answer.finish
         if finish is None and tokens is not None:
             finish = "length" if tokens >= n else "stop"
@@ -263,7 +261,10 @@ class APITeacher:
             if not tokenizer:
                 raise ServerError(f"the server wrote {tokens} tokens instead of {n}; a tokenizer could cut them")
             tokens, finish = n, "length"
-        ids, text = (ids[:n], text) if ids is not None else (None, text.rstrip(CUT))
+        ids = None if ids is None else ids[:n]
+        while tokenizer and ids and whole_characters and tokenizer.decode(ids).endswith(CUT):
+            ids, tokens = ids[:-1], len(ids) - 1
+        text = text.rstrip(CUT) if ids is None or whole_characters else text
         if not text and not ids and finish == "length":
             raise ServerError(f"the server wrote no whole character in {n} tokens")
         return TeacherOutput(text, finish, ids=ids, tokens=n if tokens is None else tokens)
@@ -293,8 +294,8 @@ class _Prompt:
             self.opening = len(self.ids)
         for segment in view.segments[self.segments :]:
             # What looks like a special token in a student's text is text.
-            known = segment.ids is not None
-            self.ids += segment.ids if known else tokenizer.encode(segment.text, split_special_tokens=True)
+            ids = segment.ids
+            self.ids += tokenizer.encode(segment.text, split_special_tokens=True) if ids is None else ids
             self.segments += 1
         return list(self.ids)
 
@@ -320,9 +321,9 @@ class TeacherTokenizer:
 
     def text_ids(self, answer: Answer) -> tuple[int, ...] | None:
         """The ids of an answer's text, without an end token. None if they are not those of the text."""
-        ids = list(answer.ids or ())
-        if not self._vocabulary.issuperset(ids):
+        if answer.ids is None or not self._vocabulary.issuperset(answer.ids):
             return None
+        ids = list(answer.ids)
         while answer.finish == "stop" and ids and not self.decode(ids[-1:], skip_special_tokens=True):
             ids.pop()
         # Half a character at the end is written in several ways, and some tokenizers drop a space at the beginning.

@@ -20,7 +20,7 @@ from relaylab.engine.load import load_engine, load_tokenizer, relay_defaults
 from relaylab.relay.config import RelayConfig
 from relaylab.relay.events import Done
 from relaylab.relay.local_teacher import LocalTeacher
-from relaylab.relay.relay import Relay
+from relaylab.relay.relay import Prompt, Relay
 from relaylab.relay.teachers import NoTeacher, Teacher
 from relaylab.tasks.answers import grade_problem
 from relaylab.tasks.suites import Problem
@@ -53,10 +53,12 @@ class Pair:
         """A ``Relay`` of this pair. ``options`` are those of ``Relay`` and the fields of ``RelayConfig`` by name."""
         return Relay(self.student, self.teacher, config, **(options if config else self.defaults | options))
 
-    def solve(self, question: str | Problem, *, seed: int = 0, record: bool = True, **options: Any) -> Trace:
-        """Relay one question with this very ``seed``; a ``Problem`` is graded, too."""
+    def solve(
+        self, question: str | Problem, *, seed: int = 0, system: str | None = None, record: bool = True, **options: Any
+    ) -> Trace:
+        """Relay one question with this very ``seed``, after a ``system`` message; a ``Problem`` is graded, too."""
         text = question if isinstance(question, str) else question.question
-        trace = self.relay(record=record, **options).run([text], seeds=[seed])[0]
+        trace = self.relay(record=record, **options).run([_prompt(text, system)], seeds=[seed])[0]
         return trace if isinstance(question, str) else graded(trace, question)
 
     def decode(
@@ -64,6 +66,7 @@ class Pair:
         problems: Sequence[Problem | str],
         *,
         seed: int = 0,
+        system: str | None = None,
         out: str | os.PathLike | None = None,
         shard: str | None = None,
         progress: bool = True,
@@ -74,6 +77,7 @@ class Pair:
         Args:
             problems: texts are questions without an answer, and are not graded.
             seed: each problem has a seed of its own, a function of ``seed`` and its id.
+            system: a system message before each question.
             out: a JSON Lines file that gets every trace as soon as it is done. A problem whose id is in the file is not
                 decoded again, unless it was excluded or one of its calls failed; then its old line goes.
             shard: "i/n" decodes only part i of n, into a file of its own beside ``out``. The call without a shard takes
@@ -93,7 +97,7 @@ class Pair:
             raise ValueError(f"the problem {twice[0]!r} comes twice; ids must differ")
         chosen = files.shard(chosen, shard)
         relay = self.relay(**options)
-        config = files.plain(relay_config(relay, seed))
+        config = files.plain(relay_config(relay, seed) | ({"system": system} if system else {}))
         done: dict[str, Trace] = {}
         with ExitStack() as stack:
             writer = None
@@ -104,7 +108,9 @@ class Pair:
             todo = [p for p in chosen if p.id not in done]
             bar = tqdm(total=len(chosen), initial=len(chosen) - len(todo), desc="decoding", disable=not progress)
             stack.callback(bar.close)
-            stream = relay.stream([p.question for p in todo], seeds=[problem_seed(seed, p.id) for p in todo])
+            stream = relay.stream(
+                [_prompt(p.question, system) for p in todo], seeds=[problem_seed(seed, p.id) for p in todo]
+            )
             stack.callback(stream.close)
             for event in stream:
                 if isinstance(event, Done):
@@ -115,6 +121,12 @@ class Pair:
                         writer.write(done[problem.id])
                     bar.update()
         return [done[p.id] for p in chosen]
+
+
+def _prompt(question: str, system: str | None) -> Prompt:
+    if system is None:
+        return question
+    return [{"role": "system", "content": system}, {"role": "user", "content": question}]
 
 
 def graded(trace: Trace, problem: Problem) -> Trace:

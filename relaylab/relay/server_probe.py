@@ -134,8 +134,8 @@ def _probe(client: APIClient, model: str | None, tokenizer: Any, temperature: fl
     by_ids = text and answer("/completions", prompt=ids)
     with_ids = text and answer("/completions", prompt=TEXT, return_token_ids=True)
     # A template adds the same to both texts. A count that does not grow leaves out what the server had in a cache.
-    template = bool(text and twice and text.prompt and twice.prompt and text.prompt < twice.prompt)
-    template = template and 2 * text.prompt - twice.prompt > TEMPLATE_TOKENS
+    one, two = (seen.prompt or 0 if seen else 0 for seen in (text, twice))
+    template = one < two and 2 * one - two > TEMPLATE_TOKENS
 
     # 3) Chats of a begun answer.
     begun = [*QUESTION, {"role": "assistant", "content": PREFIX}]
@@ -181,8 +181,9 @@ def _models(client: APIClient) -> dict[str, dict[str, Any]]:
     def read(data: Any) -> dict[str, dict[str, Any]]:
         if not isinstance(data, dict):
             raise ServerError("the server's list of models is not readable", passing=True)
-        entries = data.get("data") if isinstance(data.get("data"), list) else []
-        return {e["id"]: e for e in entries if isinstance(e, dict) and isinstance(e.get("id"), str)}
+        entries = data.get("data")
+        entries = [e for e in entries if isinstance(e, dict)] if isinstance(entries, list) else []
+        return {e["id"]: e for e in entries if isinstance(e.get("id"), str)}
 
     try:
         return client.ask("/models", read=read)

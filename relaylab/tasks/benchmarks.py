@@ -19,11 +19,12 @@ import re
 import string
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from relaylab.tasks.data import ANSWER, QUESTION, read_row, read_rows, text_of
-from relaylab.tasks.suites import SUITES, AnswerKind, Problem, problems
+from relaylab.tasks.suites import SUITES, AnswerKind, Problem, mixture, problems
 
 SUFFIX = r"Please reason step by step, and put your final answer within \boxed{}."  # the paper's, section 4
 LETTER_SUFFIX = r"Please reason step by step, and put the letter of your final answer within \boxed{}."
@@ -156,6 +157,27 @@ def load_benchmark(
     if not found:
         raise ValueError(f"{path or bench.hub}: no questions in it; write one row for each question")
     return _subset(list(found.values()), limit, seed)
+
+
+def training_problems(name: str | None, count: int, *, path: Path | None = None, seed: int = 0) -> list[Problem]:
+    """Problems for a method that learns, drawn with ``seed``.
+
+    Args:
+        name: a benchmark that is for training; None takes the embedded suites.
+        count: how many.
+        path: the folder with the benchmarks' files, as for ``load_benchmark``.
+        seed: of the draw.
+
+    Raises:
+        ValueError: for a benchmark that is for testing, and for a path that would be read for both.
+    """
+    if name is None or not count:
+        return list(islice(mixture(seed=seed + 5), count))
+    if not benchmark(name).training:
+        raise ValueError(f"{name} is for testing; training problems come from gsm8k_train or dapo17k")
+    if path is not None and not path.is_dir():
+        raise ValueError(f"{path} would be read for testing and for training; give a folder with both files")
+    return load_benchmark(name, path=path, limit=count, seed=seed)
 
 
 def _subset(everything: list[Problem], limit: int | None, seed: int) -> list[Problem]:

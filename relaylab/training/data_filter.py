@@ -1,11 +1,11 @@
 """The data filter of stage 2: the problems that the teacher solves often enough for a call to help (method: stage 2).
 
-The teacher answers every question 10 times at temperature 1; problems with a pass rate of at least 0.5 are kept. That
-is the paper's filter, not that of the authors' released code, which kept what passed more than 0 of 16 times:
-``keep(rates, 1 / 16)`` of rates with ``samples=16``.
+The teacher answers every question 10 times at temperature 1, and problems with a pass rate of at least 0.5 are kept.
+That is the paper's filter. The authors' released code kept what passed more than 0 of 16 times: ``keep(rates, 1 / 16)``
+of rates with ``samples=16``.
 
-Sampling is what costs, so the rates of all problems go into a file, and thresholds are for later. The file is JSON
-Lines: first the terms, then one problem a line with all of its fields, so that it is a training set by itself.
+Sampling is what costs. So the rates of all problems go into a file, and any threshold can be applied to it later. The
+file is JSON Lines: first the configuration, then one problem a line with all of its fields.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from relaylab import files
 from relaylab.relay.pair import problem_seed
 from relaylab.relay.teachers import NoTeacher, Teacher, TeacherOutput, TeacherView, complete
 from relaylab.tasks.answers import grade_problem
@@ -31,9 +32,13 @@ HEAD = {"kind": "pass rates", "version": 1}
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """How often a teacher solved a problem: ``passed`` of ``samples`` answers (method: stage 2).
+    """How often a teacher solved a problem.
 
-    ``failed`` counts the samples for which there was no answer but an error; they are not among ``samples``.
+    Args:
+        problem: the problem.
+        passed: right answers.
+        samples: answers.
+        failed: samples with an error instead of an answer; they are not among ``samples``.
 
     >>> Rate(Problem("a", "mine", "2+2?", "4"), passed=3, samples=4, failed=1).rate
     0.75
@@ -46,7 +51,7 @@ class Rate:
 
     @property
     def rate(self) -> float | None:
-        """The pass rate, 0 to 1; None where no sample was answered."""
+        """The pass rate, 0 to 1; None without an answer."""
         return self.passed / self.samples if self.samples else None
 
 
@@ -57,19 +62,32 @@ def pass_rates(
     *,
     samples: int = 10,
     max_tokens: int = 512,
-    suffix: str = "",
+    prompt_suffix: str = "",
     seed: int = 0,
     batch_size: int = 128,
+    shard: str | None = None,
     progress: bool = True,
 ) -> list[Rate]:
     r"""How often ``teacher``, sampling, solves each problem (method: stage 2); in the problems' order.
 
-    samples: responses a problem, each with a seed of its own. max_tokens: the teacher's own, a response; one that is
-    cut there is graded all the same. suffix: put behind each question, on a line of its own. batch_size: responses
-    asked for at a time, of whole problems.
+    Interrupted, the same call goes on where it stopped, and asks again for problems without any answer. A warning says
+    how many samples failed, and why the last one did.
 
-    ``out`` gets every problem as soon as it is done. Interrupted, the same call goes on where it stopped, and problems
-    without any answer are asked again. A warning says how many samples failed, and why the last one did.
+    Args:
+        teacher: at a temperature, unless ``samples`` is 1.
+        problems: with ids that differ.
+        out: the file of rates; it gets every problem as soon as it is done.
+        samples: answers a problem, each with a seed of its own.
+        max_tokens: the teacher's own, of an answer. One that is cut there is graded all the same.
+        prompt_suffix: put after each question, on a line of its own.
+        seed: of the answers.
+        batch_size: answers at a time, of whole problems.
+        shard: ``i/n``: only this part of the problems, into a file beside ``out``. Without it, such files are taken in.
+        progress: show a bar.
+
+    Raises:
+        ValueError: for what cannot be sampled, and where ``out`` is another file, has another configuration, or another
+            question or answer under the same id.
 
     >>> import pathlib, tempfile
     >>> from relaylab.relay.teachers import ScriptedTeacher
@@ -77,28 +95,26 @@ def pass_rates(
     >>> teacher = ScriptedTeacher([r"\boxed{4}", r"\boxed{5}"])
     >>> [r.rate for r in pass_rates(teacher, [Problem("a", "mine", "2+2?", "4")], out, progress=False)]
     [0.5]
-
-    Raises ValueError for a greedy teacher with several samples, for no teacher, no problems, an id that comes twice and
-    numbers below 1; and where ``out`` is no such file, was made with other terms, or has another question or answer
-    under the same id.
     """
-    sampling = dict(samples=samples, max_tokens=max_tokens, suffix=suffix, seed=seed)
     _check(teacher, problems, samples=samples, max_tokens=max_tokens, batch_size=batch_size)
-    told = getattr(teacher, "extra_body", {})  # a server's top_p is a further field of its requests
-    told = {k: getattr(teacher, k, told.get(k)) for k in ("fingerprint", "temperature", "top_p", "top_k")}
-    done = _resume(Path(out), {"teacher": teacher.name} | told | sampling, problems)
+    problems, path = files.shard(problems, shard), files.shard_path(out, shard)
+    sampling = dict(samples=samples, max_tokens=max_tokens, prompt_suffix=prompt_suffix, seed=seed)
+    fields = getattr(teacher, "extra_body", {})  # a server's top_p is a further field of its requests
+    fields = {k: getattr(teacher, k, fields.get(k)) for k in ("fingerprint", "temperature", "top_p", "top_k")}
+    config = {"teacher": teacher.name} | fields | sampling
+    done = _resume(path, () if shard else files.shard_files(out), config, problems)
     todo, errors, size = [p for p in problems if p.id not in done], list[str](), max(1, batch_size // samples)
-    bar = tqdm(total=len(problems), initial=len(done), desc="filtering", disable=not progress)
-    with open(out, "ab") as file, bar:
+    with tqdm(total=len(problems), initial=len(done), desc="filtering", disable=not progress) as bar:
         for batch in (todo[i : i + size] for i in range(0, len(todo), size)):
-            for problem, said in zip(batch, _sampled(teacher, batch, **sampling), strict=True):
-                answers = [c.text for c in said if c.finish_reason != "error"]
-                errors += [str(c.error) for c in said if c.finish_reason == "error"]
-                passed = sum(grade_problem(text, problem) for text in answers)
-                done[problem.id] = rate = Rate(problem, passed, len(answers), samples - len(answers))
-                file.write(_line(rate))
-                file.flush()
-                bar.update()
+            answers = _sampled(teacher, batch, **sampling)
+            with files.LineWriter(path) as writer:
+                for problem, outputs in zip(batch, answers, strict=True):
+                    texts = [o.text for o in outputs if o.finish_reason != "error"]
+                    errors += [str(o.error) for o in outputs if o.finish_reason == "error"]
+                    passed = sum(grade_problem(text, problem) for text in texts)
+                    done[problem.id] = rate = Rate(problem, passed, len(texts), samples - len(texts))
+                    writer.write_line(_line(rate))
+                    bar.update()
     if errors:
         lost = f"{len(errors)} of {len(todo) * samples} samples failed and do not count"
         again = "the same call asks those problems again that have no answer at all"
@@ -107,18 +123,13 @@ def pass_rates(
 
 
 def load_rates(path: str | os.PathLike) -> list[Rate]:
-    """The rates of a file that ``pass_rates`` made, in its order (method: stage 2); a torn last line is left out.
+    """The rates of a file that ``pass_rates`` made, in its order; a torn last line is left out.
 
-    >>> import pathlib, tempfile
-    >>> from relaylab.relay.teachers import ScriptedTeacher
-    >>> out = pathlib.Path(tempfile.mkdtemp()) / "rates.jsonl"
-    >>> rates = pass_rates(ScriptedTeacher(["4"]), [Problem("a", "mine", "2+2?", "4")], out, progress=False)
-    >>> load_rates(out) == rates
-    True
-
-    Raises ValueError, with file and line, for another kind of file or a broken line; OSError for one it cannot read.
+    Raises:
+        ValueError: with file and line, for another kind of file or a broken line.
+        OSError: for a file that it cannot read.
     """
-    return _parsed(Path(path).read_bytes(), path)[1]
+    return _read(Path(path))[1]
 
 
 def keep(rates: Sequence[Rate], threshold: float = 0.5) -> list[Problem]:
@@ -126,11 +137,12 @@ def keep(rates: Sequence[Rate], threshold: float = 0.5) -> list[Problem]:
 
     A problem without any answer has no pass rate and is never among them.
 
+    Raises:
+        ValueError: for a threshold outside 0 to 1.
+
     >>> a, b = Problem("a", "mine", "2+2?", "4"), Problem("b", "mine", "47*83?", "3901")
     >>> [p.id for p in keep([Rate(a, 5, 10), Rate(b, 4, 10)])]
     ['a']
-
-    Raises ValueError for a threshold outside 0 to 1.
     """
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold is {threshold}; a pass rate is from 0 to 1")
@@ -143,8 +155,8 @@ def _check(teacher: Teacher, problems: Sequence[Problem], **numbers: int) -> Non
     if low := next((name for name, value in numbers.items() if value < 1), None):
         raise ValueError(f"{low} is {numbers[low]}; it must be at least 1")
     if numbers["samples"] > 1 and getattr(teacher, "temperature", None) == 0:
-        told = f"the teacher {teacher.name!r} is greedy: {numbers['samples']} equal answers are no pass rate"
-        raise ValueError(f"{told}; give it a temperature (the paper's is 1), or take samples=1")
+        reason = f"the teacher {teacher.name!r} is greedy: {numbers['samples']} equal answers are no pass rate"
+        raise ValueError(f"{reason}; give it a temperature (the paper's is 1), or take samples=1")
     if not problems:
         raise ValueError("there are no problems to filter; give at least one")
     if twice := [name for name, count in Counter(p.id for p in problems).items() if count > 1]:
@@ -152,72 +164,68 @@ def _check(teacher: Teacher, problems: Sequence[Problem], **numbers: int) -> Non
 
 
 def _sampled(
-    teacher: Teacher, problems: Sequence[Problem], *, samples: int, max_tokens: int, suffix: str, seed: int
+    teacher: Teacher, problems: Sequence[Problem], *, samples: int, max_tokens: int, prompt_suffix: str, seed: int
 ) -> list[list[TeacherOutput]]:
-    """The teacher's responses to some problems, asked for in one call."""
-    contexts = []
-    for p in problems:
-        messages = [{"role": "user", "content": p.prompt(suffix)}]
-        for k in range(samples):
-            contexts.append(TeacherView(messages, n=max_tokens, seed=problem_seed(seed, f"{p.id}/{k}")))
+    """The teacher's answers to some problems, all at a time."""
+    views = [
+        TeacherView([{"role": "user", "content": p.prompt(prompt_suffix)}], n=max_tokens, seed=number)
+        for p in problems
+        for number in (problem_seed(seed, f"{p.id}/{k}") for k in range(samples))
+    ]
     try:
-        said = complete(teacher, contexts)
+        outputs = complete(teacher, views)
     finally:
-        teacher.release(contexts)
-    return [said[i : i + samples] for i in range(0, len(said), samples)]
+        teacher.release(views)
+    return [outputs[i : i + samples] for i in range(0, len(outputs), samples)]
 
 
 # The file -------------------------------------------------------------------------------------------------------------
 
 
-def _json(data: dict[str, Any]) -> bytes:
-    return json.dumps(data, separators=(",", ":")).encode() + b"\n"
+def _json(data: dict[str, Any]) -> str:
+    return json.dumps(data, separators=(",", ":"))
 
 
-def _line(rate: Rate) -> bytes:
+def _line(rate: Rate) -> str:
     return _json(asdict(rate.problem) | {"passed": rate.passed, "samples": rate.samples, "failed": rate.failed})
 
 
-def _rate(data: dict[str, Any]) -> Rate:
+def _parse(data: dict[str, Any]) -> Rate | dict[str, Any]:
+    if "config" in data:  # the first line
+        return data
     counts = [data.pop(name) for name in ("passed", "samples", "failed")]
     steps = tuple(Step(**step) for step in data.pop("steps"))
     return Rate(Problem(**data, steps=steps), *counts)
 
 
-def _parsed(data: bytes, path: str | os.PathLike) -> tuple[dict[str, Any], list[Rate]]:
-    """The terms and the rates of a file's whole lines."""
-    *lines, _torn = data.split(b"\n")
-    if not (lines and data.startswith(_json(HEAD)[:-2])):
+def _read(path: Path) -> tuple[dict[str, Any] | None, list[Rate]]:
+    """The configuration and the rates of a file; None where its first line is torn."""
+    begin = _json(HEAD)[:-1].encode()
+    with open(path, "rb") as file:
+        first = file.read(len(begin))
+    if first != begin[: len(first)]:
         raise ValueError(f"{path} is no file of pass rates, version {HEAD['version']}; choose another file")
-    read: list[Any] = []
-    try:
-        for line in map(json.loads, lines):
-            read.append(_rate(line) if read else line["terms"])
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{path}, line {len(read) + 1}: broken ({error!r}); remove it, or the file") from error
-    return read[0], read[1:]
+    head, *rates = list(files.read_lines(path, _parse)) or [{}]
+    return head.get("config"), rates
 
 
-def _resume(path: Path, terms: dict[str, Any], problems: Sequence[Problem]) -> dict[str, Rate]:
-    """The rates that are done, by id; the file afterwards is its terms and whole lines, without those to ask again."""
-    header = _json(HEAD | {"terms": terms})
-    old = path.read_bytes() if path.exists() else b""
-    known, found, kept = {p.id: p for p in problems}, list[Rate](), dict[str, Rate]()
-    if not header.startswith(old):  # else nothing stands behind the first line, which may be torn
-        before, found = _parsed(old, path)
-        if other := sorted(k for k in terms.keys() | before.keys() if terms.get(k) != before.get(k)):
-            was, now = ({k: t.get(k) for k in other} for t in (before, terms))
-            raise ValueError(f"{path} was made with {was}, this run has {now}; choose another file or remove it")
-    for rate in found:
-        asked = known.get(rate.problem.id, rate.problem)
-        for name in ("question", "answer"):
-            if getattr(rate.problem, name) != getattr(asked, name):
-                raise ValueError(f"{path} has another {name} under the id {asked.id!r}; choose another file")
-        if rate.samples or asked.id not in known:
-            kept[asked.id] = replace(rate, problem=asked)  # what else of it has changed is of no matter to a rate
-    if (whole := header + b"".join(map(_line, kept.values()))) != old:
+def _resume(path: Path, parts: Sequence[Path], config: dict[str, Any], problems: Sequence[Problem]) -> dict[str, Rate]:
+    """The rates that are done, by id. Afterwards the file has whole lines and no problem that is asked again."""
+    by_id, kept = {p.id: p for p in problems}, dict[str, Rate]()
+    for file in (path, *parts):
+        before, rates = _read(file) if file.exists() else (None, [])
+        if before is not None:
+            files.check_config(file, before, config)
+        for rate in rates:
+            problem = by_id.get(rate.problem.id, rate.problem)
+            for name in ("question", "answer"):
+                if getattr(rate.problem, name) != getattr(problem, name):
+                    raise ValueError(f"{file} has another {name} under the id {problem.id!r}; choose another file")
+            if rate.samples or problem.id not in by_id:
+                kept.setdefault(problem.id, replace(rate, problem=problem))  # its other fields decide no rate
+    lines = [_json(HEAD | {"config": config}), *map(_line, kept.values())]
+    whole = "".join(f"{line}\n" for line in lines).encode()
+    if not path.exists() or path.read_bytes() != whole:
         path.parent.mkdir(parents=True, exist_ok=True)
-        rest = path.with_name(f"{path.name}.tmp")
-        rest.write_bytes(whole)
-        rest.replace(path)
-    return {name: rate for name, rate in kept.items() if name in known}
+        files.write_whole(path, whole)
+    return {name: rate for name, rate in kept.items() if name in by_id}

@@ -1,206 +1,164 @@
 """Stage 2: GRPO with the relay as its rollout (method: stage 2), on TRL's GRPOTrainer.
 
-The trainer is TRL's own; what is ours comes in by its doors: a rollout function, a reward function, a callback.
-``docs/training.md`` says how each setting relates to the paper's.
+The trainer is TRL's own. Ours are a rollout function, a reward function and two callbacks. ``docs/training.md`` says
+how each setting relates to the paper's.
 
-A run is exact to resume: prompts are drawn into one long order beforehand (TRL's sampler replays the first epoch's
+A run is exact to resume. Prompts are drawn into one long order beforehand (TRL's sampler replays the first epoch's
 order after a resume), rollouts are seeded by step, and checkpoints lie between batches of rollouts.
 """
 
 from __future__ import annotations
 
-import os
+import copy
+import hashlib
+import json
+import logging
 import random
 from collections.abc import Sequence
-from dataclasses import asdict
+from contextlib import nullcontext
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # rollout_func is experimental, and trl is pinned for it
-
 import torch
 from datasets import Dataset
-from transformers import PrinterCallback, set_seed
-from trl import GRPOConfig, GRPOTrainer
+from transformers import PrinterCallback, TrainerCallback, set_seed
+from trl import GRPOTrainer
 
-from relaylab.relay.config import OnFailure, RelayConfig
+from relaylab.files import locked, replaced_folder
+from relaylab.relay.pair import load_teacher
 from relaylab.relay.relay import Relay
-from relaylab.relay.teachers import Teacher
-from relaylab.tasks.suites import Problem
-from relaylab.training.policy_model import PolicyModel, load_trainable, save_student
+from relaylab.relay.teachers import NoTeacher, Teacher
+from relaylab.tasks.data import load_problems
+from relaylab.tasks.suites import Problem, mixture
+from relaylab.training.config import RelayGRPOConfig, make_config
+from relaylab.training.data_filter import keep, load_rates, pass_rates
+from relaylab.training.policy_model import (
+    CAPS_FILE,
+    PolicyModel,
+    base_model,
+    check_apart,
+    load_trainable,
+    save_student,
+    weights_digest,
+)
 from relaylab.training.rewards import score
 from relaylab.training.rollouts import Rollouts
-from relaylab.training.run_dir import MetricsCallback, Run, Watch, processes
+from relaylab.training.run_dir import MetricsCallback, RunDir, StopCallback, processes, stop_signals
+
+# A rollout without a reward is one that a teacher's failure excluded; TRL would print a page for each batch with one.
+logging.getLogger("trl.trainer.grpo_trainer").addFilter(lambda r: "returned None" not in r.getMessage())
 
 
-def grpo(
-    student: str | Path,
-    teachers: Sequence[Teacher],
-    problems: Sequence[Problem],
-    out: str | Path,
+def train(
+    config: RelayGRPOConfig | str | Path | None = None,
+    /,
     *,
-    # the reward
-    reward: str = "difficulty_aware",
-    reward_options: dict[str, Any] | None = None,
-    released_code: bool = False,
-    mask_teacher: bool = True,
-    # the rollouts
-    suffix: str = "",
-    steps: int = 200,
-    prompts: int = 16,
-    group: int = 8,
-    temperature: float = 1.0,
-    limits: RelayConfig | None = None,
-    lead: Sequence[tuple[int, RelayConfig]] = (),
-    on_failure: OnFailure = "exclude",
-    batch_size: int = 128,
-    # the update
-    beta: float = 0.01,
-    learning_rate: float = 1e-6,
-    warmup_steps: int = 0,
-    schedule: str = "constant",
-    weight_decay: float = 0.01,
-    max_grad_norm: float = 1.0,
-    updates: int = 1,
-    micro_batch: int | None = None,
-    loss_type: str = "grpo",
-    lora: dict[str, Any] | None = None,
-    full: bool = False,
-    gradient_checkpointing: bool = False,
-    # the run
-    seed: int = 0,
-    save_every: int = 50,
-    keep_rollouts: int = 10,
-    watch: Watch | None = None,
-    progress: bool = True,
-    device: str | None = None,
-    dtype: torch.dtype | None = None,
-    **trl: Any,
+    teachers: Sequence[Teacher] | None = None,
+    problems: Sequence[Problem] | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+    **settings: Any,
 ) -> Path:
-    """Train a student to call; the folder of the trained student, ``out/student``.
+    """Train a student with GRPO. Interrupted or killed, the same call goes on from the last checkpoint, exactly.
 
-    student: a name or folder. An adapter (a warm-up) is trained further, and its frozen copy is the KL reference; a
-    full model gets a new adapter with ``lora`` (rank ``r``, ``lora_alpha`` ... of PEFT's LoraConfig) and is the
-    reference itself; with ``full`` all weights are trained. teachers: the groups of a batch take them in turn;
-    ``[NoTeacher()]`` with the reward ``outcome`` is plain GRPO.
+    Args:
+        config: settings, a YAML file of them, or the name of a shipped run.
+        teachers: ready teachers, instead of the setting ``teacher``.
+        problems: ready problems, instead of those that the settings name.
+        callbacks: of transformers; ``on_log`` gets the metrics of each step.
+        settings: those of ``RelayGRPOConfig``; they win over ``config``.
 
-    reward, reward_options, released_code: see ``rewards.score``; without options rho is the ``group`` ratio, which
-    cannot be diluted. mask_teacher: keep teacher tokens out of the loss (off only to see what happens).
+    Returns:
+        The folder of the trained student, ``student`` in ``output_dir``.
 
-    suffix: put behind each question. steps: batches of rollouts, ``prompts`` x ``group`` of them each in every
-    process. limits: the caps of a rollout (160 tokens by default); ``fixed_call_tokens`` trains with a fixed n.
-    lead: (steps, limits) in front of these, one after the other; under a fixed n it learns when to call before for how
-    long. They are part of ``steps``.
-    on_failure: of a teacher; by default the rollout leaves its group. batch_size: rollouts decoded at a time.
-
-    updates: optimiser steps on each batch of rollouts (the paper: 4). micro_batch: rollouts of one forward and backward
-    pass; all of an update by default. Further keywords go to TRL's GRPOConfig.
-
-    save_every: steps between checkpoints. keep_rollouts: every so many steps the traces are kept in ``out/rollouts``; 0
-    for never. Metrics are lines of ``out/metrics.jsonl``, and ``watch`` gets each as a dict when it is there.
-
-    Interrupted or killed, the same call goes on from the last checkpoint, to the same weights. Raises ValueError where
-    ``out`` holds another run, and for settings that do not fit together.
+    Raises:
+        ValueError: for settings that cannot be, and where ``output_dir`` holds something else.
+        TeacherGone: where the teacher fails too often; the same call goes on from there.
+        KeyboardInterrupt: after Ctrl-C or SIGTERM, with a checkpoint.
     """
-    limits = limits or RelayConfig(max_tokens=160)
-    terms = {
-        k: v for k, v in locals().items() if k not in ("out", "teachers", "problems", "watch", "progress", "device")
-    }
-    told = [{k: getattr(t, k, None) for k in ("name", "temperature", "top_p", "top_k")} for t in teachers]
-    terms |= {
-        "limits": asdict(limits),
-        "lead": [(count, asdict(caps)) for count, caps in lead],
-        "teachers": told,
-        "problems": [p.id for p in problems],
-    }
-    _check(problems, prompts * group, group, updates, micro_batch, save_every)
-    if sum(count for count, _ in lead) > steps:
-        raise ValueError(f"the steps of lead are more than the run's {steps}")
-    workers = processes()
+    config, workers = make_config(config, **settings), processes()
+    config.trl_config(
+        Path(config.output_dir) / "checkpoints", bf16=False
+    )  # TRL's own checks, before anything is written
+    check_apart(config.output_dir, config.student)
+    names = config.teacher if teachers is None else []
+    if teachers is None:
+        teachers = [_teacher(name, config.teacher_options or {}) for name in names]
+    if problems is None:
+        problems = _problems(config)
+    for teacher in teachers:
+        server = teacher.probe() if hasattr(teacher, "probe") else None
+        if server is not None and not server.reachable:
+            raise ValueError(f"the teacher {teacher.name} cannot be reached: {server.error}")
     with workers.main_process_first():
-        run = Run(out, terms)
+        run = RunDir(config.output_dir, _bound(config, teachers, problems, names))
     if run.finished:
         return run.student
-    set_seed(seed)  # a new adapter begins at random
-    model, tokenizer = load_trainable(student, full=full, lora=lora, device=device, dtype=dtype)
-    policy = PolicyModel(model, tokenizer, name=run.out.name)
-    options = {"temperature": temperature, "on_failure": on_failure, "batch_size": batch_size}
-    stages = [
-        (count * updates, [Relay(policy.engine, teacher, config=caps, **options) for teacher in teachers])
-        for count, caps in (*lead, (steps, limits))
-    ]
-    asked = {p.prompt(suffix): p for p in problems}
-    if len(asked) < len(problems):
+    with locked(run.out / "run") if workers.is_main_process else nullcontext():
+        if config.filter_threshold:
+            problems = _filtered(config, teachers[0], problems, run)
+        with stop_signals() as stop:
+            _train(config, teachers, problems, run, [StopCallback(stop, config.steps_per_batch), *callbacks], stop)
+    return run.student
+
+
+def _train(
+    config: RelayGRPOConfig,
+    teachers: Sequence[Teacher],
+    problems: Sequence[Problem],
+    run: RunDir,
+    callbacks: Sequence[TrainerCallback],
+    stop: Any,
+) -> None:
+    prompts = {p.prompt(config.prompt_suffix): p for p in problems}
+    if len(prompts) < len(problems):
         raise ValueError("two problems have the same question; a rollout could not tell which answer is right")
+    if not prompts:
+        raise ValueError("there are no problems to train on; with a data filter, lower its threshold")
+    workers = processes()
+    set_seed(config.seed)  # a new adapter begins at random
+    device = "cpu" if config.use_cpu else None
+    model, tokenizer = load_trainable(
+        config.student, full=config.full, lora=config.lora, device=device, dtype=config.dtype
+    )
+    policy = PolicyModel(model, tokenizer, name=run.out.name)
+    options = dict(temperature=config.temperature, on_failure=config.on_failure, batch_size=config.decode_batch_size)
     rollouts = Rollouts(
         policy,
-        stages,
-        asked,
-        reward=partial(
-            score, scheme=reward, released_code=released_code, **_rewarded(reward, reward_options, released_code)
-        ),
-        seed=seed,
-        mask_teacher=mask_teacher,
-        released_code=released_code,
-        keep=(run.rollouts, keep_rollouts * updates) if keep_rollouts else None,
+        [(n, [Relay(policy.engine, t, config=caps, **options) for t in teachers]) for n, caps in config.stages],
+        prompts,
+        reward=partial(score, **config.reward_options),
+        seed=config.seed,
+        mask_teacher=config.mask_teacher,
+        released_code=config.released_code,
+        keep=(run.rollouts, config.keep_rollouts * config.steps_per_batch) if config.keep_rollouts else None,
+        max_excluded=config.max_excluded,
     )
-    cuda = policy.engine.device.type == "cuda"
-    micro = micro_batch or prompts * group // updates
-    accumulate = prompts * group // updates // micro
-    settings = dict(
-        output_dir=str(run.checkpoints),
-        max_steps=steps * updates,
-        num_generations=group,
-        per_device_train_batch_size=micro,
-        gradient_accumulation_steps=accumulate,
-        steps_per_generation=accumulate * updates,
-        temperature=temperature,
-        max_completion_length=max(caps.max_tokens for caps in (limits, *(caps for _, caps in lead))),
-        beta=beta,
-        loss_type=loss_type,
-        use_bias_correction_kl=False,  # plain k3, as in the paper
-        learning_rate=learning_rate,
-        warmup_steps=warmup_steps * updates,
-        lr_scheduler_type=schedule,
-        weight_decay=weight_decay,
-        max_grad_norm=max_grad_norm,
-        activation_checkpointing=gradient_checkpointing,
-        bf16=policy.engine.dtype == torch.bfloat16,  # under autocast, float32 weights would fill caches of another type
-        use_cpu=not cuda,
-        seed=seed,
-        shuffle_dataset=False,
-        logging_steps=1,
-        save_strategy="steps",
-        save_steps=save_every * updates,
-        save_total_limit=2,
-        report_to="none",
-        disable_tqdm=True,
-    )
+    args = config.trl_config(run.checkpoints, bf16=policy.engine.dtype == torch.bfloat16)
+    count = config.max_steps // config.steps_per_batch * config.prompts_per_batch * workers.num_processes
+    metrics = MetricsCallback(run, config.max_steps, progress=not config.disable_tqdm)
     trainer = GRPOTrainer(
         model=model,
-        args=GRPOConfig(**settings | trl),
+        args=args,
         processing_class=tokenizer,
-        train_dataset=_order(list(asked), steps * prompts * workers.num_processes, seed),
+        train_dataset=_order(list(prompts), count, config.seed),
         rollout_func=rollouts,
         reward_funcs=rollouts.reward,
-        callbacks=[MetricsCallback(run, steps * updates, watch=watch, progress=progress)],
+        callbacks=[metrics, *callbacks],
     )
     trainer.remove_callback(PrinterCallback)
     with workers.main_process_first():
         checkpoint = run.resume()
     trainer.train(resume_from_checkpoint=checkpoint)
-    if trainer.accelerator.is_main_process:
-        save_student(trainer.accelerator.unwrap_model(trainer.model), tokenizer, student, run.student)
+    if trainer.state.global_step < config.max_steps:
+        return
+    stop.clear()  # it came too late
+    if workers.is_main_process:
+        with replaced_folder(run.student, marker=CAPS_FILE) as folder:
+            trained = trainer.accelerator.unwrap_model(trainer.model)
+            save_student(trained, tokenizer, config.student, folder, config.relay)
         run.finish()
-    return run.student
-
-
-def _rewarded(reward: str, options: dict[str, Any] | None, released_code: bool) -> dict[str, Any]:
-    """The options of a reward, with the ratio that cannot be diluted where nothing else is asked for."""
-    if released_code or reward == "outcome":
-        return options or {}
-    return {"ratio": "group"} | (options or {})
 
 
 def _order(questions: list[str], count: int, seed: int) -> Dataset:
@@ -211,15 +169,58 @@ def _order(questions: list[str], count: int, seed: int) -> Dataset:
     return Dataset.from_list([{"prompt": [{"role": "user", "content": q}]} for q in order[:count]])
 
 
-def _check(problems: Sequence[Problem], rollouts: int, group: int, updates: int, micro: int | None, save: int) -> None:
-    if not problems:
-        raise ValueError("there are no problems to train on; with a data filter, lower its threshold")
-    if group < 2:
-        raise ValueError(f"group is {group}; an advantage compares at least 2 rollouts of a prompt")
-    if rollouts % updates or (rollouts // updates) % (micro or 1):
-        raise ValueError(
-            f"{rollouts} rollouts a step cannot be cut into {updates} updates of micro batches of {micro}; "
-            "choose numbers that divide"
+def _bound(
+    config: RelayGRPOConfig, teachers: Sequence[Teacher], problems: Sequence[Problem], names: Sequence[str]
+) -> dict[str, Any]:
+    """What decides a run: settings, the student's weights, teachers, and the texts of the problems."""
+    texts = json.dumps([[p.id, p.question, p.answer] for p in problems])
+    told = ("name", "temperature", "top_p", "top_k")  # a teacher's own name holds no password
+    return config.bound | {
+        "student_weights": [weights_digest(config.student), weights_digest(base_model(config.student))],
+        "teachers": [{name: getattr(teacher, name, None) for name in told} for teacher in teachers],
+        "teacher_weights": [weights_digest(name) for name in names],
+        "problems": len(problems),
+        "problem_texts": hashlib.sha256(texts.encode(errors="surrogatepass")).hexdigest(),
+    }
+
+
+def _teacher(name: str, options: dict[str, Any]) -> Teacher:
+    try:
+        return load_teacher(name, **(options if name != "none" else {}))
+    except TypeError as error:
+        raise ValueError(f"teacher_options: {error}") from None
+
+
+def _problems(config: RelayGRPOConfig) -> list[Problem]:
+    if config.data:
+        return load_problems(config.data, limit=config.num_problems)
+    return list(islice(mixture(seed=config.data_seed, suites=tuple(config.suites)), config.num_problems or 900))
+
+
+def _filtered(config: RelayGRPOConfig, teacher: Teacher, problems: Sequence[Problem], run: RunDir) -> list[Problem]:
+    """The problems that the teacher solves often enough; its rates are measured unless a file has them."""
+    if config.filter_rates:
+        rates = {rate.problem.id: rate for rate in load_rates(config.filter_rates)}
+        missing = [p.id for p in problems if p.id not in rates or rates[p.id].problem.question != p.question]
+        if missing:
+            told = f"{config.filter_rates} has no rate of {len(missing)} problems, {missing[0]!r} first"
+            raise ValueError(f"{told}; run the filter on them")
+        return keep([rates[p.id] for p in problems], config.filter_threshold)
+    if isinstance(teacher, NoTeacher):
+        raise ValueError("a data filter needs a teacher, or a file of rates that one made (filter_rates)")
+    if getattr(teacher, "temperature", 1.0) != 1.0:
+        teacher = copy.copy(teacher)
+        teacher.temperature = 1.0  # a pass rate is of samples
+    with processes().main_process_first():  # the others find them in the file
+        rates = pass_rates(
+            teacher,
+            problems,
+            run.out / "rates.jsonl",
+            samples=config.filter_samples,
+            max_tokens=config.filter_max_tokens,
+            batch_size=config.filter_batch_size,
+            prompt_suffix=config.prompt_suffix,
+            seed=config.filter_seed,
+            progress=not config.disable_tqdm,
         )
-    if save < 1:
-        raise ValueError(f"save_every is {save}; it must be at least 1")
+    return keep(rates, config.filter_threshold)

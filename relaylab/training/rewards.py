@@ -1,6 +1,6 @@
 """Rewards of stage 2: one prompt's rollouts in, one number each out (method: stage 2).
 
-A rollout is a graded ``Trace``. ``simple`` is r = 1[correct] - rho. ``difficulty_aware`` first asks what kind of
+A rollout is a graded ``Trace``. ``simple`` is r = 1[correct] - rho. ``difficulty_aware`` first decides what kind of
 problem the group shows it to be:
 
     group      rule                              correct, alone  correct, helped  wrong, alone  wrong, helped
@@ -8,19 +8,18 @@ problem the group shows it to be:
     dependent  the correct ones were all helped  -               1 - rho          ``penalty``   0
     unsolvable none is correct                   -               -                0             rho
 
-*Helped* means that teacher tokens were delivered (rho > 0): a call that nobody answered is no help. The ablations of
-table 3 are ``bonus=1`` (no independence bonus) and ``explore=False`` (no exploration reward).
+*Helped* means that teacher tokens were delivered (rho > 0). A call without an answer is no help. The ablations of
+table 3 are ``bonus=1`` (no independence bonus) and ``exploration_cap=0`` (no exploration reward).
 
 Three ways to measure rho, the teacher's share:
 
-- ``paper``: teacher tokens over all tokens of the response. Every token that the student writes besides, a stray
-  ``<call>`` most easily, makes it smaller: a student in training finds that out and pads.
-- ``content``: command and tag tokens do not count (``Trace.content_ratio``); other padding still dilutes.
-- ``group``: teacher tokens over the mean content length of the *other* rollouts of the group, at most 1. Nothing that a
-  rollout writes itself is in its denominator, so nothing it writes dilutes. The default in training.
+- ``paper``: teacher tokens over all tokens of the response. Each other token makes it smaller, a stray ``<call>`` most
+  easily. A student in training finds that out and pads.
+- ``content``: tokens of commands and tags do not count (``Trace.content_ratio``). Other padding still dilutes.
+- ``group``: teacher tokens over the mean content length of the *other* rollouts of the group, at most 1. A rollout
+  writes nothing of its own denominator, so it cannot dilute. The default in training.
 
-``score(..., released_code=True)`` is what the authors' released code computes instead, for the lesson that shows why it
-matters.
+``score(..., released_code=True)`` is what the authors' released code computes instead, for a lesson.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-from relaylab.trace import STUDENT, TEACHER, Call, Trace
+from relaylab.trace import STUDENT, TEACHER, Trace
 
 Ratio = Literal["paper", "content", "group"]
 Kind = Literal["solvable", "dependent", "unsolvable"]
@@ -37,12 +36,12 @@ Group = Sequence[Trace]
 
 
 def helped(trace: Trace) -> bool:
-    """Whether a teacher wrote any of it."""
+    """Whether a teacher wrote part of the trace."""
     return TEACHER in trace.source
 
 
 def kind_of(group: Group) -> Kind:
-    """What a prompt's rollouts show the problem to be, for this student at this moment.
+    """What a prompt's rollouts show the problem to be, for the present student.
 
     >>> kind_of([Trace("q", [1], [5], "s", ["x"], correct=True), Trace("q", [1], [6], "t", ["y"], correct=True)])
     'solvable'
@@ -57,14 +56,15 @@ def kind_of(group: Group) -> Kind:
 def ratios(group: Group, ratio: Ratio = "paper") -> list[float]:
     """rho of every rollout, in [0, 1].
 
-    ``group`` of a rollout that has no companion, or none with content, is its ``content`` ratio.
+    The ``group`` ratio of a rollout without companions, or whose companions have no content, is its ``content`` ratio.
+
+    Raises:
+        ValueError: for an unknown ratio.
 
     >>> a = Trace("q", [1], [5, 6], "st", ["x", "y"], correct=True)
     >>> b = Trace("q", [1], [5, 6, 7, 8], "ssss", ["x", "y", "z", "."], correct=True)
     >>> ratios([a, b]), ratios([a, b], "group")
     ([0.5, 0.0], [0.25, 0.0])
-
-    Raises ValueError for an unknown ratio.
     """
     if ratio == "paper":
         return [t.call_ratio for t in group]
@@ -92,30 +92,36 @@ def simple(group: Group, *, ratio: Ratio = "paper") -> list[float]:
 
 
 def difficulty_aware(
-    group: Group, *, ratio: Ratio = "paper", bonus: float = 1.5, penalty: float = -1.0, explore: float = True
+    group: Group, *, ratio: Ratio = "paper", bonus: float = 1.5, penalty: float = -1.0, exploration_cap: float = 1.0
 ) -> list[float]:
     """The difficulty-aware reward of one prompt's rollouts: the table above.
 
-    explore: the most that a wrong, helped rollout of an unsolvable group gets. True is the paper's, rho itself, which
-    makes a longer call a better one there; a cap such as 0.1 pays for the call, not for its length; False for nothing.
+    Args:
+        group: the rollouts of one prompt.
+        ratio: how rho is measured.
+        bonus: of a right answer without help in a solvable group.
+        penalty: of a wrong answer without help in a dependent group.
+        exploration_cap: the most that a wrong, helped rollout of an unsolvable group gets. 1 is the paper's rho, where
+            a longer call pays more; 0.1 pays for the call and not for its length; 0 pays nothing.
+
+    Raises:
+        ValueError: for a trace that is not graded.
 
     >>> alone = Trace("q", [1], [5, 6], "ss", ["x", "y"], correct=False)
     >>> called = Trace("q", [1], [5, 6], "st", ["x", "y"], correct=True)
     >>> difficulty_aware([alone, called])
     [-1.0, 0.5]
-
-    Raises ValueError for a trace that is not graded.
     """
     kind = kind_of(group)
-    return [_cell(kind, t, rho, bonus, penalty, explore) for t, rho in zip(group, ratios(group, ratio))]
 
+    def cell(trace: Trace, rho: float) -> float:
+        if trace.correct:
+            return 1 - rho if helped(trace) else bonus
+        if kind == "dependent" and not helped(trace):
+            return penalty
+        return min(rho, exploration_cap) if kind == "unsolvable" else 0.0
 
-def _cell(kind: Kind, trace: Trace, rho: float, bonus: float, penalty: float, explore: float) -> float:
-    if trace.correct:
-        return 1 - rho if helped(trace) else bonus
-    if kind == "dependent" and not helped(trace):
-        return penalty
-    return min(rho, explore) if kind == "unsolvable" else 0.0
+    return [cell(trace, rho) for trace, rho in zip(group, ratios(group, ratio))]
 
 
 def advantages(rewards: Sequence[float], *, eps: float = 1e-4) -> list[float]:
@@ -133,11 +139,12 @@ def advantages(rewards: Sequence[float], *, eps: float = 1e-4) -> list[float]:
 
 
 def rolled_back(trace: Trace) -> Trace:
-    """The trace as the released code trains on it: each turn of the student that ended in an answered call is gone.
+    """The trace as the released code trains on it: each student turn that ended in an answered call is gone.
 
-    The executed command goes with its turn, so a helped answer looks unaided, and teacher tokens look like the
-    student's own, since their mask is commented out there as well.
+    The executed command goes with its turn, so a helped answer looks unaided. Teacher tokens look like the student's
+    own, since their mask is commented out there.
 
+    >>> from relaylab.trace import Call
     >>> t = Trace("q", [1], [1, 2, 3, 4, 5], "sccts", ["a", "<call>1", "</call>", "b", "c"], [Call(1, 3, 1, 1, 1, 1)])
     >>> rolled_back(t).text, rolled_back(t).source
     ('bc', 'ss')
@@ -162,31 +169,32 @@ def rolled_back(trace: Trace) -> Trace:
 def _released(groups: Sequence[Group]) -> list[list[float]]:
     """The difficulty-aware reward as the released code computes it (method, last section, points 1, 2 and 4).
 
-    One kind for the whole batch instead of one a prompt; an executed command is gone with its turn, so that only one
-    that was never answered is seen as a call; rho is the *requested* n over the length of what is left.
+    The kind is that of the whole batch. An executed command is gone with its turn, so only calls without an answer are
+    seen. rho is the *requested* n over the length of what is left.
     """
     everything = [t for group in groups for t in group]
     _graded(everything)
     right = [t for t in everything if t.correct]
-    kind: Kind = "unsolvable" if not right else "dependent" if all(_left_over(t) for t in right) else "solvable"
-    return [[_released_cell(kind, t) for t in group] for group in groups]
+    kind: Kind = "unsolvable" if not right else "dependent" if all(map(_visible_n, right)) else "solvable"
+
+    def cell(trace: Trace) -> float:
+        n = _visible_n(trace)
+        rho = min(1.0, n / max(1, len(rolled_back(trace).completion_ids)))
+        if trace.correct:
+            return 1 - rho if n else 1.5
+        if kind == "dependent" and not n:
+            return -1.0
+        return rho if kind == "unsolvable" else 0.0
+
+    return [[cell(trace) for trace in group] for group in groups]
 
 
-def _left_over(trace: Trace) -> list[Call]:
-    return [c for c in trace.calls if c.requested and c.status != "answered"]
+def _visible_n(trace: Trace) -> int:
+    """Tokens that the calls without an answer requested; their commands stay in the text."""
+    return sum(c.requested or 0 for c in trace.calls if c.status != "answered")
 
 
-def _released_cell(kind: Kind, trace: Trace) -> float:
-    seen = _left_over(trace)
-    rho = min(1.0, sum(c.requested for c in seen) / max(1, len(rolled_back(trace).completion_ids)))
-    if trace.correct:
-        return 1 - rho if seen else 1.5
-    if kind == "dependent" and not seen:
-        return -1.0
-    return rho if kind == "unsolvable" else 0.0
-
-
-# The one door for trainers -------------------------------------------------------------------------------------------
+# What trainers call --------------------------------------------------------------------------------------------------
 
 SCHEMES: dict[str, Callable[..., list[float]]] = {
     "outcome": outcome,
@@ -198,14 +206,20 @@ SCHEMES: dict[str, Callable[..., list[float]]] = {
 def score(
     groups: Sequence[Group], scheme: str = "difficulty_aware", *, released_code: bool = False, **options: Any
 ) -> list[list[float]]:
-    """The rewards of a batch of prompts, group by group; ``options`` are those of the scheme.
+    """The rewards of a batch of prompts, group by group.
+
+    Args:
+        groups: the rollouts of each prompt.
+        scheme: ``outcome``, ``simple`` or ``difficulty_aware``.
+        released_code: the difficulty-aware reward as the authors' code computes it; it has no options.
+        options: keywords of the scheme.
+
+    Raises:
+        ValueError: for an unknown scheme, and for options with ``released_code``.
 
     >>> a = Trace("q", [1], [5, 6], "st", ["x", "y"], correct=True)
     >>> score([[a], [a]], "simple"), score([[a]], released_code=True)
     ([[0.5], [0.5]], [[1.5]])
-
-    ``released_code`` gives the difficulty-aware reward as the authors' code computes it. Raises ValueError for an
-    unknown scheme, and for options with ``released_code``, which has none.
     """
     if released_code:
         if scheme != "difficulty_aware" or options:
@@ -217,5 +231,5 @@ def score(
 
 
 def _graded(group: Group) -> None:
-    if odd := [t.id for t in group if t.correct is None]:
-        raise ValueError(f"trace {odd[0]!r} is not graded; a reward needs to know whether it is right")
+    if ungraded := [t.id for t in group if t.correct is None]:
+        raise ValueError(f"trace {ungraded[0]!r} is not graded; a reward needs to know whether it is right")

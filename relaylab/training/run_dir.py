@@ -1,8 +1,9 @@
-"""The folder of a training run: its terms, metrics, kept rollouts, checkpoints, and the trained student.
+"""The folder of a training run.
 
-terms.json       what decided the run; another run is refused the folder
+config.json      what decided the run; another run is refused the folder
 metrics.jsonl    one line an optimiser step
-rollouts/        traces, one file a kept step
+rates.jsonl      of the data filter
+rollouts/        traces, one file a kept batch of rollouts
 checkpoints/     TRL's, the last two
 student/         the trained student; with the file ``finished`` beside it, the run is over
 """
@@ -11,47 +12,50 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
+import signal
+import threading
 import time
-from collections.abc import Callable
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 from accelerate import PartialState
+from accelerate.utils import gather_object
+from safetensors import safe_open
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
-Watch = Callable[[dict[str, float]], None]
+from relaylab.files import bind_folder, read_json, read_lines, write_whole
+
 SHOWN = ("reward", "accuracy", "call_ratio", "calls")  # in the progress bar
 
 
 def processes() -> PartialState:
-    """Those that ``accelerate launch`` or ``torchrun`` started for a run; one, where nothing did.
+    """Those that ``accelerate launch`` or ``torchrun`` started for a run; one without a launcher.
 
     Without ``cpu`` accelerate takes each of several processes on a machine without a GPU for the only one.
     """
     return PartialState(cpu=not torch.cuda.is_available())
 
 
-class Run:
-    """The folder ``out``. Raises ValueError where it holds a run with other terms."""
+class RunDir:
+    """The folder ``out`` of a run with this configuration.
 
-    def __init__(self, out: str | Path, terms: dict[str, Any]):
-        self.out = Path(out)
+    Raises:
+        ValueError: where it holds a run with another one, or something else.
+    """
+
+    def __init__(self, out: str | Path, config: dict[str, Any]):
+        self.out = bind_folder(out, config)
         self.metrics, self.rollouts = self.out / "metrics.jsonl", self.out / "rollouts"
         self.checkpoints, self.student = self.out / "checkpoints", self.out / "student"
-        self._terms, self._finished = self.out / "terms.json", self.out / "finished"
-        now = json.loads(json.dumps(terms, default=str))
-        if self._terms.exists():
-            was = json.loads(self._terms.read_text())
-            if other := sorted(k for k in was.keys() | now.keys() if was.get(k) != now.get(k)):
-                told = "; ".join(f"{k} was {_short(was.get(k))}, is {_short(now.get(k))}" for k in other)
-                raise ValueError(f"{self.out} holds a run with other terms: {told}. Choose another folder or remove it")
-        else:
-            self.out.mkdir(parents=True, exist_ok=True)
-            write_whole(self._terms, json.dumps(now, indent=1))
+        self._finished = self.out / "finished"
 
     @property
     def finished(self) -> bool:
@@ -63,51 +67,90 @@ class Run:
         shutil.rmtree(self.checkpoints, ignore_errors=True)
 
     def resume(self) -> str | None:
-        """The last whole checkpoint, or None; broken ones, and metrics from behind it, are removed.
-
-        A checkpoint is whole once its ``trainer_state.json``, which is written last, can be read.
-        """
-        found = sorted(self.checkpoints.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
-        while found and not _readable(found[-1] / "trainer_state.json"):
-            shutil.rmtree(found.pop())
-        step = int(found[-1].name.split("-")[1]) if found else 0
+        """The last whole checkpoint, or None. Broken ones, and metrics of later steps, are removed."""
+        numbered = ((re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in self.checkpoints.glob("*"))
+        checkpoints = sorted((int(match[1]), path) for match, path in numbered if match)
+        while checkpoints and not _whole(checkpoints[-1][1]):
+            shutil.rmtree(checkpoints.pop()[1])
+        step, path = checkpoints[-1] if checkpoints else (0, None)
         if self.metrics.exists():
-            whole = [line for line in self.metrics.read_text().splitlines(keepends=True) if line.endswith("\n")]
-            write_whole(self.metrics, "".join(line for line in whole if json.loads(line)["step"] <= step))
-        return str(found[-1]) if found else None
+            lines = (json.dumps(line) + "\n" for line in read_lines(self.metrics) if line["step"] <= step)
+            write_whole(self.metrics, "".join(lines))
+        return str(path) if path else None
 
 
-def _readable(path: Path) -> bool:
+def _whole(checkpoint: Path) -> bool:
+    """Can every file of a checkpoint be read? ``trainer_state.json`` is written last."""
     try:
-        return bool(json.loads(path.read_text()))
-    except (OSError, ValueError):
+        read_json(checkpoint / "trainer_state.json")
+        for path in (*checkpoint.glob("*.pt"), *checkpoint.glob("*.pth")):
+            with zipfile.ZipFile(path) as file:
+                if file.testzip() is not None:
+                    return False
+        for path in checkpoint.rglob("*.safetensors"):
+            with safe_open(path, "pt") as file:
+                file.keys()
+        return (checkpoint / "optimizer.pt").exists()
+    except Exception:  # each library has errors of its own for a broken file
         return False
 
 
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+@contextmanager
+def stop_signals() -> Iterator[threading.Event]:
+    """An event that Ctrl-C or SIGTERM sets, so that a run can end with a checkpoint. A second signal interrupts.
+
+    Raises:
+        KeyboardInterrupt: at the end, where the event was set.
+    """
+    stop = threading.Event()
+
+    def handle(number: int, _: Any) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+        print("\nstopping after this batch of rollouts; once more to stop at once", flush=True)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if stop.is_set():
+        raise KeyboardInterrupt
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that whoever reads it, whenever, finds the old text or the new one."""
-    rest = path.with_name(f"{path.name}.tmp")
-    rest.write_text(text)
-    rest.replace(path)
+class StopCallback(TrainerCallback):
+    """Ends a run with a checkpoint after the present batch of rollouts once ``stop`` is set in any process."""
+
+    def __init__(self, stop: threading.Event, steps_per_batch: int):
+        self.stop, self.steps_per_batch = stop, steps_per_batch
+
+    def on_step_end(self, args, state, control, **_):
+        if state.global_step % self.steps_per_batch == 0 and any(gather_object([self.stop.is_set()])):
+            self.stop.set()
+            control.should_save = control.should_training_stop = True
 
 
 class MetricsCallback(TrainerCallback):
-    """Writes metrics as they come, moves the progress bar, and tells ``watch``."""
+    """Writes metrics as they come and moves the progress bar.
 
-    def __init__(self, run: Run, steps: int, *, watch: Watch | None = None, progress: bool = True):
-        self.run, self.steps, self.watch, self.progress = run, steps, watch, progress
-        self._bar: tqdm | None = None
-        self._at = 0.0
+    Args:
+        run: the run.
+        steps: optimiser steps of the run.
+        progress: show the bar.
+    """
+
+    def __init__(self, run: RunDir, steps: int, *, progress: bool = True):
+        self.run, self.steps, self.progress = run, steps, progress
 
     def on_train_begin(self, args, state, control, **_):
-        if state.is_world_process_zero:
-            self._bar = tqdm(total=self.steps, initial=state.global_step, desc="training", disable=not self.progress)
-            self._at = time.perf_counter()
+        show = self.progress and state.is_world_process_zero
+        self._bar = tqdm(total=self.steps, initial=state.global_step, desc="training", disable=not show)
+        self._at = time.perf_counter()
 
     def on_log(self, args, state, control, logs=None, **_):
         if not (logs and state.is_world_process_zero and "loss" in logs):
@@ -118,21 +161,18 @@ class MetricsCallback(TrainerCallback):
         line |= {k: v for k, v in logs.items() if isinstance(v, int | float) and math.isfinite(v)}
         with open(self.run.metrics, "a") as out:
             out.write(json.dumps(line) + "\n")
-        if self._bar is not None:
-            self._bar.set_postfix({k: f"{line[k]:.2f}" for k in SHOWN if k in line}, refresh=False)
-            self._bar.update(state.global_step - self._bar.n)
-        if self.watch:
-            self.watch(line)
+        self._bar.set_postfix({k: f"{line[k]:.2f}" for k in SHOWN if k in line}, refresh=False)
+        self._bar.update(state.global_step - self._bar.n)
 
     def on_train_end(self, args, state, control, **_):
-        if self._bar is not None:
-            self._bar.close()
+        self._bar.close()
 
 
 def read_metrics(out: str | Path) -> pd.DataFrame:
     """The metrics of a run, one row an optimiser step: ``step``, ``seconds``, ``reward``, ``accuracy`` ...
 
-    Raises OSError where the folder holds no run. A last line that is being written is left out.
+    Raises:
+        OSError: where the folder holds no run.
+        ValueError: for a broken line; one that is being written is left out.
     """
-    lines = (Path(out) / "metrics.jsonl").read_text().splitlines(keepends=True)
-    return pd.DataFrame([json.loads(line) for line in lines if line.endswith("\n")])
+    return pd.DataFrame(list(read_lines(Path(out) / "metrics.jsonl")))

@@ -1,44 +1,45 @@
 """Stage 1, the supervised warm-up: the student learns the syntax of a call, not when to call (method: stage 1).
 
 Responses are sampled from the student itself, so that nothing but the commands is new to it. Commands go in at random
-*token* positions and ask for n = d * 10**k tokens, d in 1..9, clipped to what is left of the response; the ids around
-them stay as they were sampled. The loss is cross-entropy over the whole response, or where the student was sure, on
-TRL's SFTTrainer.
+*token* positions and ask for n = d * 10**k tokens, d in 1..9, clipped to what is left of the response. The ids around
+them stay as they were sampled. The loss is cross-entropy over the response, on TRL's SFTTrainer.
 
 Where the defaults are not the paper's, and why:
 
-- ``counts``: half of the responses stay without a command. With one or more in every response the student learns that
-  an answer *must* hold one, and GRPO then finds no group that is solved alone (docs/training.md has the numbers).
-- ``sure`` (off by default, 0.5 for ``warm-sure``): nothing but the commands is new, and yet a small student forgets
-  much. A token that it drew by chance, say a digit of a product that it cannot do, pulls hardest, and unlearns what is
-  stored nearby. Such tokens are then read, not learned.
+- ``counts``: half of the responses stay without a command. With a command in every response the student learns that
+  an answer *must* hold one, and GRPO finds no group that is solved alone (docs/training.md has the numbers).
+- ``min_token_prob`` (off by default, 0.5 for ``warm-sure``): a small student forgets much although nothing but the
+  commands is new. A token that it drew by chance pulls hardest, and unlearns what is stored nearby. Tokens of a smaller
+  probability are read and not learned.
 - ``exponents`` are the paper's, 0 to 3. With answers of 75 tokens nearly all of those are clipped to "all the rest",
-  and no number lies between 10 and 20; so the embedded student gets the ``numbers`` 4 to 24 instead (``recipes.py``).
+  and no number lies between 10 and 20. So the embedded student gets the ``numbers`` 4 to 24 instead (``recipes.py``).
 """
 
 from __future__ import annotations
 
 import math
 import random
+import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset
 from transformers import PrinterCallback, set_seed
 from trl import SFTConfig, SFTTrainer
 
 from relaylab.call_tag import format_call
 from relaylab.engine.engine import Engine
+from relaylab.files import bind_folder, check_config, check_replaceable, plain, read_json, replaced_folder, write_json
 from relaylab.relay.pair import Pair
 from relaylab.relay.teachers import NoTeacher, ScriptedTeacher, TeacherOutput
 from relaylab.tasks.suites import Problem
 from relaylab.trace import Trace
-from relaylab.training.policy_model import PolicyModel, load_trainable, save_student
+from relaylab.training.policy_model import PolicyModel, check_apart, load_trainable, save_student, weights_digest
 
 NO_LOSS = -100  # the label of a token that is read and not learned
+RECORD = "warmup.json"  # in a student's folder: how it was warmed up, and what came of it
 
 
 def insert_calls(
@@ -52,15 +53,19 @@ def insert_calls(
 ) -> list:
     """A response with commands put in at random token positions.
 
-    counts: the probability of 0, 1, 2 ... commands. Each asks for d * 10**k tokens, k from ``exponents``, or
-    for one of ``numbers`` where these are given, clipped to what is left before the end token. ``encode`` turns the
-    command's text into ids.
+    Args:
+        ids: the tokens, the last of which is the end token.
+        encode: turns a command's text into ids.
+        rng: decides places and numbers.
+        counts: the probability of 0, 1, 2 ... commands.
+        exponents: a command asks for d * 10**k tokens, k of these, clipped to what is left before the end token.
+        numbers: a command asks for one of these instead.
 
     >>> insert_calls([5, 6, 7, 8, 2], lambda text: [text], rng=random.Random(3), counts=(0, 1))
     [5, '<call>3</call>', 6, 7, 8, 2]
     """
-    many = min(rng.choices(range(len(counts)), counts)[0], len(ids) - 1)
-    places = rng.sample(range(len(ids) - 1), many)  # never after the last token, the end token
+    count = min(rng.choices(range(len(counts)), counts)[0], len(ids) - 1)
+    places = rng.sample(range(len(ids) - 1), count)  # never after the end token
     out: list = []
     for i, token in enumerate(ids):
         if i in places:
@@ -77,36 +82,54 @@ def warmup_data(
     samples: int = 1,
     temperature: float = 1.0,
     keep_correct: bool = False,
-    sure: float = 0.0,
+    min_token_prob: float = 0.0,
     counts: Sequence[float] = (0.5, 0.35, 0.15),
     exponents: Sequence[int] = (0, 1, 2, 3),
     numbers: Sequence[int] | None = None,
     max_tokens: int = 512,
-    suffix: str = "",
-    rows_at_a_time: int = 128,
+    prompt_suffix: str = "",
+    decode_batch_size: int = 128,
     seed: int = 0,
     progress: bool = True,
+    responses: Path | None = None,
 ) -> Dataset:
     """Pre-tokenised rows (``input_ids``, ``labels``) of the student's own responses, with commands in them.
 
-    samples: responses of each problem. Those that did not end are left out; so are wrong ones with ``keep_correct``.
-    sure: tokens of a smaller probability, at temperature 1, have the label -100: they are read and not learned. suffix:
-    put behind each question. rows_at_a_time: responses sampled together.
-    Raises ValueError where no response is left, and for a probability that is none.
+    Args:
+        student: whose responses are sampled. Those that do not end are left out.
+        problems: with ids that differ.
+        samples: responses of each problem.
+        temperature: at which they are sampled.
+        keep_correct: leave wrong responses out.
+        min_token_prob: tokens of a smaller probability, at temperature 1, are read and not learned (label -100).
+        counts, exponents, numbers: see ``insert_calls``.
+        max_tokens: of a response.
+        prompt_suffix: put after each question.
+        decode_batch_size: responses sampled together.
+        seed: of responses and commands.
+        progress: show a bar.
+        responses: a folder that keeps the responses; interrupted, the same call goes on from them.
+
+    Raises:
+        ValueError: where no response is left, and for a probability that is none.
     """
-    if not 0 <= sure <= 1:
-        raise ValueError(f"sure is {sure}; it must be a probability, 0 to learn every token")
-    rows, traces, rng = [], list[Trace](), random.Random(seed)
-    calls = dict(counts=counts, exponents=exponents, numbers=numbers)
-    options = dict(temperature=temperature, max_tokens=max_tokens, batch_size=rows_at_a_time, progress=progress)
-    options["record"] = sure > 0
+    if not 0 <= min_token_prob <= 1:
+        raise ValueError(f"min_token_prob is {min_token_prob}; it must be a probability, 0 to learn every token")
+    options: dict[str, Any] = dict(temperature=temperature, max_tokens=max_tokens, batch_size=decode_batch_size)
+    options |= {"record": min_token_prob > 0, "progress": progress}
+    problems, pair, traces = _with_suffix(problems, prompt_suffix), Pair(student, NoTeacher()), list[Trace]()
     for k in range(samples):
-        traces += Pair(student, NoTeacher()).decode(_asked(problems, suffix), seed=seed + k, **options)
+        out = None if responses is None else responses / f"responses-{k}.jsonl"
+        traces += pair.decode(problems, seed=seed + k, out=out, **options)
+    rows, rng = [], random.Random(seed)
     for trace in traces:
         if trace.stop == "end" and (trace.correct or not keep_correct):
-            told = insert_calls(_labelled(trace, sure), lambda text: _same(student.text.encode(text)), rng=rng, **calls)
-            told = [(i, NO_LOSS) for i in trace.prompt_ids] + told
-            rows.append({"input_ids": [i for i, _ in told], "labels": [label for _, label in told]})
+            row = [(i, NO_LOSS) for i in trace.prompt_ids]
+            row += insert_calls(
+                _labelled(trace, min_token_prob), lambda text: [(i, i) for i in student.text.encode(text)],
+                rng=rng, counts=counts, exponents=exponents, numbers=numbers,
+            )  # fmt: skip
+            rows.append({"input_ids": [i for i, _ in row], "labels": [label for _, label in row]})
     if not rows:
         ended = sum(t.stop == "end" for t in traces)
         remedy = "raise max_tokens, or turn keep_correct off"
@@ -114,21 +137,25 @@ def warmup_data(
     return Dataset.from_list(rows)
 
 
-def _labelled(trace: Trace, sure: float) -> list[tuple[int, int]]:
+def _labelled(trace: Trace, min_token_prob: float) -> list[tuple[int, int]]:
     """The tokens of a response, each with its label."""
-    if not sure:
-        return _same(trace.completion_ids)
-    return [(i, i if p >= math.log(sure) else NO_LOSS) for i, p in zip(trace.completion_ids, trace.logprobs)]
-
-
-def _same(ids: Sequence[int]) -> list[tuple[int, int]]:
-    return [(i, i) for i in ids]
+    if not min_token_prob or trace.logprobs is None:
+        return [(i, i) for i in trace.completion_ids]
+    least = math.log(min_token_prob)
+    return [(i, i if (p or 0.0) >= least else NO_LOSS) for i, p in zip(trace.completion_ids, trace.logprobs)]
 
 
 @dataclass(frozen=True, slots=True)
 class Warmed:
-    """What a warm-up did: the student's folder, rows of data, and on the check problems accuracy alone (calls
-    forbidden) before and after, and afterwards the calls that a response makes by itself."""
+    """What a warm-up did.
+
+    Args:
+        student: its folder.
+        rows: responses that it was trained on.
+        before: accuracy alone (calls forbidden) on the check problems before it.
+        after: the same after it.
+        calls: calls that a response makes by itself after it.
+    """
 
     student: Path
     rows: int
@@ -137,11 +164,11 @@ class Warmed:
     calls: float | None = None
 
     def __str__(self) -> str:
-        told = f"warmed up on {self.rows} responses: {self.student}"
-        if self.before is None:
-            return told
+        text = f"warmed up on {self.rows} responses: {self.student}"
+        if self.before is None or self.after is None:
+            return text
         change = f"accuracy alone {100 * self.before:.1f} % before, {100 * self.after:.1f} % after"
-        return f"{told}\n{change}, {self.calls:.2f} calls a response"
+        return f"{text}\n{change}, {self.calls:.2f} calls a response"
 
 
 def warmup(
@@ -150,80 +177,107 @@ def warmup(
     out: str | Path,
     *,
     check: Sequence[Problem] = (),
-    steps: int = 250,
-    batch_size: int = 32,
+    max_steps: int = 250,
+    per_device_train_batch_size: int = 32,
     learning_rate: float = 1e-3,
     lora: dict[str, Any] | None = None,
     full: bool = False,
-    gradient_checkpointing: bool = False,
+    activation_checkpointing: bool = False,
     seed: int = 0,
     progress: bool = True,
     device: str | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: Any = None,
     **data: Any,
 ) -> Warmed:
-    """Teach ``student`` (a name or folder) the syntax of a call; the warmed-up student is in ``out``.
+    """Teach ``student`` the syntax of a call. Interrupted, the same call goes on from the responses that it has.
 
-    problems: whose responses are sampled; further keywords are those of ``warmup_data``. check: problems, others than
-    those, on which accuracy at temperature 1 is measured before and after. lora, full: see ``policy.load_trainable``.
+    Args:
+        student: a name or folder.
+        problems: whose responses are sampled.
+        out: the folder of the warmed-up student; responses are kept in ``OUT.work`` until it is there.
+        check: other problems, to measure accuracy at temperature 1 before and after.
+        max_steps: optimiser steps.
+        per_device_train_batch_size: responses a step.
+        learning_rate: at its highest.
+        lora, full, device, dtype: see ``load_trainable``.
+        activation_checkpointing: compute activations again instead of keeping them.
+        seed: of responses, commands and training.
+        progress: show bars.
+        data: keywords of ``warmup_data``.
 
-    Raises ValueError where no response can be used.
+    Raises:
+        ValueError: where no response can be used, and where ``out`` holds something else.
     """
-    set_seed(seed)
     out = Path(out)
+    settings = {k: v for k, v in locals().items() if k not in ("out", "problems", "check", "progress", "device")}
+    texts = [[[p.id, p.question, p.answer] for p in part] for part in (problems, check)]
+    config = plain(settings | {"weights": weights_digest(student), "problems": texts[0], "check": texts[1]})
+    check_apart(out, student)
+    check_replaceable(out, marker=RECORD)
+    if (out / RECORD).exists():
+        record = read_json(out / RECORD)
+        check_config(out, record["config"], config)
+        return Warmed(out, **record["result"])
+    work = bind_folder(out.with_name(f"{out.name}.work"), config)
+    set_seed(seed)
     model, tokenizer = load_trainable(student, full=full, lora=lora, device=device, dtype=dtype)
     policy = PolicyModel(model, tokenizer, name=str(student))
+    before = _accuracy(policy.engine, check, seed, data)
+    rows = warmup_data(policy.engine, problems, seed=seed, progress=progress, responses=work, **data)
     cuda = policy.engine.device.type == "cuda"
-    before = _alone(policy.engine, check, seed, data)
-    rows = warmup_data(policy.engine, problems, seed=seed, progress=progress, **data)
-    config = SFTConfig(
-        output_dir=str(out / "run"),
-        max_steps=steps,
-        per_device_train_batch_size=batch_size,
-        learning_rate=learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=min(20, steps // 10),
-        weight_decay=0.0,
-        activation_checkpointing=gradient_checkpointing,
-        bf16=cuda,
-        use_cpu=not cuda,
-        seed=seed,
-        max_length=None,
-        logging_steps=50,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=not progress,
+    trainer = SFTTrainer(
+        model=model,
+        args=SFTConfig(
+            output_dir=str(work / "run"),
+            max_steps=max_steps,
+            per_device_train_batch_size=per_device_train_batch_size,
+            learning_rate=learning_rate,
+            lr_scheduler_type="cosine",
+            warmup_steps=min(20, max_steps // 10),
+            weight_decay=0.0,
+            activation_checkpointing=activation_checkpointing,
+            bf16=cuda,
+            use_cpu=not cuda,
+            seed=seed,
+            max_length=None,
+            logging_steps=50,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=not progress,
+        ),
+        train_dataset=rows,
+        processing_class=tokenizer,
     )
-    trainer = SFTTrainer(model=model, args=config, train_dataset=rows, processing_class=tokenizer)
     trainer.remove_callback(PrinterCallback)
     trainer.train()
-    save_student(model, tokenizer, student, out)
     policy.sync()
-    after, calls = _alone(policy.engine, check, seed, data), _calls(policy.engine, check, seed, data)
-    return Warmed(out, len(rows), before, after, calls)
+    after, calls = _accuracy(policy.engine, check, seed, data), _calls(policy.engine, check, seed, data)
+    warmed = Warmed(out, len(rows), before, after, calls)
+    with replaced_folder(out, marker=RECORD) as folder:
+        save_student(model, tokenizer, student, folder)
+        result = {k: v for k, v in asdict(warmed).items() if k != "student"}
+        write_json(folder / RECORD, {"config": config, "result": result})
+    shutil.rmtree(work)
+    return warmed
 
 
-def _asked(problems: Sequence[Problem], suffix: str) -> list[Problem]:
+def _with_suffix(problems: Sequence[Problem], suffix: str) -> list[Problem]:
     return [replace(p, question=p.prompt(suffix)) for p in problems]
 
 
-def _alone(engine: Engine, check: Sequence[Problem], seed: int, data: dict[str, Any]) -> float | None:
-    if not check:
-        return None
-    check = _asked(check, data.get("suffix", ""))
-    traces = Pair(engine, NoTeacher()).decode(check, seed=seed, temperature=1.0, progress=False, **_limit(data))
-    return sum(bool(t.correct) for t in traces) / len(traces)
+def _accuracy(engine: Engine, check: Sequence[Problem], seed: int, data: dict[str, Any]) -> float | None:
+    traces = _decoded(Pair(engine, NoTeacher()), check, seed, data)
+    return sum(bool(t.correct) for t in traces) / len(traces) if traces else None
 
 
 def _calls(engine: Engine, check: Sequence[Problem], seed: int, data: dict[str, Any]) -> float | None:
-    """Closed calls a response, with a teacher that has nothing to say: what the student does by itself."""
-    if not check:
-        return None
-    check = _asked(check, data.get("suffix", ""))
+    """Closed calls a response, with a teacher that has nothing to say."""
     teacher = ScriptedTeacher([TeacherOutput("", "error", error="only counting")])
-    traces = Pair(engine, teacher).decode(check, seed=seed, temperature=1.0, progress=False, **_limit(data))
-    return sum(len(t.calls) for t in traces) / len(traces)
+    traces = _decoded(Pair(engine, teacher), check, seed, data)
+    return sum(len(t.calls) for t in traces) / len(traces) if traces else None
 
 
-def _limit(data: dict[str, Any]) -> dict[str, Any]:
-    return {"max_tokens": data.get("max_tokens", 512), "batch_size": data.get("rows_at_a_time", 128)}
+def _decoded(pair: Pair, check: Sequence[Problem], seed: int, data: dict[str, Any]) -> list[Trace]:
+    check = _with_suffix(check, data.get("prompt_suffix", ""))
+    limit = dict(max_tokens=data.get("max_tokens", 512), batch_size=data.get("decode_batch_size", 128))
+    return pair.decode(check, seed=seed, temperature=1.0, progress=False, **limit) if check else []

@@ -9,11 +9,11 @@ Muon trains the matrices, AdamW the rest. A run writes a checkpoint every ``save
 
 from __future__ import annotations
 
-import json
 import random
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -176,20 +176,19 @@ class Batches:
 
 
 def _loss(model: Qwen3ForCausalLM, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of the labelled tokens; logits are made for these alone: half of a small model's time."""
+    """Cross-entropy of the labelled tokens. Logits are made for these alone: half of a small model's time."""
     hidden = model.model(input_ids=ids[:, :-1]).last_hidden_state
-    wanted = labels[:, 1:] >= 0
-    return torch.nn.functional.cross_entropy(model.lm_head(hidden[wanted]), labels[:, 1:][wanted])
+    labelled = labels[:, 1:] >= 0
+    return torch.nn.functional.cross_entropy(model.lm_head(hidden[labelled]), labels[:, 1:][labelled])
 
 
 def pretrain(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerFast, out: Path, *, device: str = "cpu", save_every: int = 200
-):
-    """Train one embedded model and save it to ``out`` with ``training.json`` (recipe, time, losses).
+    recipe: Recipe, tokenizer: PreTrainedTokenizerFast, work: Path, *, device: str = "cpu", save_every: int = 200
+) -> dict[str, Any]:
+    """Train one embedded model and save it to ``work/model``; how it was made, for ``training.json``.
 
-    Interrupted, it continues from ``out/checkpoint.pt`` when called again with the same recipe.
+    Interrupted, the same call goes on from ``work/checkpoint.pt``.
     """
-    out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(recipe.seed)
     model = new_model(recipe, tokenizer).to(device)
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
@@ -199,61 +198,40 @@ def pretrain(
         torch.optim.AdamW(others, lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=0.0),
     ]
     batches = Batches(tokenizer, batch=recipe.batch, seed=recipe.seed)
-    checkpoint = out / "checkpoint.pt"
-    step, seconds, losses = 0, 0.0, []
+    step, seconds, losses, checkpoint = 0, 0.0, [], work / "checkpoint.pt"
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
-        if state["recipe"] != asdict(recipe):
-            raise ValueError(f"{checkpoint} belongs to another recipe; remove it or choose another folder")
         model.load_state_dict(state["model"])
-        for o, s in zip(optimizers, state["optimizers"]):
-            o.load_state_dict(s)
+        for optimizer, saved in zip(optimizers, state["optimizers"]):
+            optimizer.load_state_dict(saved)
         step, seconds, losses = state["step"], state["seconds"], state["losses"]
-    bar = tqdm(total=recipe.steps, initial=step, desc=out.name, mininterval=5)
     started = time.monotonic()
     model.train()
-    while step < recipe.steps:
-        done = step / recipe.steps
-        rate = recipe.learning_rate * min(1.0, (step + 1) / 100) * min(1.0, max(0.01, (1 - done) / 0.5))
-        for o in optimizers:
-            for group in o.param_groups:
-                group["lr"] = rate
-        ids, labels = batches(step, drill_share=0.8 if done < 0.3 else 0.5 if done < 0.6 else 0.3)
-        loss = _loss(model, ids.to(device), labels.to(device))
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for o in optimizers:
-            o.step()
-            o.zero_grad()
-        step += 1
-        bar.update()
-        if step % save_every == 0 or step == recipe.steps:
-            losses.append([step, round(loss.item(), 4)])
-            bar.set_postfix(loss=losses[-1][1])
-            spent = seconds + time.monotonic() - started
-            state = dict(
-                recipe=asdict(recipe),
-                model=model.state_dict(),
-                step=step,
-                seconds=spent,
-                losses=losses,
-                optimizers=[o.state_dict() for o in optimizers],
-            )
-            torch.save(state, checkpoint.with_suffix(".tmp"))
-            checkpoint.with_suffix(".tmp").rename(checkpoint)
-    bar.close()
-    model.eval().to(torch.bfloat16).save_pretrained(
-        out
-    )  # stored in half the space; the scores are those of the rounded weights
-    tokenizer.save_pretrained(out)
-    record = dict(
-        recipe=asdict(recipe),
-        seconds=round(seconds + time.monotonic() - started),
-        device=device,
-        threads=torch.get_num_threads(),
-        parameters=model.num_parameters(),
-        losses=losses,
-    )
-    (out / "training.json").write_text(json.dumps(record, indent=1))
-    checkpoint.unlink(missing_ok=True)
-    return model
+    with tqdm(total=recipe.steps, initial=step, desc="pretraining", mininterval=5) as bar:
+        while step < recipe.steps:
+            done = step / recipe.steps
+            rate = recipe.learning_rate * min(1.0, (step + 1) / 100) * min(1.0, max(0.01, (1 - done) / 0.5))
+            for optimizer in optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+            ids, labels = batches(step, drill_share=0.8 if done < 0.3 else 0.5 if done < 0.6 else 0.3)
+            loss = _loss(model, ids.to(device), labels.to(device))
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+            step += 1
+            bar.update()
+            if step % save_every == 0 or step == recipe.steps:
+                losses.append([step, round(loss.item(), 4)])
+                bar.set_postfix(loss=losses[-1][1])
+                state: dict[str, Any] = dict(model=model.state_dict(), optimizers=[o.state_dict() for o in optimizers])
+                state |= dict(step=step, seconds=seconds + time.monotonic() - started, losses=losses)
+                torch.save(state, checkpoint.with_suffix(".tmp"))
+                checkpoint.with_suffix(".tmp").replace(checkpoint)
+    # Stored in half the space; the scores are those of the rounded weights.
+    model.eval().to(torch.bfloat16).save_pretrained(work / "model")
+    tokenizer.save_pretrained(work / "model")
+    made = dict(seconds=round(seconds + time.monotonic() - started), device=device, threads=torch.get_num_threads())
+    return {"recipe": asdict(recipe), **made, "parameters": model.num_parameters(), "losses": losses}

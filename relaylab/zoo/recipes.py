@@ -1,101 +1,124 @@
 """How each embedded model is made, by name: what ``relaylab zoo train`` runs.
 
-``student`` and the teachers are trained from scratch, ``warm`` is the student after stage 1, and every file of
-``configs/embedded`` is a run of stage 2 whose adapter has its name. ``warm-six`` is not shipped: a warm-up without
-three of the suites, which forgets them (docs/results.md).
+``student`` and the teachers are trained from scratch, and ``warm`` is the student after stage 1. Each run of
+``configs/ablations.yaml`` is a run of stage 2 whose adapter has its name. ``warm-six`` is not shipped: a warm-up
+without three of the suites, which forgets them (docs/results.md).
 """
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
+from relaylab.files import bind_folder, check_replaceable, replaced_folder, write_json
 from relaylab.tasks.suites import SUITES, mixture, problems
+from relaylab.training.configs import config_names, read_config
 from relaylab.zoo.pretrain import RECIPES, pretrain, train_tokenizer
 
-# Why all weights: the student has never seen the tokens of the tags, which stand at log-probability -30, and an adapter
-# of the layers can only lift them together with every other token that it never saw. Why correct responses alone:
-# nearly half of the mixture is beyond this student; learning its own random digits by heart costs it what it can do.
-# Why n in 4..24: answers have 75 tokens, and d * 10**k knows no number between 10 and 20 (docs/training.md).
-WARMUP = dict(
-    problems=6000, data_seed=3, temperature=0.7, keep_correct=True, numbers=list(range(4, 25)),
-    steps=700, learning_rate=6e-3, seed=0,
+RECORD = "training.json"  # in each embedded model's folder: how it was made
+# Why all weights: the student has never seen the tokens of the tags, which stand at log-probability -30. An adapter of
+# the layers can only lift them together with every other token that it never saw. Why correct responses alone: nearly
+# half of the mixture is beyond this student, and learning its own random digits by heart costs it what it can do. Why n
+# in 4..24: answers have 75 tokens, and d * 10**k knows no number between 10 and 20 (docs/training.md).
+WARMUP: dict[str, Any] = dict(
+    num_problems=6000, data_seed=3, temperature=0.7, keep_correct=True, numbers=list(range(4, 25)),
+    max_steps=700, learning_rate=6e-3, seed=0,
 )  # fmt: skip
-# Why sure: without it the warm-up costs the student most of the products that it knew and sums of large numbers behind
-# them, and leaves it nearly unable to read a number behind a tag (docs/training.md). Wrong responses may then stay.
-SURE = WARMUP | dict(problems=24000, keep_correct=False, sure=0.5, steps=2000)
+# Why min_token_prob: without it the warm-up costs the student most of the products that it knew and the sums of large
+# numbers that follow them. It can hardly read a number after a tag then (docs/training.md). Wrong responses may stay.
+SURE = WARMUP | dict(num_problems=24000, keep_correct=False, min_token_prob=0.5, max_steps=2000)
 SIX = ("savings", "shopping", "bakery", "tiles", "depot", "galaxy")  # of each level some, and no quotients
 WARMUPS = {"warm": WARMUP, "warm-sure": SURE, "warm-six": WARMUP | {"suites": list(SIX)}}
-CONFIGS = Path(__file__).parents[1] / "training" / "configs" / "embedded"
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
 def recipes() -> list[str]:
     """The names of all embedded models that can be made."""
-    return [*RECIPES, *WARMUPS, *sorted(p.stem for p in CONFIGS.glob("*.yaml"))]
+    return [*RECIPES, *WARMUPS, *_runs()]
 
 
-def make(name: str, out: Path, *, device: str = "cpu", steps: int | None = None) -> None:
-    """Make the embedded model ``name`` in the folder ``out``; ``steps`` shortens the recipe for a try.
+def make(name: str, out: str | Path, *, device: str = "cpu", steps: int | None = None) -> None:
+    """Make an embedded model anew. Interrupted, the same call goes on from the folder ``OUT.work``.
 
-    Raises ValueError for a name without a recipe.
+    Args:
+        name: one of ``recipes()``.
+        out: its folder; a model that was made so before is replaced once the new one is whole.
+        device: ``cpu`` or ``cuda``.
+        steps: fewer steps than the recipe's, for a try.
+
+    Raises:
+        ValueError: for a name without a recipe, and where ``out`` holds something else.
     """
-    if name in RECIPES:
-        recipe = replace(RECIPES[name], steps=steps or RECIPES[name].steps)
-        pretrain(recipe, train_tokenizer(recipe.vocabulary), out, device=device)
-    elif name in WARMUPS:
-        _warm(out, device, WARMUPS[name] | ({"steps": steps} if steps else {}))
-    elif name in recipes():
-        _adapter(name, out, device, _shortened(name, steps) if steps else {})
-    else:
+    if name not in recipes():
         raise ValueError(f"no recipe for {name!r}; there are {', '.join(recipes())}")
+    out = Path(out)
+    check_replaceable(out, marker=RECORD)
+    if name in RECIPES:
+        pretraining = replace(RECIPES[name], steps=steps or RECIPES[name].steps)
+        work = _work(out, asdict(pretraining))
+        record, model = pretrain(pretraining, train_tokenizer(pretraining.vocabulary), work, device=device), "model"
+    elif name in WARMUPS:
+        recipe = WARMUPS[name] | ({"max_steps": steps} if steps else {})
+        work = _work(out, recipe)
+        record, model = _warm(work, device, recipe), "warmed"
+    else:
+        recipe = {"seed": 0} | read_config(f"embedded/{name}") | (_shortened(name, steps) if steps else {})
+        work = _work(out, recipe)
+        record, model = _adapter(work, device, recipe), "run/student"
+    with replaced_folder(out, marker=RECORD) as folder:
+        shutil.copytree(work / model, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("warmup.json"))
+        write_json(folder / RECORD, record)
+    shutil.rmtree(work)
 
 
-def _warm(out: Path, device: str, recipe: dict) -> None:
+def _runs() -> list[str]:
+    return [name.removeprefix("embedded/") for name in config_names() if name.startswith("embedded/")]
+
+
+def _work(out: Path, recipe: dict[str, Any]) -> Path:
+    return bind_folder(out.with_name(f"{out.name}.work"), recipe)
+
+
+def _warm(work: Path, device: str, recipe: dict[str, Any]) -> dict[str, Any]:
     from relaylab.training.warmup import warmup  # TRL takes seconds to import
 
-    started = time.monotonic()
     options = dict(recipe)
     stream = mixture(seed=options.pop("data_seed"), suites=tuple(options.pop("suites", SUITES)))
-    chosen = list(islice(stream, options.pop("problems")))
+    chosen = list(islice(stream, options.pop("num_problems")))
     check = [p for s in SUITES[:4] for p in problems(s, 100)]  # those that the student solves alone
-    done = warmup("student", chosen, out, check=check, full=True, max_tokens=160, device=device, **options)
-    print(done)
-    shutil.rmtree(out / "run", ignore_errors=True)
-    told = dict(rows=done.rows, accuracy_before=done.before, accuracy_after=done.after, calls=done.calls)
-    _record(out, dict(recipe=recipe, **told, seconds=round(time.monotonic() - started), device=device))
+    started = time.monotonic()
+    warmed = warmup(
+        "student", chosen, work / "warmed", check=check, full=True, max_tokens=160, device=device, **options
+    )
+    print(warmed)
+    results = dict(rows=warmed.rows, accuracy_before=warmed.before, accuracy_after=warmed.after, calls=warmed.calls)
+    return {"recipe": recipe, **results, **_circumstances(started, device)}
 
 
-def _shortened(name: str, steps: int) -> dict:
+def _shortened(name: str, steps: int) -> dict[str, Any]:
     """What gives the first ``steps`` steps of a run of stage 2."""
-    from relaylab.training.run import read_config
-
-    lead = []
-    for stage in read_config(f"embedded/{name}").get("lead", []):
-        if left := steps - sum(part["steps"] for part in lead):
-            lead.append(stage | {"steps": min(stage["steps"], left)})
-    return {"steps": steps, "lead": lead}
+    stages: list[dict[str, Any]] = []
+    for stage in read_config(f"embedded/{name}").get("call_curriculum", []):
+        if left := steps - sum(s["steps"] for s in stages):
+            stages.append(stage | {"steps": min(stage["steps"], left)})
+    return {"max_steps": steps} | ({"call_curriculum": stages} if stages else {})
 
 
-def _adapter(name: str, out: Path, device: str, options: dict) -> None:
-    from relaylab.training.run import read_config, train
+def _adapter(work: Path, device: str, recipe: dict[str, Any]) -> dict[str, Any]:
+    from relaylab.training.grpo import train
     from relaylab.training.run_dir import read_metrics
 
     started = time.monotonic()
-    student = train(f"embedded/{name}", out=out / "run", device=device, **options)
-    for file in ADAPTER_FILES:
-        shutil.copy(student / file, out / file)
-    last = read_metrics(out / "run").tail(10)[["reward", "accuracy", "call_ratio", "calls"]].mean()
-    told = dict(last_10_steps={k: round(v, 4) for k, v in last.items()})
-    recipe = {"seed": 0} | read_config(f"embedded/{name}") | options
-    _record(out, dict(recipe=recipe, **told, seconds=round(time.monotonic() - started), device=device))
+    train(output_dir=work / "run", use_cpu=device == "cpu", **recipe)
+    last = read_metrics(work / "run").tail(10)[["reward", "accuracy", "call_ratio", "calls"]].mean()
+    results = {"last_10_steps": {k: round(float(v), 4) for k, v in last.items()}}
+    return {"recipe": recipe, **results, **_circumstances(started, device)}
 
 
-def _record(out: Path, record: dict) -> None:
+def _circumstances(started: float, device: str) -> dict[str, Any]:
     import torch
 
-    (out / "training.json").write_text(json.dumps(record | {"threads": torch.get_num_threads()}, indent=1) + "\n")
+    return dict(seconds=round(time.monotonic() - started), device=device, threads=torch.get_num_threads())

@@ -1,9 +1,8 @@
-"""Are the embedded models those of the manifest, as good as it says, and as good as they have to be? Behind
+"""Are the embedded models those of the manifest, as good as it says, and as good as they have to be? This is
 ``relaylab zoo verify``."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +10,7 @@ from scipy.stats import binomtest
 
 from relaylab.engine import load as zoo
 from relaylab.evaluation.scores import Score, relay_scores, suite_scores
+from relaylab.files import read_json, write_json
 from relaylab.relay.config import RelayConfig
 from relaylab.relay.pair import load_teacher
 from relaylab.tasks.suites import SUITES, level_of
@@ -33,7 +33,7 @@ class Finding:
 
 
 def accuracy(entry: dict[str, int] | None) -> float | None:
-    """The accuracy of a suite's entry in the manifest; None where there is no entry, or nothing was scored."""
+    """The accuracy of a suite's entry in the manifest; None without an entry, or if nothing was scored."""
     return entry["right"] / entry["count"] if entry and entry["count"] else None
 
 
@@ -53,66 +53,60 @@ def write_manifest(*, count: int) -> None:
     teacher = load_teacher("teacher")
     for name, path in zoo.embedded().items():
         engine = zoo.load_engine(name)
-        training = json.loads((path / "training.json").read_text())
+        scores = suite_scores(engine, count=count)
         entries[name] = {
             "sha256": zoo.checksum(path),
             "parameters": engine.model.num_parameters(),
             "made_with": f"relaylab zoo train {name} --out DIR",
-            **training,
+            **read_json(path / "training.json"),
             "scored_with": f"relaylab zoo verify --write --count {count}  (temperature 1, seed 0, calls forbidden)",
-            "scores": {
-                s.suite: {"level": s.level, "right": s.right, "count": s.count}
-                for s in suite_scores(engine, count=count)
-            },
+            "scores": {s.suite: {"level": s.level, "right": s.right, "count": s.count} for s in scores},
         }
-        if (path / "adapter_config.json").exists():  # trained to call: with the teacher it is another
+        if (path / "relay_config.json").exists():  # trained to call: with the teacher it is another
             entries[name]["relay_scored_with"] = "the same command  (greedy, with the teacher, caps as in training)"
-            config = RelayConfig(**training["recipe"]["config"])
+            config = RelayConfig(**read_json(path / "relay_config.json"))
             entries[name]["relay_scores"] = relay_scores(engine, teacher, config, count=count)
-    zoo.MANIFEST.write_text(json.dumps(entries, indent=1) + "\n")
+    write_json(zoo.MANIFEST, entries)
 
 
 def verify(*, count: int) -> list[Finding]:
-    """Checksums, what is required of the pair by the manifest's scores, and where ``count`` > 0, fresh scores on that
-    many problems a suite.
+    """Check the checksums, the manifest's scores against what is required of the pair, and fresh scores.
 
-    A fresh score is wrong where an exact binomial test against the manifest's accuracy gives p < 0.001.
+    Args:
+        count: test problems a suite to score anew; 0 scores none. A fresh score is wrong where an exact binomial test
+            against the manifest's accuracy gives p < 0.001.
     """
-    known, here, changed, findings = zoo.manifest(), zoo.embedded(), zoo.changed(), []
-    for name in sorted(known.keys() | here.keys()):
-        if name not in known or name not in here:
-            findings.append(Finding(False, f"{name}: {'no such files' if name in known else 'not in the manifest'}"))
+    entries, models, changed, findings = zoo.manifest(), zoo.embedded(), zoo.changed(), []
+    for name in sorted(entries.keys() | models.keys()):
+        if name not in entries or name not in models:
+            findings.append(Finding(False, f"{name}: {'no such files' if name in entries else 'not in the manifest'}"))
             continue
-        same = name not in changed
-        findings.append(
-            Finding(same, f"{name}: checksum {'as in the manifest' if same else 'differs from the manifest'}")
-        )
+        verdict = "differs from the manifest" if name in changed else "as in the manifest"
+        findings.append(Finding(name not in changed, f"{name}: checksum {verdict}"))
         if count:
             scores = suite_scores(zoo.load_engine(name), count=count)
-            findings += [_compared(name, s, known[name].get("scores", {}).get(s.suite)) for s in scores]
-    return findings + required(known)
+            findings += [_compared(name, s, entries[name].get("scores", {}).get(s.suite)) for s in scores]
+    return findings + required(entries)
 
 
-def required(known: dict[str, dict[str, Any]]) -> list[Finding]:
+def required(entries: dict[str, dict[str, Any]]) -> list[Finding]:
     """Is the pair of this manifest what it should be: one finding a model and level, and one on the size of all."""
     findings = []
     for name, level, relation, bound in REQUIRED:
-        entries, ok, told = known.get(name, {}).get("scores", {}), True, []
+        scores, ok, texts = entries.get(name, {}).get("scores", {}), True, []
         for suite in (s for s in SUITES if level_of(s) == level):
-            score = accuracy(entries.get(suite))
+            score = accuracy(scores.get(suite))
             ok &= score is not None and (score >= bound if relation == "at least" else score < bound)
-            told.append(f"{suite} {percent(score)}")
-        findings.append(Finding(ok, f"{name}: {level} suites {relation} {percent(bound)}: {', '.join(told)}"))
+            texts.append(f"{suite} {percent(score)}")
+        findings.append(Finding(ok, f"{name}: {level} suites {relation} {percent(bound)}: {', '.join(texts)}"))
     size = sum(file.stat().st_size for file in zoo.WEIGHTS.rglob("*") if file.is_file())
     text = f"all models together below {MAX_BYTES / 1e6:.0f} MB: {size / 1e6:.1f} MB"
     return [*findings, Finding(size < MAX_BYTES, text)]
 
 
 def _compared(name: str, score: Score, entry: dict[str, int] | None) -> Finding:
-    expected = accuracy(entry)
-    # Kept off 0 and 1, where a single slip would be impossible rather than unlikely.
-    likely = (
-        expected is not None and binomtest(score.right, score.count, min(max(expected, 0.01), 0.99)).pvalue >= 0.001
-    )
+    expected, ok = accuracy(entry), False
+    if expected is not None:  # kept off 0 and 1, where a single slip would be impossible rather than unlikely
+        ok = binomtest(score.right, score.count, min(max(expected, 0.01), 0.99)).pvalue >= 0.001
     text = f"{name}: {score.suite} ({score.level}) {percent(score.accuracy)}, manifest {percent(expected)}"
-    return Finding(bool(likely), text)
+    return Finding(bool(ok), text)

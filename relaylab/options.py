@@ -1,0 +1,264 @@
+"""What the commands share: groups of options, and what the options name.
+
+``command`` registers a function. A parameter whose type is a dataclass of this module becomes one option per field.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import os
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field, is_dataclass
+from functools import wraps
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+
+import typer
+
+from relaylab.relay.config import RelayConfig
+
+if TYPE_CHECKING:
+    from relaylab.relay.pair import Pair
+    from relaylab.relay.teachers import Teacher
+    from relaylab.tasks.suites import Problem
+
+SMALL = 40e6  # bytes of weights: 10 M parameters in float32
+KEPT = "what was finished is kept, and the same command goes on from there"
+LOST = "this command does not resume: the same command starts again"
+
+
+def option(help: str, *names: str, **settings: Any) -> Any:
+    return typer.Option(*names, help=help, **settings)
+
+
+BatchSize = Annotated[int, option("Sequences decoded together.", min=1)]
+Seed = Annotated[int, option("Random seed.", min=0)]
+Shard = Annotated[str | None, option("Do only part I of N. The command without it merges the parts.", metavar="I/N")]
+Student = Annotated[str, option("An embedded name, a directory, or a hub id.")]
+System = Annotated[str | None, option("A system message before each question.")]
+Samples = Annotated[int, option("Responses per problem.", min=1)]
+MaxTokens = Annotated[int, option("Tokens of a response.", min=1)]
+
+
+Relay = Annotated[dict, RelayConfig]  # the fields of a RelayConfig that were given
+
+
+def _options_of(kind: Any) -> list[inspect.Parameter]:
+    """The options of a group. Those of a ``RelayConfig`` have its docstring's help, and are None if not given."""
+    if kind != Relay:
+        return [*inspect.signature(cast(type, kind), eval_str=True).parameters.values()] if is_dataclass(kind) else []
+    help_of = dict(re.findall(r"^ +(\w+): (.+)$", RelayConfig.__doc__ or "", re.MULTILINE))
+    options = []
+    for p in inspect.signature(RelayConfig, eval_str=True).parameters.values():
+        default = "" if p.default in (None, False, True) else f" Default: {p.default}."
+        names = ["--write-call/--silent"] if p.name == "write_call" else []
+        text = help_of[p.name].replace("``", "").rstrip(".")
+        info = option(f"{text[0].upper()}{text[1:]}.{default}", *names, rich_help_panel="Relay")
+        options.append(p.replace(annotation=Annotated[p.annotation | None, info], default=None))
+    return options
+
+
+def command(app: typer.Typer, name: str, *, resumes: bool = False, **settings: Any) -> Callable[[Callable], Callable]:
+    """Register a function as a command.
+
+    Args:
+        app: where to register it.
+        name: of the command.
+        resumes: what an interrupt says.
+        settings: of ``typer.Typer.command``.
+    """
+
+    def register(function: Callable) -> Callable:
+        signature = inspect.signature(function, eval_str=True).parameters.values()
+        groups = {p.name: (p.annotation, options) for p in signature if (options := _options_of(p.annotation))}
+        flat = [option for p in signature for option in (groups[p.name][1] if p.name in groups else [p])]
+
+        @wraps(function)
+        def run(**values: Any) -> None:
+            for parameter, (kind, options) in groups.items():
+                given = {o.name: values.pop(o.name) for o in options}
+                values[parameter] = given_only(**given) if kind == Relay else kind(**given)
+            try:
+                function(**values)
+            except KeyboardInterrupt:
+                print(f"\ninterrupted; {KEPT if resumes else LOST}", file=sys.stderr)
+                raise typer.Exit(130) from None
+
+        parameters = [p.replace(kind=p.KEYWORD_ONLY) for p in flat]
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {}
+        app.command(name, **settings)(run)
+        return function
+
+    return register
+
+
+def given_only(**values: Any) -> dict[str, Any]:
+    """The values that are not None: an option that was not given must not override a default."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
+@dataclass
+class Process:
+    """How models are run, and the user's own code."""
+
+    threads: Annotated[int | None, option("CPU threads. Default: 1 for models below 10 M parameters.", min=1)] = None
+    import_: Annotated[list[Path] | None, option("A file with your own rewards, systems, teachers.", "--import")] = None
+    own: dict[str, Any] = field(default_factory=dict, init=False)  # the names in these files
+
+    def start(self, *models: str) -> None:
+        self.import_files()
+        self.set_threads(*models)
+
+    def import_files(self) -> None:
+        for path in self.import_ or ():
+            self.own |= vars(_import_file(path))
+
+    def set_threads(self, *models: str) -> None:
+        import torch
+
+        small = "OMP_NUM_THREADS" not in os.environ and all(_is_small(m) for m in models if self.is_local(m))
+        if threads := self.threads or (1 if small else None):
+            torch.set_num_threads(threads)
+
+    def is_local(self, name: str) -> bool:
+        """Whether a name is that of a model which is loaded here."""
+        return name != "none" and name not in self.own and not name.startswith(("http://", "https://"))
+
+
+@dataclass
+class Models(Process):
+    """Where and how local models are loaded."""
+
+    dtype: Annotated[Literal["float32", "bfloat16", "float16"] | None, option("Of local models.")] = None
+    device: Annotated[str | None, option("Of local models. Default: cuda if there is one, else cpu.")] = None
+
+    @property
+    def keywords(self) -> dict[str, Any]:
+        import torch
+
+        return given_only(device=self.device, dtype=getattr(torch, self.dtype) if self.dtype else None)
+
+
+@dataclass
+class Teachers(Models):
+    """The teacher, and how models are loaded and run."""
+
+    teacher: Annotated[str, option("An embedded name, a directory, a hub id, a server's URL, or 'none'.")] = "teacher"
+    teacher_model: Annotated[str | None, option("The server's model; or write URL#model.")] = None
+    tokenizer: Annotated[str | None, option("The model whose tokenizer the server uses.")] = None
+    teacher_temperature: Annotated[float | None, option("Default: 0, which is greedy; filter: 1.", min=0)] = None
+
+    def load(self, *, temperature: float = 0.0) -> Teacher:
+        """The teacher. A server is probed, so that a command does not start on one that is down or misnamed."""
+        from relaylab.relay.pair import load_teacher
+
+        if own := self.own.get(self.teacher):
+            return cast("Teacher", own() if inspect.isroutine(own) or inspect.isclass(own) else own)
+        local = self.is_local(self.teacher)
+        if local and (self.tokenizer or self.teacher_model):
+            raise ValueError("--tokenizer and --teacher-model are for a teacher behind a URL")
+        options = given_only(model=self.teacher_model, tokenizer=self.tokenizer) | (self.keywords if local else {})
+        temperature = temperature if self.teacher_temperature is None else self.teacher_temperature
+        teacher: Any = load_teacher(self.teacher, temperature=temperature, **options)
+        if not local and self.teacher != "none" and not (server := teacher.probe()).reachable:
+            raise ConnectionError(f"the teacher does not answer: {server}")
+        return teacher
+
+    def pair(self, student: str) -> Pair:
+        """The student and the teacher. The teacher comes first: a server that is down is noticed at once."""
+        self.start(student, self.teacher)
+        from relaylab.relay.pair import load_pair
+
+        return load_pair(student, self.load(), **self.keywords)
+
+
+@dataclass
+class Calls:
+    """Calls that the student does not write by itself."""
+
+    call_when_unsure: Annotated[float | None, option("Call where the student's entropy exceeds this (nats).")] = None
+    call_every: Annotated[int | None, option("Call after this many tokens without a call.", min=1)] = None
+    call_tokens: Annotated[int, option("Tokens that these two options ask for.", min=1)] = 4
+    record: Annotated[bool | None, option("Keep log-probabilities and entropies.", "--record/--no-record")] = None
+
+    @property
+    def keywords(self) -> dict[str, Any]:
+        from relaylab.relay.call_rules import CallEvery, CallWhenUnsure
+
+        if self.call_when_unsure is not None and self.call_every is not None:
+            raise ValueError("name --call-when-unsure or --call-every, not both")
+        rule = None if self.call_every is None else CallEvery(self.call_every, self.call_tokens)
+        rule = rule if self.call_when_unsure is None else CallWhenUnsure(self.call_when_unsure, self.call_tokens)
+        return given_only(call_rule=rule, record=self.record)
+
+
+@dataclass
+class Questions:
+    """Which questions, and how they are put."""
+
+    suite: Annotated[list[str] | None, option("An embedded suite, or 'all'; may be repeated.")] = None
+    benchmark: Annotated[list[str] | None, option("A benchmark, such as gsm8k; may be repeated.")] = None
+    data: Annotated[Path | None, option("A JSONL, JSON or CSV file; with --benchmark, its file or a folder.")] = None
+    limit: Annotated[int | None, option("Problems of each suite or benchmark, or of the file.", min=1)] = None
+    prompt_suffix: Annotated[str | None, option("Put after each question. A benchmark brings its own.")] = None
+
+    @property
+    def suffix(self) -> str:
+        from relaylab.tasks.benchmarks import benchmark
+
+        suffixes = {benchmark(name).suffix for name in self.benchmark or ()} or {""}
+        if self.prompt_suffix is None and len(suffixes) > 1:
+            raise ValueError(f"{', '.join(self.benchmark or ())} have different suffixes; give one by --prompt-suffix")
+        return suffixes.pop() if self.prompt_suffix is None else self.prompt_suffix
+
+    def load(self, default: int | None, *, split: Literal["train", "test"] = "test", seed: int = 0) -> list[Problem]:
+        """The problems, without the suffix.
+
+        Args:
+            default: for ``limit``.
+            split: of the embedded suites.
+            seed: draws the problems.
+        """
+        from relaylab.tasks.benchmarks import load_benchmark
+        from relaylab.tasks.data import load_problems
+        from relaylab.tasks.suites import SUITES, problems
+
+        limit = self.limit or default
+        if bool(self.suite) + bool(self.benchmark or self.data) != 1:
+            raise ValueError("name either --suite, --benchmark or --data")
+        if self.suite:
+            self.suite = [*SUITES] if self.suite == ["all"] else self.suite
+            return [p for s in self.suite for p in problems(s, limit or 200, split=split, seed=seed)]
+        if self.benchmark:
+            return [p for b in self.benchmark for p in load_benchmark(b, path=self.data, limit=limit, seed=seed)]
+        return load_problems(self.data or "", limit=limit)
+
+
+def _import_file(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None or path.stem in sys.modules or path.stem in sys.stdlib_module_names:
+        raise ValueError(f"--import {path}: give a Python file whose name is not that of another module")
+    sys.modules[path.stem] = module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[path.stem]
+        raise ValueError(f"--import {path}: {type(error).__name__}: {error}") from error
+    return module
+
+
+def _is_small(name: str) -> bool:
+    """Whether the files of a model say that it has fewer than 10 M parameters."""
+    from relaylab.engine.load import resolve
+    from relaylab.files import read_json
+
+    folder = Path(resolve(name))
+    if (adapter := folder / "adapter_config.json").exists():
+        folder = Path(resolve(read_json(adapter)["base_model_name_or_path"]))
+    sizes = [file.stat().st_size for file in folder.glob("*.safetensors")]
+    return bool(sizes) and sum(sizes) < SMALL

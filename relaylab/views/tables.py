@@ -1,0 +1,75 @@
+"""Tables of the terminal: traces by suite, an evaluation by method, the embedded models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from relaylab.trace import Trace
+from relaylab.views.trace_view import visible
+
+
+def trace_table(traces: Iterable[Trace]) -> Table:
+    """One row per suite. Excluded answers have no part in the accuracy."""
+    means = "problems", "correct", "teacher tokens", "calls", "tokens"
+    table, suites = _table("suite", *means, "failed calls", "excluded"), dict[str, list[Trace]]()
+    table.caption = "calls and tokens per response; a failed call was not answered"
+    for t in traces:
+        suites.setdefault(visible(str(t.problem.get("suite") or "-")), []).append(t)
+    for suite, rows in suites.items():
+        graded = [t.correct for t in rows if t.correct is not None and t.stop != "excluded"]
+        tokens, calls = sum(len(t.source) for t in rows), [c for t in rows for c in t.calls]
+        table.add_row(
+            Text(suite),
+            str(len(rows)),
+            _percent(sum(graded), len(graded)),
+            _percent(sum(t.source.count("t") for t in rows), tokens),
+            f"{len(calls) / len(rows):.2f}",
+            f"{tokens / len(rows):.1f}",
+            str(sum(c.status == "failed" for c in calls)),
+            str(sum(t.stop == "excluded" for t in rows)),
+        )
+    return table
+
+
+def method_table(summary: Any) -> Table:
+    """One row per method. ``summary``: of ``evaluation.stats.summary``."""
+    table = _table(
+        "method", "correct", "95 % interval", "teacher tokens", "calls a response", "gap recovered", "excluded"
+    )
+    for row in summary.itertuples():
+        interval, gap = f"{100 * row.low:.1f}, {100 * row.high:.1f}", _percent(row.gap, 1 if row.gap == row.gap else 0)
+        accuracy, teacher = _percent(row.accuracy, 1), f"{100 * row.teacher_share:.2f} %"
+        table.add_row(
+            Text(visible(row.method)), accuracy, interval, teacher, f"{row.calls:.2f}", gap, str(row.excluded or "")
+        )
+    return table
+
+
+def zoo_table(manifest: Mapping[str, Mapping[str, Any]]) -> Table:
+    """One row per embedded model, with its scores in the manifest."""
+    levels = dict.fromkeys(s["level"] for entry in manifest.values() for s in entry.get("scores", {}).values())
+    table = _table("model", "parameters", *levels, "relay, greedy", "teacher tokens")
+    table.caption = "accuracy on test problems; by level: temperature 1, no calls"
+    for name, entry in manifest.items():
+        scores, relayed = list(entry.get("scores", {}).values()), list(entry.get("relay_scores", {}).values())
+        by_level = [[s for s in scores if s["level"] == level] for level in levels]
+        cells = [_percent(*(sum(s[k] for s in group) for k in ("right", "count"))) for group in [*by_level, relayed]]
+        teacher = _percent(*(sum(s[k] for s in relayed) for k in ("teacher", "tokens")))
+        table.add_row(name, f"{entry['parameters']:,}" if "parameters" in entry else "-", *cells, teacher)
+    return table
+
+
+def _table(name: str, *numbers: str) -> Table:
+    table = Table()
+    table.add_column(name, no_wrap=True)
+    for header in numbers:
+        table.add_column(header, justify="right")
+    return table
+
+
+def _percent(part: float, whole: float) -> str:
+    return f"{100 * part / whole:.1f} %" if whole else "-"

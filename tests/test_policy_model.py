@@ -1,0 +1,139 @@
+"""The model that writes rollouts is the model in training, and what is saved of it loads as it was trained."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+import torch
+from peft import IA3Config, LoraConfig, get_peft_model
+
+from relaylab.engine.load import load_engine, load_model, resolve
+from relaylab.relay.config import RelayConfig
+from relaylab.training.policy_model import PolicyModel, check_apart, load_trainable, save_student, weights_digest
+
+IDS = torch.arange(12)[None]
+
+
+def moved(model, scale: float = 0.05) -> None:
+    """Move the weights, as some training does."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if p.requires_grad and ".ref." not in name:
+                p.add_(scale * torch.randn_like(p))
+
+
+@torch.no_grad()
+def logits(model) -> torch.Tensor:
+    return model(input_ids=IDS).logits
+
+
+@pytest.mark.parametrize(
+    "lora",
+    [
+        None, {"use_rslora": True}, {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"q_proj": 3}},
+        {"init_lora_weights": "olora"}, {"init_lora_weights": "pissa"}, {"init_lora_weights": "orthogonal"},
+        {"target_modules": ".*q_proj"}, {"exclude_modules": ["q_proj"]},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_rollouts_and_the_saved_student_are_of_the_model_in_training(tmp_path, lora):
+    model, tokenizer = load_trainable("warm", device="cpu", lora=lora)
+    policy = PolicyModel(model, tokenizer)
+    for _ in range(2):
+        moved(model)
+        policy.sync()
+        assert torch.allclose(logits(policy.engine.model), logits(model), atol=1e-3)
+    assert not any("lora" in n for n, _ in policy.engine.model.named_parameters())
+    save_student(model, tokenizer, "warm", tmp_path)
+    assert torch.allclose(logits(load_engine(tmp_path, device="cpu").model), logits(model), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("lora", "words"),
+    [
+        ({"use_dora": True}, "use_dora cannot be trained"),
+        ({"lora_bias": True}, "lora_bias cannot be trained"),
+        ({"bias": "all"}, "bias cannot be trained"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save cannot be trained"),
+        ({"trainable_token_indices": [5]}, "trainable_token_indices cannot be trained"),
+        ({"target_modules": ["embed_tokens"]}, "embed_tokens cannot be trained here; on linear layers it can"),
+        ({"target_modules": ["lm_head"]}, "lm_head is tied to the embedding"),
+        ({"init_lora_weights": "pissa_niter_4"}, "'pissa_niter_4' would not be loaded as it was saved"),
+        ({"lora_dropout": 0.1}, "lora_dropout must be 0"),
+        ({"rank": 4}, "lora: got an unexpected keyword argument 'rank'"),
+    ],
+    ids=str,
+)
+def test_adapters_that_rollouts_could_not_follow_are_refused(lora, words):
+    with pytest.raises(ValueError, match=words):
+        PolicyModel(*load_trainable("warm", device="cpu", lora=lora))
+
+
+def adapter(folder, config):
+    model = get_peft_model(load_model("warm", device="cpu")[0], config)
+    model.peft_config["default"].base_model_name_or_path = "warm"
+    model.save_pretrained(folder, save_embedding_layers=False)
+    return folder
+
+
+def test_adapters_of_other_kinds_are_refused_as_students(tmp_path):
+    kinds = {
+        "IA3": IA3Config(target_modules=["k_proj"], feedforward_modules=[], task_type="CAUSAL_LM"),
+        "use_dora": LoraConfig(target_modules=["k_proj"], use_dora=True, task_type="CAUSAL_LM"),
+    }
+    for words, config in kinds.items():
+        with pytest.raises(ValueError, match=words):
+            load_trainable(adapter(tmp_path / words, config), device="cpu")
+
+
+@pytest.mark.parametrize("scale", [0.05, 1e-3])
+def test_whatever_moves_without_the_rollouts_is_seen_after_the_first_step(scale):
+    """As a kind of adapter would that nobody here knows of: here a norm is trained besides."""
+    model, tokenizer = load_trainable("warm", device="cpu")
+    policy = PolicyModel(model, tokenizer)
+    model.get_base_model().model.norm.weight.requires_grad_(True)
+    moved(model, scale)
+    with pytest.raises(RuntimeError, match="rollouts would not be of the model in training"):
+        policy.sync()
+
+
+def test_what_excludes_each_other_is_named(tmp_path):
+    folder = adapter(tmp_path / "a", LoraConfig(target_modules=["k_proj"], task_type="CAUSAL_LM"))
+    for name, options, words in (
+        (folder, {"lora": {"r": 4}}, "brings an adapter"),
+        (folder, {"full": True}, "is an adapter, and full trains a whole model"),
+        ("student", {"lora": {"r": 4}, "full": True}, "exclude each other"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            load_trainable(name, device="cpu", **options)
+
+
+def test_an_adapter_names_its_base_so_that_it_loads_from_anywhere(tmp_path, monkeypatch):
+    model, tokenizer = load_trainable("warm", full=True, device="cpu")
+    save_student(model, tokenizer, "warm", tmp_path / "base", RelayConfig(max_tokens=9, fixed_call_tokens=4))
+    caps = json.loads((tmp_path / "base" / "relay_config.json").read_text())
+    assert caps == {"max_tokens": 9, "fixed_call_tokens": 4}
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "student").mkdir()
+    save_student(*load_trainable("base", device="cpu"), "base", tmp_path / "tuned")
+    monkeypatch.chdir(os.path.dirname(tmp_path))
+    assert load_engine(tmp_path / "tuned", device="cpu").name == "tuned"
+    for out in (tmp_path, tmp_path / "base", tmp_path / "tuned"):
+        with pytest.raises(ValueError, match="holds the model"):
+            check_apart(out, tmp_path / "tuned")
+    check_apart(tmp_path / "other", tmp_path / "tuned", "warm")
+
+
+def test_a_digest_tells_models_of_one_name_apart(tmp_path):
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        config = LoraConfig(target_modules=["k_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+        adapter(tmp_path / str(seed), config)
+    one, two = weights_digest(tmp_path / "1"), weights_digest(tmp_path / "2")
+    assert one != two
+    assert one == weights_digest(tmp_path / "1")
+    assert weights_digest("warm") == weights_digest(resolve("warm"))
+    assert weights_digest("owner/name") is None
