@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from relaylab.training.run import read_config
 
 from relaylab.sweep.notebook import check_values, code_cells, read_parameters
 from relaylab.sweep.plan import read_plan
