@@ -71,7 +71,12 @@ def overhead(home: Path, rounds: int, points: int) -> dict[str, float]:
     def alone() -> None:
         for point in plan.points:
             papermill.execute_notebook(
-                str(plan.notebook), str(home / "alone.ipynb"), parameters=point.parameters, progress_bar=False
+                str(plan.notebook),
+                str(home / "alone.ipynb"),
+                parameters=point.parameters,
+                progress_bar=False,
+                kernel_name="python3",
+                language="python",
             )
 
     alone()  # what is imported once
