@@ -9,7 +9,9 @@ from statistics import pstdev, stdev
 
 from relaylab.call_tag import OPEN
 from relaylab.checks.function import Function, NotYet
-from relaylab.evaluation.published import FULL, SIMPLE, TABLE_4
+from relaylab.evaluation.scorecard import paper_tables
+
+SIMPLE, FULL = "Relay simple", "Relay difficulty-aware"
 
 FORBIDDEN = OPEN[:-1].encode()  # what ``engine/token_text.py`` forbids; that module takes seconds to import
 
@@ -69,7 +71,9 @@ def _kept_lead(answer: float) -> bool:
 
 
 def _lead(system: str, how: str, column: int) -> float:
-    return TABLE_4[system, how][column] - TABLE_4["GRPO", "without teacher"][column]
+    table = paper_tables().query("source == 'table 4'").set_index(["system", "set"])["value"]
+    part = ("Easy", "Hard")[column]
+    return table[f"{system}, {how}", part] - table["GRPO, without teacher", part]
 
 
 CHECKS = {

@@ -7,12 +7,12 @@ import re
 from collections.abc import Iterator
 
 from relaylab.checks.function import Function, NotYet
-from relaylab.evaluation.cost import CostTerms, ModelTerms, alone, breakeven_calls, costs, regular_trace, usage
-from relaylab.evaluation.published import matched_p
+from relaylab.evaluation.cost import ModelPrices, Prices, alone, breakeven_calls, costs, regular_trace, usage
+from relaylab.evaluation.scorecard import matched_p
 from relaylab.trace import COMMAND, STUDENT, TEACHER, Call, Trace
 
 SHAPE = {"tokens": 1000, "prompt": 150, "command_tokens": 8}  # of docs/cost.md
-TERMS = CostTerms(student=ModelTerms(parameters=0.6e9), teacher=ModelTerms(parameters=8e9))
+TERMS = Prices(student=ModelPrices(parameters=0.6e9), teacher=ModelPrices(parameters=8e9))
 
 
 def _relay(prompt: int, source: str) -> Trace:
@@ -38,7 +38,7 @@ def _relays(rng: random.Random) -> Iterator[tuple[Trace, float, float]]:
 
 
 def _flops(trace: Trace, student: float, teacher: float, *, cache: bool = True) -> float:
-    terms = CostTerms(student=ModelTerms(parameters=student), teacher=ModelTerms(parameters=teacher), cache=cache)
+    terms = Prices(student=ModelPrices(parameters=student), teacher=ModelPrices(parameters=teacher), cache=cache)
     return float(costs(usage([trace]), terms).flops.iloc[0])
 
 
