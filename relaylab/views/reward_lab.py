@@ -20,7 +20,7 @@ from relaylab.views.widget import static_view
 
 MAX_ROLLOUTS = 8
 MAX_TOKENS = 10_000  # of one sort in a rollout, and requested by a call that nobody answers
-CAP = "explore"  # the option of ``score`` that caps what an unsolvable group earns by calling
+CAP = "exploration_cap"  # the option of ``score`` that caps what an unsolvable group earns by calling
 # By the name on the page: the scheme of ``score`` and its options.
 SCHEMES = {
     "outcome": ("outcome", {}),
