@@ -27,7 +27,8 @@ from typing import Any
 
 from datasets import Dataset
 from transformers import PrinterCallback, set_seed
-from trl import SFTConfig, SFTTrainer
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
 
 from relaylab.call_tag import format_call
 from relaylab.engine.engine import Engine

@@ -12,6 +12,8 @@ from typing import Any
 
 from relaylab.settings import nearest, read_yaml
 
+FOLDER = Path(__file__).parent
+
 
 def config_names() -> list[str]:
     """The names of the shipped runs.
@@ -45,7 +47,7 @@ def read_config(name: str | Path) -> dict[str, Any]:
 
 @cache
 def _shipped() -> dict[str, dict[str, Any]]:
-    return {name: run for file in sorted(Path(__file__).parent.glob("*.yaml")) for name, run in _read(file).items()}
+    return {name: run for file in sorted(FOLDER.glob("*.yaml")) for name, run in _read(file).items()}
 
 
 def _read(path: Path) -> dict[str, Any]:
