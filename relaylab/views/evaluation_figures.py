@@ -63,8 +63,7 @@ def accuracy_against_share(table: pd.DataFrame, *, student: str = "student", tea
     points = zip(best["method"], 100 * best["accuracy"], 100 * best["teacher_share"])
     words = "; ".join(f"{visible(m)}: {a:.1f} % right at {s:.1f} %" for m, a, s in points)
     alt = f"Accuracy against the teacher's share of all tokens, {table['id'].nunique()} problems. {words}."
-    layout = {"height": 640, "legend": {"y": -0.16, "yanchor": "top"}}
-    return with_alt_text(fig, alt, "Accuracy against the teacher's share", **layout)
+    return with_alt_text(fig, alt, "Accuracy against the teacher's share", height=640, legend=_below(-0.16))
 
 
 def suite_accuracy(table: pd.DataFrame) -> pd.DataFrame:
@@ -94,9 +93,9 @@ def suite_bars(table: pd.DataFrame) -> go.Figure:
     fig.for_each_annotation(lambda a: a.update(text=a.text.removeprefix("method="), font_size=14))
     fig.update_traces(hovertemplate="%{x}: %{y:.1f} %<extra></extra>", error_y_thickness=1)
     fig.update_yaxes(range=[0, 105], title_text="").update_yaxes(title_text="solved (%)", col=1)
-    height = 160 + 190 * -(-len(methods) // across)
+    layout = {"height": 160 + 190 * -(-len(methods) // across)}
     fig.update_xaxes(tickangle=-60)
-    return with_alt_text(fig, f"Accuracy by suite. {words}.", "Accuracy by suite", height=height, showlegend=False)
+    return with_alt_text(fig, f"Accuracy by suite. {words}.", "Accuracy by suite", showlegend=False, **layout)
 
 
 def position_figure(calls: pd.DataFrame) -> go.Figure:
