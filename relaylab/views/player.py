@@ -118,7 +118,7 @@ def _question(trace: Trace) -> str:
 
 def _numbers(values: Sequence[float | None] | None) -> list[float | None] | None:
     """Rounded to four digits. A value that is not finite is None, since JSON cannot hold it."""
-    return values and [None if v is None or not math.isfinite(v) else round(v, 4) for v in values]
+    return None if values is None else [None if v is None or not math.isfinite(v) else round(v, 4) for v in values]
 
 
 def _words(trace: Trace, summary: str) -> str:
