@@ -10,6 +10,7 @@ The console must be empty of errors, and JupyterLab's own are not excused: none 
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import nbformat
@@ -77,6 +78,7 @@ def lesson(jupyter, folder: Path) -> Lab:
     """Lesson 07 with the parameters of a quick run, in a cell of their own as papermill writes it."""
     small = smoke_parameters(ROOT / "notebooks")[LESSON]
     copy = folder / f"{LESSON}.ipynb"
+    shutil.copytree(ROOT / "notebooks" / "lesson", folder / "lesson")
     papermill.execute_notebook(ROOT / "notebooks" / copy.name, copy, small, prepare_only=True)
     lab = jupyter(copy.name)
     lab.run_all()
