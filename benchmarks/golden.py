@@ -386,7 +386,8 @@ def reward_table(groups: Sequence[Sequence[Any]]) -> dict[str, list[list[float]]
         found[f"ratio {ratio}"] = [r.ratios(g, ratio) for g in groups]
         found[f"simple {ratio}"] = r.score(groups, "simple", ratio=ratio)
         for name, options in {
-            "": {}, ", no bonus": {"bonus": 1.0}, ", no exploration": {"exploration_cap": 0.0}, ", cap 0.1": {"exploration_cap": 0.1},
+            "": {}, ", no bonus": {"bonus": 1.0}, ", no exploration": {"exploration_cap": 0.0},
+            ", cap 0.1": {"exploration_cap": 0.1},
             ", penalty -0.5": {"penalty": -0.5},
         }.items():  # fmt: skip
             found[f"difficulty {ratio}{name}"] = r.score(groups, "difficulty_aware", ratio=ratio, **options)

@@ -38,6 +38,7 @@ from relaylab.views.figures import call_positions, save_figure
 from relaylab.views.sweep_report import plane_figure
 from relaylab.views.trace_view import trace_html, trace_summary
 
+CAPS = ("max_tokens", "max_calls", "max_call_tokens", "max_teacher_tokens", "fixed_call_tokens")
 TRACES = 180  # traces whose calls are drawn: a row is to be seen
 SWEPT = ("accuracy", "teacher_share", "alone")  # what of a sweep is told
 COLUMNS = ("accuracy", "call_ratio", "calls", "mean_n")  # not the reward: each scheme has its own scale
@@ -68,7 +69,7 @@ def main(
 ) -> None:
     """Draw the pictures of the series from an evaluation and training runs."""
     table, traces = read_table(evaluation), method_traces(evaluation, method)
-    terms = json.loads((evaluation / "terms.json").read_text())
+    config = json.loads((evaluation / "config.json").read_text())
     pictures = {
         "accuracy": accuracy(table),
         "suites": suites(table),
@@ -89,7 +90,7 @@ def main(
     command = f"python figures/make.py EVALUATION --method {method} --suite {suite}"
     sweeps = [f"--sweep notebooks/measured/{path.name}" for path in sweep or ()]
     command = " \\\n    ".join([command, *(f"--run {name}=RUN" for name in runs), *sweeps])
-    (out / "README.md").write_text(index(pictures, table, terms, command), encoding="utf-8")
+    (out / "README.md").write_text(index(pictures, table, config, command), encoding="utf-8")
 
 
 def accuracy(table: pd.DataFrame) -> Picture:
@@ -137,7 +138,7 @@ def learning(runs: dict[str, Path]) -> Picture:
     fig.data = [line for line in fig.data if line.mode == "lines"]  # the steps themselves are in the CSV
     fig.update_layout(title_subtitle_text="means of the last 10 steps")
     picture = _plotted(fig, pd.concat(kept))
-    seeds = {name: json.loads((folder / "terms.json").read_text()).get("seed") for name, folder in runs.items()}
+    seeds = {name: json.loads((folder / "config.json").read_text()).get("seed") for name, folder in runs.items()}
     told = ", ".join(f"`{name}` (seed {seed})" for name, seed in seeds.items())
     return replace(picture, made_from=f"the runs that `relaylab zoo train NAME` makes: {told}")
 
@@ -163,11 +164,11 @@ def method_traces(evaluation: Path, method: str) -> list[Trace]:
     return list(read_traces(known[method]))
 
 
-def index(pictures: dict[str, Picture], table: pd.DataFrame, terms: dict, command: str) -> str:
+def index(pictures: dict[str, Picture], table: pd.DataFrame, config: dict, command: str) -> str:
     """``README.md``: each picture with what it shows, and how all were made."""
-    limits = ", ".join(f"{name} {value}" for name, value in terms["limits"].items() if value is not None)
+    limits = ", ".join(f"{name} {config[name]}" for name in CAPS if config.get(name) is not None)
     machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
-    seed, temperature = terms["seed"], terms["temperature"]
+    seed, temperature = config["seed"], config["temperature"]
     lines = [
         "# Figures",
         "",
@@ -177,7 +178,7 @@ def index(pictures: dict[str, Picture], table: pd.DataFrame, terms: dict, comman
         "",
         f"```bash\n{command}\n```",
         "",
-        f"Evaluation: seed {seed}, temperature {temperature:g}, teacher `{terms['teacher']}`, {limits}. Drawn by "
+        f"Evaluation: seed {seed}, temperature {temperature:g}, teacher `{config['teacher']}`, {limits}. Drawn by "
         f"relaylab {__version__} on {machine}.",
     ]
     for name, picture in pictures.items():

@@ -51,8 +51,8 @@ def evaluation(tmp_path) -> Path:
                 out.write(trace)
         rows.append(rows_of(mine, method, method, 0))
     pd.concat(rows).to_csv(folder / "table.csv", index=False)
-    terms = {"teacher": "big", "limits": {"max_tokens": 160, "max_calls": None}, "seed": 7, "temperature": 0.0}
-    (folder / "terms.json").write_text(json.dumps(terms))
+    config = {"teacher": "big", "max_tokens": 160, "max_calls": None, "seed": 7, "temperature": 0.0}
+    (folder / "config.json").write_text(json.dumps(config))
     return folder
 
 
@@ -62,7 +62,7 @@ def run(tmp_path) -> Path:
     folder.mkdir()
     line = {"reward": 0.5, "accuracy": 0.5, "call_ratio": 0.1, "calls": 1.0, "mean_n": 8.0}
     (folder / "metrics.jsonl").write_text("".join(json.dumps({"step": s} | line) + "\n" for s in (1, 2)))
-    (folder / "terms.json").write_text('{"seed": 3}')
+    (folder / "config.json").write_text('{"seed": 3}')
     return folder
 
 

@@ -96,7 +96,7 @@ def report(out: str | Path, *, student: str = "student", teacher: str = "teacher
     """
     out = Path(out)
     table = read_table(out)
-    config = read_json(out / "terms.json")
+    config = read_json(out / "config.json")
     names = list(dict.fromkeys(table["method"]))
     main = next((m for m in ("relay", *names) if m in names and m not in (student, teacher)), names[0])
     figures = {"accuracy": accuracy_against_share(table, student=student, teacher=teacher), "suites": suite_bars(table)}

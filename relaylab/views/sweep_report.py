@@ -23,7 +23,7 @@ from relaylab.views import theme
 from relaylab.views.figures import plain
 from relaylab.views.trace_view import visible
 
-theme.register()
+theme.register_templates()
 
 STYLE = (
     "body{font:15px/1.5 var(--rl-sans);background:var(--rl-paper);color:var(--rl-ink);max-width:1100px;margin:2em auto;"
@@ -60,9 +60,9 @@ def report(plan: Plan, table: pd.DataFrame, out: str | Path, failures: Mapping[s
         f"Notebook <code>{_text(name)}</code>.</p>"
     ]
     if len(rows):
-        parts += [INTERVALS, _effects_table(rows), *(theme.described(fig).html for fig in effect_figures(rows))]
+        parts += [INTERVALS, _effects_table(rows), *(theme.show_figure(fig).html for fig in effect_figures(rows))]
     if len(corners := plane(plan, table)):
-        parts.append(theme.described(plane_figure(plan, corners)).html)
+        parts.append(theme.show_figure(plane_figure(plan, corners)).html)
     if bad:
         lines = [(_named(p.levels), _seed(p.seed), _failure(failed[p.key], p.key, name)) for p in bad]
         parts += ["<h2>Failures</h2>", _table(("point", "seed", "what happened"), lines)]
