@@ -33,7 +33,6 @@ from typing import Any
 
 import torch
 import transformers
-from relaylab.training.memory import QWEN3, Shape
 from transformers import Qwen3Config, Qwen3ForCausalLM
 from transformers.utils import logging
 
@@ -41,10 +40,12 @@ from relaylab.engine.engine import Engine
 from relaylab.engine.kv_cache import CacheSlot
 from relaylab.engine.load import embedded_tokenizer
 from relaylab.engine.sampling import sample
+from relaylab.memory import QWEN3, Shape, shipped, total
 from relaylab.relay.call_rules import CallAt
 from relaylab.relay.local_teacher import LocalTeacher
 from relaylab.relay.relay import Relay
 from relaylab.tasks.suites import SUITES, problems
+from relaylab.training.run_dir import read_metrics
 
 TOKENIZER = embedded_tokenizer()
 TINY = Shape(64, 2, 4, 2, 16, 96, 2048, True)

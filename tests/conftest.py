@@ -33,7 +33,7 @@ def impatient(monkeypatch) -> Iterator[None]:
 
 @pytest.fixture
 def misbehaving_server(monkeypatch) -> Iterator[MisbehavingServer]:
-    """An API server of our own for faults of every kind; its dialect and its script are set on it. Retries are quick."""
+    """An API server of our own for faults of every kind; its dialect and script are set on it. Retries are quick."""
     monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
     monkeypatch.setattr("openai._base_client.MAX_RETRY_DELAY", 0.02)
     server = MisbehavingServer()
