@@ -386,7 +386,7 @@ def reward_table(groups: Sequence[Sequence[Any]]) -> dict[str, list[list[float]]
         found[f"ratio {ratio}"] = [r.ratios(g, ratio) for g in groups]
         found[f"simple {ratio}"] = r.score(groups, "simple", ratio=ratio)
         for name, options in {
-            "": {}, ", no bonus": {"bonus": 1.0}, ", no exploration": {"explore": False}, ", cap 0.1": {"explore": 0.1},
+            "": {}, ", no bonus": {"bonus": 1.0}, ", no exploration": {"exploration_cap": 0.0}, ", cap 0.1": {"exploration_cap": 0.1},
             ", penalty -0.5": {"penalty": -0.5},
         }.items():  # fmt: skip
             found[f"difficulty {ratio}{name}"] = r.score(groups, "difficulty_aware", ratio=ratio, **options)
@@ -409,7 +409,7 @@ def warmup_rows(student: Any, problems: Sequence[Any], **options: Any) -> list[t
     temperature."""
     from relaylab.training.warmup import warmup_data
 
-    options["sure"] = options.pop("min_prob", 0.0)
+    options["min_token_prob"] = options.pop("min_prob", 0.0)
     rows = warmup_data(student, problems, max_tokens=160, progress=False, **options)
     return [(row["input_ids"], row["labels"]) for row in rows]
 
@@ -421,7 +421,8 @@ def warmup(student: str, problems: Sequence[Any], folder: Path, *, steps: int, f
     from relaylab.training.warmup import warmup
 
     options |= {"max_tokens": 160, "device": "cpu", "progress": False}
-    warmup(student, problems, folder, steps=steps, full=full, **options)
+    options["per_device_train_batch_size"] = options.pop("batch_size")
+    warmup(student, problems, folder, max_steps=steps, full=full, **options)
     return load_file(folder / ("model.safetensors" if full else "adapter_model.safetensors"))
 
 
@@ -449,17 +450,23 @@ def train(
     """GRPO; (saved tensors, metrics of each optimiser step, traces of each step). first: steps with other caps."""
     from safetensors.torch import load_file
 
-    from relaylab.relay.config import RelayConfig
     from relaylab.trace import read_traces
-    from relaylab.training.grpo import grpo
+    from relaylab.training.grpo import train
     from relaylab.training.run_dir import read_metrics
 
-    out = grpo(
-        student, [teacher], problems, folder, steps=steps, prompts=prompts, group=group, learning_rate=learning_rate,
-        limits=RelayConfig(max_tokens=max_tokens, max_calls=max_calls), updates=updates, micro_batch=micro_batch,
-        reward=reward, reward_options={"ratio": ratio} if ratio else None, mask_teacher=mask_teacher,
-        lead=[(first[0], RelayConfig(**first[1]))] if first else (), full=full, seed=seed, keep_rollouts=1,
-        progress=False, device="cpu",
+    micro = micro_batch or prompts * group // updates
+    accumulate = prompts * group // updates // micro
+    options: dict[str, Any] = {"ratio": ratio} if ratio else {}
+    if first:
+        caps = {"max_tokens": "max_completion_length", "call_tokens": "fixed_call_tokens"}
+        stage = {"steps": first[0] * updates} | {caps.get(k, k): v for k, v in first[1].items()}
+        options["call_curriculum"] = [stage]
+    out = train(
+        student=student, output_dir=str(folder), teachers=[teacher], problems=problems, max_steps=steps * updates,
+        num_generations=group, per_device_train_batch_size=micro, gradient_accumulation_steps=accumulate,
+        steps_per_generation=accumulate * updates, learning_rate=learning_rate, max_completion_length=max_tokens,
+        max_calls=max_calls, reward=reward, mask_teacher=mask_teacher, full=full, seed=seed, keep_rollouts=1,
+        save_steps=50 * updates, disable_tqdm=True, use_cpu=True, **options,
     )  # fmt: skip
     saved = load_file(out / ("model.safetensors" if full else "adapter_model.safetensors"))
     rollouts = [list(read_traces(path)) for path in sorted((folder / "rollouts").glob("*.jsonl"))]

@@ -32,8 +32,8 @@ from relaylab.evaluation.table import read_table, trace_files
 from relaylab.sweep.results import effects, plane, read_results
 from relaylab.trace import Trace, read_traces
 from relaylab.version import __version__
-from relaylab.views import report
 from relaylab.views.curves import learning_curves
+from relaylab.views.evaluation_figures import accuracy_against_share, suite_accuracy, suite_bars
 from relaylab.views.figures import call_positions, save_figure
 from relaylab.views.sweep_report import plane_figure
 from relaylab.views.trace_view import trace_html, trace_summary
@@ -94,18 +94,12 @@ def main(
 
 def accuracy(table: pd.DataFrame) -> Picture:
     """Every method's accuracy against the teacher's share of all tokens."""
-    return _plotted(report.accuracy_against_share(table), summary(table))
+    return _plotted(accuracy_against_share(table), summary(table))
 
 
 def suites(table: pd.DataFrame) -> Picture:
     """Accuracy in each suite, a small picture a method."""
-    fig = report.suite_bars(table)
-    numbers = [
-        {"method": bars.name, "suite": suite, "solved %": y, "low": y - below, "high": y + above}
-        for bars in fig.data
-        for suite, y, above, below in zip(bars.x, bars.y, bars.error_y.array, bars.error_y.arrayminus, strict=True)
-    ]
-    return _plotted(fig, pd.DataFrame(numbers))
+    return _plotted(suite_bars(table), suite_accuracy(table))
 
 
 def calls(traces: list[Trace], method: str) -> Picture:
@@ -235,7 +229,7 @@ def _page(trace: Trace, stem: Path) -> list[Path]:
             viewport={"width": WIDTH, "height": 400}, device_scale_factor=SCALE, color_scheme="light"
         )
         tab.goto(page.resolve().as_uri())
-        tab.locator("section.rlt").screenshot(path=stem.with_suffix(".png"))
+        tab.locator("section.rl-trace").screenshot(path=stem.with_suffix(".png"))
         running.close()
     return [stem.with_suffix(".png"), page]
 

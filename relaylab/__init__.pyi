@@ -21,7 +21,7 @@ from .training.grpo import train as train
 from .training.warmup import warmup as warmup
 from .views.atlas import atlas as atlas
 from .views.counterfactual_view import CounterfactualView as CounterfactualView
-from .views.playground import Playground as Playground
 from .views.player import player as player
+from .views.playground import Playground as Playground
 
 __version__: str

@@ -21,7 +21,7 @@ from relaylab.files import read_json, write_json, write_whole
 from relaylab.notebook_commands import lessons_home
 
 RECORD = ".relaylab.json"  # in the reader's folder: of each file, the checksum of what was written last
-SHARED = ("notebooks/*.ipynb", "notebooks/*.yaml", "notebooks/measured/*.csv", "docs/*.md")
+SHARED = ("notebooks/*.ipynb", "notebooks/lesson/**/*.py", "notebooks/*.yaml", "notebooks/measured/*.csv", "docs/*.md")
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,6 @@ from test_view import HOSTILE
 
 from relaylab.trace import Call, Trace, TraceWriter
 from relaylab.views.atlas import COLUMNS, OUTCOMES, _cells, _chosen, atlas, read_labelled
-from relaylab.views.frontend import scripts, source
 
 TAGS = {"section", "style", "script", "div", "details", "summary", "p", "table", "thead", "tbody", "tr", "th", "td"}
 VIEW = {"rows": "group", "align": "position", "shade": "share", "calls": "answered"}
@@ -115,10 +114,10 @@ def test_what_a_cell_says_and_lists():
         return evaluate("atlas", f"cellWords(prepared(data.data), data.{which}, {call})", view)
 
     assert say("position", 6) == (
-        "method a, 25 to 30 % of the answer: 1 of 3 traces (33.3 %), 1 call, 1.0 tokens delivered a call."
+        "method a, 25 to 30 % of the answer: 1 of 3 traces (33.3 %), 1 call, 1.0 tokens delivered per call."
     )
     assert say("position", 0) == "method a, no call: 2 of 3 traces (66.7 %)."
-    assert say("line", 2) == "method a, line 2: 1 of 1 trace (100.0 %), 1 call, 0.0 tokens delivered a call."
+    assert say("line", 2) == "method a, line 2: 1 of 1 trace (100.0 %), 1 call, 0.0 tokens delivered per call."
     lists = "[0, 6, 7].map((k) => listed(prepared(data.data), data.position, 0, k))"
     none, one, empty = evaluate("atlas", lists, view)
     assert [e["t"] for e in none] == [1, 2]
@@ -150,9 +149,9 @@ def test_the_traces_in_full_reach_as_many_cells_as_they_can():
     found = _cells(page.data["traces"], page.data["calls"])
     assert set().union(*(found[t] for t in kept)) == set().union(*found)
     assert "120 of the 600 traces are in this page in full" in page.data["note"]
-    assert page.data["note"].count("every cell has") == 1
+    assert page.data["note"].count("every cell has one") == 1
     few = Page(atlas(traces, by=labels, full=4).html).data["note"]
-    assert re.search(r"one: \d+ of \d+ cells have\.", few)
+    assert re.search(r"one: \d+ of \d+ cells have one\.", few)
     assert Page(atlas(traces[:9], full=9).html).data["note"] == "All traces can be opened."
 
 
@@ -164,6 +163,7 @@ def test_long_traces_are_kept_whole_only_as_far_as_there_is_room():
 
 def test_hostile_text_is_data_and_never_markup():
     traces = [Trace(text, [1], [1], "s", [text], student=text, id=text, problem={"suite": text}) for text in HOSTILE]
+    traces.append(Trace("", [1], [1], "c", ["<call>\ud800</call>"], [Call(0, 1, status="empty", teacher="\ud800")]))
     traces.append(Trace("", [1], [1], "s", ["x" * 100_000], id="x" * 100_000, problem={"suite": "x" * 100_000}))
     for page in (atlas(traces), atlas(traces, by=[t.id for t in traces], name=HOSTILE[0])):
         page.html.encode()  # no lone surrogates
@@ -173,8 +173,6 @@ def test_hostile_text_is_data_and_never_markup():
         assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u200b]", page.html)
         assert HOSTILE[0] in found.words
         assert max(map(len, found.data["groups"])) <= 80 * 10  # cut, then what could steer is written out
-    assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(|Function\(", source("atlas.js"))
-    assert not re.search(r"https?:|fetch\(|import[ (]|</script|<!--", source("atlas.js"))
 
 
 def test_without_scripts_a_table_says_it():
@@ -188,7 +186,7 @@ def test_without_scripts_a_table_says_it():
         "Call atlas: 3 traces in 2 rows by method, 1 answered call. Half of the calls begin by 25 % of the answer."
     )
     words = Page(view.html).words
-    assert "methodtracesright (%)with an answered call (%)answered calls a trace" in words
+    assert "methodtracesright (%)with an answered call (%)answered calls per trace" in words
     assert "a250.050.00.5025 to 30 %: 50 % of the traces" in words
     assert "b10.00.00.00" in words
 
@@ -237,12 +235,6 @@ def test_the_files_of_a_folder(tmp_path: Path):
     assert sorted(t.id for t in traces) == ["a", "c", "d", "e"]
     write("relay student=a.jsonl", "f")
     assert set(read_labelled(tmp_path)[1]) == {"000020", "000020-1", "000100", "relay student=a"}
-
-
-def test_a_view_within_a_view_keeps_its_names_to_itself():
-    text = scripts("atlas", ["player"])
-    assert text.index("const player = (() => {") < text.index("function play(stage") < text.index("function tally")
-    assert text.count("function render(") == 2
 
 
 # In a browser ---------------------------------------------------------------------------------------------------------

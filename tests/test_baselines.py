@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
-import torch
 
-from relaylab.evaluation.systems import METHODS, Bench, Models, confidence, method
-from relaylab.evaluation.token_router import Hidden, train_token_router
+from relaylab.evaluation.eval_run import EvalRun, ModelCache
+from relaylab.evaluation.systems import SYSTEMS, confidence, system
+from relaylab.evaluation.token_router import train_token_router
 from relaylab.relay.config import RelayConfig
 from relaylab.relay.pair import problem_seed
 from relaylab.relay.teachers import ScriptedTeacher
@@ -20,78 +21,75 @@ SUITES = ("savings", "tiles", "depot")
 
 @pytest.fixture(scope="module")
 def models():
-    training = [p for s in SUITES for p in problems(s, 4, split="train")]
-    return Models(training=training, max_tokens=130)
+    return ModelCache(training=[p for s in SUITES for p in problems(s, 4, split="train")], max_tokens=130)
 
 
 @pytest.fixture(scope="module")
-def bench(models, tmp_path_factory):
+def run(models, tmp_path_factory):
     chosen = [p for s in SUITES for p in problems(s, 4)]
-    limits = RelayConfig(max_tokens=130, max_calls=2)
-    return Bench(models, chosen, tmp_path_factory.mktemp("bench"), config=limits, batch_size=12, progress=False)
+    config = RelayConfig(max_tokens=130, max_calls=2)
+    return EvalRun(models, chosen, tmp_path_factory.mktemp("run"), config, batch_size=12, progress=False)
 
 
 def accuracy(traces):
     return sum(bool(t.correct) for t in traces) / len(traces)
 
 
-def test_the_teacher_is_better_and_every_token_is_its_own(bench):
-    student, teacher = bench.traces(METHODS["student"]), bench.traces(METHODS["teacher"])
+def test_the_teacher_is_better_and_every_token_is_its_own(run):
+    student, teacher = run.traces(SYSTEMS["student"]), run.traces(SYSTEMS["teacher"])
     assert accuracy(teacher) > accuracy(student)
     assert all(set(t.source) == {"t"} and t.stop == "teacher_end" for t in teacher)
     assert all(t.call_ratio == 0 and not t.calls for t in student)
 
 
-def test_a_router_gives_each_question_to_one_of_the_two_by_its_coin(bench):
-    alone, teacher = bench.traces(METHODS["student"]), bench.traces(METHODS["teacher"])
-    some, more = bench.traces(method("router:p=0.3")), bench.traces(method("router:p=0.7"))
-    for i, problem in enumerate(bench.problems):
+def test_a_router_gives_each_question_to_one_of_the_two_by_its_coin(run):
+    student, teacher = run.traces(SYSTEMS["student"]), run.traces(SYSTEMS["teacher"])
+    some, more = run.traces(system("router:p=0.3")), run.traces(system("router:p=0.7"))
+    for i, problem in enumerate(run.problems):
         u = random.Random(problem_seed(0, f"router/{problem.id}")).random()
-        assert some[i] == (teacher[i] if u < 0.3 else alone[i])
-        assert more[i] == (teacher[i] if u < 0.7 else alone[i])
-    routed = [{t.id for t in traces if t.call_ratio == 1} for traces in (some, more)]
-    assert routed[0] < routed[1]  # one coin a question: what p = 0.3 sends, p = 0.7 sends too
+        assert some[i] == (teacher[i] if u < 0.3 else student[i])
+        assert more[i] == (teacher[i] if u < 0.7 else student[i])
+    assert list(read_traces(run.path(system("router:p=0.7")))) == more
 
 
-def test_a_cascade_sends_the_least_sure_and_says_what_it_threw_away(bench):
-    alone = {t.id: t for t in bench.traces(METHODS["student"])}
-    traces = bench.traces(method("cascade:share=0.25"))
+def test_a_cascade_sends_the_least_sure_and_records_what_it_discards(run):
+    student = {t.id: t for t in run.traces(SYSTEMS["student"])}
+    traces = run.traces(system("cascade:share=0.25"))
     sent = {t.id for t in traces if t.call_ratio == 1}
-    assert sent == set(sorted(alone, key=lambda name: confidence(alone[name]))[:3])
+    assert sent == set(sorted(student, key=lambda name: confidence(student[name]))[:3])
     for t in traces:
-        assert t.config.get("discarded_tokens") == (len(alone[t.id].completion_ids) if t.id in sent else None)
-    own = alone[traces[0].id]
+        assert t.config.get("discarded_tokens") == (len(student[t.id].completion_ids) if t.id in sent else None)
+    own = student[traces[0].id]
     assert confidence(own) == pytest.approx(sum(own.logprobs) / len(own.logprobs))
 
 
-def test_plan_and_entropy_hand_over_without_a_command(bench):
-    for t in bench.traces(method("plan:n=9")):
+def test_plan_and_entropy_call_without_a_command(run):
+    for t in run.traces(system("plan:n=9")):
         assert t.source.startswith("t" * 9 + "s")
         assert t.count("t") == 9
-    unsure = bench.traces(METHODS["entropy"])
-    assert accuracy(unsure) > accuracy(bench.traces(METHODS["student"]))
+    unsure = run.traces(SYSTEMS["entropy"])
+    assert accuracy(unsure) > accuracy(run.traces(SYSTEMS["student"]))
     calls = [(t, c) for t in unsure for c in t.calls]
     assert calls
-    for t, c in calls:
-        assert c.start == c.end
-        assert c.requested == 8
-        assert t.entropies[c.start] > 0.6
+    assert all(c.start == c.end and c.requested == 8 and t.entropies[c.start] > 0.6 for t, c in calls)
 
 
-def test_fixed_grants_every_call_the_same(bench):
-    for t in bench.traces(method("relay:n=3")):
-        assert all(c.granted == 3 for c in t.answered)
-
-
-def test_another_teacher_answers_the_same_calls(bench):
-    swapped = bench.traces(method("relay:teacher=student"))
+def test_relays_with_a_fixed_length_and_with_another_teacher(run):
+    assert all(c.granted == 3 for t in run.traces(system("relay:n=3")) for c in t.answered)
+    swapped = run.traces(system("relay:teacher=student"))
     assert {t.teacher for t in swapped} == {"student"}
-    for own, other in zip(bench.traces(METHODS["relay"]), swapped):
-        assert [c.start for c in own.answered[:1]] == [c.start for c in other.answered[:1]]  # nothing was heard before
+    for own, other in zip(run.traces(SYSTEMS["relay"]), swapped):  # nobody was heard before the first call
+        assert [c.start for c in own.answered[:1]] == [c.start for c in other.answered[:1]]
 
 
-def test_speculative_decoding_loses_nothing_and_needs_fewer_passes(bench):
-    teacher, fast = bench.traces(METHODS["teacher"]), bench.traces(METHODS["speculative"])
+def test_caps_of_a_training_hold_where_the_run_leaves_them_open(run, monkeypatch):
+    trained = {"max_calls": 1, "max_call_tokens": 4, "max_tokens": 9}
+    monkeypatch.setattr("relaylab.evaluation.eval_run.relay_defaults", lambda name: trained)
+    assert run.relay_config("relay") == replace(run.config, max_call_tokens=4)  # max_calls is set to 2
+
+
+def test_speculative_decoding_loses_nothing_and_needs_fewer_passes(run):
+    teacher, fast = run.traces(SYSTEMS["teacher"]), run.traces(SYSTEMS["speculative"])
     for a, b in zip(teacher, fast):
         assert b.completion_ids[:-1] == a.completion_ids
         assert b.correct == a.correct
@@ -100,54 +98,62 @@ def test_speculative_decoding_loses_nothing_and_needs_fewer_passes(bench):
         assert counts["student_passes"] >= len(b.completion_ids) - counts["teacher_passes"]
 
 
-def test_traces_are_kept_and_read_again(bench, models):
-    again = Bench(models, bench.problems, bench.folder, config=bench.limits, batch_size=12, progress=False)
+def test_traces_are_kept_and_read_again(run, models):
     for name in ("student", "speculative"):
-        path = bench.path(METHODS[name])
-        bench.traces(METHODS[name])
+        path, traces = run.path(SYSTEMS[name]), run.traces(SYSTEMS[name])
         before = path.read_bytes()
-        assert again.traces(METHODS[name]) == bench.traces(METHODS[name])
+        assert replace(run, _done={}).traces(SYSTEMS[name]) == traces
         assert path.read_bytes() == before
-    other = Bench(models, bench.problems, bench.folder, config=bench.limits, seed=5, progress=False)
-    for name in ("student", "speculative"):
         with pytest.raises(ValueError, match="was made with"):
-            other.traces(METHODS[name])
-    assert {t.id for t in read_traces(bench.path(METHODS["student"]))} == {p.id for p in bench.problems}
+            replace(run, _done={}, seed=5).traces(SYSTEMS[name])
 
 
-def test_the_hidden_state_is_read_back_from_the_logits(models):
-    student = models.engine("student")
-    ids = student.prompt_ids([{"role": "user", "content": "What is 12 + 34?"}])
-    row = student.open(ids)
-    logits = student.forward([row], positions=len(ids))[0]
-    student.close(row)
-    with torch.no_grad():
-        states = student.model.model(torch.tensor([ids])).last_hidden_state[0]
-    assert torch.allclose(Hidden(student)(logits), states, atol=1e-4)
-
-
-def test_a_token_router_learns_where_the_student_alone_fails(bench, models):
+def test_a_token_router_learns_where_the_student_alone_fails(run, models):
     router = models.router("student")
     assert 0 < router.needed < 0.1
-    assert accuracy(bench.traces(METHODS["citer"])) > accuracy(bench.traces(METHODS["student"]))
-    assert all(c.delivered == 1 for t in bench.traces(METHODS["citer"]) for c in t.answered)
+    routed = run.traces(SYSTEMS["citer"])
+    assert accuracy(routed) > accuracy(run.traces(SYSTEMS["student"]))
+    assert all(c.delivered == 1 for t in routed for c in t.answered)
 
 
-def test_what_cannot_work_says_so(bench, models, tmp_path):
-    for text, told in (
+def test_labels_have_files_of_their_own_and_hold_no_password(run):
+    labels = ["relay:student=a/b", "relay:student=a_b", "relay:student=a", "relay:teacher=http://ann:pw@h/v1?key=k"]
+    paths = [run.path(system(label)).name for label in labels]
+    assert len({p.casefold() for p in paths}) == len(paths)
+    assert paths[2] == "relay student=a.jsonl"
+    assert system(labels[3]).label == "relay:teacher=http://h/v1"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
         ("magic", "no method 'magic'"),
         ("router:q=1", "no option of router"),
         ("router:p=half", "is no float"),
         ("teacher:p=1", "has none"),
-    ):
-        with pytest.raises(ValueError, match=told):
-            method(text)
-    served = Models(ScriptedTeacher(["1"], name="far away"), models.training)
-    far = Bench(served, bench.problems[:1], tmp_path, progress=False)
+        ("router:p=nan", "p is nan; it lies in 0 to 1"),
+        ("router:p=1.5", "p is 1.5"),
+        ("cascade:share=-1", "share is -1.0"),
+        ("plan:n=-1", "n is -1"),
+        ("relay:n=-1", "n is -1"),
+        ("entropy:threshold=nan", "threshold is nan"),
+        ("speculative:draft=0", "draft is 0"),
+        ("router:p=0.1,p=0.2", "p is set twice"),
+    ],
+)
+def test_bad_texts_are_named(text, message):
+    with pytest.raises(ValueError, match=message):
+        system(text)
+
+
+def test_a_teacher_far_away_cannot_be_looked_into(run, models, tmp_path):
+    far = EvalRun(
+        ModelCache(ScriptedTeacher(["1"], name="far away"), models.training), run.problems[:1], tmp_path, progress=False
+    )
     for name in ("citer", "speculative"):
         with pytest.raises(ValueError, match="needs both models in this process"):
-            far.traces(METHODS[name])
-    with pytest.raises(ValueError, match="none were given"):
-        Models().router("student")
+            far.traces(SYSTEMS[name])
+    with pytest.raises(ValueError, match="learns from training problems"):
+        ModelCache().router("student")
     with pytest.raises(ValueError, match="solves none"):
         train_token_router(models.engine("student"), models.local_teacher("x"), problems("galaxy", 1), max_tokens=5)

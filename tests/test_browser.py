@@ -1,9 +1,8 @@
 """The views in a real JupyterLab: notebooks run from the menu; each view clicked, used by keys alone, and looked at.
 
-Lesson 07, small, has the player, the atlas, the counterfactual and the live bench, as a learner meets them. A notebook
-of its own has the reward lab and the cost dial, which stand in other lessons, and takes the two live views further:
-typed into, stopped, saved, exported. Screenshots of each view, light and dark, 1280 and 800 pixels wide, are left in
-``runs/browser``.
+Lesson 07, small, has the player, the atlas, the counterfactuals and the playground, as a learner meets them. A second
+notebook has the reward lab and the cost dial, and takes the two live views further: typed into, stopped, saved,
+exported. Screenshots of each view, light and dark, 1280 and 800 pixels wide, are left in ``runs/browser``.
 
 The console must be empty of errors, and JupyterLab's own are not excused: none was seen, once it looks for no news.
 """
@@ -34,20 +33,26 @@ from relaylab.views.playground import Playground
 
 pair = rl.load_pair()
 task = rl.problem("tiles", 0)""",
-    """bench = Playground(
+    """playground = Playground(
     students=[pair.student, "student"], teachers=[pair.teacher, "none"], suites=["savings", "tiles"]
 )
-bench""",
+playground""",
     """what_if = CounterfactualView(pair.solve(task), pair)
 what_if""",
     "rl.reward_lab()",
     "rl.cost_dial()",
+    """trace = rl.Trace("Ann has $5 and Bob has $7", [1], [2], "s", [r"It is $\\color{red}{5}$ or \\(7\\)."])
+trace.problem = {"question": "Ann has $5 and Bob has $7. $x^2$ \\\\[y\\\\]"}
+trace""",
+    "rl.player(trace)",
+    """from IPython.display import HTML
+HTML("<p>$z^2$</p>")""",
 )
 VIEWS = {  # how their names begin
     "player": "Relay player",
     "atlas": "Call atlas",
-    "counterfactual": "CounterfactualView",
-    "bench": "Live bench",
+    "counterfactual": "Counterfactuals",
+    "playground": "Playground",
     "reward_lab": "Reward lab",
     "cost_dial": "Cost dial",
 }
@@ -94,7 +99,7 @@ def find(lab: Lab, name: str):
 
 def says(lab: Lab, view, text: str) -> None:
     """Wait until the view's status line says this; with its full stop: until then the answer is being written."""
-    view.locator(".rl-said", has_text=text).wait_for(timeout=WAIT)
+    view.locator(".rl-status", has_text=text).wait_for(timeout=WAIT)
 
 
 def focused(lab: Lab) -> str:
@@ -108,7 +113,7 @@ def focused(lab: Lab) -> str:
 def test_each_view_of_the_lesson_appears(lesson: Lab):
     views = {name: find(lesson, name) for name in OF_THE_LESSON}
     found = {name: view.count() for name, view in views.items()}
-    assert found == {"player": 1, "atlas": 2, "counterfactual": 1, "bench": 1}
+    assert found == {"player": 1, "atlas": 2, "counterfactual": 1, "playground": 1}
     for view in views.values():
         assert all(one.is_visible() for one in view.all())
         assert not any(one.is_visible() for one in view.locator("details.rl-words > :not(summary)").all())
@@ -219,7 +224,7 @@ def test_the_atlas_of_the_lesson(lesson: Lab):
 
 
 def test_the_live_views_of_the_lesson(lesson: Lab):
-    what_if, bench = find(lesson, "counterfactual"), find(lesson, "bench")
+    what_if, playground = find(lesson, "counterfactual"), find(lesson, "playground")
     forks = what_if.locator(".rl-run")
     before = forks.count()
     forks.nth(0).get_by_role("option").nth(8).click()
@@ -228,10 +233,10 @@ def test_the_live_views_of_the_lesson(lesson: Lab):
     assert forks.count() == before + 1
     assert forks.nth(before).locator(".rl-fork").inner_text().startswith("<call")
 
-    runs = bench.locator(".rl-run")
+    runs = playground.locator(".rl-run")
     assert runs.count() == 2  # the two that the lesson asked for
-    bench.get_by_role("button", name="Ask this question").click()
-    says(lesson, bench, "Run 3: relay with teacher.")
+    playground.get_by_role("button", name="Ask this question").click()
+    says(lesson, playground, "Run 3: relay with teacher.")
     assert runs.count() == 3
 
 
@@ -252,55 +257,55 @@ def test_no_error_in_the_console_of_the_lesson(lesson: Lab):
 # A notebook of its own ------------------------------------------------------------------------------------------------
 
 
-def test_the_live_bench(lab: Lab):
-    bench = find(lab, "bench")
-    question = bench.get_by_label("question, picked or typed")
+def test_the_playground(lab: Lab):
+    playground = find(lab, "playground")
+    question = playground.get_by_label("question, picked or typed")
     first = question.input_value()
-    bench.get_by_role("button", name="Pick the next question of this suite").click()
+    playground.get_by_role("button", name="Pick the next question of this suite").click()
     lab.page.wait_for_function("([e, was]) => e.value !== was", arg=[question.element_handle(), first], timeout=WAIT)
-    assert "tiles, number 1: will be graded against" in bench.inner_text()
+    assert "tiles, number 1: will be graded against" in playground.inner_text()
 
-    bench.get_by_role("button", name="Ask this question").click()
-    says(lab, bench, "Run 1: relay with teacher.")
-    run = bench.locator(".rl-run")
+    playground.get_by_role("button", name="Ask this question").click()
+    says(lab, playground, "Run 1: relay with teacher.")
+    run = playground.locator(".rl-run")
     assert run.count() == 1
     assert re.search(r"✓ correct|✗ wrong", run.inner_text())
     assert run.locator(".rl-strip .rl-t").count() > 0
 
     # Another student, alone, beside it.
-    bench.get_by_role("combobox", name="student").select_option("student")
-    bench.get_by_role("combobox", name="teacher").select_option("none")
+    playground.get_by_role("combobox", name="student").select_option("student")
+    playground.get_by_role("combobox", name="teacher").select_option("none")
     question.press("Control+Enter")
-    says(lab, bench, "Run 2: student with no teacher.")
+    says(lab, playground, "Run 2: student with no teacher.")
     assert run.count() == 2
     boxes = [run.nth(k).bounding_box() for k in range(2)]
     assert abs(boxes[0]["y"] - boxes[1]["y"]) < 2  # side by side
 
     # Slowly, a question that is hostile; stopped half way, by the keyboard.
     question.fill("<img src=x onerror=alert(1)> What is 61+28?")
-    assert "not graded" in bench.inner_text()
-    bench.get_by_role("combobox", name="pace").select_option("5")
-    bench.get_by_role("button", name="Ask this question").focus()
+    assert "not graded" in playground.inner_text()
+    playground.get_by_role("combobox", name="pace").select_option("5")
+    playground.get_by_role("button", name="Ask this question").focus()
     lab.page.keyboard.press("Enter")
-    growing = bench.locator(".rl-run[aria-busy=true] .rl-strip > span")
+    growing = playground.locator(".rl-run[aria-busy=true] .rl-strip > span")
     growing.nth(2).wait_for(timeout=WAIT)
     assert focused(lab) == "Stop the answer that is being written"  # the focus came along
     lab.page.keyboard.press("Enter")
-    says(lab, bench, "interrupted")
+    says(lab, playground, "interrupted")
     assert focused(lab) == "Ask this question"
-    assert bench.locator(".rl-run").nth(2).locator(".rl-question").inner_text().startswith("<img src=x")
-    assert bench.locator("img").count() == 0
+    assert playground.locator(".rl-run").nth(2).locator(".rl-question").inner_text().startswith("<img src=x")
+    assert playground.locator("img").count() == 0
 
-    limit = bench.get_by_role("spinbutton", name="tokens at most")
+    limit = playground.get_by_role("spinbutton", name="tokens at most")
     limit.fill("0")
-    bench.get_by_role("button", name="Ask this question").click()
-    says(lab, bench, "✗ max_tokens is 0")
+    playground.get_by_role("button", name="Ask this question").click()
+    says(lab, playground, "✗ max_tokens is 0")
     limit.fill("256")
-    lab.tab_through(bench)
+    lab.tab_through(playground)
 
-    bench.get_by_role("button", name="Remove Run 3: student with no teacher").focus()
+    playground.get_by_role("button", name="Remove Run 3: student with no teacher").focus()
     lab.page.keyboard.press("Enter")
-    says(lab, bench, "Removed.")
+    says(lab, playground, "Removed.")
     assert run.count() == 2
     assert focused(lab) == "Remove Run 2: student with no teacher"  # the next one that can go
 
@@ -431,15 +436,19 @@ def test_the_cost_dial(lab: Lab):
     assert "11 calls of 1 token" in view.locator("[aria-live]").inner_text()
 
 
+def test_dollars_of_models_and_questions_are_no_mathematics(lab: Lab):
+    """JupyterLab typesets what stands between dollars, unless an output says that it must not."""
+    trace = lab.page.locator("section[aria-label^='Relay trace. not graded, 1 token']")
+    assert "Ann has $5 and Bob has $7. $x^2$" in trace.inner_text()
+    assert "It is $\\color{red}{5}$ or \\(7\\)." in trace.locator(".rl-strip").text_content()
+    assert "It is $\\color{red}{5}$ or \\(7\\)." in find(lab, "player").locator(".rl-strip").first.text_content()
+    formulas = lab.page.locator("mjx-container, .MathJax")
+    formulas.first.wait_for(timeout=WAIT)  # of the last cell, whose HTML is not ours
+    assert formulas.count() == 1
+
+
 def test_pictures(lab: Lab):
-    starts = {
-        "bench": "Live bench",
-        "counterfactual": "CounterfactualView",
-        "reward_lab": "Reward lab",
-        "cost_dial": "Cost",
-    }
-    views = {name: lab.page.locator(f"section[aria-label^='{said}']") for name, said in starts.items()}
-    lab.screenshots(SCREENSHOTS, views)
+    lab.screenshots(SCREENSHOTS, {name: find(lab, name) for name in OWN})
     lab.theme("light")
 
 

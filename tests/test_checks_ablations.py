@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from relaylab.checks import NotYet, check
+from lesson.checks import NotYet, check
 from relaylab.tasks.suites import Problem
 from relaylab.training.data_filter import Rate, keep
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from relaylab.checks import NotYet, check
-from relaylab.training.memory import QWEN3
+from lesson.checks import NotYet, check
+from relaylab.memory import QWEN3
 
 
 def test_a_relays_flops_summed_by_hand():

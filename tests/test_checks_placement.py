@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from relaylab.checks.lesson07 import CHECKS
+from lesson.checks import CHECKS
 from relaylab.evaluation.counterfactual import call_effects, verdicts
 from relaylab.evaluation.learning import calls_at, result_digits
 from relaylab.evaluation.placement import calls_frame

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from relaylab.checks import NotYet, check
-from relaylab.checks.lesson05 import CHECKS as FREE
-from relaylab.checks.lesson06 import CHECKS as SWAP
+from lesson.checks import CHECKS, NotYet, check
 from relaylab.engine.load import embedded_tokenizer
 from relaylab.engine.token_text import TokenText
 from relaylab.evaluation.stats import paired
@@ -16,12 +14,12 @@ from relaylab.trace import Call, Trace
 def test_the_ban_is_the_one_of_the_sampler():
     text = TokenText(embedded_tokenizer())
     for turn in (b"", b"3 <", b"3 <c", b"3 <ca", b"3 <cal", b"<<", b"</c", b"<call"[:4] + b" "):
-        assert FREE["banned"].right(text.bytes, turn) == text.forbidden(turn).tolist()
+        assert CHECKS["banned"].right(text.bytes, turn) == text.forbidden(turn).tolist()
 
 
 def test_the_paired_error_gives_the_interval_of_the_bootstrap():
     a, b = [1.0, 1, 0, 1, 1, 0, 1, 1] * 25, [1.0, 0, 0, 1, 0, 0, 1, 1] * 25
-    found, error = paired(a, b), FREE["paired_error"].right(a, b)
+    found, error = paired(a, b), CHECKS["paired_error"].right(a, b)
     assert found.high - found.low == pytest.approx(2 * 1.96 * error, rel=0.1)
 
 
@@ -43,9 +41,9 @@ def test_the_lead_that_is_kept():
 def test_the_view_is_the_one_of_a_trace():
     pieces = ["7*8=", "<call>2</call>", "5", "<call>1</call>", ".\n"]
     trace = Trace("q", [1], [1, 2, 3, 4, 5], "sctts", pieces, [Call(1, 2, 2, 2, 2)])
-    assert SWAP["my_view"].right(list(trace.segments())) == trace.teacher_view == "7*8=5<call>1</call>.\n"
+    assert CHECKS["my_view"].right(list(trace.segments())) == trace.teacher_view == "7*8=5<call>1</call>.\n"
 
 
 def test_the_peak_is_positive_for_the_best_alone():
     accuracy = {"none": 0.4, "8B": 0.8, "14B": 0.7}
-    assert [SWAP["peak"].right(accuracy, name) > 0 for name in accuracy] == [False, True, False]
+    assert [CHECKS["peak"].right(accuracy, name) > 0 for name in accuracy] == [False, True, False]

@@ -1,4 +1,4 @@
-"""Costs are those of the tokens that were run, fleets obey the laws of queues, the document's numbers are computed."""
+"""Costs are those of the tokens that were run; the document's numbers are computed."""
 
 from __future__ import annotations
 
@@ -12,42 +12,29 @@ import pytest
 
 from relaylab.evaluation.cost import (
     MEASURES,
-    CostTerms,
     HandOff,
-    ModelTerms,
+    ModelPrices,
+    Prices,
     against_router,
     alone,
     breakeven_calls,
     breakeven_delay,
+    cost_summary,
+    cost_sweep,
     costs,
     hand_offs,
     regular_trace,
     roofline,
-    summary,
-    sweep,
     usage,
 )
-from relaylab.evaluation.fleet import (
-    Plan,
-    Replica,
-    capacity,
-    carried,
-    load_curve,
-    projection,
-    relay_plans,
-    simulate,
-    teacher_plans,
-    unloaded,
-)
 from relaylab.trace import Call, Trace
-from relaylab.views.cost_figures import cost_against_share, fleet_load
 
-STUDENT = ModelTerms(parameters=10, attention_width=1, input_price=1, output_price=2, prefill_rate=100, decode_rate=10)
-TEACHER = ModelTerms(
+STUDENT = ModelPrices(parameters=10, attention_width=1, input_price=1, output_price=2, prefill_rate=100, decode_rate=10)
+TEACHER = ModelPrices(
     parameters=100, attention_width=2, input_price=10, cached_price=1, output_price=40,
     prefill_rate=50, decode_rate=4, row_share=0.5, batch=3,
 )  # fmt: skip
-TERMS = CostTerms(student=STUDENT, teacher=TEACHER, network_delay=0.25)
+PRICES = Prices(student=STUDENT, teacher=TEACHER, network_delay=0.25)
 
 
 def made(source: str, calls: list[Call], name: str = "a", prompt: int = 4) -> Trace:
@@ -85,7 +72,7 @@ def test_a_failed_call_a_last_answer_and_an_answer_that_is_all_the_teachers():
     assert whole[["teacher_new", "teacher_written", "student_read", "student_written"]].values.tolist() == [
         [4, 3, 0, 0]
     ]
-    assert costs(whole, TERMS).student_flops[0] == 0
+    assert costs(whole, PRICES).student_flops[0] == 0
     refused = made("sc", [Call(1, 2, 5, status="refused")])
     assert usage([refused]).hand_offs[0] == 0
     # Text of another tokenizer: the teacher wrote 3 tokens of its own, which the student reads as 2.
@@ -96,8 +83,8 @@ def test_a_failed_call_a_last_answer_and_an_answer_that_is_all_the_teachers():
 
 
 def test_an_answer_that_was_thrown_away_is_paid_for():
-    kept = Trace("q", [1] * 5, [7] * 3, "ttt", ["a"] * 3, terms={"discarded_tokens": 4})
-    both, alone = usage([kept, replace(kept, terms={})]).to_dict("records")
+    kept = Trace("q", [1] * 5, [7] * 3, "ttt", ["a"] * 3, config={"discarded_tokens": 4})
+    both, alone = usage([kept, replace(kept, config={})]).to_dict("records")
     assert (both["student_read"], both["student_written"], both["student_context"]) == (5, 4, 9 * 10 / 2)
     assert (alone["student_read"], alone["student_written"], alone["student_context"]) == (0, 0, 0)
     assert {k: v for k, v in both.items() if k.startswith("teacher")} == {
@@ -106,7 +93,7 @@ def test_an_answer_that_was_thrown_away_is_paid_for():
 
 
 def test_costs_by_hand():
-    row = costs(usage([two_calls()]), TERMS).iloc[0]
+    row = costs(usage([two_calls()]), PRICES).iloc[0]
     step = (1 + 0.5 * 2) / 4
     assert row.student_flops == 2 * 10 * 15 + 4 * 120
     assert row.teacher_flops == 2 * 100 * 11 + 8 * 66
@@ -116,7 +103,7 @@ def test_costs_by_hand():
     assert row.teacher_seconds == pytest.approx(8 / 50 + 3 * step)
     assert row.teacher_busy == pytest.approx(8 / 50 + 3 * step / 3)
     assert row.seconds == pytest.approx(row.student_seconds + row.teacher_seconds + 2 * 0.25)
-    again = costs(usage([two_calls()]), replace(TERMS, cache=False)).iloc[0]
+    again = costs(usage([two_calls()]), replace(PRICES, cache=False)).iloc[0]
     assert again.teacher_flops == 2 * 100 * 19 + 8 * (66 + 36)
     assert again.teacher_money == pytest.approx((16 * 10 + 3 * 40) / 1e6)
     assert again.teacher_seconds == pytest.approx(16 / 50 + 3 * step)
@@ -140,7 +127,7 @@ def test_tokens_are_those_that_the_engines_run():
 
 
 def test_what_is_not_set_is_unknown_and_not_free():
-    bare = CostTerms(student=ModelTerms(parameters=1), teacher=ModelTerms(parameters=2))
+    bare = Prices(student=ModelPrices(parameters=1), teacher=ModelPrices(parameters=2))
     row = costs(usage([two_calls()]), bare).iloc[0]
     assert row.flops > 0
     assert row[["money", "seconds", "teacher_busy"]].isna().all()
@@ -150,9 +137,9 @@ def test_what_is_not_set_is_unknown_and_not_free():
 
 def test_summary_is_relative_to_each_model_alone():
     used = usage([two_calls()])
-    found = summary([two_calls()], TERMS).set_index("system")
+    found = cost_summary([two_calls()], PRICES).set_index("system")
     assert found.loc["relay", "flops_of_teacher"] == pytest.approx(
-        costs(used, TERMS).flops[0] / costs(alone(used, "teacher"), TERMS).flops[0]
+        costs(used, PRICES).flops[0] / costs(alone(used, "teacher"), PRICES).flops[0]
     )
     # 8 tokens without the commands behind a prompt of 4
     assert found.loc["teacher alone", "flops"] == 2 * 100 * 12 + 8 * 78
@@ -161,18 +148,18 @@ def test_summary_is_relative_to_each_model_alone():
     assert found.loc["student alone", "flops_of_student"] == found.loc["teacher alone", "money_of_teacher"] == 1
     assert found.teacher_share.tolist() == [3 / 11, 1, 0]
     assert set(found.basis[1:]) == {"same responses"}
-    longer = summary([two_calls()], TERMS, teacher_alone=[made("s" * 16, [])]).set_index("system")
+    longer = cost_summary([two_calls()], PRICES, teacher_alone=[made("s" * 16, [])]).set_index("system")
     assert longer.loc["teacher alone", ["basis", "tokens", "flops"]].tolist() == [
         "measured",
         16,
         2 * 100 * 20 + 8 * 210,
     ]
     with pytest.raises(ValueError, match="not of the relay's problems"):
-        summary([two_calls()], TERMS, student_alone=[two_calls("b")])
+        cost_summary([two_calls()], PRICES, student_alone=[two_calls("b")])
 
 
 def test_against_the_router_of_the_same_accuracy():
-    found = summary([two_calls()], TERMS)
+    found = cost_summary([two_calls()], PRICES)
     relay, teacher, student = found.seconds
     saved = against_router(found, 0.6)
     assert saved.teacher_share == pytest.approx(1 - 3 / 11 / 0.6)
@@ -183,7 +170,7 @@ def test_against_the_router_of_the_same_accuracy():
 
 def swept() -> pd.DataFrame:
     grid = dict(calls=[1, 2, 4], call_tokens=[5, 50], network_delays=[0.0, 1.0], batches=[1, 8])
-    return sweep(TERMS, prompt=20, tokens=100, command_tokens=2, **grid)
+    return cost_sweep(PRICES, prompt=20, tokens=100, command_tokens=2, **grid)
 
 
 def test_sweep_has_every_combination_that_fits_and_moves_as_it_must():
@@ -198,148 +185,43 @@ def test_sweep_has_every_combination_that_fits_and_moves_as_it_must():
     assert at.loc[(5, 4, 0.0, True, 8), "teacher_busy"] > at.loc[(5, 4, 0.0, True, 1), "teacher_busy"]
     assert (frame.flops > frame.teacher_share).all()
     with pytest.raises(ValueError, match="no combination"):
-        sweep(TERMS, prompt=1, tokens=10, command_tokens=1, calls=[3], call_tokens=[4])
+        cost_sweep(PRICES, prompt=1, tokens=10, command_tokens=1, calls=[3], call_tokens=[4])
 
 
 def test_breakeven_is_where_the_costs_meet():
     shape = dict(prompt=50, tokens=60, command_tokens=2, call_tokens=2)
-    terms = replace(TERMS, cache=False)
-    calls = breakeven_calls(terms, "flops", **shape)
+    prices = replace(PRICES, cache=False)
+    calls = breakeven_calls(prices, "flops", **shape)
     used = [usage([regular_trace(calls=n, **shape)]) for n in (calls - 1, calls)]
-    ratios = [costs(u, terms).flops[0] / costs(alone(u, "teacher"), terms).flops[0] for u in used]
+    ratios = [costs(u, prices).flops[0] / costs(alone(u, "teacher"), prices).flops[0] for u in used]
     assert ratios[0] < 1 <= ratios[1]
-    cheap = CostTerms(
+    cheap = Prices(
         student=replace(STUDENT, parameters=1e-6, attention_width=0), teacher=replace(TEACHER, attention_width=0)
     )
     assert breakeven_calls(cheap, "flops", **shape | {"call_tokens": 31}) is None  # there is room for one call
-    delay = breakeven_delay(used[1], TERMS)
+    delay = breakeven_delay(used[1], PRICES)
     assert calls == 2
-    assert breakeven_delay(used[0], TERMS) == math.inf  # one hand-off, as the teacher alone
-    met = replace(TERMS, network_delay=delay)
+    assert breakeven_delay(used[0], PRICES) == math.inf  # one hand-off, as the teacher alone
+    met = replace(PRICES, network_delay=delay)
     assert costs(used[1], met).seconds[0] == pytest.approx(costs(alone(used[1], "teacher"), met).seconds[0])
-    assert breakeven_delay(usage([made("ss", [])]), TERMS) == math.inf
+    assert breakeven_delay(usage([made("ss", [])]), PRICES) == math.inf
 
 
 @pytest.mark.parametrize(
     ("make", "complaint"),
     [
-        (lambda: ModelTerms(parameters=0), "parameters is 0"),
-        (lambda: ModelTerms(parameters=1, output_price=-1), "output_price is -1"),
-        (lambda: ModelTerms(parameters=1, decode_rate=math.nan), "decode_rate is nan"),
-        (lambda: replace(TERMS, network_delay=-1), "network_delay is -1"),
+        (lambda: ModelPrices(parameters=0), "parameters is 0"),
+        (lambda: ModelPrices(parameters=1, output_price=-1), "output_price is -1"),
+        (lambda: ModelPrices(parameters=1, decode_rate=math.nan), "decode_rate is nan"),
+        (lambda: replace(PRICES, network_delay=-1), "network_delay is -1"),
         (lambda: roofline(1e9, flops=0, bandwidth=1), "flops is 0"),
         (lambda: regular_trace(prompt=1, tokens=3, calls=2, call_tokens=2, command_tokens=1), "do not fit"),
         (lambda: alone(usage([two_calls()]), "router"), "'router'"),
-        (lambda: Replica(max_batch=0), "max_batch is 0"),
-        (lambda: Plan((1.0,), (HandOff(0),)), "1 waits for 1 calls"),
-        (lambda: simulate([], TERMS, Replica(1), rate=1), "no plan"),
-        (lambda: simulate(PLANS, TERMS, Replica(1), rate=0), "rate is 0"),
-        (lambda: simulate(PLANS, TERMS, Replica(1, cache_tokens=10), rate=1), "raise cache_tokens"),
-        (lambda: carried(PLANS, TERMS, Replica(1), slowdown=1), "slowdown is 1"),
-        (lambda: relay_plans([], replace(TERMS, student=ModelTerms(parameters=1))), "student's speed"),
-        (lambda: capacity(PLANS, replace(TERMS, teacher=ModelTerms(parameters=1)), Replica(1)), "teacher's speed"),
-        (lambda: cost_against_share(swept(), measure="tokens"), "'tokens'"),
-        (lambda: cost_against_share(swept().assign(money=math.nan), measure="money"), "no value of money"),
-        (lambda: fleet_load(pd.DataFrame()), "no simulated load"),
     ],
 )  # fmt: skip
 def test_bad_input_is_named(make, complaint):
     with pytest.raises(ValueError, match=complaint):
         make()
-
-
-# The fleet ------------------------------------------------------------------------------------------------------------
-
-PLANS = [Plan((0.0, 0.0), (HandOff(0, new=50, written=4),))]  # 1 s of reading, and 1 s of writing where alone
-
-
-@pytest.mark.parametrize("load", [0.3, 0.6])
-def test_one_row_at_a_time_is_the_queue_m_d_1(load):
-    terms = replace(TERMS, network_delay=0.0)
-    service = unloaded(PLANS, terms)[0]
-    assert service == 2
-    found = simulate(PLANS, terms, Replica(max_batch=1), rate=load / service, requests=20_000)
-    # Pollaczek and Khinchine: the mean wait of M/D/1 is load / (2 (1 - load)) services.
-    assert found.mean == pytest.approx(service * (1 + load / (2 * (1 - load))), rel=0.03)
-    assert found.utilisation == pytest.approx(load, rel=0.03)
-    assert found.batch == 1
-
-
-@pytest.mark.parametrize("cache", [True, False])
-def test_flooded_it_does_what_the_bound_says_and_no_more(cache):
-    terms = replace(TERMS, cache=cache)
-    plans = relay_plans(
-        [two_calls(), regular_trace(prompt=20, tokens=60, calls=3, call_tokens=8, command_tokens=1)], terms
-    )
-    bound = capacity(plans, terms, Replica(max_batch=4))
-    found = simulate(plans, terms, Replica(max_batch=4), rate=100 * bound, requests=3000)
-    assert found.throughput == pytest.approx(bound, rel=0.03)
-    assert found.utilisation > 0.99
-    assert found.batch > 3.9
-
-
-def test_an_empty_replica_answers_as_the_costs_say():
-    traces, terms = [two_calls()], replace(TERMS, teacher=replace(TEACHER, batch=1))
-    assert unloaded(relay_plans(traces, terms), terms)[0] == pytest.approx(costs(usage(traces), terms).seconds[0])
-    lone = simulate(relay_plans(traces, terms), terms, Replica(4), rate=1e-4, requests=50)
-    assert lone.p50 == pytest.approx(costs(usage(traces), terms).seconds[0])
-    whole = costs(alone(usage(traces), "teacher"), terms).seconds[0]
-    assert unloaded(teacher_plans(traces), terms)[0] == pytest.approx(whole)
-
-
-def test_caches_that_do_not_fit_are_read_again():
-    traces = [regular_trace(prompt=40, tokens=40, calls=4, call_tokens=2, command_tokens=1)]
-    plans = relay_plans(traces, TERMS)
-    wide, narrow = (simulate(plans, TERMS, Replica(4, cache_tokens=n), rate=0.4, requests=400) for n in (100_000, 100))
-    assert wide == simulate(plans, TERMS, Replica(4), rate=0.4, requests=400)
-    assert wide.evicted == 0
-    assert narrow.evicted > 0.5
-    assert narrow.utilisation > wide.utilisation
-    assert narrow.p95 > wide.p95
-
-
-def test_load_carried_and_projected():
-    terms, replica = TERMS, Replica(max_batch=4)
-    traces = [regular_trace(prompt=10, tokens=60, calls=2, call_tokens=3, command_tokens=1)]
-    systems = {"relay": relay_plans(traces, terms), "teacher alone": teacher_plans(traces)}
-    curve = load_curve(systems, terms, replica, rates=[0.02, 0.1], requests=200)
-    pd.testing.assert_frame_equal(curve, load_curve(systems, terms, replica, rates=[0.02, 0.1], requests=200))
-    assert not curve.equals(load_curve(systems, terms, replica, rates=[0.02, 0.1], requests=200, seed=1))
-    assert curve.system.tolist() == ["relay"] * 2 + ["teacher alone"] * 2
-    one = carried(systems["relay"], terms, replica, requests=200)
-    assert 0 < one < capacity(systems["relay"], terms, replica)
-    table = projection(systems, terms, replica, requests_per_second=[1, 1e6], requests=200).set_index("system")
-    assert table.loc["relay", "replicas"].tolist() == [math.ceil(1 / one), math.ceil(1e6 / one)]
-    assert table.loc["relay", "students"].tolist()[1] == pytest.approx(1e6 * sum(systems["relay"][0].waits), abs=1)
-    assert table.loc["relay", "replicas"].iloc[1] < table.loc["teacher alone", "replicas"].iloc[1]
-    nobody = relay_plans([made("sss", [])], terms)
-    assert carried(nobody, terms, replica) == math.inf
-    fig = fleet_load(curve)
-    assert list(fig.data[0].y) == curve.p95[:2].tolist()
-    assert list(fig.data[2].y) == (100 * curve.utilisation[:2]).tolist()
-    assert "relay: 95th percentile" in fig.layout.meta["alt"]
-    assert [fig.layout.yaxis.title.text, fig.layout.xaxis2.title.text] == [
-        "time to the answer (s)", "requests sent to one replica (1/s)"
-    ]  # fmt: skip
-
-
-def test_figure_of_the_cost_has_the_numbers_of_the_sweep():
-    frame = swept()
-    frame = frame[(frame.batch == 1) & (frame.call_tokens == 5)]
-    fig = cost_against_share(frame, measure="seconds")
-    lines = {line.name: line for line in fig.data}
-    assert set(lines) == {
-        "cost = share",
-        *(f"{cache}, {delay} s a hand-off" for cache in ("cache kept", "no cache") for delay in (0, 1)),
-    }
-    part = frame[frame.cache & (frame.network_delay == 1)]
-    line = lines["cache kept, 1 s a hand-off"]
-    assert list(line.x) == (100 * part.teacher_share).tolist()
-    assert list(line.y) == (100 * part.seconds).tolist()
-    assert (line.line.dash, lines["no cache, 1 s a hand-off"].line.dash) == ("solid", "dash")
-    assert list(lines["cost = share"].x) == list(lines["cost = share"].y)
-    assert f"cache kept, 1 s a hand-off: {100 * part.seconds.iloc[0]:.3g} %" in fig.layout.meta["alt"]
-    assert "(%)" in fig.layout.yaxis.title.text
 
 
 def test_the_documents_numbers_are_the_codes():

@@ -12,7 +12,7 @@ from traitlets.config import Config
 
 from relaylab.views import curves
 from relaylab.views.curves import DASHES, METRICS, LiveCurves, learning_curves
-from relaylab.views.theme import OKABE_ITO, described
+from relaylab.views.theme import OKABE_ITO, show_figure
 
 
 def frame(n: int = 12, up: float = 0.05) -> pd.DataFrame:
@@ -28,8 +28,9 @@ def frame(n: int = 12, up: float = 0.05) -> pd.DataFrame:
 
 
 def drawn(fig, mode: str) -> list[tuple[str, list[float], list[float]]]:
-    """Name, x and y of every trace of a mode."""
-    return [(t.name, list(t.x), list(t.y)) for t in fig.data if t.mode == mode]
+    """Name, x and y of every trace of a mode, the upper panels first."""
+    traces = sorted((t for t in fig.data if t.mode == mode), key=lambda t: -int(t.yaxis[1:] or 1))
+    return [(t.name, list(t.x), list(t.y)) for t in traces]
 
 
 def running(values: list[float], n: int) -> list[float]:
@@ -39,7 +40,7 @@ def running(values: list[float], n: int) -> list[float]:
 
 
 def axis_titles(fig) -> list[str]:
-    return [fig.layout[f"yaxis{i or ''}"].title.text for i in (0, *range(2, 30)) if f"yaxis{i or ''}" in fig.layout]
+    return [fig.layout[f"yaxis{i or ''}"].title.text for i in (*range(30, 1, -1), 0) if f"yaxis{i or ''}" in fig.layout]
 
 
 def test_dots_are_the_logged_values_and_lines_their_running_means():
@@ -52,11 +53,11 @@ def test_dots_are_the_logged_values_and_lines_their_running_means():
         assert x == line_x == list(range(1, 13))
         assert raw == pytest.approx(values)
         assert line == pytest.approx(running(values, 4))
-    assert [t.yaxis for t in fig.data] == ["y", "y", "y2", "y2", "y3", "y3"]
+    assert [name for name, *_ in drawn(fig, "lines")] == ["reward", "accuracy", "call ratio"]
     assert [a.text for a in fig.layout.annotations] == ["reward", "accuracy", "call ratio"]
     assert axis_titles(fig) == ["mean of rollouts", "% of rollouts", "% of tokens"]
-    assert fig.layout.xaxis3.title.text == "optimiser step"
-    assert fig.layout.xaxis.matches == fig.layout.xaxis2.matches == "x3"  # zoomed together
+    assert fig.layout.xaxis.title.text == "optimiser step"
+    assert fig.layout.xaxis2.matches == fig.layout.xaxis3.matches == "x"  # zoomed together
     assert not any(t.showlegend for t in fig.data)
     assert all(t.marker.opacity < 0.5 for t in fig.data if t.mode == "markers")
 
@@ -103,13 +104,12 @@ def test_text_alternative_has_the_first_and_the_last_mean():
 def test_runs_differ_by_colour_and_by_dash():
     fig = learning_curves({f"run {i}": frame(3) for i in range(42)}, columns=["reward", "accuracy"])
     lines = [t for t in fig.data if t.mode == "lines"]
-    styles = [(t.line.color, t.line.dash) for t in lines[::2]]
-    assert len(set(styles)) == 42
-    assert styles == [(t.line.color, t.line.dash) for t in lines[1::2]]  # the same in each panel
-    assert styles[:2] == [(OKABE_ITO[0], DASHES[0]), (OKABE_ITO[1], DASHES[1])]
-    assert {t.legendgroup: t.marker.color for t in fig.data if t.mode == "markers"} == {
-        t.legendgroup: t.line.color for t in lines
-    }
+    styles = {(t.name, t.line.color, t.line.dash) for t in lines}
+    assert (len(lines), len(styles)) == (84, 42)  # the same in each panel
+    assert len({style[1:] for style in styles}) == 42
+    assert {("run 0", OKABE_ITO[0], DASHES[0]), ("run 1", OKABE_ITO[1], DASHES[1])} <= styles
+    dots = {(t.name, t.marker.color) for t in fig.data if t.mode == "markers"}
+    assert dots == {(t.name, t.line.color) for t in lines}
     assert [t.name for t in fig.data if t.showlegend] == [f"run {i}" for i in range(42)]
 
 
@@ -117,9 +117,10 @@ def test_runs_need_not_have_logged_the_same():
     runs = {"new": pd.DataFrame(), "plain": frame().drop(columns=["reward"]), "relay": frame(5)}
     fig = learning_curves(runs)
     names = [(name, len(x)) for name, x, _ in drawn(fig, "lines")]
-    assert names == [("plain", 12)] * 2 + [("relay", 5)] * 3
-    assert [(t.name, t.yaxis) for t in fig.data if t.showlegend] == [("plain", "y2"), ("relay", "y")]
-    assert fig.data[0].marker.color == OKABE_ITO[1]  # a run keeps its colour when those before it begin to log
+    assert names == [("relay", 5), ("plain", 12), ("relay", 5), ("plain", 12), ("relay", 5)]
+    assert sorted(t.name for t in fig.data if t.showlegend) == ["plain", "relay"]
+    colors = {t.name: t.line.color for t in fig.data if t.mode == "lines"}
+    assert colors["plain"] == OKABE_ITO[1]  # a run keeps its colour when those before it begin to log
     assert "new" not in fig.layout.meta["alt"]
 
 
@@ -138,7 +139,7 @@ def test_hostile_names_stay_text():
     fig = learning_curves({bad: frame(), "other": frame()})
     names = {t.name for t in fig.data} - {"other"}
     assert names == {"&lt;/script&gt;&lt;b&gt;x&lt;/b&gt;&lt;a href='y'&gt;&#36;z&#36;\\x1b\\u202e"}
-    html, harmless = (described(f).html for f in (fig, learning_curves({"a": frame(), "other": frame()})))
+    html, harmless = (show_figure(f).html for f in (fig, learning_curves({"a": frame(), "other": frame()})))
     assert html.count("</script>") == harmless.count("</script>")
     assert not re.search("<b>|<a |\x1b|\u202e", html)
 
@@ -179,7 +180,7 @@ def shown(captured) -> list[tuple[bool, int]]:
 
 
 def test_outside_of_a_notebook_rows_are_kept_and_nothing_is_drawn(capsys, monkeypatch):
-    monkeypatch.setattr(curves.theme, "described", None)
+    monkeypatch.setattr(curves, "show_figure", None)
     with LiveCurves() as live:
         assert live.metrics.empty
         with pytest.raises(ValueError, match="no step"):
@@ -199,7 +200,7 @@ def test_one_display_is_updated_now_and_then_and_at_the_end(shell, clock):
     assert shown(captured)[3:] == [(True, 12)]
     assert len({out.transient["display_id"] for out in captured.outputs}) == 1
     html = captured.outputs[-1].data["text/html"]
-    assert 'class="rl-fig"' in html
+    assert 'class="rl-fig ' in html
     assert len(html) < 100_000  # plotly.js is in the page, once
     assert len(live.metrics) == 12
 
@@ -256,7 +257,7 @@ def test_as_the_last_line_of_a_cell_it_shows_the_curves(shell):
     live({"step": 1, "reward": 0.5})
     bundle = shell.display_formatter.format(live)[0]
     assert bundle["text/plain"] == live.figure().layout.meta["alt"]
-    assert 'class="rl-fig"' in bundle["text/html"]
+    assert 'class="rl-fig ' in bundle["text/html"]
 
 
 def test_a_terminal_of_ipython_shows_nothing(shell):

@@ -1,8 +1,10 @@
-"""Evaluations: what is measured, that it can be killed anywhere, and that the report holds it."""
+"""Evaluations: what is measured, that any kill leaves them resumable, and that failures do not become numbers."""
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,17 +17,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import comb
 
+from relaylab.engine.load import fingerprint_weights, load_model, resolve
 from relaylab.evaluation.evaluate import evaluate, variants
 from relaylab.evaluation.stats import columns, gap_recovered, mean, paired, pass_at_k, share, summary
-from relaylab.evaluation.systems import Bench
-from relaylab.evaluation.table import read_table
+from relaylab.evaluation.table import excluded_methods, read_table, trace_files
 from relaylab.relay.config import RelayConfig
+from relaylab.relay.teachers import ScriptedTeacher, TeacherOutput
 from relaylab.tasks.suites import problems
 from relaylab.trace import read_traces
-from relaylab.views.report import accuracy_against_share, comparisons, report
 
 SUITES = ("savings", "tiles")
-LIMITS = RelayConfig(max_tokens=120, max_calls=2)
+CONFIG = RelayConfig(max_tokens=120, max_calls=2)
 
 
 def chosen(count=4):
@@ -33,7 +35,7 @@ def chosen(count=4):
 
 
 def run(out, methods=("student", "relay", "teacher"), count=4, **options):
-    return evaluate(methods, chosen(count), out, config=LIMITS, progress=False, **options)
+    return evaluate(methods, chosen(count), out, **{"config": CONFIG, "progress": False} | options)
 
 
 @pytest.fixture(scope="module")
@@ -52,28 +54,45 @@ def test_another_untrained_student_is_that_of_all_methods_that_name_none(tmp_pat
     named = run(tmp_path / "b", ["student:student=warm"], 2)
     same = ["id", "correct", "tokens"]
     assert table.loc[table["method"] == "student", same].reset_index(drop=True).equals(named[same])
-    with pytest.raises(ValueError, match="other student"):
+    with pytest.raises(ValueError, match='student was "warm"'):
         run(tmp_path / "a", methods, 2)
 
 
-def test_a_suffix_stands_behind_training_questions_too(tmp_path):
-    seen = []
+def test_the_configuration_belongs_to_the_folder(tmp_path):
+    train = problems("savings", 3, split="train")
+    run(tmp_path, ["student"], 2, suffix="Box it.")
+    (trace, *_) = read_traces(tmp_path / "traces" / "0" / "student.jsonl")
+    assert trace.prompt.endswith("\nBox it.")
+    run(tmp_path, ["student"], 2, suffix="Box it.", training=train[:2])  # nothing had learned before
+    table = run(tmp_path, ["relay"], 2, suffix="Box it.")  # a method more
+    assert table["method"].tolist() == ["student"] * 4 + ["relay"] * 4
+    for options in ({"seed": 3}, {"count": 3}, {"temperature": 1.0}, {"training": train}, {"suffix": ""}):
+        with pytest.raises(ValueError, match=f"{'problems' if 'count' in options else next(iter(options))} was "):
+            run(tmp_path, ["relay"], **{"count": 2, "suffix": "Box it."} | options)
 
-    def bench(models, *args, **terms):
-        seen.extend(p.question for p in models.training)
-        return Bench(models, *args, **terms)
 
-    taught = problems("savings", 2, split="train")
-    run(tmp_path, ["student"], 1, training=taught, suffix="Box it.", bench=bench)
-    assert seen == [f"{p.question}\nBox it." for p in taught]
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"samples": 4}, "samples is 4"),
+        ({"samples": 0}, "samples is 0"),
+        ({"methods": ["magic"]}, "no method"),
+        ({"methods": []}, "no method to evaluate"),
+        ({"methods": ["student", "student"]}, "'student' is named twice"),
+        ({"methods": ["relay", "relay:student=relay+warm"]}, "'relay' is named twice"),
+        ({"methods": ["student", "student:student=student"]}, "named twice"),
+        ({"methods": ["relay:student=no-such"]}, "no model 'no-such'"),
+    ],
+)
+def test_nothing_is_written_for_a_call_that_cannot_work(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path / "x", **{"methods": ["student"], **options})
+    assert not (tmp_path / "x").exists()
 
 
-def test_what_a_baseline_learned_from_belongs_to_the_terms(tmp_path):
-    run(tmp_path, ["student"], 1)
-    run(tmp_path, ["student"], 1, training=problems("savings", 2, split="train"))  # nothing had learned before
-    run(tmp_path, ["student"], 1)
-    with pytest.raises(ValueError, match="other training"):
-        run(tmp_path, ["student"], 1, training=problems("savings", 3, split="train"))
+def test_texts_name_variants():
+    assert [label for label, _ in variants("relay:student=a+b,n=3")] == ["relay:n=3"] * 2
+    assert [label for label, _ in variants("relay:student=warm")] == ["relay:student=warm"]
 
 
 @given(st.integers(1, 40), st.data())
@@ -83,27 +102,28 @@ def test_pass_at_k_is_the_share_of_subsets_with_a_right_answer(n, data):
     assert pass_at_k(c, n, k) == pytest.approx(expected, abs=1e-12)
 
 
-def test_intervals_of_known_samples():
+def test_intervals_of_samples_whose_intervals_are_known():
     zeros = mean(np.zeros(50))
     assert (zeros.value, zeros.low, zeros.high) == (0, 0, 0)
     half = mean(np.array([0.0, 1.0] * 200))
     assert half.value == 0.5
     assert half.high - half.low == pytest.approx(2 * 1.96 * 0.5 / np.sqrt(400), rel=0.15)  # the normal approximation
     a, b = np.array([1.0] * 30 + [0.0] * 10), np.array([1.0] * 20 + [0.0] * 20)
-    found = paired(a, b)
-    assert found.value == 0.25
-    assert found.low > 0
-    assert found.p < 0.01
-    assert paired(a, a).p == 1.0
+    result = paired(a, b)
+    assert (result.value, result.low > 0, result.p < 0.01, paired(a, a).p) == (0.25, True, True, 1.0)
     # Paired, the interval is that of the differences: 10 of 40, not of two independent samples.
-    assert found.high - found.low == pytest.approx(2 * 1.96 * np.sqrt(0.25 * 0.75 / 40), rel=0.2)
-    assert share(np.array([1, 3]), np.array([10, 10])).value == pytest.approx(0.2)  # not the mean of the shares alone
+    assert result.high - result.low == pytest.approx(2 * 1.96 * np.sqrt(0.25 * 0.75 / 40), rel=0.2)
+    assert share(np.array([1, 3]), np.array([10, 10])).value == pytest.approx(0.2)
     assert gap_recovered(np.array([1, 1, 0, 0.0]), np.array([1, 0, 0, 0.0]), np.array([1, 1, 1, 0.0])).value == 0.5
     with pytest.raises(ValueError, match="no gap"):
         gap_recovered(a, a, b)
+    nan = float("nan")  # a missing value takes its pair out
+    assert mean(np.array([1, nan, 0.0])).value == 0.5
+    assert paired(np.array([1, nan, 1.0]), np.array([0, 0, nan])).value == 1
+    assert np.isnan(mean(np.array([nan])).value)
 
 
-def test_the_table_says_what_the_traces_say(evaluated):
+def test_the_table_agrees_with_the_traces(evaluated):
     out, table = evaluated
     assert len(table) == 8 * 5  # two students of one method
     assert set(table["method"]) == {"student", "relay", "teacher", "router:p=0.5"}
@@ -113,31 +133,29 @@ def test_the_table_says_what_the_traces_say(evaluated):
         t = traces[row.id]
         assert (row.correct, row.tokens, row.teacher_tokens) == (t.correct, len(t.completion_ids), t.count("t"))
         assert row.content_ratio == pytest.approx(t.content_ratio)
-    back = read_table(out)
-    assert columns(back, "teacher_tokens").equals(columns(table, "teacher_tokens"))
-    found = summary(table).set_index("method")
-    assert found.loc["student", "teacher_share"] == 0
-    assert found.loc["teacher", "teacher_share"] == 1
-    assert found.loc["teacher", "gap"] == 1
-    assert found.loc["relay", "students"] == 2
-    both = table[table["method"] == "relay"]
-    assert found.loc["relay", "accuracy"] == pytest.approx(both["correct"].mean())
+    assert columns(read_table(out), "teacher_tokens").equals(columns(table, "teacher_tokens"))
+    figures = summary(table).set_index("method")
+    assert figures.loc[["student", "teacher"], "teacher_share"].tolist() == [0, 1]
+    assert (figures.loc["teacher", "gap"], figures.loc["relay", "students"]) == (1, 2)
+    assert figures.loc["relay", "accuracy"] == pytest.approx(table[table["method"] == "relay"]["correct"].mean())
+    assert figures["excluded"].eq(0).all()
 
 
-def test_samples_have_seeds_of_their_own_and_two_runs_are_equal(tmp_path):
+def test_samples_have_their_own_seeds_and_two_runs_are_equal(tmp_path):
     options = dict(methods=["relay"], count=2, samples=3, temperature=1.0)
     one, two = run(tmp_path / "a", **options), run(tmp_path / "b", **options)
     pd.testing.assert_frame_equal(one, two)
     assert (tmp_path / "a" / "table.csv").read_bytes() == (tmp_path / "b" / "table.csv").read_bytes()
     texts = {t.text for s in range(3) for t in read_traces(tmp_path / "a" / "traces" / str(s) / "relay.jsonl")}
     assert len(texts) > 4
-    found = summary(one, ks=[2]).iloc[0]
     by_problem = one.groupby("id")["correct"].sum()
-    assert found["pass@2"] == pytest.approx(np.mean([pass_at_k(int(c), 3, 2) for c in by_problem]))
+    expected = np.mean([pass_at_k(int(c), 3, 2) for c in by_problem])
+    assert summary(one, ks=[2]).loc[0, "pass@2"] == pytest.approx(expected)
 
 
 def test_killed_anywhere_it_goes_on_and_repeats_nothing(tmp_path):
-    whole = run(tmp_path / "whole", ["student", "relay", "router:p=0.5"], count=12)
+    methods = ["student", "relay", "router:p=0.5"]
+    whole = run(tmp_path / "whole", methods, count=12)
     code = (
         "from test_evaluate import run; import pathlib, sys;"
         "run(pathlib.Path(sys.argv[1]), ['student', 'relay', 'router:p=0.5'], count=12, batch_size=3)"
@@ -153,49 +171,87 @@ def test_killed_anywhere_it_goes_on_and_repeats_nothing(tmp_path):
             time.sleep(0.01)
         assert process.wait(120) == -signal.SIGKILL
     done = {p.name: p.read_bytes() for p in out.glob("traces/0/*.jsonl")}
-    again = run(out, ["student", "relay", "router:p=0.5"], count=12, batch_size=3)
+    again = run(out, methods, count=12, batch_size=3)
     columns_ = [c for c in whole if c != "mean_n"]
     pd.testing.assert_frame_equal(again[columns_], whole[columns_])
-    for name, data in done.items():  # what was there has stayed, but for a torn last line
+    for name, data in done.items():  # everything but a torn last line has stayed
         assert (out / "traces" / "0" / name).read_bytes().startswith(data[: data.rfind(b"\n") + 1])
 
 
-def test_methods_are_added_and_other_terms_refused(tmp_path):
-    run(tmp_path, ["student"], count=2)
-    table = run(tmp_path, ["relay"], count=2)
-    assert table["method"].tolist() == ["student"] * 4 + ["relay"] * 4
-    for options in (dict(seed=3), dict(count=3), dict(temperature=1.0)):
-        with pytest.raises(ValueError, match="holds an evaluation with other"):
-            run(tmp_path, ["relay"], **{"count": 2} | options)
-    with pytest.raises(ValueError, match="times the same"):
-        run(tmp_path / "x", samples=4)
-    with pytest.raises(ValueError, match="no method"):
-        run(tmp_path / "x", ["student", "nonsense"])
-    assert not (tmp_path / "x").exists()
-    with pytest.raises(ValueError, match="holds no evaluation"):
-        read_table(tmp_path / "x")
+def test_shards_decode_and_the_call_without_a_shard_makes_the_same_tables(tmp_path, monkeypatch):
+    methods = ["student", "relay", "teacher", "cascade:share=0.3"]
+    whole = run(tmp_path / "whole", methods)
+    parts = [run(tmp_path / "parts", methods, shard=f"{i}/2") for i in (1, 2)]
+    assert [set(part["method"]) for part in parts] == [{"student", "relay", "teacher"}] * 2
+    assert sum(len(part) for part in parts) == 3 * 8
+    assert not (tmp_path / "parts" / "table.csv").exists()
+    monkeypatch.setattr("relaylab.relay.relay.Relay._sequence", None)  # everything is decoded
+    pd.testing.assert_frame_equal(run(tmp_path / "parts", methods), whole)
+    for name in ("table.csv", "summary.csv", "config.json"):
+        assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert [path.name for _, path in trace_files(tmp_path / "parts")] == [
+        path.name for _, path in trace_files(tmp_path / "whole")
+    ]
 
 
-def test_several_students_are_one_method():
-    assert [label for label, _ in variants("relay:student=a+b,n=4")] == ["relay:n=4"] * 2
-    assert [m.student for _, m in variants("relay:n=4,student=a+b")] == ["a", "b"]
-    assert [label for label, _ in variants("relay:student=warm")] == ["relay:student=warm"]
+class Failing(ScriptedTeacher):
+    """Fails for every question that holds a word."""
+
+    def __init__(self, word: str):
+        failed, right = TeacherOutput("", "error", error="no answer"), TeacherOutput(r"\boxed{1}", "stop")
+        super().__init__(lambda view: failed if word in view.messages[0]["content"] else right)
 
 
-def test_the_report_holds_every_method_and_escapes_what_models_wrote(evaluated):
-    out, table = evaluated
-    page = report(out)
-    text = page.read_text()
-    for name in ("student", "relay", "teacher", "router:p=0.5"):
-        assert name in text
-    assert "https://" not in re.sub(r"<script.*?</script>", "", text, flags=re.S)
-    assert (out / "figures" / "accuracy.html").exists()
-    versus = comparisons(table, "relay").set_index("other")
-    wide = columns(table, "correct")
-    assert versus.loc["student", "difference"] == pytest.approx(100 * (wide["relay"] - wide["student"]).mean())
-    fig = accuracy_against_share(table)
-    alt = fig.layout.meta["alt"]
-    assert f"teacher: {100 * wide['teacher'].mean():.1f} % right at 100.0 %" in alt
-    line = next(trace for trace in fig.data if "router (expected)" in trace.name)
-    assert line.y[0] == pytest.approx(100 * wide["student"].mean())
-    assert line.y[-1] == pytest.approx(100 * wide["teacher"].mean())
+def test_answers_of_a_failing_teacher_are_missing_and_no_wrong_ones(tmp_path):
+    word = chosen()[0].question.split()[0]
+    lost = sum(word in p.question for p in chosen())
+    assert 0 < lost < 8
+    with pytest.warns(UserWarning, match=f"{lost} of 16 answers were excluded"):
+        table = run(tmp_path / "some", ["student", "teacher"], teacher=Failing(word))
+    rows = table[table["method"] == "teacher"]
+    assert rows["excluded"].sum() == rows["failed_calls"].sum() == rows["correct"].isna().sum() == lost
+    figures = summary(read_table(tmp_path / "some")).set_index("method")
+    assert figures.loc["teacher", ["problems", "excluded"]].tolist() == [8 - lost, lost]
+    assert figures.loc["teacher", "accuracy"] == 0  # of those that it answered
+    assert excluded_methods(table) == []
+    with pytest.warns(UserWarning, match="8 of 16"):
+        table = run(tmp_path / "all", ["student", "teacher"], teacher=Failing(""))
+    assert excluded_methods(table) == ["teacher"]
+    assert np.isnan(summary(table).set_index("method").loc["teacher", "accuracy"])
+    table = run(tmp_path / "some", ["teacher"], teacher=Failing("no such word"))  # the same call tries them again
+    assert table["excluded"].sum() == 0
+
+
+def test_another_model_of_the_same_name_is_refused(tmp_path):
+    mine = tmp_path / "mine"
+    shutil.copytree(resolve("student"), mine)
+    before = fingerprint_weights(mine)
+    assert (
+        before == fingerprint_weights(resolve("student")) != fingerprint_weights("warm") != fingerprint_weights("relay")
+    )
+    assert fingerprint_weights(load_model("warm")[0]) == fingerprint_weights(load_model("warm")[0])
+    run(tmp_path / "out", ["student"], 1, student=str(mine))
+    weights = mine / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\x00\x00\x00\x3f")
+    assert fingerprint_weights(mine) != before
+    with pytest.raises(ValueError, match="weights was"):
+        run(tmp_path / "out", ["student"], 1, student=str(mine))
+
+
+def test_no_password_of_a_servers_address_is_written(tmp_path):
+    address = "http://ann:hunter22@127.0.0.1:9/v1?token=hunter22"
+    run(tmp_path, ["student"], 1, teacher=address)
+    assert all(b"hunter22" not in p.read_bytes() for p in tmp_path.rglob("*") if p.is_file())
+    assert "127.0.0.1:9" in json.loads((tmp_path / "config.json").read_text())["teacher"]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b'{"a": 1}', b"\xff\xfe", b"a,b\n1,2,3\n4\n", b"method\n\n"])
+@pytest.mark.parametrize("name", ["table.csv", "config.json"])
+def test_a_damaged_file_is_named(tmp_path, evaluated, name, content):
+    shutil.copytree(evaluated[0], tmp_path, dirs_exist_ok=True)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=name):
+        run(tmp_path, ["student"])
+    if name == "table.csv":
+        with pytest.raises(ValueError, match=name):
+            read_table(tmp_path)

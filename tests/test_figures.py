@@ -9,7 +9,8 @@ import pytest
 
 from relaylab.trace import Call, Trace
 from relaylab.views import figures
-from relaylab.views.theme import ROLES, described
+from relaylab.views.report import html_page, write_page
+from relaylab.views.theme import NO_MATH, ROLES, show_figure
 from relaylab.views.trace_view import trace_summary
 
 
@@ -64,9 +65,15 @@ def test_relative_positions_are_per_cent_of_each_completion():
 def test_hover_names_the_call():
     fig = figures.call_positions(three())
     teacher = next(b for b in fig.data if b.name == "teacher tokens")
-    assert teacher.hovertext[1] == "<b>call 1</b> of late, at token 6<br>asked 9, granted 5, delivered 2<br>wrote “tt”"
+    assert (
+        teacher.customdata[1][0]
+        == "<b>call 1</b> of late, at token 6<br>requested 9, granted 5, delivered 2<br>wrote “tt”"
+    )
     lost = next(b for b in fig.data if b.name == "command nobody answered")
-    assert lost.hovertext[0] == "<b>call 2</b> of early, at token 6<br>asked no number, granted 0, delivered 0<br>empty"
+    assert (
+        lost.customdata[0][0]
+        == "<b>call 2</b> of early, at token 6<br>requested no number, granted 0, delivered 0<br>empty"
+    )
 
 
 def test_text_alternative_has_the_numbers():
@@ -88,7 +95,7 @@ def test_many_traces_become_shares():
     assert z[-1, :2].tolist() == [0, 0]
     assert np.isnan(z[-1, 2:]).all()
     assert starts.sum() == starts[:, 1].sum() == 201
-    assert (heat.x0, heat.dx) == (0.5, 1)
+    assert list(heat.x) == [0.5, 1.5, 2.5, 3.5]
 
     relative = np.array(figures.call_positions(called * 2, relative=True).data[0].z)
     assert relative.shape == (320, 100)
@@ -124,12 +131,13 @@ def test_hostile_text_stays_text():
     t = trace(bad, "sct", [Call(1, 2, 1, 1, 1, error=bad)], entropies=[0.1, 0.2, None])
     t.pieces[2] = bad
     for fig in (figures.call_positions(t), figures.token_entropy(t)):
-        texts = [text for d in fig.data for text in (d.hovertext if isinstance(d.hovertext, tuple) else [])]
+        texts = [text for d in fig.data if d.hovertext is not None for text in d.hovertext]
+        texts += [text for d in fig.data if d.customdata is not None for text in d.customdata[:, 0]]
         texts += fig.layout.yaxis.ticktext or fig.layout.xaxis.ticktext
         joined = "".join(texts).replace("<br>", "").replace("<b>", "").replace("</b>", "")
         assert not set("<$\x1b\u202e") & set(joined)
         assert "\\x1b" in joined
-        assert described(fig).html.count("</script>") == described(figures.call_positions(three())).html.count(
+        assert show_figure(fig).html.count("</script>") == show_figure(figures.call_positions(three())).html.count(
             "</script>"
         )
     assert trace_summary(t).startswith("</script>")  # a line of text is no page: only steering characters are changed
@@ -138,7 +146,7 @@ def test_hostile_text_stays_text():
 def test_token_entropy_holds_the_recorded_values():
     t = trace("e", "sscctts", [Call(2, 4, 2, 2, 2, 2)], entropies=[0.5, 0.25, 2.0, 0.25, None, None, 1.0])
     fig = figures.token_entropy(t)
-    bars, line, begins = fig.data
+    line, bars, begins = fig.data
     assert (list(bars.x), list(bars.width)) == ([5], [2])  # tokens 4 and 5 cover 4 to 6
     assert list(line.x) == [0.5, 1.5, 2.5, 3.5, 4.5, 5.5, 6.5]
     np.testing.assert_equal(list(line.y), [0.5, 0.25, 2.0, 0.25, np.nan, np.nan, 1.0])
@@ -158,14 +166,15 @@ def test_token_entropy_holds_the_recorded_values():
 def test_templates_and_the_figure_in_words():
     assert pio.templates["relaylab"].layout.paper_bgcolor == "rgba(0,0,0,0)"
     fig = figures.call_positions(three())
-    bundle = described(fig)._repr_mimebundle_()
+    bundle = show_figure(fig)._repr_mimebundle_()
     assert bundle["text/plain"] == fig.layout.meta["alt"]
     assert f'aria-label="{fig.layout.meta["alt"]}"' in bundle["text/html"]
     assert "<script src" not in bundle["text/html"]
+    assert f'<figure class="rl-fig {NO_MATH}"' in bundle["text/html"]  # a dollar stays a dollar
     assert len(bundle["text/html"]) < 40_000  # the library is elsewhere
     fig.layout.meta = None
     with pytest.raises(ValueError, match="text alternative"):
-        described(fig)
+        show_figure(fig)
 
 
 def test_saving_without_a_browser_writes_html_and_says_why(tmp_path, monkeypatch):
@@ -186,3 +195,14 @@ def test_saving_a_picture(tmp_path):
     pytest.importorskip("kaleido")
     path = figures.save_figure(figures.call_positions(three()), tmp_path / "calls.svg")
     assert "position in the completion (tokens)" in path.read_text()
+
+
+def test_a_page_never_overwrites_what_it_was_made_from_or_what_is_no_page(tmp_path):
+    traces, page = tmp_path / "traces.jsonl", html_page("A <page>", ["<p>x</p>"])
+    traces.write_text('{"version": 2}\n')
+    for sources in ([traces], []):
+        with pytest.raises(ValueError, match="choose another file"):
+            write_page(traces, page, sources=sources)
+    assert traces.read_text() == '{"version": 2}\n'
+    for _ in range(2):
+        assert "<title>A &lt;page&gt;</title>" in write_page(tmp_path / "page.html", page, sources=[traces]).read_text()

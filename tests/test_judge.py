@@ -104,11 +104,16 @@ def test_a_torn_last_line_is_cut_off_and_asked_again(server, connect, tmp_path):
     assert sorted(cache.read_bytes().splitlines()) == sorted(whole.splitlines())
 
 
-def test_a_broken_line_elsewhere_is_named(connect, tmp_path):
+@pytest.mark.parametrize(
+    "content",
+    [b'{"key": "a"}\n', b'{"version": 2}\n', b"{}", b"questions, no line break", b"\x00" * 99, b'{"key": 1, \n'],
+)
+def test_a_file_that_is_no_cache_is_refused_and_left_alone(connect, tmp_path, content):
     cache = tmp_path / "judge.jsonl"
-    cache.write_text('{"key": "a"}\n')
-    with pytest.raises(ValueError, match=r"judge\.jsonl, line 1: no reply of a judge"):
+    cache.write_bytes(content)
+    with pytest.raises(ValueError, match=r"judge\.jsonl"):
         connect(cache=cache)
+    assert cache.read_bytes() == content
 
 
 def test_a_budget_is_refused_before_anything_is_sent(server, connect):
@@ -151,7 +156,7 @@ def test_a_refused_key_is_tried_once_and_shown_nowhere(server, connect, tmp_path
     assert found.unjudged == 2
     assert len(found.errors) == 1
     assert KEY not in f"{found!s} {found!r} {found.errors} {judge!r}"
-    assert not cache.exists()
+    assert not cache.read_bytes()
 
 
 def test_a_reply_that_quotes_the_key_is_kept_without_it(server, connect, tmp_path):
@@ -174,8 +179,8 @@ def test_audit_judges_right_and_wrong_alike(server, connect):
     found = audit(traces, connect())
     table = (found.both_right, found.rules_only, found.judge_only, found.both_wrong, found.unjudged)
     assert table == (1, 1, 2, 1, 0)
-    assert (found.judged, found.agreement, found.right_confirmed) == (5, 0.4, 0.5)
-    assert found.wrong_confirmed == pytest.approx(1 / 3)
+    assert found.judged == 5
+    assert list(found.shares.values()) == [0.4, 0.5, pytest.approx(1 / 3)]
     assert [d["id"] for d in found.disagreements] == ["rules only", "judge only", "no box"]
     assert found.disagreements[0] == {
         "id": "rules only",
@@ -192,7 +197,7 @@ def test_audit_judges_right_and_wrong_alike(server, connect):
 def test_unclear_replies_count_nowhere(server, connect):
     server.writes = "yes and no"
     found = audit([trace("a", r"\boxed{four}", correct=True)], connect())
-    assert (found.unjudged, found.judged, found.agreement, found.disagreements) == (1, 0, None, [])
+    assert (found.unjudged, found.judged, found.shares["agreement"], found.disagreements) == (1, 0, None, [])
     assert "-" in str(found)
 
 

@@ -17,7 +17,7 @@ PACKAGE = ROOT / "relaylab"
 
 # Top to bottom, as in docs/design.md. A module may import from its own package and from what stands further down.
 ORDER = [
-    *("__main__", "cli", "measure", "lab", "checks", "doctor", "capacity"),
+    *("__main__", "cli", "measure", "lab", "doctor", "capacity"),
     *("views", "sweep", "zoo", "evaluation", "training", "relay", "engine", "tasks"),
     *("files", "trace", "call_tag", "version"),
 ]

@@ -16,21 +16,24 @@ from hypothesis import strategies as st
 from test_view import HOSTILE, contrast, relay
 
 from relaylab.trace import Trace
-from relaylab.views.frontend import fragment, source, style
 from relaylab.views.player import player, teacher_pieces
-from relaylab.views.theme import DARK, LIGHT
+from relaylab.views.theme import DARK, LIGHT, NO_MATH
+from relaylab.views.widget import bundle, source, static_view, style
 
 NODE = shutil.which("node")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 def evaluate(view: str, expression: str, data: Any) -> Any:
-    """The value of a JavaScript expression over ``data``, among the functions of a view; run by node."""
+    """The value of a JavaScript expression over ``data``, among what a view and its modules export; run by node."""
     if NODE is None:
         pytest.skip("node is not installed: the JavaScript of the views cannot be run")
+    modules = ", ".join(re.findall(r"^const (\$\w+) = ", bundle(view), re.M))
     program = (
-        f'"use strict";{source("frontend.js")}{source(view + ".js")}\n'
-        f'const data = JSON.parse(require("fs").readFileSync(0, "utf8"));console.log(JSON.stringify({expression}));'
+        f"{bundle(view)}\nconst all = Object.assign({{}}, {modules});"
+        'const data = JSON.parse(require("fs").readFileSync(0, "utf8"));'
+        f"const value = new Function(...Object.keys(all), 'data', {json.dumps('return ' + expression)});"
+        "console.log(JSON.stringify(value(...Object.values(all), data)));"
     )
     done = subprocess.run([NODE, "-e", program], input=json.dumps(data), capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
@@ -95,15 +98,33 @@ def test_hostile_text_is_data_and_never_markup(pieces, question):
     ]
 
 
-def test_scripts_write_text_only_and_fetch_nothing():
-    for name in ("frontend.js", "player.js", "reward_lab.js", "cost_dial.js"):
-        text = source(name)
-        assert not re.search(
-            r"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(|new Function|fetch\(|import[ (]", text
-        )
-        assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", text)
-        assert not re.search("</script|<!--", text)
+@pytest.mark.parametrize("name", ["atlas", "cost_dial", "counterfactual_view", "player", "playground", "reward_lab"])
+def test_modules_write_text_only_and_fetch_nothing(name, tmp_path):
+    module = bundle(name)
+    unsafe = r"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(|new Function|fetch\(|import[ (]|export "
+    assert not re.search(unsafe, module)
+    assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)|</script|<!--", module)
+    assert module.count(f"const ${name} = ") == module.count("const $shared = ") == 1  # names of a module stay within
+    if NODE is None:
+        pytest.skip("node is not installed: the JavaScript of the views cannot be checked")
+    (tmp_path / "view.mjs").write_text(f"{module}\nexport default {{ render: ${name}.render }};")
+    done = subprocess.run([NODE, "--check", str(tmp_path / "view.mjs")], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+def test_styles_fetch_nothing_and_their_colours_come_from_the_palettes():
     assert not re.search(r"url\(|@import|//", style())
+    for name in ("trace.css", "views.css"):  # test_view.py measures the contrasts of the palettes
+        names = set(re.findall(r"var\(--rl-([a-z-]+)\)", source(name))) - {"sans", "mono"}
+        assert names <= set(LIGHT) & set(DARK)
+        assert not re.search(r"#[0-9a-f]{3,6}\b|rgba?\(", source(name))
+    for palette in (LIGHT, DARK):  # buttons, disabled ones, characters written out, numbers of calls
+        for text, ground in (("ink", "panel"), ("muted", "panel"), ("paper", "muted"), ("paper", "command")):
+            assert contrast(palette[text], palette[ground]) >= 4.5, (text, ground)
+
+
+def test_dollars_stay_dollars():
+    assert f'<section class="rl-view {NO_MATH}"' in player(relay()).html
 
 
 def test_numbers_that_json_does_not_know_are_unknown():
@@ -112,7 +133,7 @@ def test_numbers_that_json_does_not_know_are_unknown():
     data = Page(player(trace).html).data["traces"][0]
     assert data["logprobs"] == [None, None, -0.1235]
     with pytest.raises(ValueError, match="JSON compliant"):
-        fragment("player", {"x": float("nan")}, label="", words="")
+        static_view("player", {"x": float("nan")}, label="", words="")
 
 
 def test_without_scripts_the_words_say_it_all():
@@ -135,19 +156,6 @@ def test_no_trace_is_an_error():
         player([])
 
 
-def test_roles_differ_by_more_than_colour_and_text_has_contrast():
-    css = style()
-    assert re.search(r" \.rl-t\{[^}]*border-bottom:2px solid", css)
-    assert re.search(r" \.rl-c\{[^}]*dashed", css)
-    # Every colour comes from the palettes, whose contrasts test_view.py measures.
-    names = set(re.findall(r"var\(--rl-([a-z-]+)\)", source("frontend.css"))) - {"sans", "mono"}
-    assert names <= set(LIGHT) & set(DARK)
-    assert not re.search(r"#[0-9a-f]{3,6}\b|rgb", source("frontend.css"))
-    for palette in (LIGHT, DARK):  # buttons, disabled ones, characters written out, numbers of calls
-        for text, ground in (("ink", "panel"), ("muted", "panel"), ("paper", "muted"), ("paper", "command")):
-            assert contrast(palette[text], palette[ground]) >= 4.5, (text, ground)
-
-
 def test_what_the_script_says_of_tokens_and_calls():
     trace = Page(player(relay()).html).data["traces"][0]
     said = evaluate("player", "data.source.split('').map((_, i) => tokenWords(data, owners(data), i))", trace)
@@ -155,9 +163,7 @@ def test_what_the_script_says_of_tokens_and_calls():
     assert said[9] == "token 10 of 13 · student · “↵” · id 109 · log-prob -0.250 · entropy 0.500 nats"
     stops = "[0, 3, 5, 11, 13].map((at) => [callFrom(data, at, true) ?? null, callFrom(data, at, false) ?? null])"
     assert evaluate("player", stops, trace) == [[3, None], [11, None], [11, 3], [None, 3], [None, 11]]
-    paths = evaluate("player", "mapPaths(data.source)", trace)
-    assert paths["t"] == "M5 0h4V10H5z"
-    assert paths["c"] == "M2 2h3V8H2zM10 2h3V8H10z"
+    assert (trace["map"]["t"], trace["map"]["c"]) == ("M5 0h4V10H5z", "M2 2h3V8H2zM10 2h3V8H10z")
 
 
 # In a browser ---------------------------------------------------------------------------------------------------------

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from relaylab.training.run import read_config
 
 from relaylab.sweep.notebook import check_values, code_cells, read_parameters
 from relaylab.sweep.plan import read_plan
@@ -28,8 +27,7 @@ def execute(name, monkeypatch, **values):
     path, results, names = SWEEPS / name, {}, {}
     values = check_values(values, read_parameters(path))
     monkeypatch.chdir(SWEEPS)
-    monkeypatch.setattr("relaylab.sweep.notebook.result", lambda **values: results.update(values))
-    monkeypatch.delattr("relaylab.result", raising=False)  # it may have been imported earlier
+    monkeypatch.setattr("relaylab.result", lambda **values: results.update(values))
     for tags, source in code_cells(path):
         exec(compile(source, name, "exec"), names)
         names |= values if "parameters" in tags else {}

@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 import pytest
 from test_player import Page, evaluate
 
-from relaylab.evaluation.cost import MEASURES, CostTerms, ModelTerms, sweep
+from relaylab.evaluation.cost import MEASURES, ModelPrices, Prices, cost_sweep
 from relaylab.training.rewards import rolled_back
 from relaylab.views.cost_dial import cost_dial, example_terms
 from relaylab.views.reward_lab import EXAMPLE, SCHEMES, Rollout, reward_lab, reward_table
@@ -29,7 +29,7 @@ def test_the_port_of_the_rewards_is_the_original():
     for k in range(300):
         group = [some_rollout(rng) for _ in range(rng.randint(1, 8))]
         options = {"ratio": ("paper", "content", "group")[k % 3], "command_tokens": rng.randint(1, 9)}
-        options |= {"asked": rng.randint(1, 90), "batch_solved": rng.random() < 0.3}
+        options |= {"requested": rng.randint(1, 90), "batch_solved": rng.random() < 0.3}
         cases.append({"group": [asdict(r) for r in group], "settings": options, "schemes": schemes})
         table = reward_table(group, **options)
         expected.append(table[["rho", "reward", "advantage"]].to_numpy().tolist())
@@ -62,7 +62,7 @@ def test_an_edit_keeps_a_rollout_possible():
 
 
 def test_a_rollout_in_counts_is_the_trace_it_says():
-    trace = Rollout(correct=True, own=5, teacher=3, calls=1, ignored=2).trace(command_tokens=2, asked=9)
+    trace = Rollout(correct=True, own=5, teacher=3, calls=1, ignored=2).trace(command_tokens=2, requested=9)
     assert trace.source == "ssccttt" + "sss" + "cccc"
     assert [(c.status, c.requested, c.delivered) for c in trace.calls] == [
         ("answered", 3, 3),
@@ -81,7 +81,7 @@ def test_a_rollout_in_counts_is_the_trace_it_says():
         (lambda: Rollout(correct=True, own=1, teacher=1, calls=2), "1 teacher tokens of 2 calls"),
         (lambda: reward_lab([EXAMPLE[0]] * 9), "9 rollouts; the lab takes 1 to 8"),
         (lambda: reward_table([EXAMPLE[0]], ratio="half"), "ratio is 'half'"),
-        (lambda: reward_table([EXAMPLE[0]], asked=0), "asked are 6 and 0"),
+        (lambda: reward_table([EXAMPLE[0]], requested=0), "requested are 6 and 0"),
         (lambda: cost_dial(measure="joy"), "measure is 'joy'"),
         (lambda: cost_dial(calls=3, call_tokens=500), "3 calls of 500 tokens do not fit into 1000"),
         (lambda: cost_dial(tokens=10**6), "the dial takes 1 to 20000"),
@@ -103,11 +103,11 @@ def test_the_lab_in_words():
     assert f"simple {row.reward:.2f}, advantage {row.advantage:+.2f}" in words
 
 
-TERMS = CostTerms(
-    student=ModelTerms(
+TERMS = Prices(
+    student=ModelPrices(
         parameters=10, attention_width=1, input_price=1, output_price=2, prefill_rate=100, decode_rate=10
     ),
-    teacher=ModelTerms(
+    teacher=ModelPrices(
         parameters=100, attention_width=2, input_price=10, cached_price=1, output_price=40, prefill_rate=50,
         decode_rate=4, row_share=0.5, batch=3,
     ),
@@ -126,7 +126,7 @@ def test_the_port_of_the_costs_is_the_original(terms, cache):
     cases, expected = [], []
     for prompt, tokens, command, calls, call_tokens in shapes:
         shape = {"prompt": prompt, "tokens": tokens, "command_tokens": command}
-        for row in sweep(terms, **shape, calls=calls, call_tokens=call_tokens, **fixed).itertuples():
+        for row in cost_sweep(terms, **shape, calls=calls, call_tokens=call_tokens, **fixed).itertuples():
             cases.append({"terms": asdict(terms), "shape": shape, "calls": row.calls, "n": row.call_tokens})
             expected.append([row.teacher_share, *(getattr(row, measure) for measure in MEASURES)])
     found = evaluate(
@@ -139,7 +139,7 @@ def test_the_port_of_the_costs_is_the_original(terms, cache):
 
 
 def test_what_is_not_set_is_unknown_not_nought():
-    bare = CostTerms(student=ModelTerms(parameters=1), teacher=ModelTerms(parameters=10))
+    bare = Prices(student=ModelPrices(parameters=1), teacher=ModelPrices(parameters=10))
     assert "price unknown" in cost_dial(bare).text
     case = {"terms": asdict(bare), "shape": {"prompt": 5, "tokens": 50, "command_tokens": 2}}
     relative = evaluate("cost_dial", "compare(data.terms, data.shape, 2, 3).relative", case)  # NaN is null in JSON

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from relaylab.call_tag import visible
 from relaylab.trace import Call, Trace
 from relaylab.views.theme import DARK, LIGHT, ROLES
-from relaylab.views.trace_view import MAX_ROWS, trace_html, trace_summary, trace_text, turns, visible
+from relaylab.views.trace_view import MAX_ROWS, trace_html, trace_summary, trace_text, turns
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -73,12 +74,12 @@ class Page(HTMLParser):
         attrs = dict(attrs)
         self.tags.add(tag)
         names = (attrs.get("class") or "").split()
-        if self.within("rlt-strip") and "title" in attrs:
-            assert self.open[-1][1][0] in ("rlt-s", "rlt-t", "rlt-c")
+        if self.within("rl-strip") and "title" in attrs:
+            assert self.open[-1][1][0] in ("rl-s", "rl-t", "rl-c")
             self.titles.append((self.open[-1][1][0][-1], attrs["title"]))
         if "data-call" in attrs:
             self.calls.append(attrs["data-call"])
-        if "rlt-sr" in names:
+        if "rl-sr" in names:
             self.prefixes.append("")
         if tag not in self.VOID:
             self.open.append((tag, names))
@@ -88,11 +89,11 @@ class Page(HTMLParser):
             assert self.open.pop()[0] == tag
 
     def handle_data(self, data):
-        if self.within("rlt-sr"):
+        if self.within("rl-sr"):
             self.prefixes[-1] += data
-        elif self.within("rlt-strip"):
+        elif self.within("rl-strip"):
             self.raw += data
-            self.strip += ast.literal_eval(f"'{data}'") if self.within("rlt-x") else data
+            self.strip += ast.literal_eval(f"'{data}'") if self.within("rl-x") else data
         elif not self.within("style", kind=0):
             self.outside += data + "\n"
 
@@ -103,7 +104,7 @@ class Page(HTMLParser):
 def test_the_strip_shows_every_token_with_its_writer():
     page = Page(trace_html(relay()))
     assert page.strip == page.raw == relay().text  # line breaks break the line
-    assert trace_html(relay()).count('class="rlt-n"') == 1
+    assert trace_html(relay()).count('class="rl-n"') == 1
     assert "".join(writer for writer, _ in page.titles) == relay().source
     assert page.titles[5][1] == "“3” · token 5 · id 105 · teacher, call 1 · log-prob -0.250"
     assert page.titles[9][1] == "“\\n” · token 9 · id 109 · student · log-prob -0.250 · entropy 0.500 nats"
@@ -133,7 +134,7 @@ def test_the_header_and_the_table_say_what_happened():
         "forced, not the student's own; <b>no</b>",
     ):
         assert expected in words
-    cells = re.findall(r"<tr><td.*?</tr>|<tr class=rlt-noted>.*?</tr>", trace_html(relay()))
+    cells = re.findall(r"<tr><td>.*?</tr>|<tr class=rl-noted>.*?</tr>", trace_html(relay()))
     rows = [re.findall(r">([^<]*)</td>", row) for row in cells]
     assert rows[0][:6] == ["1", "2", "4", "4", "4", "3564"]
     assert rows[1][:6] == ["2", "10", "-", "0", "0", ""]
@@ -230,8 +231,8 @@ def test_roles_differ_by_more_than_colour():
     assert len({role.symbol for role in ROLES.values()}) == 3
     html = trace_html(relay())
     assert (html.count("<mark"), html.count("<code")) == (2, 3)  # one of each in the legend
-    assert re.search(r" mark\{[^}]*border-bottom:2px solid", html)
-    assert re.search(r" code\{[^}]*border:1px dashed", html)
+    assert re.search(r" \.rl-t\{[^}]*border-bottom:2px solid", html)
+    assert re.search(r" \.rl-c\{[^}]*border:1px dashed", html)
 
 
 def test_eight_thousand_tokens_stay_small_and_fast():
@@ -254,7 +255,7 @@ def test_a_word_without_end_wraps():
     t = Trace("q", [1], [1], "s", ["x" * 100_000])
     html = trace_html(t)
     assert len(html) < 120_000
-    assert re.search(r"rlt-strip\{[^}]*overflow-wrap:anywhere", html)
+    assert re.search(r"rl-strip\{[^}]*overflow-wrap:anywhere", html)
     assert max(map(len, trace_text(t, color=False, width=80).splitlines())) <= 80
 
 

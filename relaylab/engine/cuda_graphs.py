@@ -26,7 +26,7 @@ class StepGraphs:
 
     def __init__(self, model: PreTrainedModel, forward: Forward, cache: KVCache):
         self._model, self._forward, self._cache = model, forward, cache
-        self._moves = cache.moves
+        cache.on_move = self.clear
         self._graphs: dict[tuple[int, int], torch.cuda.CUDAGraph | None] = {}
         self._ends = (model.model.layers[0].self_attn.q_proj, model.lm_head)  # where one moves, all do
         self._weights: list[int] = []
@@ -45,9 +45,9 @@ class StepGraphs:
     def step(self, ids: Sequence[int], places: Sequence[int]) -> Tensor | None:
         """Float32 logits (rows, 1, vocabulary) after a token in each of the first slots; None for a new size."""
         weights = [module.weight.data_ptr() for module in self._ends]
-        if weights != self._weights or self._moves != self._cache.moves:
+        if weights != self._weights:
             self.clear()
-            self._weights, self._moves = weights, self._cache.moves
+            self._weights = weights
         slots, _, columns, _ = self._cache.keys[0].shape
         size = rows, length = min(rounded(len(ids)), slots), min(rounded(max(places) + 1, 64), columns - 1)
         if torch.is_autocast_enabled("cuda") or size not in self._graphs:

@@ -215,7 +215,7 @@ class Engine:
         self.cache.reserve(max(ends))
         # 2) The model. A step of decoding on a GPU is one graph.
         outputs = None
-        if self._graphs and width == 1 and not hidden and not any(self._hooks):
+        if self._graphs is not None and width == 1 and not hidden and not any(self._hooks):
             logits = self._graphs.step([s.ids[s.cached] for s in order], [s.cached for s in order])
             outputs = None if logits is None else [logits]
         if outputs is None:

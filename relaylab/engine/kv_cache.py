@@ -6,7 +6,7 @@ The last column is a spare one: padding is written there, and no sequence ever s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -52,7 +52,7 @@ class KVCache(Cache):
         self.values: list[Tensor] = [torch.empty(0)] * layers
         self.room = self.columns = 0  # slots and columns that there is memory for
         self.at: list[CacheSlot | None] = []  # the slot at each index
-        self.moves = 0  # how often the tensors were made anew
+        self.on_move: Callable[[], None] = lambda: None  # called before the tensors are made anew
         self.angles: list[Tensor] = []  # rotary positions, one a column, kept by the fast pass
 
     @property
@@ -122,7 +122,7 @@ class KVCache(Cache):
 
         Ordinary tensors, so that they may be written in any mode.
         """
-        self.moves += 1
+        self.on_move()
         self.room, self.columns = s, c = min(slots, self.room), min(columns, self.columns)
         for tensors in (self.keys, self.values):
             for i, old in enumerate(tensors):

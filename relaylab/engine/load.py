@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import warnings
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging
+from transformers.utils import cached_file, logging
 
 from relaylab.engine.engine import Engine
 
@@ -154,6 +155,44 @@ def checksum(directory: Path) -> str:
     for file in sorted({f for name in names for f in directory.glob(name)}):
         digest.update(file.name.encode() + file.read_bytes())
     return digest.hexdigest()
+
+
+def fingerprint_weights(model: str | Path | torch.nn.Module) -> str:
+    """A digest of a model's weights: two models of one name differ in it. An adapter's base counts too.
+
+    Args:
+        model: a name as for ``load_model``, or a model that is loaded already.
+
+    Returns:
+        16 hexadecimal digits. Files are read once per process unless they change.
+    """
+    digest = hashlib.sha256()
+    if isinstance(model, torch.nn.Module):
+        for name, tensor in sorted(model.state_dict().items()):
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()[:16]
+    path = Path(resolve(model))
+    if not path.is_dir():  # a hub id: the snapshot in the hub's cache
+        files = (cached_file(str(model), c, _raise_exceptions_for_missing_entries=False) for c in CONFIGS)
+        path = Path(next(f for f in files if f)).parent
+    for file in sorted([*path.glob("*.safetensors"), *(path / c for c in CONFIGS if (path / c).exists())]):
+        status = file.stat()
+        digest.update(f"{file.name} {_file_digest(str(file), status.st_mtime_ns, status.st_size)}".encode())
+    adapter = path / "adapter_config.json"
+    if adapter.exists():
+        digest.update(fingerprint_weights(json.loads(adapter.read_text())["base_model_name_or_path"]).encode())
+    return digest.hexdigest()[:16]
+
+
+@lru_cache(maxsize=256)
+def _file_digest(path: str, modified: int, size: int) -> str:
+    """SHA-256 of a file. The hub's cache names large files by it."""
+    target = Path(path).resolve().name
+    if len(target) == 64 and set(target) <= set("0123456789abcdef"):
+        return target
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:

@@ -55,9 +55,13 @@ def sample(
     """
     if forbidden:
         logits = logits.clone()
+        alike: dict[int, tuple[np.ndarray, list[int]]] = {}  # most rows share a ban: each goes to the device once
         for row, ban in forbidden.items():
-            logits[row, : len(ban)].masked_fill_(torch.from_numpy(ban[: logits.shape[1]]).to(logits.device), -torch.inf)
-            logits[row, len(ban) :] = -torch.inf
+            alike.setdefault(id(ban), (ban, []))[1].append(row)
+        for ban, rows in alike.values():
+            mask = np.ones(logits.shape[1], bool)
+            mask[: len(ban)] = ban[: logits.shape[1]]
+            logits[rows] = logits[rows].masked_fill(torch.from_numpy(mask).to(logits.device), -torch.inf)
     warm = [i for i, t in enumerate(temperatures) if t > 0]
     chosen = logits.argmax(-1)
     if warm:

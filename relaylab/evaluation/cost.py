@@ -1,11 +1,10 @@
-"""What a relay costs beyond the teacher's share of the tokens: FLOPs, money and time, from traces.
+"""What a relay costs beyond the teacher's share of the tokens: FLOPs, money and time, computed from traces.
 
-The paper's cost is the share of tokens that the teacher writes (section 4). To write even one token the teacher has to
-read everything before it, and the student reads and writes too. ``usage`` counts all of that, ``costs`` prices it with
-``CostTerms`` that the user sets, ``summary`` puts it beside each model alone, and ``sweep`` shows when 1 % of the
-tokens is not 1 % of the cost. Equations, and what is left out: docs/cost.md. Rows that wait: ``fleet.py``.
+The paper's cost is the share of tokens that the teacher writes (section 4). Before it writes one token the teacher
+reads everything in front of it, and the student reads and writes too. ``usage`` counts these tokens and ``costs``
+prices them. Equations and limits: docs/cost.md.
 
-Tokens are counted in the student's tokenizer, but for those that the teacher wrote, which are counted in its own.
+Tokens are counted in the student's tokenizer, except those that the teacher wrote.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 
+import numpy as np
 import pandas as pd
 
 from relaylab.trace import COMMAND, STUDENT, TEACHER, Call, Trace
@@ -26,91 +26,82 @@ MEASURES = {
     "seconds": "from the question to the last token",
     "teacher_busy": "seconds of the teacher's machine, shared by the rows of its batch",
 }
-ADDED = ("flops", "money", "seconds")  # those that both models add to
-# A missing price or speed is not 0: what would need it is unknown.
-UNKNOWN = math.nan
+ADDED = ("flops", "money", "seconds")  # the measures to which both models add
+UNKNOWN = math.nan  # a missing price or speed is not 0: whatever needs it is unknown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ModelTerms:
-    """One model and the machine or the API that runs it; what is None leaves its measures unknown (NaN).
+class ModelPrices:
+    """One model and the machine or API that runs it. A value of None makes the measures that need it NaN.
 
-    parameters: of the model, those that take part in a token. attention_width: layers x heads x head size; 0 leaves out
-    attention's own FLOPs, which grow with the context. Prices are for a million tokens; ``cached_price`` is for input
-    that is in a cache already, 0 on a machine of your own. prefill_rate: tokens/s read. decode_rate: tokens/s written
-    for one row by itself; each further row of the ``batch`` makes a step longer by ``row_share`` of it.
-
-    >>> ModelTerms(parameters=8e9, decode_rate=100, row_share=0.25).step_of(5)
+    >>> ModelPrices(parameters=8e9, decode_rate=100, row_share=0.25).step_of(5)
     0.02
     """
 
-    parameters: float
-    attention_width: int = 0
-    input_price: float | None = None
-    cached_price: float = 0.0
-    output_price: float | None = None
-    prefill_rate: float | None = None
-    decode_rate: float | None = None
-    row_share: float = 0.0
-    batch: int = 1
+    parameters: float  # those that take part in a token
+    attention_width: int = 0  # layers x heads x head size; 0 leaves out attention's own FLOPs
+    input_price: float | None = None  # of a million tokens read
+    cached_price: float = 0.0  # of a million tokens that a cache holds; 0 on your own machine
+    output_price: float | None = None  # of a million tokens written
+    prefill_rate: float | None = None  # tokens read per second
+    decode_rate: float | None = None  # tokens written per second for a single row
+    row_share: float = 0.0  # each further row of the batch makes a step longer by this share of it
+    batch: int = 1  # rows decoded together
 
     def __post_init__(self) -> None:
-        for name in ("parameters", "prefill_rate", "decode_rate", "batch"):
-            if (value := getattr(self, name)) is not None and not 0 < value < math.inf:
-                raise ValueError(f"{name} is {value}; it must be a positive number")
-        for name in ("attention_width", "input_price", "cached_price", "output_price", "row_share"):
-            if (value := getattr(self, name)) is not None and not 0 <= value < math.inf:
-                raise ValueError(f"{name} is {value}; it must not be negative")
+        for name, value in asdict(self).items():
+            positive = name in ("parameters", "prefill_rate", "decode_rate", "batch")
+            if value is not None and not ((value > 0 if positive else value >= 0) and value < math.inf):
+                raise ValueError(
+                    f"{name} is {value}; it must {'be a positive number' if positive else 'be at least 0'}"
+                )
 
     def step_of(self, rows: int) -> float:
-        """Seconds in which each of so many rows gets one more token."""
-        return (1 + self.row_share * (rows - 1)) / _known(self.decode_rate)
+        """Seconds of a step in which each of ``rows`` rows gets one token."""
+        return (1 + self.row_share * (rows - 1)) / _or_nan(self.decode_rate)
 
-    def flops(self, tokens: float, context: float) -> float:
-        """2 a parameter and token, and 4 a unit of attention, token and position that it looks at."""
+    def flops(self, tokens, context):
+        """2 per parameter and token, and 4 per unit of attention, token and position that it looks at."""
         return 2 * self.parameters * tokens + 4 * self.attention_width * context
 
-    def money(self, read: float, cached: float, written: float) -> float:
-        paid = read * _known(self.input_price) + cached * self.cached_price + written * _known(self.output_price)
-        return paid / 1e6
+    def money(self, read, cached, written):
+        """The price of so many tokens read, read from a cache, and written."""
+        price = read * _or_nan(self.input_price) + cached * self.cached_price + written * _or_nan(self.output_price)
+        return price / 1e6
 
-    def seconds(self, read: float, written: float) -> float:
-        return read / _known(self.prefill_rate) + written * self.step_of(self.batch)
+    def seconds(self, read, written):
+        """Seconds until so many tokens are read and written."""
+        return read / _or_nan(self.prefill_rate) + written * self.step_of(self.batch)
 
-    def busy(self, read: float, written: float) -> float:
-        """Seconds of the machine: a decoding step serves all rows of the batch, reading keeps it to itself."""
-        return read / _known(self.prefill_rate) + written * self.step_of(self.batch) / self.batch
+    def busy(self, read, written):
+        """Seconds of the machine: a decoding step serves all rows of the batch, a prefill only its own row."""
+        return read / _or_nan(self.prefill_rate) + written * self.step_of(self.batch) / self.batch
 
 
-def roofline(parameters: float, *, flops: float, bandwidth: float, bytes_per_parameter: float = 2) -> ModelTerms:
-    """The speeds that a machine of so many FLOP/s and bytes/s cannot exceed: weights read once a step, no overhead.
+def roofline(parameters: float, *, flops: float, bandwidth: float, bytes_per_parameter: float = 2) -> ModelPrices:
+    """The speeds that a machine cannot exceed: weights read once per step, no overhead, no reading of the KV cache.
 
-    Reading the keys and values of the context is left out. Use measured speeds where you have them.
+    ``flops`` and ``bandwidth`` are per second; 2 ``bytes_per_parameter`` are 16-bit weights.
 
-    >>> terms = roofline(8e9, flops=1e15, bandwidth=3.2e12)
-    >>> terms.decode_rate, terms.prefill_rate
+    >>> prices = roofline(8e9, flops=1e15, bandwidth=3.2e12)
+    >>> prices.decode_rate, prices.prefill_rate
     (200.0, 62500.0)
     """
     for name, value in (("flops", flops), ("bandwidth", bandwidth), ("bytes_per_parameter", bytes_per_parameter)):
         if not value > 0:
             raise ValueError(f"{name} is {value}; it must be a positive number")
-    step = bytes_per_parameter * parameters / bandwidth
-    row = 2 * parameters / flops
-    return ModelTerms(parameters=parameters, prefill_rate=1 / row, decode_rate=1 / step, row_share=row / step)
+    step, row = bytes_per_parameter * parameters / bandwidth, 2 * parameters / flops
+    return ModelPrices(parameters=parameters, prefill_rate=1 / row, decode_rate=1 / step, row_share=row / step)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CostTerms:
-    """Both models and what is between them. ``network_delay``: seconds there and back, once a hand-off.
+class Prices:
+    """Both models and the way between them."""
 
-    cache: the teacher keeps a row's keys and values between its calls, as relaylab's ``LocalTeacher`` does, so that it
-    reads only what is new. Without it every call reads the whole view again, as with a stateless server.
-    """
-
-    student: ModelTerms
-    teacher: ModelTerms
-    network_delay: float = 0.0
-    cache: bool = True
+    student: ModelPrices
+    teacher: ModelPrices
+    network_delay: float = 0.0  # seconds there and back, per hand-off
+    cache: bool = True  # the teacher keeps keys and values between calls; else each call reads the whole view again
 
     def __post_init__(self) -> None:
         if not 0 <= self.network_delay < math.inf:
@@ -119,51 +110,53 @@ class CostTerms:
 
 @dataclass(frozen=True, slots=True)
 class HandOff:
-    """One call as the teacher meets it: it reads ``new`` tokens behind ``again`` that it has seen before, and writes
-    ``written``. ``at`` is the completion position of its first token, ``delivered`` what the student got.
+    """One call as the teacher sees it. A failed call reads and writes nothing; it costs one trip."""
 
-    A call that failed reads and writes nothing here; it costs its way through the network.
-    """
-
-    at: int
-    new: int = 0
-    again: int = 0
-    written: int = 0
-    delivered: int = 0
+    at: int  # completion position of the teacher's first token
+    new: int = 0  # tokens that it has not read before
+    again: int = 0  # tokens that it has read before; a cache saves them
+    written: int = 0  # tokens that it writes
+    delivered: int = 0  # tokens that the student gets
 
 
 def hand_offs(trace: Trace) -> list[HandOff]:
-    """The calls of a trace that reached the teacher, in order. A run of teacher tokens without a call is one too.
+    """The calls of a trace that reached the teacher, in order. Teacher tokens without a call count as one.
 
     >>> t = Trace("q", [1, 2], [5, 6, 7, 8, 9], "scttc", list("acttc"), [Call(1, 2, 2, 2, 2, 2), Call(4, 5, 9)])
     >>> hand_offs(t)[0]
     HandOff(at=2, new=3, again=0, written=2, delivered=2)
     """
-    asked = [c for c in trace.calls if c.status in ("answered", "failed")]
-    begun = {c.end for c in asked if c.delivered}
-    for run in re.finditer(f"{TEACHER}+", trace.source):
-        if run.start() not in begun:
-            asked.append(Call(run.start(), run.start(), delivered=len(run[0])))
-    found, seen, at, view = [], 0, 0, len(trace.prompt_ids)
-    for call in sorted(asked, key=lambda c: c.end):
+    calls = [c for c in trace.calls if c.status in ("answered", "failed")]
+    begun = {c.end for c in calls if c.delivered}
+    runs = re.finditer(f"{TEACHER}+", trace.source)
+    calls += [Call(r.start(), r.start(), delivered=len(r[0])) for r in runs if r.start() not in begun]
+    result, seen, at, view = [], 0, 0, len(trace.prompt_ids)
+    for call in sorted(calls, key=lambda c: c.end):
         view += call.end - at - trace.source.count(COMMAND, at, call.end)
         at = call.end
         if call.status == "failed":
-            found.append(HandOff(call.end))
-            continue
-        found.append(HandOff(call.end, view - seen, seen, max(call.written, call.delivered), call.delivered))
-        seen = view + call.delivered
-    return found
+            result.append(HandOff(call.end))
+        else:
+            written = max(call.written, call.delivered)
+            result.append(HandOff(call.end, view - seen, seen, written, call.delivered))
+            seen = view + call.delivered
+    return result
+
+
+USAGE_COLUMNS = (
+    "id", "suite", "prompt", "tokens", "content", "teacher_share", "hand_offs", "teacher_new", "teacher_again",
+    "teacher_written", "teacher_context", "teacher_context_again", "student_read", "student_written", "student_context",
+    "measured_seconds",
+)  # fmt: skip
 
 
 def usage(traces: Iterable[Trace]) -> pd.DataFrame:
-    """What each response took, in tokens; one row a trace.
+    """The tokens of each response; one row per trace.
 
-    ``content`` is the completion without commands. ``teacher_new`` is what the teacher reads with a cache and
-    ``teacher_again`` what it reads besides without one; ``*_context`` are the sums, over the tokens run, of the
-    positions that each looks at. An answer of the student's that a cascade threw away (``terms["discarded_tokens"]``)
-    is the student's too. ``measured_seconds`` is what the calls took by the clock, NaN where a call has no latency.
-    Raises ValueError without any trace.
+    ``content`` is the completion without commands. ``teacher_new`` is what the teacher reads with a cache,
+    ``teacher_again`` what it reads in addition without one. ``*_context`` are sums over tokens of the positions that
+    each looks at. An answer that a cascade discarded counts as the student's. ``measured_seconds`` is the clock's time
+    of the calls, NaN if one has no latency.
 
     >>> t = Trace("q", [1, 2], [5, 6, 7, 8], "scts", ["a", "<call>1</call>", "b", "c"], [Call(1, 2, 1, 1, 1, 1)])
     >>> usage([t])[["teacher_new", "teacher_again", "teacher_written", "student_read", "student_written"]].values
@@ -171,74 +164,54 @@ def usage(traces: Iterable[Trace]) -> pd.DataFrame:
     """
     rows = []
     for trace in traces:
-        calls = hand_offs(trace)
-        run = len(trace.source.rstrip(TEACHER))  # a last answer of the teacher's is not read by the student
+        new, again, written = np.array([[c.new, c.again, c.written] for c in hand_offs(trace)], int).reshape(-1, 3).T
+        run = len(trace.source.rstrip(TEACHER))  # the student does not read teacher tokens that end the answer
         own = run - trace.source.count(TEACHER, 0, run)
-        thrown = trace.config.get("discarded_tokens", 0)  # an answer of the student's before this one: a cascade's
-        prompt = len(trace.prompt_ids) if own or thrown else 0  # else the response is all the teacher's
+        discarded = trace.config.get("discarded_tokens", 0)
+        prompt = len(trace.prompt_ids) if own or discarded else 0  # otherwise the whole response is the teacher's
+        context = (_upto(new + again + written) - _upto(again)).sum()
         latencies = [c.latency for c in trace.calls if c.status in ("answered", "failed")]
-        rows.append(
-            {
-                "id": trace.id,
-                "suite": trace.problem.get("suite"),
-                "prompt": len(trace.prompt_ids),
-                "tokens": len(trace.source),
-                "content": len(trace.source) - trace.count(COMMAND),
-                "teacher_share": trace.call_ratio,
-                "hand_offs": len(calls),
-                "teacher_new": sum(c.new for c in calls),
-                "teacher_again": sum(c.again for c in calls),
-                "teacher_written": sum(c.written for c in calls),
-                "teacher_context": sum(_upto(c.new + c.again + c.written) - _upto(c.again) for c in calls),
-                "teacher_context_again": sum(_upto(c.again) for c in calls),
-                "student_read": prompt + run - own,
-                "student_written": own + thrown,
-                "student_context": _upto(prompt + (run if own else thrown)),
-                "measured_seconds": UNKNOWN if None in latencies else sum(latencies),
-            }
-        )
+        seconds = UNKNOWN if None in latencies else sum(latencies)
+        rows.append((
+            trace.id, trace.problem.get("suite"), len(trace.prompt_ids), len(trace.source),
+            len(trace.source) - trace.count(COMMAND), trace.call_ratio, len(new), new.sum(), again.sum(), written.sum(),
+            context, _upto(again).sum(), prompt + run - own, own + discarded,
+            _upto(prompt + (run if own else discarded)), seconds,
+        ))  # fmt: skip
     if not rows:
         raise ValueError("there is no trace to cost")
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=list(USAGE_COLUMNS))
 
 
 def alone(used: pd.DataFrame, who: str) -> pd.DataFrame:
-    """The usage of the same responses, written by the ``student`` or the ``teacher`` alone.
+    """The usage of the same responses, written by the ``student`` or the ``teacher`` alone, without commands.
 
-    For a relay's usage this is a supposition: as long an answer, without the commands. For the usage of traces that one
-    model wrote it is what happened. The teacher is one hand-off away.
+    For a relay's usage this supposes an answer of the same length. The teacher is one hand-off away.
     """
     if who not in ("student", "teacher"):
         raise ValueError(f"who is {who!r}; it must be 'student' or 'teacher'")
-    teacher, context = int(who == "teacher"), _upto(used.prompt + used.content)
-    return used.assign(
-        tokens=used.content,
-        teacher_share=float(teacher),
-        hand_offs=teacher,
-        teacher_new=used.prompt * teacher,
-        teacher_again=0,
-        teacher_written=used.content * teacher,
-        teacher_context=context * teacher,
-        teacher_context_again=0,
-        student_read=used.prompt * (1 - teacher),
-        student_written=used.content * (1 - teacher),
-        student_context=context * (1 - teacher),
-        measured_seconds=UNKNOWN,
-    )
+    by_teacher = int(who == "teacher")
+    new = dict(tokens=used.content, measured_seconds=UNKNOWN, teacher_share=float(by_teacher), hand_offs=by_teacher)
+    new |= dict(teacher_again=0, teacher_context_again=0)
+    counts = used.prompt, used.content, _upto(used.prompt + used.content)
+    for columns, on in (("teacher_new teacher_written teacher_context", by_teacher),
+                        ("student_read student_written student_context", 1 - by_teacher)):  # fmt: skip
+        new |= {column: count * on for column, count in zip(columns.split(), counts)}
+    return used.assign(**new)
 
 
-def costs(used: pd.DataFrame, terms: CostTerms) -> pd.DataFrame:
-    """``usage`` with its price: ``MEASURES``, and what each model adds to them, one row a trace.
+def costs(used: pd.DataFrame, prices: Prices) -> pd.DataFrame:
+    """``usage`` with its ``MEASURES`` and each model's part of them; one row per trace.
 
     >>> t = Trace("q", [1, 2], [5, 6, 7, 8], "scts", ["a", "<call>1</call>", "b", "c"], [Call(1, 2, 1, 1, 1, 1)])
-    >>> terms = CostTerms(student=ModelTerms(parameters=1), teacher=ModelTerms(parameters=10))
-    >>> costs(usage([t]), terms)[["student_flops", "teacher_flops", "flops", "money"]].values.tolist()
+    >>> prices = Prices(student=ModelPrices(parameters=1), teacher=ModelPrices(parameters=10))
+    >>> costs(usage([t]), prices)[["student_flops", "teacher_flops", "flops", "money"]].values.tolist()
     [[12.0, 80.0, 92.0, nan]]
     """
-    student, teacher, u = terms.student, terms.teacher, used
-    again = 0 if terms.cache else u.teacher_again
+    student, teacher, u = prices.student, prices.teacher, used
+    again = 0 if prices.cache else u.teacher_again
     read = u.teacher_new + again
-    context = u.teacher_context + (0 if terms.cache else u.teacher_context_again)
+    context = u.teacher_context + (0 if prices.cache else u.teacher_context_again)
     priced = u.assign(
         student_flops=student.flops(u.student_read + u.student_written, u.student_context),
         teacher_flops=teacher.flops(read + u.teacher_written, context),
@@ -246,10 +219,10 @@ def costs(used: pd.DataFrame, terms: CostTerms) -> pd.DataFrame:
         teacher_money=teacher.money(read, u.teacher_again - again, u.teacher_written),
         student_seconds=student.seconds(u.student_read, u.student_written),
         teacher_seconds=teacher.seconds(read, u.teacher_written),
-        network_seconds=u.hand_offs * terms.network_delay,
+        network_seconds=u.hand_offs * prices.network_delay,
         teacher_busy=teacher.busy(read, u.teacher_written),
     )
-    # A model that did nothing costs nothing, whatever is not known about it.
+    # A model that did nothing costs nothing, even if its prices are unknown.
     priced.loc[u.student_written == 0, [f"student_{measure}" for measure in ADDED]] = 0.0
     priced.loc[u.hand_offs == 0, [f"teacher_{measure}" for measure in (*ADDED, "busy")]] = 0.0
     for measure in ADDED:
@@ -258,17 +231,17 @@ def costs(used: pd.DataFrame, terms: CostTerms) -> pd.DataFrame:
     return priced
 
 
-def summary(
+def cost_summary(
     traces: Iterable[Trace],
-    terms: CostTerms,
+    prices: Prices,
     *,
     teacher_alone: Iterable[Trace] | None = None,
     student_alone: Iterable[Trace] | None = None,
 ) -> pd.DataFrame:
-    """The mean cost of a response of the relay and of each model alone; ``X_of_teacher``: ratios of these means.
+    """The mean cost of a response of the relay and of each model alone; ``X_of_teacher`` are ratios of these means.
 
-    ``teacher_alone`` and ``student_alone`` are traces that the one model wrote on the same problems; without them it is
-    supposed to write the relay's responses (column ``basis``). Raises ValueError where the problems differ.
+    ``teacher_alone`` and ``student_alone`` are their own traces of the same problems. Without them each is supposed to
+    write the relay's responses (column ``basis``).
     """
     used = usage(traces)
     systems = {"relay": ("measured", used)}
@@ -277,33 +250,32 @@ def summary(
         if sorted(other.id) != sorted(used.id):
             raise ValueError(f"the traces of the {who} alone are not of the relay's problems: decode the same ids")
         systems[f"{who} alone"] = ("same responses" if own is None else "measured", alone(other, who))
-    rows = []
-    for name, (basis, frame) in systems.items():
-        priced = costs(frame, terms)
-        means = {measure: priced[measure].mean() for measure in MEASURES}
-        share = (priced.teacher_share * priced.tokens).sum() / max(1, priced.tokens.sum())
-        rows.append({"system": name, "basis": basis, "tokens": priced.tokens.mean(), "teacher_share": share} | means)
-    found = pd.DataFrame(rows).set_index("system")
+    table = pd.DataFrame(
+        {name: costs(frame, prices)[["tokens", *MEASURES]].mean() for name, (_, frame) in systems.items()}
+    ).T
+    shares = [(f.teacher_share * f.tokens).sum() / max(1, f.tokens.sum()) for _, f in systems.values()]
+    table.insert(0, "basis", [basis for basis, _ in systems.values()])
+    table.insert(2, "teacher_share", shares)
     for who, names in (("teacher", MEASURES), ("student", ADDED)):
         for measure in names:
-            found[f"{measure}_of_{who}"] = found[measure] / found.loc[f"{who} alone", measure]
-    return found.reset_index()
+            table[f"{measure}_of_{who}"] = table[measure] / table.loc[f"{who} alone", measure]
+    return table.rename_axis("system").reset_index()
 
 
-def against_router(found: pd.DataFrame, p: float) -> pd.Series:
-    """How much less than a random router that sends a query to the teacher with probability ``p`` a relay costs.
+def against_router(table: pd.DataFrame, p: float) -> pd.Series:
+    """What a relay saves against a random router that sends a question to the teacher with probability ``p``.
 
-    ``found`` is a ``summary``. 1 - relay / (p teacher + (1 - p) student), for the share of tokens (the paper's 98.2 %
-    where p is ``published.matched_p``) and for every measure; negative where the relay costs more.
+    1 - relay / (p teacher + (1 - p) student) for each measure of a ``cost_summary``, negative if the relay costs more.
+    With ``scorecard.matched_p`` the token share gives the paper's 98.2 %.
     """
     if not 0 < p <= 1:
         raise ValueError(f"p is {p}; a router's probability lies in (0, 1]")
-    table = found.set_index("system")[["teacher_share", *MEASURES]]
+    table = table.set_index("system")[["teacher_share", *MEASURES]]
     return 1 - table.loc["relay"] / (p * table.loc["teacher alone"] + (1 - p) * table.loc["student alone"])
 
 
 def regular_trace(*, prompt: int, tokens: int, calls: int, call_tokens: int, command_tokens: int) -> Trace:
-    """A made-up response of ``tokens`` without its commands, in which ``calls`` of ``call_tokens`` are evenly spaced.
+    """A made-up response with evenly spaced calls; ``tokens`` counts it without its commands.
 
     >>> regular_trace(prompt=3, tokens=8, calls=2, call_tokens=1, command_tokens=1).source
     'ssctssctss'
@@ -320,8 +292,8 @@ def regular_trace(*, prompt: int, tokens: int, calls: int, call_tokens: int, com
     return Trace("", [0] * prompt, [0] * len(source), source, [""] * len(source), made)
 
 
-def sweep(
-    terms: CostTerms,
+def cost_sweep(
+    prices: Prices,
     *,
     prompt: int,
     tokens: int,
@@ -332,11 +304,10 @@ def sweep(
     caches: Sequence[bool] = (True, False),
     batches: Sequence[int] = (1,),
 ) -> pd.DataFrame:
-    """The cost of a response relative to the teacher alone, beside the teacher's share, for every combination.
+    """The cost of regular responses relative to the teacher alone, beside the teacher's share of the tokens.
 
-    One row each of calls x tokens a call x network delay (s) x cache x rows in the teacher's batch; those in which the
-    calls do not fit into the response are left out. The teacher alone has the same delay and batch. ValueError where
-    nothing fits.
+    One row per combination of calls, tokens per call, delay, cache and teacher batch; those that do not fit into the
+    response are left out. The teacher alone has the same delay and batch.
     """
     cases = [(count, n) for count, n in product(calls, call_tokens) if count * n <= tokens]
     if not cases:
@@ -345,52 +316,54 @@ def sweep(
     used = usage(regular_trace(calls=count, call_tokens=n, **shape) for count, n in cases)
     whole, frames = alone(used, "teacher"), []
     for delay, cache, batch in product(network_delays, caches, batches):
-        here = replace(terms, network_delay=delay, cache=cache, teacher=replace(terms.teacher, batch=batch))
+        here = replace(prices, network_delay=delay, cache=cache, teacher=replace(prices.teacher, batch=batch))
         frame = pd.DataFrame(cases, columns=["calls", "call_tokens"])
         frame = frame.assign(network_delay=delay, cache=cache, batch=batch, teacher_share=used.teacher_share)
         frames.append(frame.join(costs(used, here)[[*MEASURES]] / costs(whole, here)[[*MEASURES]]))
     return pd.concat(frames, ignore_index=True)
 
 
-def breakeven_calls(terms: CostTerms, measure: str, *, call_tokens: int, tokens: int, **shape: int) -> int | None:
-    """The fewest evenly spaced calls with which a response costs as much as the teacher alone; None if none do.
+def breakeven_calls(prices: Prices, measure: str, *, call_tokens: int, tokens: int, **shape: int) -> int | None:
+    """The fewest evenly spaced calls at which a response costs as much as the teacher alone; None if none do.
 
-    ``shape``: prompt and command_tokens of ``regular_trace``. ValueError where a price or speed is missing.
+    ``shape`` are prompt and command_tokens of ``regular_trace``.
 
-    >>> free = ModelTerms(parameters=1)
-    >>> terms = CostTerms(student=free, teacher=ModelTerms(parameters=100), cache=False)
-    >>> breakeven_calls(terms, "flops", call_tokens=1, tokens=100, prompt=100, command_tokens=1)
+    >>> prices = Prices(student=ModelPrices(parameters=1), teacher=ModelPrices(parameters=100), cache=False)
+    >>> breakeven_calls(prices, "flops", call_tokens=1, tokens=100, prompt=100, command_tokens=1)
     2
     """
     shape |= {"call_tokens": call_tokens, "tokens": tokens}
     used = usage(regular_trace(calls=n, **shape) for n in range(1, tokens // max(1, call_tokens) + 1))
-    dearer = _cost(used, terms, measure) >= _cost(alone(used, "teacher"), terms, measure)
+    dearer = _cost(used, prices, measure) >= _cost(alone(used, "teacher"), prices, measure)
     return int(dearer.idxmax()) + 1 if dearer.any() else None
 
 
-def breakeven_delay(used: pd.DataFrame, terms: CostTerms) -> float:
-    """The network delay (s, there and back) at which the relays of a ``usage`` take as long, together, as the teacher
-    alone; infinite where they hand off at most once a response, negative where they are slower without a network."""
-    free, whole = replace(terms, network_delay=0.0), alone(used, "teacher")
+def breakeven_delay(used: pd.DataFrame, prices: Prices) -> float:
+    """The network delay (s) at which the relays of a ``usage`` take as long as the teacher alone.
+
+    Infinite for at most one hand-off per response; negative if the relays are slower without a network.
+    """
+    free, whole = replace(prices, network_delay=0.0), alone(used, "teacher")
     faster = _cost(whole, free, "seconds").sum() - _cost(used, free, "seconds").sum()
     more = used.hand_offs.sum() - whole.hand_offs.sum()
     return faster / more if more > 0 else math.inf
 
 
-def _cost(used: pd.DataFrame, terms: CostTerms, measure: str) -> pd.Series:
+def _cost(used: pd.DataFrame, prices: Prices, measure: str) -> pd.Series:
     if measure not in MEASURES:
         raise ValueError(f"measure is {measure!r}; there are {', '.join(MEASURES)}")
-    found = costs(used, terms)[measure]
-    if found.isna().any():
-        unset = [f"{w}.{k}" for w in ("student", "teacher") for k, v in asdict(getattr(terms, w)).items() if v is None]
+    column = costs(used, prices)[measure]
+    if column.isna().any():
+        models = {"student": prices.student, "teacher": prices.teacher}
+        unset = [f"{who}.{k}" for who, model in models.items() for k, v in asdict(model).items() if v is None]
         raise ValueError(f"{measure} is unknown; set what it needs of {', '.join(unset)}")
-    return found
+    return column
 
 
-def _known(value: float | None) -> float:
+def _or_nan(value: float | None) -> float:
     return UNKNOWN if value is None else value
 
 
 def _upto(n):
-    """1 + 2 + ... + n: what n tokens look at together; of numbers and of columns."""
+    """1 + 2 + ... + n, which is what n tokens look at together."""
     return n * (n + 1) // 2

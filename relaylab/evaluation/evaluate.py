@@ -1,31 +1,37 @@
-"""Evaluation: every method on the same problems with the same seeds, into a folder that any kill leaves resumable.
+"""Evaluation: every system on the same problems with the same seeds, in a folder that resumes after any kill.
 
-    out/terms.json            what was evaluated; another evaluation in the same folder is refused
-    out/traces/SEED/*.jsonl   the traces, a file a method and student
-    out/table.csv             one row a problem, method, student and sample
-    out/summary.csv           one row a method (``statistics.summary``)
-
-Which tokens are whose, and at what price, is read from the traces (``cost.py``, ``placement.py``); figures and the page
-for people are ``views/report.py``.
+out/config.json           what is evaluated; another evaluation is refused the folder
+out/traces/SEED/*.jsonl   the traces, one file per system and student
+out/table.csv             one row per problem, method, student and sample
+out/summary.csv           one row per method (``stats.summary``)
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from relaylab.engine.load import fingerprint_weights
+from relaylab.evaluation.eval_run import EvalRun, ModelCache
 from relaylab.evaluation.stats import summary
-from relaylab.evaluation.systems import Bench, Method, Models, method
+from relaylab.evaluation.systems import RelaySystem, System, system
 from relaylab.evaluation.table import read_table, rows_of, write_table
+from relaylab.files import CONFIG, bind_folder, check_config, plain, read_json, write_json
 from relaylab.relay.config import RelayConfig
+from relaylab.relay.pair import is_url
 from relaylab.relay.teachers import Teacher
 from relaylab.tasks.suites import Problem
+
+RELAY_OPTIONS = {f.name for f in fields(RelayConfig)}
+KS = (2, 4, 8, 16, 32)  # of pass@k
 
 
 def evaluate(
@@ -37,104 +43,150 @@ def evaluate(
     teacher: str | Teacher = "teacher",
     config: RelayConfig | None = None,
     samples: int = 1,
-    temperature: float = 0.0,
     seed: int = 0,
     training: Sequence[Problem] = (),
     batch_size: int = 64,
     suffix: str = "",
+    shard: str | None = None,
     progress: bool = True,
-    bench: Callable[..., Bench] = Bench,
     **options: Any,
 ) -> pd.DataFrame:
-    """Decode ``problems`` with every method, ``samples`` times each; the table, which is also in ``out/table.csv``.
+    """Decode the problems with every system; the same call resumes, and more methods may be added to a folder.
 
-    methods: texts of ``baselines.method``. A student option may name several, ``relay:student=a+b+c``: the same method
-    by several students, say one a training seed; their rows share the method's label. student: the untrained one, of
-    all methods that name no other. samples: with a temperature, of avg@k and pass@k; sample j has the seed ``seed +
-    j``. training: problems for what a baseline learns (citer). suffix: put behind each question, of training too.
-    bench: makes a ``Bench``, say of a kind that reads traces made elsewhere. Further options (device, dtype) are for
-    local models.
+    Args:
+        methods: texts of ``systems.system``. ``relay:student=a+b+c`` is one method by several students.
+        problems: decoded by each of them.
+        out: folder of the traces and tables.
+        student: the untrained one, of all methods that name no other.
+        teacher: a name, a folder, a hub id, a server's URL, or a ``Teacher``.
+        config: of the relays.
+        samples: answers per problem and method, for avg@k and pass@k; sample j has the seed ``seed + j``.
+        seed: random seed.
+        training: problems that a baseline learns from (citer).
+        batch_size: rows decoded together.
+        suffix: put after each question, training questions included.
+        shard: ``i/n`` decodes that part of the problems and writes no table. The call without it merges the parts.
+        progress: show bars.
+        options: fields of ``RelayConfig``, which override ``config``; device and dtype of local models.
 
-    The same call goes on where an interrupted one stopped, and repeats nothing; more methods may be added to a folder.
-    Raises ValueError where ``out`` holds an evaluation on other terms, for an unknown method, and for several samples
-    at temperature 0, which would all be the same.
+    Returns:
+        The table, also in ``out/table.csv``. Answers whose teacher failed are ``excluded``: they are missing values, a
+        warning counts them, and the same call tries them again.
+
+    Raises:
+        ValueError: if ``out`` holds another evaluation, for a method that is unknown or named twice, and for several
+            samples at temperature 0, which would all be equal.
     """
-    if samples > 1 and temperature == 0:
-        raise ValueError(f"{samples} samples at temperature 0 are {samples} times the same; set a temperature")
-    out, config = Path(out), config or RelayConfig()
-    chosen = [variants(text) for text in methods]  # before anything is written: an unknown method ends here
-    asked, training = ([replace(p, question=p.prompt(suffix)) for p in part] for part in (problems, training))
-    named = teacher if isinstance(teacher, str) else teacher.name
-    terms = {
-        "student": student,
-        "teacher": named,
-        "config": asdict(config),
-        "samples": samples,
-        "temperature": temperature,
-        "seed": seed,
-        "training": _digest(training),
-    }
-    _check_terms(out, terms | {"suffix": suffix, "problems": [p.id for p in problems]})
-    models = Models(teacher, training, config.max_tokens, options, untrained=student)
+    relay_options = {k: options.pop(k) for k in [*options] if k in RELAY_OPTIONS}
+    config = replace(config or RelayConfig(), **relay_options)
+    if samples < 1 or (samples > 1 and config.temperature == 0):
+        raise ValueError(f"samples is {samples}; at least 1, and at temperature 0 no more, since all would be equal")
+    chosen = _chosen(methods)
+    out = Path(out)
+    questions, training = ([replace(p, question=p.prompt(suffix)) for p in part] for part in (problems, training))
+    models = ModelCache(teacher, training, config.max_tokens, options, untrained=student)
+    _bind(
+        out,
+        {
+            "student": student,
+            "teacher": teacher if isinstance(teacher, str) and not is_url(teacher) else models.teacher.name,
+            **asdict(config),
+            "samples": samples,
+            "seed": seed,
+            "training": _digest(training),
+            "suffix": suffix,
+            "problems": [p.id for p in problems],
+            "weights": _weights(models, [s for _, s in chosen]),
+        },
+    )
     rows = []
     for j in range(samples):
         folder = out / "traces" / str(seed + j)
-        terms = dict(config=config, seed=seed + j, temperature=temperature, batch_size=batch_size, progress=progress)
-        decoded = bench(models, asked, folder, **terms)
-        for label, variant in (pair for group in chosen for pair in group):
-            rows.append(rows_of(decoded.traces(variant), label, getattr(variant, "student", ""), j))
+        folder.mkdir(parents=True, exist_ok=True)
+        run = EvalRun(models, questions, folder, config, seed + j, batch_size, shard, progress)
+        for label, one in chosen:
+            if not (shard and one.whole):
+                rows.append(rows_of(run.traces(one), label, getattr(one, "student", ""), j))
     table = pd.concat(rows, ignore_index=True)
-    table = _with_earlier(out / "table.csv", table)
+    if lost := int(table["excluded"].sum()):
+        text = f"{lost} of {len(table)} answers were excluded because their teacher failed"
+        warnings.warn(f"{text}; they are missing values, and the same call tries them again", stacklevel=2)
+    if shard:
+        return table
+    table = _with_earlier(out, table)
     write_table(table, out / "table.csv")
-    write_table(summary(table, ks=[k for k in (2, 4, 8, 16, 32) if k <= samples]), out / "summary.csv")
+    write_table(summary(table, ks=[k for k in KS if k <= samples]), out / "summary.csv")
     return table
 
 
-def variants(text: str) -> list[tuple[str, Method]]:
-    """The methods that a text names, one a student, each with the label that they share.
+def variants(text: str) -> list[tuple[str, System]]:
+    """The systems that a text names, one per student, each with the label that they share.
 
-    >>> [(label, m.student) for label, m in variants("relay:student=relay+warm")]
+    >>> [(label, s.student) for label, s in variants("relay:student=relay+warm")]
     [('relay', 'relay'), ('relay', 'warm')]
     """
-    parts = text.split("student=", 1)
-    if len(parts) == 1:
-        one = method(text)
-        return [(one.label, one)]
-    names, _, rest = parts[1].partition(",")
-    several = [method(f"{parts[0]}student={name}{',' if rest else ''}{rest}") for name in names.split("+")]
+    before, key, after = text.partition("student=")
+    names, comma, rest = after.partition(",")
+    several = [system(f"{before}{key}{name}{comma}{rest}") for name in names.split("+")]
     if len(several) == 1:
         return [(several[0].label, several[0])]
-    label = parts[0].rstrip(":,") + (f":{rest}" if rest else "")
-    return [(label, m) for m in several]
+    label = before.rstrip(":,") + (f":{rest}" if rest else "")
+    return [(label, one) for one in several]
+
+
+def _chosen(methods: Sequence[str]) -> list[tuple[str, System]]:
+    groups = [variants(text) for text in methods]
+    chosen = [pair for group in groups for pair in group]
+    for labels in ([group[0][0] for group in groups], [one.label for _, one in chosen]):
+        if twice := [label for label, count in Counter(labels).items() if count > 1]:
+            raise ValueError(f"the method {twice[0]!r} is named twice")
+    if not chosen:
+        raise ValueError("there is no method to evaluate; name at least one")
+    return chosen
+
+
+# The folder -----------------------------------------------------------------------------------------------------------
+
+
+def _weights(models: ModelCache, systems: Sequence[System]) -> dict[str, str]:
+    """A digest of the weights of every local model: a name may stand for another model tomorrow."""
+    students = {getattr(s, "student", "student") for s in systems}
+    names = {models.untrained if name == "student" else name for name in students}
+    names |= {s.teacher for s in systems if isinstance(s, RelaySystem) and s.teacher not in ("", "none")}
+    weights = {name: fingerprint_weights(name) for name in sorted(names) if not is_url(name)}
+    teacher = models.default_teacher
+    if isinstance(teacher, str):
+        return weights if is_url(teacher) or teacher == "none" else weights | {teacher: fingerprint_weights(teacher)}
+    engine = getattr(teacher, "engine", None)
+    return weights | ({teacher.name: fingerprint_weights(engine.model)} if engine is not None else {})
 
 
 def _digest(problems: Sequence[Problem]) -> str:
-    told = json.dumps([[p.id, p.question] for p in problems]).encode()
-    return hashlib.blake2b(told, digest_size=8).hexdigest() if problems else ""
+    text = json.dumps([[p.id, p.question] for p in problems]).encode()
+    return hashlib.blake2b(text, digest_size=8).hexdigest() if problems else ""
 
 
-def _check_terms(out: Path, terms: dict[str, Any]) -> None:
-    path = out / "terms.json"
+def _bind(out: Path, config: dict[str, Any]) -> None:
+    """Bind the folder to the configuration. Later calls may add models, and problems to learn from, but change none."""
+    path = out / CONFIG
     if not path.exists():
-        out.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(terms, indent=1) + "\n")
+        bind_folder(out, config)
         return
-    known, now = json.loads(path.read_text()), json.loads(json.dumps(terms))
-    if not known.get("training"):  # nothing in the folder has learned from problems
-        known["training"] = now["training"]
-        path.write_text(json.dumps(known, indent=1) + "\n")
-    now["training"] = now["training"] or known["training"]  # and nothing does now
-    if other := sorted(k for k in now.keys() | known.keys() if now.get(k) != known.get(k)):
-        was = {k: known.get(k) for k in other if k != "problems"}
-        raise ValueError(f"{out} holds an evaluation with other {', '.join(other)} ({was}); choose another folder")
+    before = read_json(path)
+    if not isinstance(before, dict) or not isinstance(before.get("weights"), dict):
+        raise ValueError(f"{path} is no configuration of an evaluation; choose another folder or remove it")
+    now = plain(config)
+    weights, training = before["weights"], before.get("training")
+    merged = now | {"weights": weights | now["weights"], "training": now["training"] or training}
+    check_config(out, before | {"weights": now["weights"] | weights, "training": training or now["training"]}, merged)
+    if merged != before:
+        write_json(path, merged)
 
 
-def _with_earlier(path: Path, table: pd.DataFrame) -> pd.DataFrame:
-    """The table with the rows of methods that an earlier call put there."""
-    if not path.exists():
+def _with_earlier(out: Path, table: pd.DataFrame) -> pd.DataFrame:
+    """The table with the rows of methods that an earlier call evaluated."""
+    if not (out / "table.csv").exists():
         return table
-    earlier = read_table(path.parent)
-    key = ["method", "student"]
-    new = set(map(tuple, table[key].drop_duplicates().to_numpy()))
-    kept = earlier[[tuple(row) not in new for row in earlier[key].to_numpy()]]
+    earlier, key = read_table(out), ["method", "student"]
+    kept = earlier[~pd.MultiIndex.from_frame(earlier[key]).isin(pd.MultiIndex.from_frame(table[key]))]
     return pd.concat([kept, table], ignore_index=True) if len(kept) else table

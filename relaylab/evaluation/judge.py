@@ -1,12 +1,7 @@
-r"""A language model as a second opinion on grades: does it agree with the rule-based grader, in both directions?
+"""A language model as a second opinion on grades: where does it disagree with the rule-based grader?
 
-Rules misread some right answers and accept some wrong ones. A judge that only looks at the wrong ones can but raise a
-score; this one sees right and wrong answers alike, does not know which is which, and changes no grade: ``audit`` counts
-where the two differ and lists the cases.
-
-Nothing here runs by itself. A ``Judge`` is made with a client, and with the number of questions that it may pay for.
-
-This module does not grade by rules (``tasks/answers.py``) and does not talk HTTP (``relay/api_client.py``).
+The judge sees right and wrong answers alike, does not know which is which, and changes no grade. It sends at most as many
+questions as it was made for, since each may cost money.
 """
 
 from __future__ import annotations
@@ -14,17 +9,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import threading
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from relaylab.files import LineWriter, read_lines
 from relaylab.relay.api_client import APIClient, ServerError
 from relaylab.tasks.grading import extract_boxed
 from relaylab.trace import Trace
 
-TAIL = 1000  # characters of a response without a box that are shown: its end, where an answer would be
+TAIL = 1000  # characters of a response without a box that are shown: its end
 
 SYSTEM = """\
 You compare answers to a question. You are given a JSON object with "question", "reference" (the correct answer) and \
@@ -36,10 +33,7 @@ word: yes or no."""
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """right: what the judge said, None where it said neither yes nor no or gave no answer. reply: its own words.
-
-    error: why there is no reply; such a verdict is not kept, and asked for again next time.
-    """
+    """``right`` is None for a reply that is neither yes nor no; after an ``error`` the question is sent again next time."""
 
     right: bool | None
     reply: str = ""
@@ -47,7 +41,7 @@ class Verdict:
 
 
 def parse_verdict(reply: str) -> bool | None:
-    """Whether a reply is *yes* (True) or *no* (False), as its one word; None for all else.
+    """True for a reply that is the one word *yes*, False for *no*, None for anything else.
 
     >>> [parse_verdict(reply) for reply in ("Yes.", " no", "Yes, because", "eyes", "no yes")]
     [True, False, None, None, None]
@@ -56,18 +50,17 @@ def parse_verdict(reply: str) -> bool | None:
 
 
 class Judge:
-    """Asks a chat model of any OpenAI-compatible server whether answers mean the same as their references.
+    """Compares answers with their references through a chat model of any OpenAI-compatible server.
 
-    max_requests: questions that this judge may send in its life; one from the cache costs nothing, the retries of the
-    client are not counted. It has no default, for each costs money. cache: a JSONL file of replies, shared by runs and
-    by judges of several models: its keys are hashes of model and messages, and it holds no address and no credentials.
-    max_tokens: of a reply; raise it for a model that thinks aloud, though only a one-word reply counts.
+    Args:
+        client: of the server.
+        max_requests: questions that it may send in its life. Replies from the cache and retries are not counted.
+        model: as the server calls it.
+        cache: JSON Lines file of replies, shared by runs and models. It holds no address and no credentials.
+        max_tokens: of a reply; raise it for a model that thinks aloud, though only a one-word reply counts.
 
-    >>> judge = Judge(APIClient("http://127.0.0.1:9/v1", api_key="secret"), max_requests=100)
-    >>> judge
-    Judge('gpt-4o-mini', 'http://127.0.0.1:9/v1', 0 of 100 requests)
-
-    Raises ValueError for a negative budget and a broken cache; OSError for a cache that cannot be read.
+    Raises:
+        ValueError: for a negative budget, and for a cache that is broken or something else.
     """
 
     def __init__(
@@ -83,31 +76,32 @@ class Judge:
             raise ValueError(f"max_requests is {max_requests} and max_tokens {max_tokens}; at least 0 and 1, please")
         self.client, self.model, self.max_requests, self.max_tokens = client, model, max_requests, max_tokens
         self.sent = 0
-        self._lock = threading.Lock()
         self._path = Path(cache) if cache is not None else None
-        self._replies = _read_cache(self._path) if self._path is not None and self._path.exists() else {}
+        self._replies: dict[str, str] = {}
+        if self._path is not None and self._path.exists():
+            LineWriter(
+                self._path, begins=b'{"key":'
+            ).close()  # refuses a file that is not ours, before anything is paid
+            self._replies = dict(read_lines(self._path, lambda line: (line["key"], line["reply"] + "")))
 
     def __repr__(self) -> str:
         return f"Judge({self.model!r}, {self.client.url!r}, {self.sent} of {self.max_requests} requests)"
 
     def judge(self, cases: Sequence[tuple[str, str, str]]) -> list[Verdict]:
-        """A verdict on each (question, reference, answer), in their order; equal cases are asked about once.
-
-        Raises ValueError, before anything is sent, where more requests are needed than the budget leaves.
-        """
+        """A verdict on each (question, reference, answer), in order. Equal cases are sent once, within the budget."""
         bodies = [self._body(*case) for case in cases]
-        keys = [_key(body) for body in bodies]
+        keys = [hashlib.blake2b(json.dumps(b, sort_keys=True).encode(), digest_size=16).hexdigest() for b in bodies]
         todo = {key: body for key, body in zip(keys, bodies, strict=True) if key not in self._replies}
         left = self.max_requests - self.sent
         if len(todo) > left:
             remedy = "raise max_requests, or judge fewer answers"
             raise ValueError(f"{len(todo)} requests are needed and {left} of {self.max_requests} are left; {remedy}")
-        errors = self._ask(todo) if todo else {}
+        errors = self._send(todo) if todo else {}
         return [
-            Verdict(None, error=errors[k])
-            if k in errors
-            else Verdict(parse_verdict(self._replies[k]), self._replies[k])
-            for k in keys
+            Verdict(None, error=errors[key])
+            if key in errors
+            else Verdict(parse_verdict(self._replies[key]), self._replies[key])
+            for key in keys
         ]
 
     def _body(self, question: str, reference: str, answer: str) -> dict[str, Any]:
@@ -115,63 +109,30 @@ class Judge:
         messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": case}]
         return {"model": self.model, "messages": messages, "temperature": 0.0, "max_tokens": self.max_tokens}
 
-    def _ask(self, todo: dict[str, dict[str, Any]]) -> dict[str, str]:
-        """Ask, keep each reply as soon as it is there, and return the errors of the others."""
+    def _send(self, todo: dict[str, dict[str, Any]]) -> dict[str, str]:
+        """Send the questions, keep each reply as soon as it arrives, and return the errors of the others."""
         errors: dict[str, str] = {}
-
-        def one(key: str, body: dict[str, Any]) -> bool:
-            """Whether it makes sense to ask more: a refused key or an unknown model is as wrong for all others."""
-            self.sent += 1
-            try:
-                answer = self.client.ask("/chat/completions", body)
-            except ServerError as error:
-                errors[key] = str(error)
-                return error.passing
-            with self._lock:
-                self._keep(key, self.client.scrub(answer.text))
-            return True
-
-        first, *rest = todo.items()
-        if not one(*first):
-            return dict.fromkeys(todo, errors[first[0]])
-        requests = {self.client.start(one, *item) for item in rest}
-        try:
-            while requests:
-                self.client.wait(requests)
-                done = {request for request in requests if request.done()}
-                requests -= done
-                for request in done:
-                    request.result()  # an error that is not the server's, such as a full disk
-        finally:
-            self.client.cancel(requests)  # after an interrupt
+        writer = LineWriter(self._path, begins=b'{"key":') if self._path is not None else nullcontext()
+        with writer as out:
+            first, *rest = todo
+            for keys in ([first], rest):  # the first alone: a refused key or unknown model is as wrong for all others
+                futures = {self.client.start(self.client.ask, "/chat/completions", todo[key]): key for key in keys}
+                while futures:
+                    self.client.wait(futures)
+                    for future in [f for f in futures if f.done()]:
+                        key = futures.pop(future)
+                        self.sent += 1
+                        try:
+                            reply = self.client.scrub(future.result().text)
+                        except ServerError as error:
+                            errors[key] = str(error)
+                            if key == first and not error.passing:
+                                return dict.fromkeys(todo, str(error))
+                        else:
+                            self._replies[key] = reply
+                            if out is not None:
+                                out.write_line(json.dumps({"key": key, "model": self.model, "reply": reply}))
         return errors
-
-    def _keep(self, key: str, reply: str) -> None:
-        self._replies[key] = reply
-        if self._path is not None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with open(self._path, "ab") as file:
-                file.write(json.dumps({"key": key, "model": self.model, "reply": reply}).encode() + b"\n")
-
-
-def _key(body: dict[str, Any]) -> str:
-    return hashlib.blake2b(json.dumps(body, sort_keys=True).encode(), digest_size=16).hexdigest()
-
-
-def _read_cache(path: Path) -> dict[str, str]:
-    """The replies of a cache by key; a last line torn by a crash is cut off."""
-    data = path.read_bytes()
-    *lines, torn = data.split(b"\n")
-    replies: dict[str, str] = {}
-    for number, line in enumerate(lines, 1):
-        try:
-            kept = json.loads(line)
-            replies[kept["key"]] = kept["reply"] + ""
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"{path}, line {number}: no reply of a judge ({error!r}); remove the line") from error
-    if torn:
-        os.truncate(path, len(data) - len(torn))
-    return replies
 
 
 # Audit ----------------------------------------------------------------------------------------------------------------
@@ -179,12 +140,7 @@ def _read_cache(path: Path) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Audit:
-    """How the rule-based grader and a judge agree on some traces.
-
-    both_right, rules_only, judge_only, both_wrong: traces that both, one or none of them took for right. unjudged:
-    traces without a clear verdict; they count nowhere else. disagreements: one dict each, with ``id``, ``question``,
-    ``reference``, ``answer``, ``rules`` and ``judge`` (bool). errors: why there was no reply, each once.
-    """
+    """How often the rules, a judge, both or neither take an answer for right; ``unjudged`` ones count nowhere else."""
 
     both_right: int = 0
     rules_only: int = 0
@@ -199,78 +155,51 @@ class Audit:
         return self.both_right + self.rules_only + self.judge_only + self.both_wrong
 
     @property
-    def agreement(self) -> float | None:
-        """The share of judged traces on which both say the same."""
-        return _share(self.both_right + self.both_wrong, self.judged)
-
-    @property
-    def right_confirmed(self) -> float | None:
-        """Of what the rules take for right, the share that the judge takes for right too."""
-        return _share(self.both_right, self.both_right + self.rules_only)
-
-    @property
-    def wrong_confirmed(self) -> float | None:
-        """Of what the rules take for wrong, the share that the judge takes for wrong too."""
-        return _share(self.both_wrong, self.both_wrong + self.judge_only)
+    def shares(self) -> dict[str, float | None]:
+        """agreement; what the judge confirms of the rules' right (right_confirmed) and wrong (wrong_confirmed)."""
+        parts = {
+            "agreement": (self.both_right + self.both_wrong, self.judged),
+            "right_confirmed": (self.both_right, self.both_right + self.rules_only),
+            "wrong_confirmed": (self.both_wrong, self.both_wrong + self.judge_only),
+        }
+        return {name: part / whole if whole else None for name, (part, whole) in parts.items()}
 
     def __str__(self) -> str:
-        def percent(share: float | None) -> str:
-            return "-" if share is None else f"{100 * share:.1f} %"
-
+        agreement, right, wrong = ("-" if s is None else f"{100 * s:.1f} %" for s in self.shares.values())
         lines = [
             f"{'':<14}{'judge: right':>14}{'judge: wrong':>14}{'confirmed':>12}",
-            f"{'rules: right':<14}{self.both_right:>14}{self.rules_only:>14}{percent(self.right_confirmed):>12}",
-            f"{'rules: wrong':<14}{self.judge_only:>14}{self.both_wrong:>14}{percent(self.wrong_confirmed):>12}",
-            f"agreement {percent(self.agreement)} of {self.judged}, {self.unjudged} without a verdict",
+            f"{'rules: right':<14}{self.both_right:>14}{self.rules_only:>14}{right:>12}",
+            f"{'rules: wrong':<14}{self.judge_only:>14}{self.both_wrong:>14}{wrong:>12}",
+            f"agreement {agreement} of {self.judged}, {self.unjudged} without a verdict",
         ]
         return "\n".join(lines + [f"no reply: {error}" for error in self.errors])
 
 
 def audit(traces: Iterable[Trace], judge: Judge) -> Audit:
-    """Have the judge look at the answer of every graded trace, right or wrong, and count where it differs.
+    """Let the judge look at the answer of every graded trace, and count where it differs.
 
-    The answer is the last box of the teacher's view, or its end where there is none. Grades stay as they are.
+    The answer is the last box of the teacher's view, or its end without a box.
 
-    >>> problem = {"question": "2+2?", "answer": "4"}
-    >>> trace = Trace("2+2?", [1], [2], "s", ["4"], id="a", problem=problem, correct=False)
-    >>> judge = Judge(APIClient("http://127.0.0.1:9/v1", retries=0), max_requests=1)
-    >>> audit([trace], judge).unjudged  # nobody answers at that port
-    1
-
-    Raises ValueError for a trace without grade, question or reference, and where the judge's budget is too small.
+    Raises:
+        ValueError: for a trace without grade, question or reference, and if the judge's budget is too small.
     """
     traces = list(traces)
     for t in traces:
         if t.correct is None or not all(isinstance(t.problem.get(name), str) for name in ("question", "answer")):
             raise ValueError(f"trace {t.id!r} has no grade, question or answer; decode problems, not bare questions")
-    answers = [_answer(t) for t in traces]
-    problems = [(t.problem["question"], t.problem["answer"]) for t in traces]
-    verdicts = judge.judge([(*problem, answer) for problem, answer in zip(problems, answers, strict=True)])
-    counts = dict.fromkeys(("both_right", "rules_only", "judge_only", "both_wrong", "unjudged"), 0)
-    disagreements = []
-    for trace, (question, reference), answer, verdict in zip(traces, problems, answers, verdicts, strict=True):
-        counts[_CELL[trace.correct, verdict.right]] += 1
-        if verdict.right is (not trace.correct):
-            case = {"id": trace.id, "question": question, "reference": reference, "answer": answer}
-            disagreements.append(case | {"rules": trace.correct, "judge": verdict.right})
-    errors = list(dict.fromkeys(v.error for v in verdicts if v.error is not None))
-    return Audit(**counts, disagreements=disagreements, errors=errors)
-
-
-_CELL = {
-    (True, True): "both_right",
-    (True, False): "rules_only",
-    (False, True): "judge_only",
-    (False, False): "both_wrong",
-    (True, None): "unjudged",
-    (False, None): "unjudged",
-}
-
-
-def _answer(trace: Trace) -> str:
-    boxed = extract_boxed(trace.teacher_view)
-    return boxed if boxed is not None else trace.teacher_view[-TAIL:]
-
-
-def _share(part: int, whole: int) -> float | None:
-    return part / whole if whole else None
+    boxes = [extract_boxed(t.teacher_view) for t in traces]
+    answers = [t.teacher_view[-TAIL:] if box is None else box for t, box in zip(traces, boxes)]
+    cases = [(t.problem["question"], t.problem["answer"], answer) for t, answer in zip(traces, answers)]
+    verdicts = judge.judge(cases)
+    cells = Counter((t.correct, v.right) for t, v in zip(traces, verdicts, strict=True))
+    disagreements = [
+        {"id": t.id, "question": q, "reference": r, "answer": a, "rules": t.correct, "judge": v.right}
+        for t, (q, r, a), v in zip(traces, cases, verdicts)
+        if v.right is (not t.correct)
+    ]
+    return Audit(
+        *(cells[cell] for cell in ((True, True), (True, False), (False, True), (False, False))),
+        unjudged=cells[True, None] + cells[False, None],
+        disagreements=disagreements,
+        errors=list(dict.fromkeys(v.error for v in verdicts if v.error is not None)),
+    )

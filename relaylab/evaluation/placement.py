@@ -1,16 +1,14 @@
 """Where a student calls: position in the answer, kind of step, how unsure it was, what it got, and with whom.
 
-Functions from traces to tidy pandas frames; ``views/placement_figures.py`` draws them. Nothing is decoded here:
-whether a call *mattered* takes other answers from the same prefix, see ``counterfactual.py``.
-
-Lines and places are those of the answer without its commands, as the teacher sees it. Line k of an answer is taken to
-be step k of the worked solution (``problem["steps"]``), as in the embedded suites; without steps no call has a kind.
+Functions from traces to tidy frames. Lines and places are those of the answer without its commands. Line k counts as
+step k of the worked solution (``problem["steps"]``), as in the embedded suites. Without steps no call has a kind.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
@@ -20,8 +18,8 @@ from relaylab.call_tag import find_calls
 from relaylab.evaluation.learning import result_digits
 from relaylab.trace import STUDENT, TEACHER, Call, Trace, to_frame
 
-# Where in its line a call begins: nothing of the line is there yet; in words; before or within a sum or product; the
-# result comes next, before or behind the "="; within the result's digits; behind them.
+# Where in its line a call begins: at its start; in words; before or within a sum or product; right before the result;
+# within its digits; after them.
 PLACES = ("line start", "words", "expression", "before result", "in result", "after result")
 PHASES = ("before", "teacher", "after")
 
@@ -38,14 +36,11 @@ WINDOW_COLUMNS = ("trace", "id", "suite", "call", "group", "draw", "phase", "off
 
 
 def calls_frame(traces: Sequence[Trace]) -> pd.DataFrame:
-    """One row a call, answered or not, in the order of the traces.
+    """One row per call, answered or not, in the order of the traces (``CALL_COLUMNS``).
 
-    trace: number of its trace in ``traces``. call: its number in the trace; first: whether no answered call was before
-    it. start: completion token at which the command begins; tokens: of the completion; position: start / tokens, 0..1.
-    line: of the answer, from 0, of ``lines``. place: one of ``PLACES``. requested, granted, delivered: tokens; outcome:
-    what became of the request, see ``outcome``. step, kind: of all steps, the one of whose result's digits the teacher
-    writes the largest ``share`` (0..1), the earliest where several are equal; none where it writes no digit of any.
-    results: steps of whose result it writes at least half.
+    ``first``: no answered call came before. ``position`` is ``start`` / ``tokens``. ``step`` and ``kind``: the step of whose
+    result's digits the teacher writes the largest ``share``, the earliest of equals. ``results`` counts the steps of whose
+    result it writes at least half.
 
     >>> t = Trace("q", [1], [1, 2, 3, 4, 5], "scttt", ["7*8=", "<call>3</call>", "5", "6", "."],
     ...           [Call(1, 2, 3, 3, 3, 3)], problem={"steps": [{"kind": "product", "result": 56, "expression": "7*8"}]})
@@ -56,53 +51,25 @@ def calls_frame(traces: Sequence[Trace]) -> pd.DataFrame:
     rows = []
     for number, trace in enumerate(traces):
         text, _, begins = _content(trace)
-        digits, steps = result_digits(trace), trace.problem.get("steps", ())
-        answered = 0
+        digits, steps, tokens = result_digits(trace), trace.problem.get("steps", ()), len(trace.completion_ids)
+        first = trace.answered[0].start if trace.answered else tokens
         for k, (call, at) in enumerate(zip(trace.calls, begins)):
             step, share, results = _delegated(call, digits, len(steps) or None)
-            rows.append(
-                {
-                    "trace": number,
-                    "id": trace.id,
-                    "suite": trace.problem.get("suite"),
-                    "level": trace.problem.get("level"),
-                    "correct": trace.correct,
-                    "student": trace.student,
-                    "call": k,
-                    "first": not answered,
-                    "forced": call.forced,
-                    "status": call.status,
-                    "finish": call.finish_reason,
-                    "teacher": call.teacher,
-                    "start": call.start,
-                    "tokens": len(trace.completion_ids),
-                    "position": call.start / len(trace.completion_ids) if trace.completion_ids else 0.0,
-                    "line": text.count("\n", 0, at),
-                    "lines": text.rstrip("\n").count("\n") + 1,
-                    "place": place(text, at),
-                    "requested": call.requested,
-                    "granted": call.granted,
-                    "delivered": call.delivered,
-                    "outcome": outcome(call),
-                    "step": step,
-                    "kind": steps[step]["kind"] if steps and step is not None else None,
-                    "share": share,
-                    "results": results,
-                }
-            )
-            answered += call.status == "answered"
+            rows.append((
+                number, trace.id, trace.problem.get("suite"), trace.problem.get("level"), trace.correct, trace.student,
+                k, call.start <= first, call.forced, call.status, call.finish_reason, call.teacher,
+                call.start, tokens, call.start / max(1, tokens), text.count("\n", 0, at),
+                text.rstrip("\n").count("\n") + 1, place(text, at), call.requested, call.granted, call.delivered,
+                outcome(call), step, steps[step]["kind"] if steps and step is not None else None, share, results,
+            ))  # fmt: skip
     frame = pd.DataFrame(rows, columns=list(CALL_COLUMNS))
     frame["place"] = pd.Categorical(frame["place"], categories=PLACES)
     return frame.astype({"step": "Int64", "requested": "Int64"})
 
 
 def outcome(call: Call) -> str:
-    """Requested against delivered, in words: ``in full``; ``cut by caps`` (granted less than requested); ``teacher
-    ended`` (the answer, before it had written what was granted); ``fixed length`` (granted more, see
-    ``RelayConfig.call_tokens``); or, of a call without an answer, its status.
-
-    >>> outcome(Call(0, 1, 20, 8, 8, 8)), outcome(Call(0, 1, 20, 20, 3, 3, finish_reason="stop"))
-    ('cut by caps', 'teacher ended')
+    """``in full``, ``cut by caps`` (granted less than requested), ``teacher ended`` (the answer, too early), ``fixed
+    length`` (granted more); for a call without an answer, its status.
     """
     if call.status != "answered":
         return call.status
@@ -116,7 +83,7 @@ def outcome(call: Call) -> str:
 def place(text: str, at: int) -> str:
     """Where in its line character ``at`` of an answer is: one of ``PLACES``.
 
-    Arithmetic is digits and + - * / × ÷ ^ ( ) =; what is written in LaTeX counts as words.
+    Arithmetic is digits and + - * / × ÷ ^ ( ) =; LaTeX counts as words.
 
     >>> line = "All tiles: 74*48=3552."
     >>> [place(line, i) for i in (0, 4, 11, 13, 16, 17, 19, 21)]
@@ -138,15 +105,15 @@ def place(text: str, at: int) -> str:
 def windows_frame(traces: Sequence[Trace], *, width: int = 8, baseline: int = 1, seed: int = 0) -> pd.DataFrame:
     """The student's entropy and log-probability (nats) around each answered call, and where it did not call.
 
-    One row a token of a window. group: ``call``; or ``no call``, up to ``baseline`` positions that are drawn for each
-    call of those in the same trace that are at the same ``place`` of a line and have no token of a command or of the
-    teacher within ``width``; a call without any such position has no baseline. draw: the number of the position, 0 for
-    calls. phase and offset: ``before``, -width..0, where 0 is the token at which the command begins (or the position
-    itself); ``teacher``, 1..width, the first tokens that the teacher wrote, as the student sees them; ``after``,
-    1..width, behind the answer. Before and after end where a token is not the student's own. Tokens without a value
-    have no row.
+    One row per token. ``phase`` and ``offset``: ``before`` (-width..0, 0 is where the command begins), ``teacher`` (1..width,
+    the teacher's first tokens as the student sees them), ``after`` (1..width). Before and after end where a token is not the
+    student's own.
 
-    Raises ValueError where no trace has values: they are kept by ``record=True``.
+    Args:
+        traces: decoded with ``record=True``.
+        width: tokens on either side.
+        baseline: ``no call`` positions drawn per call: same trace, same place of a line, no call within ``width``.
+        seed: of the draws.
     """
     if width < 1 or baseline < 0:
         raise ValueError(f"width is {width} and baseline {baseline}; a window has at least 1 token, a baseline 0 draws")
@@ -155,7 +122,7 @@ def windows_frame(traces: Sequence[Trace], *, width: int = 8, baseline: int = 1,
         raise ValueError("no trace has entropies or log-probabilities: decode with record=True")
     rows = []
     for number, trace in recorded:
-        draws = np.random.default_rng([seed, number])  # of its own: other traces change no draw
+        rng = np.random.default_rng([seed, number])  # each trace has its own: other traces change no draw
         text, offsets, begins = _content(trace)
         quiet = [i for i in range(len(trace.source)) if set(trace.source[max(0, i - width) : i + width + 1]) == {"s"}]
         places = {i: place(text, offsets[i]) for i in quiet} if trace.calls else {}
@@ -164,11 +131,11 @@ def windows_frame(traces: Sequence[Trace], *, width: int = 8, baseline: int = 1,
                 continue
             here = place(text, at)
             alike = [i for i, name in places.items() if name == here]
-            chosen = draws.choice(alike, size=min(baseline, len(alike)), replace=False).tolist() if alike else []
-            answer = range(call.end, call.end + call.delivered)
+            drawn = rng.choice(alike, size=min(baseline, len(alike)), replace=False).tolist() if alike else []
             head = {"trace": number, "id": trace.id, "suite": trace.problem.get("suite"), "call": k}
+            answer = range(call.end, call.end + call.delivered)
             rows += _window(trace, call.start, answer, width, head | {"group": "call", "draw": 0})
-            for draw, i in enumerate(chosen):
+            for draw, i in enumerate(drawn):
                 rows += _window(trace, i, range(i + 1, i + 1), width, head | {"group": "no call", "draw": draw})
     frame = pd.DataFrame(rows, columns=list(WINDOW_COLUMNS))
     frame["phase"] = pd.Categorical(frame["phase"], categories=PHASES)
@@ -176,104 +143,91 @@ def windows_frame(traces: Sequence[Trace], *, width: int = 8, baseline: int = 1,
 
 
 def transfer_frame(runs: Mapping[str, Sequence[Trace]], *, by: str | None = None) -> pd.DataFrame:
-    """One student with several teachers: one row a teacher, and a group where ``by`` is a column of ``trace.to_frame``.
+    """One student with several teachers: one row per teacher, and per group of ``by``.
 
-    ``runs``: traces by the teacher's name, all of the same problems in the same order. accuracy with its 95 % interval
-    low..high (Wilson); teacher_share: of all tokens; mean_ratio: mean call ratio of a response; calls and
-    unanswered_calls: a response; called: share of the problems with an answered call; mean_n: delivered tokens an
-    answered call. gained and lost: problems that are right here and wrong with the first teacher, and the reverse.
+    Accuracy has its 95 % interval (Wilson). ``called`` is the share of problems with an answered call. ``gained`` and ``lost``
+    count the problems that are right here and wrong with the first teacher, and the reverse.
 
-    Raises ValueError where problems or students differ, or where an answer is not graded.
+    Args:
+        runs: teacher -> its traces, all of the same problems in the same order.
+        by: a column of ``trace.to_frame``.
     """
     names = _check(runs)
-    frames = {name: to_frame(runs[name]) for name in names}
-    first = frames[names[0]]
-    if by is not None and by not in first:
-        raise ValueError(f"by is {by!r}; it must be a column of trace.to_frame: {', '.join(first)}")
-    if any(frame["correct"].isna().any() for frame in frames.values()):
+    frame = pd.concat([to_frame(runs[name]).assign(run=name, place=range(len(runs[name]))) for name in names])
+    if by is not None and by not in frame:
+        columns = frame.columns.drop(["run", "place"])
+        raise ValueError(f"by is {by!r}; it must be a column of trace.to_frame: {', '.join(columns)}")
+    if frame["correct"].isna().any():
         raise ValueError("some answers are not graded; decode problems with Pair.decode, which grades them")
+    frame["correct"] = frame["correct"].astype(bool)
+    before = frame.loc[frame["run"] == names[0], "correct"].to_numpy()[frame["place"]]
+    frame = frame.assign(gained=frame["correct"] & ~before, lost=~frame["correct"] & before, called=frame["calls"] > 0)
     rows = []
-    for name, frame in frames.items():
-        right, other = frame["correct"].astype(bool), first["correct"].astype(bool)
-        for group, f in frame.groupby(by, sort=False) if by else [(None, frame)]:
-            here, before = right[f.index], other[f.index]
-            interval = binomtest(int(here.sum()), len(f)).proportion_ci(method="wilson")
-            rows.append(
-                {"teacher": name}
-                | ({by: group} if by else {})
-                | {
-                    "problems": len(f),
-                    "accuracy": here.mean(),
-                    "low": interval.low,
-                    "high": interval.high,
-                    "teacher_share": f["teacher_tokens"].sum() / max(1, f["tokens"].sum()),
-                    "mean_ratio": f["call_ratio"].mean(),
-                    "calls": f["calls"].mean(),
-                    "unanswered_calls": f["unanswered_calls"].mean(),
-                    "called": (f["calls"] > 0).mean(),
-                    "mean_n": f["teacher_tokens"].sum() / calls if (calls := f["calls"].sum()) else np.nan,
-                    "gained": int((here & ~before).sum()),
-                    "lost": int((before & ~here).sum()),
-                }
-            )
+    for key, f in frame.groupby(["run", *([by] if by else [])], sort=False):
+        interval = binomtest(int(f["correct"].sum()), len(f)).proportion_ci(method="wilson")
+        written, calls = f["teacher_tokens"].sum(), f["calls"].sum()
+        rows.append(
+            dict(zip(["teacher", by], key))
+            | {
+                "problems": len(f),
+                "accuracy": f["correct"].mean(),
+                "low": interval.low,
+                "high": interval.high,
+                "teacher_share": written / max(1, f["tokens"].sum()),
+                "mean_ratio": f["call_ratio"].mean(),
+                **f[["calls", "unanswered_calls", "called"]].mean(),
+                "mean_n": written / calls if calls else np.nan,
+                **f[["gained", "lost"]].sum(),
+            }
+        )
     return pd.DataFrame(rows)
 
 
 def agreement_frame(runs: Mapping[str, Sequence[Trace]]) -> pd.DataFrame:
-    """Does a student call at the same places, whoever answers? One row a pair of teachers, ``a`` and ``b``.
+    """Does a student call at the same places, whoever answers? One row per pair of teachers, ``a`` and ``b``.
 
-    Of answered calls. either: problems with a call in one of the two; same_first: the share of these whose first calls
-    begin at the same token. Up to it nothing has been heard of a teacher, so with one seed it is 1 unless calls fail;
-    what the teachers change comes behind it. later: those lines of answers with a call that is not the first, in one of
-    the two; same_later: the share of these lines with such a call in both. NaN where there is none.
-
-    Raises ValueError where the problems or the students differ.
+    ``same_first``: of the problems with a call in ``either``, the share whose first calls begin at the same token. Up to there
+    no teacher has been heard. ``same_later``: of the lines with a ``later`` call, the share with one in both.
     """
     names = _check(runs)
     if len(names) < 2:
         raise ValueError("agreement takes the traces of at least two teachers")
-    lines: dict[str, list[set[int]]] = {name: [set() for _ in runs[name]] for name in names}
-    for name in names:
-        calls = calls_frame(runs[name])
-        for row in calls[(calls["status"] == "answered") & ~calls["first"]].itertuples():
-            lines[name][row.trace].add(row.line)
+    calls = {name: calls_frame(runs[name]).query("status == 'answered'").astype({"first": bool}) for name in names}
+    firsts = {name: c[c["first"]].set_index("trace")["start"] for name, c in calls.items()}
+    lines = {name: set(zip(c["trace"], c["line"])) for name, c in ((n, c[~c["first"]]) for n, c in calls.items())}
     rows = []
-    for i, a in enumerate(names):
-        for b in names[i + 1 :]:
-            firsts = [(s.first_call, t.first_call) for s, t in zip(runs[a], runs[b])]
-            called = [(x, y) for x, y in firsts if not x is y is None]
-            both = sum(len(x & y) for x, y in zip(lines[a], lines[b]))
-            either = sum(len(x | y) for x, y in zip(lines[a], lines[b]))
-            same = float(np.mean([x == y for x, y in called])) if called else np.nan
-            rows.append(
-                {
-                    "a": a,
-                    "b": b,
-                    "problems": len(firsts),
-                    "either": len(called),
-                    "same_first": same,
-                    "later": either,
-                    "same_later": both / either if either else np.nan,
-                }
-            )
+    for a, b in combinations(names, 2):
+        pairs = pd.concat([firsts[a], firsts[b]], axis=1, keys=["a", "b"])  # a row for each problem with a call in one
+        later = len(lines[a] | lines[b])
+        rows.append(
+            {
+                "a": a,
+                "b": b,
+                "problems": len(runs[a]),
+                "either": len(pairs),
+                "same_first": float((pairs["a"] == pairs["b"]).mean()),
+                "later": later,
+                "same_later": len(lines[a] & lines[b]) / later if later else np.nan,
+            }
+        )
     return pd.DataFrame(rows)
 
 
 def _content(trace: Trace) -> tuple[str, list[int], list[int]]:
     """The text without closed commands; where in it each token begins; where in it each call begins.
 
-    A token can hold the end of a command and what follows it, so commands are cut out by characters.
+    A token can hold the end of a command and the text after it, so commands are cut out by characters.
     """
     ends = np.cumsum([0, *map(len, trace.pieces)])
     text, begins = trace.text, []
     keep = np.ones(len(text), bool)
     for call in trace.calls:
         begin = int(ends[call.start])
-        # An unclosed tag is text, and a call that was taken over (Relay's ``announce``) has no command.
-        found = [c for c in find_calls(text[begin : ends[call.end]]) if c.closed]
-        for command in found:
+        # An unclosed tag is text, and a silent call has no command.
+        commands = [c for c in find_calls(text[begin : ends[call.end]]) if c.closed]
+        for command in commands:
             keep[begin + command.start : begin + command.end] = False
-        begins.append(begin + found[0].start if found else begin)
+        begins.append(begin + commands[0].start if commands else begin)
     kept = np.concatenate([[0], np.cumsum(keep)])
     content = "".join(c for c, wanted in zip(text, keep) if wanted)
     return content, kept[ends].tolist(), kept[begins].tolist()
@@ -291,18 +245,14 @@ def _delegated(call: Call, digits: dict[int, set[int]], steps: int | None) -> tu
 
 def _window(trace: Trace, at: int, answer: range, width: int, head: dict) -> list[dict]:
     """The rows of one window; ``answer`` are the teacher's tokens in it."""
-    own = trace.source
-    start, behind = at, max(at + 1, answer.stop)
-    while start > max(0, at - width) and own[start - 1] == STUDENT:
-        start -= 1
-    stop = behind
-    while stop < min(len(own), behind + width) and own[stop] == STUDENT:
-        stop += 1
-    found = [("before", i - at, i) for i in range(start, min(at + 1, len(own)))]
-    found += [("teacher", k + 1, i) for k, i in enumerate(answer[:width]) if own[i] == TEACHER]
-    found += [("after", i - behind + 1, i) for i in range(behind, stop)]
+    source, end = trace.source, max(at + 1, answer.stop)
+    before = re.search(f"{STUDENT}*\\Z", source[max(0, at - width) : at])
+    after = re.match(f"{STUDENT}*", source[end : end + width])
+    tokens = [("before", i - at, i) for i in range(at - len(before[0]), min(at + 1, len(source)))]
+    tokens += [("teacher", k + 1, i) for k, i in enumerate(answer[:width]) if source[i] == TEACHER]
+    tokens += [("after", k + 1, end + k) for k in range(len(after[0]))]
     rows = []
-    for phase, offset, i in found:
+    for phase, offset, i in tokens:
         values = [None if column is None else column[i] for column in (trace.entropies, trace.logprobs)]
         if values != [None, None]:
             rows.append(head | dict(phase=phase, offset=offset, token=i, entropy=values[0], logprob=values[1]))

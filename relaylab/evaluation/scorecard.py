@@ -1,26 +1,64 @@
-"""Our measurements for the paper's claims, from the table of an evaluation (``published.claims`` says what each needs).
+"""The paper's numbers and claims as data, and the scorecard that puts each claim beside our measurement.
 
-All are differences that the claim says are above 0, with bootstrap intervals over problems; a method's value on a
-problem is the mean over its students, say three training seeds. rho is the mean call ratio of a response.
+Source: "RelayLLM: Efficient Reasoning via Collaborative Decoding", arXiv 2601.05167v1, tables 1-5 and figure 3, in
+``paper_tables.csv``. A claim is one formula that should be above 0. It is evaluated twice: on the paper's tables and on
+the table of our evaluation, there with a bootstrap interval over problems. Accuracies and ratios are in %.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from relaylab.evaluation.published import Measured
 from relaylab.evaluation.stats import columns, interval
+
+NOT_TESTED = "not testable here"
+
+
+@cache
+def paper_tables() -> pd.DataFrame:
+    """All published numbers: source, student, system, key, metric (accuracy or call ratio), set, value in %.
+
+    ``set`` is a benchmark, ``Avg`` (as printed), ``Easy`` or ``Hard``; ``key`` is the system's field in ``Names``.
+    """
+    return pd.read_csv(Path(__file__).with_name("paper_tables.csv"))
+
+
+def random_router(base: float, teacher: float, p: float) -> float:
+    """The accuracy of a router that sends each question whole to the teacher with probability ``p``.
+
+    >>> round(random_router(42.50, 54.12, 0.0107), 2)  # as many teacher tokens as the 1.7B relay
+    42.62
+    """
+    if not 0 <= p <= 1:
+        raise ValueError(f"p is {p}; a probability lies in [0, 1]")
+    return base + p * (teacher - base)
+
+
+def matched_p(base: float, teacher: float, accuracy: float) -> float:
+    """The probability with which a random router reaches ``accuracy``; it is its share of teacher tokens.
+
+    >>> round(matched_p(42.50, 54.12, 49.52), 3)  # as accurate as the 1.7B relay
+    0.604
+    """
+    if teacher <= base:
+        raise ValueError(f"the teacher's {teacher} is not above the base's {base}; routing to it gains nothing")
+    if not base <= accuracy <= teacher:
+        raise ValueError(f"accuracy is {accuracy}; a router reaches what lies between {base} and {teacher}")
+    return (accuracy - base) / (teacher - base)
+
+
+# Claims ---------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """The labels of the systems in the table. ``relay`` and ``free`` are the full method with and without its teacher;
-    ``weak`` is the relay with the weakest teacher (the untouched student), ``small`` and ``strong`` with a smaller and
-    a larger one than in its training. GRPO of ``transfer`` and ``transfer_grpo`` never saw the suites ``unseen``."""
+    """The label of each system in our table. ``relay`` and ``free``: the full method with and without its teacher."""
 
     base: str = "student"
     teacher: str = "teacher"
@@ -33,99 +71,225 @@ class Names:
     no_bonus: str = "relay:student=relay-no-bonus"
     no_exploration: str = "relay:student=relay-no-exploration"
     fixed: str = "fixed"
-    weak: str = "relay:teacher=student"
-    small: str = "relay:teacher=teacher-small"
-    strong: str = "relay:teacher=teacher-large"
-    transfer: str = "relay:student=relay-six"
+    weak: str = "relay:teacher=student"  # the relay with the untouched student as its teacher,
+    small: str = "relay:teacher=teacher-small"  # with a smaller one than in training,
+    strong: str = "relay:teacher=teacher-large"  # with a larger one
+    transfer: str = "relay:student=relay-six"  # trained without the suites ``unseen``
     transfer_grpo: str = "grpo:student=grpo-six"
     unseen: tuple[str, ...] = ("sharing", "convoy", "harvest")
 
 
-Values = Mapping[str, np.ndarray]  # method -> one value a problem
+# Formulas: of accuracy and mean call ratio in %, both functions of a system. Their docstring shows them to people.
+Value = Callable[[str], float]
+
+
+def _better(accuracy: Value, ratio: Value, a: str, b: str) -> float:
+    """{0} - {1}"""
+    return accuracy(a) - accuracy(b)
+
+
+def _calls_more(accuracy: Value, ratio: Value, a: str, b: str) -> float:
+    """rho of {0} - rho of {1}"""
+    return ratio(a) - ratio(b)
+
+
+def _gap(accuracy: Value, ratio: Value, relay: str, base: str, teacher: str) -> float:
+    """({0} - {1}) / ({2} - {1})"""
+    return 100 * (accuracy(relay) - accuracy(base)) / max(accuracy(teacher) - accuracy(base), 1e-7)
+
+
+def _router_accuracy(accuracy: Value, ratio: Value, relay: str, base: str, teacher: str) -> float:
+    """{0} - {1} - rho ({2} - {1})"""
+    return accuracy(relay) - accuracy(base) - ratio(relay) / 100 * (accuracy(teacher) - accuracy(base))
+
+
+def _router_cost(accuracy: Value, ratio: Value, relay: str, base: str, teacher: str) -> float:
+    """1 - rho / p of the matched router"""
+    return 100 * (1 - ratio(relay) / max(_gap(accuracy, ratio, relay, base, teacher), 1e-9))
+
+
+def _peak(accuracy: Value, ratio: Value, relay: str, *others: str) -> float:
+    """{0} - best of the other teachers"""
+    return accuracy(relay) - max(map(accuracy, others))
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A claim: a formula of some systems (of ``Names``) that should be above 0 on a part of the problems."""
+
+    id: str
+    source: str
+    text: str
+    formula: Callable[..., float]
+    systems: tuple[str, ...]
+    part: str = "all"
+    unit: str = "points"
+
+    @property
+    def paper(self) -> float | None:
+        """The paper's value for 1.7B with the 8B teacher, computed from its tables; None if it prints none."""
+        if self.source == "figure 3":
+            return None
+        values = (partial(_published, part=self.part, metric=metric) for metric in ("accuracy", "call ratio"))
+        return self.formula(*values, *self.systems)
+
+
+def _published(system: str, part: str, metric: str) -> float:
+    """Of 1.7B; the mean over benchmarks for what training never saw."""
+    key = {"transfer": "relay", "transfer_grpo": "grpo"}.get(system, system)
+    sets = {"all": ["Avg"], "easy": ["Easy"], "hard": ["Hard"], "unseen": ["BBEH", "MMLU-Pro", "SuperGPQA"]}[part]
+    table = paper_tables()
+    table = table[(table.key == key) & (table.metric == metric) & table.set.isin(sets) & (table.student != "0.6B")]
+    return table.drop_duplicates("set")["value"].mean()
+
+
+_THREE = ("relay", "base", "teacher")
+CLAIMS = (
+    Claim("relay-above-grpo", "table 1", "The relay is more accurate than plain GRPO", _better, ("relay", "grpo")),
+    Claim("grpo-above-base", "table 1", "Plain GRPO is more accurate than the base", _better, ("grpo", "base")),
+    Claim("gap-recovered", "table 1", "The relay recovers a part of the gap to the teacher", _gap, _THREE, unit="%"),
+    Claim("router-resource", "abstract", "More accurate than a random router with as many teacher tokens",
+          _router_accuracy, _THREE),
+    Claim("router-cost", "abstract", "Fewer teacher tokens than a random router of the same accuracy",
+          _router_cost, _THREE, unit="%"),
+    Claim("citer-accuracy", "table 1", "More accurate than CITER", _better, ("relay", "citer")),
+    Claim("citer-ratio", "table 1", "Fewer teacher tokens than CITER", _calls_more, ("citer", "relay")),
+    Claim("transfer-base", "table 2", "On unseen benchmarks the relay is above the base",
+          _better, ("transfer", "base"), "unseen"),
+    Claim("transfer-grpo", "table 2", "On unseen benchmarks the relay is above plain GRPO",
+          _better, ("transfer", "transfer_grpo"), "unseen"),
+    Claim("filter-accuracy", "table 3", "The data filter raises accuracy", _better, ("relay", "no_filter")),
+    Claim("filter-ratio", "table 3", "The data filter saves teacher tokens", _calls_more, ("no_filter", "relay")),
+    Claim("bonus-accuracy", "table 3", "The independence bonus raises accuracy", _better, ("relay", "no_bonus")),
+    Claim("bonus-ratio", "table 3", "The independence bonus saves teacher tokens", _calls_more, ("no_bonus", "relay")),
+    Claim("exploration-accuracy", "table 3", "The exploration reward raises accuracy",
+          _better, ("relay", "no_exploration")),
+    Claim("exploration-ratio", "table 3", "The exploration reward makes the student call more",
+          _calls_more, ("relay", "no_exploration")),
+    Claim("difficulty-accuracy", "table 1", "The difficulty-aware reward is more accurate than the simple one",
+          _better, ("relay", "simple")),
+    Claim("difficulty-ratio", "table 1", "The difficulty-aware reward calls more than the simple one",
+          _calls_more, ("relay", "simple")),
+    Claim("free-easy", "table 4", "On easy problems the relay student is above GRPO even without its teacher",
+          _better, ("free", "grpo"), "easy"),
+    Claim("free-hard", "table 4", "On hard problems the relay student needs its teacher",
+          _better, ("relay", "free"), "hard"),
+    Claim("free-hard-grpo", "table 4", "On hard problems and without its teacher it is below GRPO",
+          _better, ("grpo", "free"), "hard"),
+    Claim("swap-peak", "figure 3", "Swapped at inference, the teacher of the training is the best",
+          _peak, ("relay", "weak", "small", "strong")),
+    Claim("swap-weak", "figure 3", "Even a weak teacher is better than none", _better, ("weak", "free")),
+    Claim("length-accuracy", "table 5", "A learned call length is more accurate than a fixed one of 20",
+          _better, ("relay", "fixed")),
+    Claim("length-ratio", "table 5", "A learned call length takes fewer teacher tokens than a fixed one of 20",
+          _calls_more, ("fixed", "relay")),
+)  # fmt: skip
+
+
+# Measurements ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Our value of a claim, in its unit, with its 95 % interval.
+
+    >>> Measured(2.0, -1.0, 5.0).verdict
+    'undecided'
+    """
+
+    value: float
+    low: float
+    high: float
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.low <= self.value <= self.high:  # also if one is NaN
+            raise ValueError(f"{self.value} does not lie in its interval ({self.low}, {self.high})")
+
+    @property
+    def verdict(self) -> str:
+        """``holds`` if the interval lies above 0, ``does not`` if below, ``undecided`` if it spans 0."""
+        return "holds" if self.low > 0 else "does not" if self.high < 0 else "undecided"
 
 
 def measured(table: pd.DataFrame, names: Names | None = None, *, seed: int = 0) -> dict[str, Measured | str]:
-    """Claim id -> our measurement where its systems are in the table; else a text that says what is missing.
+    """Claim id -> our measurement, or a text that says which systems are missing in the table of an evaluation.
 
-    Raises ValueError where the methods answered different problems.
+    A system's value on a problem is the mean over its students, such as three training seeds.
     """
     names = names or Names()
     right, ratio = columns(table, "correct"), columns(table, "call_ratio")
     problems = table.drop_duplicates("id").set_index("id").loc[right.index]
-    level = problems["level"].to_numpy()
-    every, easy, hard = np.ones(len(level), bool), level == "easy", level == "hard"
-    unseen = problems["suite"].isin(names.unseen).to_numpy()
+    parts = {"all": np.ones(len(problems), bool), "unseen": problems["suite"].isin(names.unseen).to_numpy()}
+    parts |= {level: (problems["level"] == level).to_numpy() for level in ("easy", "hard")}
     students = table.groupby("method")["student"].nunique()
+    return {c.id: _measure(c, right, ratio, parts[c.part], names, students, seed) for c in CLAIMS}
 
-    def difference(values: pd.DataFrame, a: str, b: str, where: np.ndarray = every) -> Measured | str:
-        return _measured([a, b], where, lambda v, i: 100 * (v[a][i].mean() - v[b][i].mean()), values)
 
-    def _measured(
-        needed: list[str], where: np.ndarray, statistic: Callable[[Values, np.ndarray], float], values: pd.DataFrame
-    ) -> Measured | str:
-        if missing := [m for m in needed if m not in values]:
-            return f"not evaluated: {', '.join(missing)}"
-        if not where.any():
-            return "no problem of these suites was evaluated"
-        found = {m: values[m].to_numpy()[where] for m in needed}
-        got = interval(lambda i: statistic(found, i), int(where.sum()), seed=seed)
-        counts = ", ".join(f"{students[m]} students of {m}" for m in needed if students.get(m, 1) > 1)
-        note = f"{int(where.sum())} problems" + (f", {counts}" if counts else "")
-        return Measured(got.value, got.low, got.high, note)
+def _measure(
+    claim: Claim,
+    right: pd.DataFrame,
+    ratio: pd.DataFrame,
+    part: np.ndarray,
+    names: Names,
+    students: pd.Series,
+    seed: int,
+) -> Measured | str:
+    labels = {system: getattr(names, system) for system in claim.systems}
+    if missing := [label for label in labels.values() if label not in right]:
+        return f"not evaluated: {', '.join(missing)}"
+    part = part & right[[*labels.values()]].notna().all(axis=1).to_numpy()  # excluded answers: out, with their pairs
+    if not part.any():
+        return "no problem of these suites was evaluated"
+    values = [{s: 100 * frame[label].to_numpy()[part] for s, label in labels.items()} for frame in (right, ratio)]
 
-    n = names
-    both = pd.concat({"right": right, "ratio": ratio}, axis=1)
-    both.columns = [m if kind == "right" else f"rho {m}" for kind, m in both.columns]
+    def statistic(i: np.ndarray) -> float:
+        return claim.formula(*(lambda system, v=v: v[system][i].mean() for v in values), *claim.systems)
 
-    def routed(v: Values, i: np.ndarray) -> tuple[float, float, float, float]:
-        base, teacher, relay = (v[m][i].mean() for m in (n.base, n.teacher, n.relay))
-        return base, teacher, relay, v[f"rho {n.relay}"][i].mean()
+    result = interval(statistic, int(part.sum()), seed=seed)
+    counts = [f"{students[m]} students of {m}" for m in labels.values() if students[m] > 1]
+    return Measured(result.value, result.low, result.high, ", ".join([f"{part.sum()} problems", *counts]))
 
-    def gap(v: Values, i: np.ndarray) -> float:
-        base, teacher, relay, _ = routed(v, i)
-        return 100 * (relay - base) / max(teacher - base, 1e-9)
 
-    def resource(v: Values, i: np.ndarray) -> float:
-        base, teacher, relay, rho = routed(v, i)
-        return 100 * (relay - base - rho * (teacher - base))
+def scorecard(measurements: Mapping[str, Measured | str]) -> pd.DataFrame:
+    """Each claim beside our measurement: claim, paper, ours, verdict, note; one row per claim, in the paper's order.
 
-    def cost(v: Values, i: np.ndarray) -> float:
-        return 100 * (1 - 100 * routed(v, i)[3] / max(gap(v, i), 1e-9))
+    ``measurements`` is claim id -> ``Measured``, or a text that says why it could not be tested.
 
-    def peak(v: Values, i: np.ndarray) -> float:
-        return 100 * (v[n.relay][i].mean() - max(v[m][i].mean() for m in (n.weak, n.small, n.strong)))
+    >>> scorecard({"relay-above-grpo": Measured(9.5, 7.0, 12.1)}).iloc[0][["paper", "ours", "verdict"]].tolist()
+    ['+5.46 points', '+9.50 points (+7.00, +12.10)', 'holds']
+    """
+    if unknown := sorted(set(measurements) - {c.id for c in CLAIMS}):
+        raise ValueError(f"no claim {unknown[0]!r}; there are {', '.join(c.id for c in CLAIMS)}")
+    rows = []
+    for claim in CLAIMS:
+        ours = measurements.get(claim.id, f"needs {', '.join(claim.systems)}")
+        tested = isinstance(ours, Measured)
+        rows.append(
+            {
+                "id": claim.id,
+                "claim": f"{claim.text}: {claim.formula.__doc__.format(*claim.systems)}",
+                "source": claim.source,
+                "paper": "above 0" if claim.paper is None else f"{claim.paper:+.2f} {claim.unit}",
+                "ours": f"{ours.value:+.2f} {claim.unit} ({ours.low:+.2f}, {ours.high:+.2f})" if tested else "-",
+                "verdict": ours.verdict if tested else NOT_TESTED,
+                "note": ours.note if tested else ours,
+            }
+        )
+    return pd.DataFrame(rows)
 
-    three = [n.base, n.teacher, n.relay, f"rho {n.relay}"]
 
-    def ablation(other: str) -> tuple[Measured | str, Measured | str]:
-        return difference(right, n.relay, other), difference(ratio, other, n.relay)
+def markdown(frame: pd.DataFrame, *, columns: tuple[str, ...] = ("claim", "paper", "ours", "verdict", "note")) -> str:
+    """A frame as a Markdown table, cells escaped.
 
-    filter_, bonus, exploration, simple, fixed = (
-        ablation(other) for other in (n.no_filter, n.no_bonus, n.no_exploration, n.simple, n.fixed)
-    )
-    return {
-        "relay-above-grpo": difference(right, n.relay, n.grpo),
-        "grpo-above-base": difference(right, n.grpo, n.base),
-        "gap-recovered": _measured(three, every, gap, both),
-        "router-resource": _measured(three, every, resource, both),
-        "router-cost": _measured(three, every, cost, both),
-        "citer-accuracy": difference(right, n.relay, n.citer),
-        "citer-ratio": difference(ratio, n.citer, n.relay),
-        "transfer-base": difference(right, n.transfer, n.base, unseen),
-        "transfer-grpo": difference(right, n.transfer, n.transfer_grpo, unseen),
-        "filter-accuracy": filter_[0],
-        "filter-ratio": filter_[1],
-        "bonus-accuracy": bonus[0],
-        "bonus-ratio": bonus[1],
-        "exploration-accuracy": exploration[0],
-        "exploration-ratio": difference(ratio, n.relay, n.no_exploration),
-        "difficulty-accuracy": simple[0],
-        "difficulty-ratio": difference(ratio, n.relay, n.simple),
-        "free-easy": difference(right, n.free, n.grpo, easy),
-        "free-hard": difference(right, n.relay, n.free, hard),
-        "free-hard-grpo": difference(right, n.grpo, n.free, hard),
-        "swap-peak": _measured([n.relay, n.weak, n.small, n.strong], every, peak, right),
-        "swap-weak": difference(right, n.weak, n.free),
-        "length-accuracy": fixed[0],
-        "length-ratio": fixed[1],
-    }
+    >>> print(markdown(pd.DataFrame({"claim": ["a|b"], "ours": ["-"]}), columns=("claim", "ours")))
+    | claim | ours |
+    |---|---|
+    | a\\|b | - |
+    """
+    if missing := [c for c in columns if c not in frame]:
+        raise ValueError(f"no column {missing[0]!r} in the frame; there are {', '.join(frame)}")
+    lines = [columns, *frame[list(columns)].itertuples(index=False)]
+    cells = [[" ".join(str(c).replace("\\", "\\\\").replace("|", "\\|").split()) for c in line] for line in lines]
+    table = [f"| {' | '.join(line)} |" for line in cells]
+    return "\n".join([table[0], "|---" * len(columns) + "|", *table[1:]])

@@ -1,4 +1,4 @@
-"""How well an embedded model solves the embedded suites, alone and with the teacher: the scores in the manifest."""
+"""How well a model solves the embedded suites, alone and with a teacher: the scores in the zoo's manifest."""
 
 from __future__ import annotations
 
@@ -27,51 +27,23 @@ class Score:
         return self.right / self.count
 
 
-def suite_scores(
-    engine: Engine,
-    *,
-    count: int = 200,
-    temperature: float = 1.0,
-    seed: int = 0,
-    suites: Sequence[str] = SUITES,
-    max_tokens: int = 160,
-) -> list[Score]:
+def suite_scores(engine: Engine, *, count: int = 200, suites: Sequence[str] = SUITES) -> list[Score]:
     """Sampled accuracy on the first ``count`` test problems of each suite, calls forbidden."""
-    if count < 1:
-        raise ValueError(f"count is {count}; a score needs at least one problem")
-    pair = Pair(engine, NoTeacher())
-    scores = []
-    for suite in suites:
-        traces = pair.decode(
-            problems(suite, count),
-            seed=seed,
-            temperature=temperature,
-            max_tokens=max_tokens,
-            batch_size=100,
-            progress=False,
-        )
-        scores.append(Score(suite, level_of(suite), sum(bool(t.correct) for t in traces), count))
-    return scores
+    config = RelayConfig(temperature=1.0, max_tokens=160)
+    scores = relay_scores(engine, NoTeacher(), config, count=count, suites=suites)
+    return [Score(suite, level_of(suite), s["right"], count) for suite, s in scores.items()]
 
 
 def relay_scores(
     engine: Engine, teacher: Teacher, config: RelayConfig, *, count: int = 200, suites: Sequence[str] = SUITES
 ) -> dict[str, dict[str, int]]:
-    """Greedy relays on the first ``count`` test problems of each suite: ``right``, ``count``, and the ``tokens`` of all
-    responses with those of them that the ``teacher`` wrote.
-
-    >>> from relaylab.engine.load import load_engine
-    >>> found = relay_scores(load_engine("warm"), NoTeacher(), RelayConfig(max_tokens=160), count=2, suites=["savings"])
-    >>> found["savings"]["count"], found["savings"]["teacher"]
-    (2, 0)
-    """
-    found = {}
+    """Of each suite: how many of its first ``count`` test problems are right, all tokens, and the teacher's."""
+    if count < 1:
+        raise ValueError(f"count is {count}; a score needs at least one problem")
+    scores = {}
     for suite in suites:
         traces = Pair(engine, teacher).decode(problems(suite, count), config=config, batch_size=100, progress=False)
-        found[suite] = {
-            "right": sum(bool(t.correct) for t in traces),
-            "count": count,
-            "tokens": sum(len(t.completion_ids) for t in traces),
-            "teacher": sum(t.count(TEACHER) for t in traces),
-        }
-    return found
+        right, tokens = sum(bool(t.correct) for t in traces), sum(len(t.completion_ids) for t in traces)
+        written = sum(t.count(TEACHER) for t in traces)
+        scores[suite] = {"right": right, "count": count, "tokens": tokens, "teacher": written}
+    return scores

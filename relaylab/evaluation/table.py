@@ -1,45 +1,63 @@
-"""The table of an evaluation, one row a problem, method, student and sample, and the files beside it. No torch."""
+"""The table of an evaluation, one row per problem, method, student and sample, and the files beside it. No torch."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
 
+from relaylab.files import write_whole
 from relaylab.trace import Trace, to_frame
+
+_UNFINISHED = ("excluded", "interrupted")  # how a trace stops that holds no answer
+NEEDED = ("method", "student", "sample", "id", "correct", "tokens", "teacher_tokens")
 
 
 def rows_of(traces: Sequence[Trace], label: str, student: str, sample: int) -> pd.DataFrame:
-    """The rows of some traces in the table."""
+    """The rows of some traces in the table. An excluded answer is no wrong one: its ``correct`` is missing."""
     frame = to_frame(traces)
-    frame["correct"] = frame["correct"].astype(float)
+    frame["excluded"] = frame["stop"].isin(_UNFINISHED).astype(int)
+    frame["correct"] = frame["correct"].astype(float).where(frame["excluded"] == 0)
     frame["level"] = [t.problem.get("level", "") for t in traces]
     frame["content_ratio"] = [t.content_ratio for t in traces]
     frame["malformed_calls"] = [sum(c.status != "answered" for c in t.calls) for t in traces]
+    frame["failed_calls"] = [sum(c.status == "failed" for c in t.calls) for t in traces]
     frame = frame.drop(columns=["student", "seed", "temperature", "unanswered_calls"])
-    frame.insert(0, "sample", sample)
-    frame.insert(0, "student", student)
-    frame.insert(0, "method", label)
+    for name, value in {"sample": sample, "student": student, "method": label}.items():
+        frame.insert(0, name, value)
     return frame
 
 
 def read_table(out: str | Path) -> pd.DataFrame:
-    """The table of an evaluation. ValueError where the folder has none."""
+    """The table of an evaluation. A missing or damaged one is a ValueError that names the file."""
     path = Path(out) / "table.csv"
     if not path.exists():
         raise ValueError(f"{out} holds no evaluation: {path.name} is not there; run relaylab evaluate --out {out}")
-    return pd.read_csv(path, keep_default_na=False, na_values={"mean_n": "", "first_call": ""})
-
-
-def trace_files(out: str | Path) -> Iterator[tuple[str, Path]]:
-    """(seed, file) of every file of traces of an evaluation."""
-    for path in sorted((Path(out) / "traces").glob("*/*.jsonl")):
-        yield path.parent.name, path
+    missing = dict.fromkeys(("mean_n", "first_call", "correct"), "")
+    try:
+        table = pd.read_csv(path, keep_default_na=False, na_values=missing)
+        if lacking := [c for c in NEEDED if c not in table]:
+            raise ValueError(f"it has no column {lacking[0]!r}")
+        return table.astype({"sample": int, "correct": float, "tokens": int, "teacher_tokens": int})
+    except ValueError as error:  # those of pandas' parsers and of UnicodeDecodeError are of this kind
+        raise ValueError(f"{path} is empty or damaged ({error}); remove it and run the evaluation again") from None
 
 
 def write_table(frame: pd.DataFrame, path: Path) -> None:
-    """Whole or not at all."""
-    rest = path.with_suffix(".tmp")
-    frame.to_csv(rest, index=False, float_format="%.6g")
-    rest.replace(path)
+    """Write a CSV file, whole or not at all."""
+    write_whole(path, frame.to_csv(index=False, float_format="%.6g"))
+
+
+def trace_files(out: str | Path) -> Iterator[tuple[str, Path]]:
+    """(seed, file) of every whole file of traces of an evaluation, without those of shards."""
+    for path in sorted((Path(out) / "traces").glob("*/*.jsonl")):
+        if not re.search(r"\.\d+-of-\d+$", path.stem):
+            yield path.parent.name, path
+
+
+def excluded_methods(table: pd.DataFrame) -> list[str]:
+    """The methods of which every answer was excluded; a command that has one should fail."""
+    every = table.groupby("method", sort=False)["excluded"].min()
+    return list(every.index[every == 1])

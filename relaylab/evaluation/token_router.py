@@ -1,12 +1,8 @@
-"""A router for single tokens in CITER's manner: an MLP looks at the student's state and says who writes the next one.
+"""A router for single tokens in CITER's manner: an MLP on the student's hidden state says who writes the next token.
 
-Its labels come from the two models alone. Along an answer of the teacher that is right, the student is asked for its
-own next token at every position. Where both agree the student may write. Where they differ the student goes on from its
-own token to the end, alone: only if the answer is wrong then did the position need the teacher (CITER's shortcut: a
-label costs rollouts only where the two differ).
-
-What it looks at is the last hidden state. The logits are its product with the output matrix, so it is read back from
-them, and the relay need not hand anything else to a policy.
+Labels come from the two models alone. 1) The teacher answers each problem; right answers are kept. 2) At every position
+of such an answer the student names its own next token. Where both agree, the student may write. 3) Where they differ,
+the student goes on from its own token to the end, alone. The position needed the teacher if that answer is wrong.
 """
 
 from __future__ import annotations
@@ -26,32 +22,15 @@ from relaylab.relay.relay import Relay
 from relaylab.relay.teachers import NoTeacher
 from relaylab.tasks.answers import grade_problem
 from relaylab.tasks.suites import Problem
-from relaylab.trace import Trace
-
-
-class Hidden:
-    """Reads the student's last hidden state back from its logits: h with W h = logits, by least squares."""
-
-    def __init__(self, student: Engine):
-        weight = student.model.get_output_embeddings().weight.detach().float()  # (V, H)
-        self.known = torch.from_numpy(student.text.known[: len(weight)]).to(weight.device)
-        self.known = nn.functional.pad(self.known, (0, len(weight) - len(self.known)))
-        self.inverse = torch.linalg.pinv(weight[self.known])  # (H, known V)
-
-    def __call__(self, logits: Tensor) -> Tensor:
-        """(..., V) to (..., H)."""
-        return logits[..., self.known] @ self.inverse.T
 
 
 @dataclass(eq=False)
 class TokenRouter:
-    """A policy: the teacher writes ``n`` tokens where the MLP gives more than ``threshold`` probability to needing it.
+    """A call rule: the teacher writes ``n`` tokens if the MLP's probability of needing it is above ``threshold``.
 
-    ``positions``, ``needed`` and ``accuracy`` tell of its training: labels, the share of them that needed the teacher,
-    and how many of those held back it gets right.
+    Of its training: ``positions`` with a label, the share that ``needed`` the teacher, and the held-back ``accuracy``.
     """
 
-    hidden: Hidden
     net: nn.Module
     threshold: float = 0.5
     n: int = 1
@@ -59,17 +38,18 @@ class TokenRouter:
     needed: float = 0.0
     accuracy: float = 0.0
     uses_entropy = False
+    uses_hidden = True
 
     def __repr__(self) -> str:
         return f"TokenRouter(threshold={self.threshold}, n={self.n}, positions={self.positions})"
 
-    def __call__(self, moment: StepState) -> int | None:
-        return self.n if self.probability(moment.logits) > self.threshold else None
+    def __call__(self, state: StepState) -> int | None:
+        return self.n if self.probability(state.hidden) > self.threshold else None
 
     @torch.inference_mode()
-    def probability(self, logits: Tensor) -> float:
-        """That the next token needs the teacher; ``logits`` (V,) are the student's."""
-        return float(torch.sigmoid(self.net(self.hidden(logits)))[..., 0])
+    def probability(self, hidden: Tensor) -> float:
+        """That the next token needs the teacher; ``hidden`` (H,) is the student's last hidden state."""
+        return float(torch.sigmoid(self.net(hidden.float()))[..., 0])
 
 
 def train_token_router(
@@ -85,70 +65,76 @@ def train_token_router(
     seed: int = 0,
     batch_size: int = 64,
 ) -> TokenRouter:
-    """A router trained on ``problems``, which should be training problems.
+    """Train a router on problems, which should be training problems.
 
-    width: of the MLP's hidden layer. epochs: over all positions, full batch. A tenth of the problems is held back to
-    measure it. Raises ValueError where the two have different tokenizers, and where the teacher solves none of them.
+    Args:
+        student: whose hidden states it reads.
+        teacher: with the student's tokenizer.
+        problems: a tenth of them is held back to measure the router.
+        max_tokens: of the answers that labels come from.
+        threshold: of the router.
+        n: tokens per call of the router.
+        width: of the hidden layer.
+        epochs: full batches over all positions.
+        seed: random seed.
+        batch_size: rows decoded together.
+
+    Raises:
+        ValueError: for different tokenizers, or if the teacher solves none of the problems.
     """
     if student.text.fingerprint != teacher.fingerprint:
         raise ValueError("a token router compares tokens: student and teacher must have one tokenizer")
-    hidden = Hidden(student)
-    states, labels, groups = _labels(student, teacher, problems, hidden, max_tokens, batch_size, seed)
-    held = torch.tensor([problem_seed(seed, p) % 10 == 0 for p in groups])
+    states, labels, groups = _labels(student, teacher, problems, max_tokens, batch_size, seed)
+    held = torch.tensor([problem_seed(seed, p) % 10 == 0 for p in groups], device=states.device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = nn.Sequential(nn.Linear(states.shape[1], width), nn.GELU(), nn.Linear(width, 1)).to(states.device)
     mean, std = states[~held].mean(0), states[~held].std(0) + 1e-6
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2, weight_decay=1e-2)
-    x, y = (states - mean) / std, labels.to(states.device).float()
-    weight = (~held).to(states.device).float()
+    x, y, weight = (states - mean) / std, labels.to(states.device).float(), (~held).float()
     weight = weight / weight.sum()
     for _ in range(epochs):
         loss = (nn.functional.binary_cross_entropy_with_logits(net(x)[:, 0], y, reduction="none") * weight).sum()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    with torch.no_grad():  # the scaling goes into the first layer
+    with torch.no_grad():  # fold the scaling into the first layer
         net[0].bias -= net[0].weight @ (mean / std)
         net[0].weight /= std
-        right = ((net(states)[:, 0] > 0) == (y > 0.5))[held.to(states.device)].float()
-    return TokenRouter(hidden, net.eval(), threshold, n, len(y), float(y.mean()), float(right.mean()))
+        right = ((net(states)[:, 0] > 0) == (y > 0.5))[held].float()
+    return TokenRouter(net.eval(), threshold, n, len(y), float(y.mean()), float(right.mean()))
 
 
 def _labels(
-    student: Engine,
-    teacher: LocalTeacher,
-    problems: Sequence[Problem],
-    hidden: Hidden,
-    max_tokens: int,
-    batch_size: int,
-    seed: int,
+    student: Engine, teacher: LocalTeacher, problems: Sequence[Problem], max_tokens: int, batch_size: int, seed: int
 ) -> tuple[Tensor, Tensor, list[str]]:
     """Hidden states (positions, H), labels (positions,) and the problem of each position."""
     options = {"max_tokens": max_tokens, "batch_size": batch_size, "progress": False}
+    # 1) the teacher's right answers
     worked = [t for t in Pair(teacher.engine, NoTeacher()).decode(problems, seed=seed, **options) if t.correct]
     if not worked:
         raise ValueError(
             f"the teacher solves none of the {len(problems)} problems; a router needs answers to learn from"
         )
-    asked_of = {p.id: p for p in problems}
-    states, needed, groups = list[Tensor](), list[bool](), list[str]()
-    asked: list[tuple[int, Trace, int]] = []  # where the two differ: the label's place, the answer, the token's place
+    # 2) the student's own next token at every position
+    states, needed, groups, forks = list[Tensor](), list[bool](), list[str](), []
     for trace in worked:
-        row = student.open(trace.prompt_ids + trace.completion_ids[:-1])
-        logits = student.forward([row], positions=len(trace.completion_ids))[0]  # (T, V)
-        student.close(row)
-        states.append(hidden(logits))
-        own = logits.argmax(-1).tolist()
-        asked += [(len(needed) + i, trace, i) for i, (a, b) in enumerate(zip(own, trace.completion_ids)) if a != b]
+        slot = student.open(trace.prompt_ids + trace.completion_ids[:-1])
+        logits, hidden = student.forward(
+            [slot], positions=len(trace.completion_ids), hidden=True
+        )  # (1, T, V), (1, T, H)
+        student.close(slot)
+        states.append(hidden[0].float())
+        own = logits[0].argmax(-1).tolist()
+        forks += [(len(needed) + i, trace, i) for i, (a, b) in enumerate(zip(own, trace.completion_ids)) if a != b]
         needed += [False] * len(own)
         groups += [trace.id] * len(own)
-    # Greedy, a fork's next token is the student's own.
-    forks = Relay(student, NoTeacher(), config=RelayConfig(max_tokens=max_tokens), batch_size=batch_size).forks(
-        [trace for _, trace, _ in asked], [at for _, _, at in asked]
-    )
-    for _ in forks:
+    # 3) greedy forks: their first token is the student's own
+    relay = Relay(student, NoTeacher(), RelayConfig(max_tokens=max_tokens), batch_size=batch_size)
+    stream = relay.forks([trace for _, trace, _ in forks], [at for _, _, at in forks])
+    for _ in stream:
         pass
-    for (place, trace, _), alone in zip(asked, forks.traces):
-        needed[place] = not grade_problem(alone.teacher_view, asked_of[trace.id])
+    by_id = {p.id: p for p in problems}
+    for (place, trace, _), alone in zip(forks, stream.traces, strict=True):
+        needed[place] = not grade_problem(alone.teacher_view, by_id[trace.id])
     return torch.cat(states), torch.tensor(needed), groups

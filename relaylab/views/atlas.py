@@ -1,9 +1,8 @@
-"""The call atlas: where the calls of thousands of traces are, as a heat map, and a click through to the traces.
+"""The call atlas: where the calls of thousands of traces are, as a heat map with the traces behind each cell.
 
-Rows are groups of traces (training steps, methods, suites), columns where in its answer a call begins: 20 parts of its
-tokens, or its lines, each a step of the solution as in ``evaluation/placement.py``. The page counts and filters by
-itself (``atlas.js``, ``frontend.py``): it has the calls of every trace as a few numbers, and some traces in full, for
-the player. What kinds of step are delegated, and which calls mattered, is ``placement_figures.py``'s.
+Rows are groups of traces (training steps, systems, suites). Columns are where in its answer a call begins: 20 parts of
+its tokens, or its lines, each a step of the solution as in ``evaluation/placement.py``. The page counts and filters by
+itself. It holds the calls of every trace as a few numbers, and some traces in full, for the player.
 """
 
 from __future__ import annotations
@@ -13,20 +12,20 @@ import re
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from heapq import heapify, heappop, heappush
-from itertools import islice
+from itertools import accumulate, islice
 from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from relaylab.evaluation.placement import calls_frame
+from relaylab.call_tag import find_calls, visible
 from relaylab.trace import Trace, read_traces
-from relaylab.views.frontend import fragment
-from relaylab.views.player import _data
+from relaylab.views.player import player_state
 from relaylab.views.theme import Html
-from relaylab.views.trace_view import _count, _cut, trace_summary, visible
+from relaylab.views.trace_view import cut, plural
+from relaylab.views.widget import static_view
 
-COLUMNS = 20  # parts of an answer; and lines, the last for all that come later
-MOST_TRACES, MOST_GROUPS = 20_000, 100
+COLUMNS = 20  # parts of an answer; and lines, the last one for all that come later
+MAX_TRACES, MAX_GROUPS = 20_000, 100
 FULL_TOKENS = 200_000  # of all traces in full together: about 10 MB
 OUTCOMES = ("right", "wrong", "not graded")
 BY = {
@@ -39,53 +38,58 @@ _STEP = re.compile(r"([0-9]+)(-[0-9]+)?")  # the file of a training step: its nu
 
 
 def atlas(traces: Iterable[Trace], *, by: str | Sequence[Any] = "suite", name: str = "group", full: int = 250) -> Html:
-    """The heat map of where calls begin, as HTML that counts by itself.
+    """The heat map of where calls begin.
 
-    by: what a row is: ``suite``, ``level``, ``student``, ``teacher``; or a label for each trace, which ``name`` says in
-    a word, see ``read_labelled``. Rows are in the order of first appearance, numbers in theirs. full: at most so many
-    traces are in the page as a whole (and at most 200,000 tokens of them), chosen so that as many cells as possible
-    have one to open in the player; of the others the page knows where their calls are.
+    Rows are in the order of first appearance; numbers are sorted. The traces in full are chosen so that as many cells
+    as possible have one to open.
+
+    Args:
+        traces: At most 20,000.
+        by: What a row is: ``suite``, ``level``, ``student``, ``teacher``, or one label per trace (``read_labelled``).
+        name: What a label is, in a word.
+        full: The number of traces in full at most (and at most 200,000 tokens of them).
+
+    Raises:
+        ValueError: No trace or too many, more than 100 rows, an unknown ``by``, or not one label per trace.
 
     >>> from relaylab.trace import Call
     >>> call = Call(1, 2, 1, 1, 1)
     >>> atlas([Trace("2*3?", [1], [5, 6, 7], "sct", ["=", "<call>1</call>", "6"], [call], correct=True)])
     Call atlas: 1 trace in 1 row by suite, 1 answered call. Half of the calls begin by 33 % of the answer.
-
-    Raises ValueError without traces, for an unknown ``by``, for labels that are not one a trace, for ``full`` below 0,
-    and for more than 20,000 traces or 100 rows.
     """
     traces = list(traces)
     if not traces:
         raise ValueError("there is no trace to draw: give a list of traces, see read_labelled for those of a folder")
-    if len(traces) > MOST_TRACES:
-        raise ValueError(f"{len(traces):,} traces are more than the {MOST_TRACES:,} that a page carries; draw fewer")
+    if len(traces) > MAX_TRACES:
+        raise ValueError(f"{len(traces):,} traces are more than the {MAX_TRACES:,} that a page carries; draw fewer")
     if full < 0:
         raise ValueError(f"full is {full}; it is a number of traces, 0 or more")
     name = by if isinstance(by, str) else name
     groups, group = _indexed(_labels(traces, by))
-    if len(groups) > MOST_GROUPS:
-        raise ValueError(f"{len(groups)} rows by {name} are more than {MOST_GROUPS}; label the traces more coarsely")
+    if len(groups) > MAX_GROUPS:
+        raise ValueError(f"{len(groups)} rows by {name} are more than {MAX_GROUPS}; label the traces more coarsely")
     suites, suite = _indexed([BY["suite"](t) for t in traces])
-    frame = calls_frame(traces)
-    lines = [t.teacher_view.rstrip("\n").count("\n") + 1 for t in traces]
-    for trace, line in zip(frame["trace"], frame["line"]):
-        lines[trace] = max(lines[trace], line + 1)
+    lines = [_lines(t) for t in traces]
     table = {
         "group": group,
         "suite": suite,
         "outcome": [{True: 0, False: 1, None: 2}[t.correct] for t in traces],
         "tokens": [len(t.completion_ids) for t in traces],
-        "lines": lines,
+        "lines": [last for _, last in lines],
         "calls": [len(t.calls) for t in traces],
         "id": [_short(t.id) for t in traces],
     }
-    calls = {key: frame[key].tolist() for key in ("start", "line", "delivered")}
-    calls["answered"] = (frame["status"] == "answered").astype(int).tolist()
-    calls["length"] = [c.end + c.delivered - c.start for t in traces for c in t.calls]
+    every = [call for t in traces for call in t.calls]
+    calls = {
+        "start": [c.start for c in every],
+        "line": [line for of_trace, _ in lines for line in of_trace],
+        "delivered": [c.delivered for c in every],
+        "answered": [int(c.status == "answered") for c in every],
+        "length": [c.end + c.delivered - c.start for c in every],
+    }
     cells = _cells(table, calls)
     chosen = _chosen(cells, table["tokens"], most=full, tokens=FULL_TOKENS)
-    said = _said(traces, len(groups), name, calls, table)
-    data = {
+    state = {
         "name": _short(name),
         "columns": COLUMNS,
         "groups": groups,
@@ -93,19 +97,26 @@ def atlas(traces: Iterable[Trace], *, by: str | Sequence[Any] = "suite", name: s
         "outcomes": OUTCOMES,
         "traces": table,
         "calls": calls,
-        "full": {t: _data(traces[t]) | {"summary": trace_summary(traces[t])} for t in chosen},
+        "full": {t: player_state(traces[t]) for t in chosen},
         "note": _note(cells, chosen),
     }
-    words = f"<p>{html.escape(said)} {html.escape(data['note'])}</p>{_words(data)}"
-    return Html(fragment("atlas", data, label=said, words=words, uses=["player"]), said)
+    label = _label(state)
+    words = f"<p>{html.escape(label)} {html.escape(state['note'])}</p>{_words(state)}"
+    return static_view("atlas", state, label=label, words=words)
 
 
 def read_labelled(folder: str | Path, *, every: int = 1) -> tuple[list[Trace], list[Any]]:
-    """The traces of all files of a folder, and for each the name of its file: the number of a training step where all
-    files are of steps.
+    """The traces of all files of a folder, with the name of its file for each.
 
-    For ``rollouts`` in the folder of a training run, and ``traces/SEED`` in that of an evaluation (a file a method).
-    every: with 10, each tenth trace of a file, from the first on.
+    If all files are of training steps, the labels are the numbers of the steps. Folders to read are ``rollouts`` of a
+    training run and ``traces/SEED`` of an evaluation.
+
+    Args:
+        folder: Holds ``*.jsonl``.
+        every: With 10, every tenth trace of a file, from the first on.
+
+    Raises:
+        ValueError: The folder has no such file, or ``every`` is below 1.
 
     >>> import tempfile
     >>> from relaylab.trace import TraceWriter
@@ -115,8 +126,6 @@ def read_labelled(folder: str | Path, *, every: int = 1) -> tuple[list[Trace], l
     ...         out.write(Trace("q", [1]))
     >>> read_labelled(folder)[1]
     [0, 10]
-
-    Raises ValueError where the folder has no such file, and for ``every`` below 1.
     """
     if every < 1:
         raise ValueError(f"every is {every}; it is 1 for all traces, 2 for half of them, and so on")
@@ -127,9 +136,9 @@ def read_labelled(folder: str | Path, *, every: int = 1) -> tuple[list[Trace], l
             "`traces/SEED` of an evaluation"
         )
     steps = [_STEP.fullmatch(file.stem) for file in files]
-    names = [int(step[1]) for step in steps] if all(steps) else [file.stem for file in files]
-    found = [(trace, name) for file, name in zip(files, names) for trace in islice(read_traces(file), 0, None, every)]
-    return [trace for trace, _ in found], [name for _, name in found]
+    names = [int(step[1]) if step and all(steps) else file.stem for step, file in zip(steps, files)]
+    pairs = [(trace, name) for file, name in zip(files, names) for trace in islice(read_traces(file), 0, None, every)]
+    return [trace for trace, _ in pairs], [name for _, name in pairs]
 
 
 def _labels(traces: Sequence[Trace], by: str | Sequence[Any]) -> list[Any]:
@@ -143,21 +152,35 @@ def _labels(traces: Sequence[Trace], by: str | Sequence[Any]) -> list[Any]:
 
 
 def _indexed(labels: Sequence[Any]) -> tuple[list[str], list[int]]:
-    """The labels that there are, as they are shown, and of each trace which."""
-    found = list(dict.fromkeys(labels))
-    if all(isinstance(label, Real) for label in found):
-        found.sort()
-    place = {label: k for k, label in enumerate(found)}
-    return [_short(str(label)) for label in found], [place[label] for label in labels]
+    """The different labels as they are shown, and for each trace the number of its label."""
+    different = list(dict.fromkeys(labels))
+    if all(isinstance(label, Real) for label in different):
+        different.sort()
+    place = {label: k for k, label in enumerate(different)}
+    return [_short(str(label)) for label in different], [place[label] for label in labels]
 
 
 def _short(text: str) -> str:
-    """Of a name, which may be of anyone's making, what is shown."""
-    return visible(_cut(text, 80))
+    """A name, which may be of anyone's making, as it is shown."""
+    return visible(cut(text, 80))
+
+
+def _lines(trace: Trace) -> tuple[list[int], int]:
+    """The line of the answer without commands in which each call begins, from 0; and the number of its lines."""
+    ends, text, lines = list(accumulate(map(len, trace.pieces), initial=0)), trace.text, []
+    line = at = 0
+    for call in trace.calls:
+        begin = ends[call.start]
+        commands = [c for c in find_calls(text[begin : ends[call.end]]) if c.closed]
+        start = begin + commands[0].start if commands else begin
+        line, at = line + text.count("\n", at, start), start
+        lines.append(line)
+        line -= sum(text.count("\n", begin + c.start, begin + c.end) for c in commands)
+    return lines, max([trace.teacher_view.rstrip("\n").count("\n") + 1, *(line + 1 for line in lines)])
 
 
 def _spans(counts: Sequence[int]) -> Iterable[tuple[int, range]]:
-    """Of each trace the numbers of its calls, which stand one trace behind the other."""
+    """For each trace the numbers of its calls."""
     begin = 0
     for t, count in enumerate(counts):
         yield t, range(begin, begin + count)
@@ -165,14 +188,14 @@ def _spans(counts: Sequence[int]) -> Iterable[tuple[int, range]]:
 
 
 def _cells(table: dict[str, list], calls: dict[str, list]) -> list[set[Hashable]]:
-    """Of each trace the cells that list it, whatever the rows and columns are: (rows, row, columns, column)."""
-    found = []
+    """For each trace the cells that list it, for every choice of rows and columns: (rows, row, columns, column)."""
+    cells: list[set[Hashable]] = []
     for t, span in _spans(table["calls"]):
         columns = {("position", _part(calls["start"][c], table["tokens"][t])) for c in span}
         columns |= {("line", min(calls["line"][c], COLUMNS - 1)) for c in span}
         columns = columns or {("no call", 0)}
-        found.append({(rows, table[rows][t], *column) for rows in ("group", "suite", "outcome") for column in columns})
-    return found
+        cells.append({(rows, table[rows][t], *column) for rows in ("group", "suite", "outcome") for column in columns})
+    return cells
 
 
 def _part(start: int, tokens: int) -> int:
@@ -180,9 +203,9 @@ def _part(start: int, tokens: int) -> int:
 
 
 def _chosen(cells: Sequence[set[Hashable]], sizes: Sequence[int], *, most: int, tokens: int) -> list[int]:
-    """The traces to keep whole: each time the one that has the most cells which have none yet, then which have one ...
+    """The traces to keep in full: again and again the one with the most cells that have none yet, then one, and so on.
 
-    Gains only fall while traces are taken, so one is computed anew only where its trace seems to be the best.
+    Gains only fall while traces are taken, so a gain is computed again only when its trace seems to be the best.
     """
     has: Counter[Hashable] = Counter()
 
@@ -206,17 +229,18 @@ def _chosen(cells: Sequence[set[Hashable]], sizes: Sequence[int], *, most: int, 
 
 def _note(cells: Sequence[set[Hashable]], chosen: Sequence[int]) -> str:
     """How many traces can be opened, and whether each cell has one."""
-    every, some = set().union(*cells), set().union(*(cells[t] for t in chosen))
-    share = "every cell has" if every == some else f"{len(some):,} of {len(every):,} cells have"
     if len(chosen) == len(cells):
         return "All traces can be opened."
+    every, some = set().union(*cells), set().union(*(cells[t] for t in chosen))
+    share = "every cell has one" if every == some else f"{len(some):,} of {len(every):,} cells have one"
     return (
-        f"{len(chosen):,} of the {len(cells):,} traces are in this page in full and can be opened; they are chosen so "
-        f"that as many cells as possible have one: {share}. Of the others only the places of their calls are here."
+        f"{len(chosen):,} of the {len(cells):,} traces are in this page in full and can be opened. They are chosen so "
+        f"that as many cells as possible have one: {share}. Of the others the page knows only where their calls are."
     )
 
 
-def _said(traces: Sequence[Trace], rows: int, name: str, calls: dict[str, list], table: dict[str, list]) -> str:
+def _label(state: dict[str, Any]) -> str:
+    table, calls = state["traces"], state["calls"]
     places = sorted(
         100 * calls["start"][c] / table["tokens"][t]
         for t, span in _spans(table["calls"])
@@ -224,35 +248,25 @@ def _said(traces: Sequence[Trace], rows: int, name: str, calls: dict[str, list],
         if calls["answered"][c] and table["tokens"][t]
     )
     half = f" Half of the calls begin by {places[(len(places) - 1) // 2]:.0f} % of the answer." if places else ""
-    return (
-        f"Call atlas: {_count(len(traces), 'trace')} in {_count(rows, 'row')} by {_short(name)}, "
-        f"{_count(len(places), 'answered call')}.{half}"
-    )
+    rows = f"{plural(len(table['id']), 'trace')} in {plural(len(state['groups']), 'row')} by {state['name']}"
+    return f"Call atlas: {rows}, {plural(len(places), 'answered call')}.{half}"
 
 
-def _words(data: dict[str, Any]) -> str:
-    """The view as it begins, as a table: of each row its traces, and where most of them call."""
-    table, calls, rows, part = data["traces"], data["calls"], [], 100 // COLUMNS
-    traces, right, called = Counter(table["group"]), Counter(), Counter()
-    hits: dict[int, Counter[int]] = {k: Counter() for k in range(len(data["groups"]))}
-    answered: Counter[int] = Counter()
-    for t, span in _spans(table["calls"]):
-        g, mine = table["group"][t], [c for c in span if calls["answered"][c]]
-        right[g] += table["outcome"][t] == 0
-        called[g] += bool(mine)
-        answered[g] += len(mine)
-        hits[g].update({_part(calls["start"][c], table["tokens"][t]) for c in mine})
-    for g, label in enumerate(data["groups"]):
-        place, most = max(hits[g].items(), key=lambda item: (item[1], -item[0]), default=(None, 0))
-        where = (
-            ""
-            if place is None
-            else f"{part * place} to {part * place + part} %: {100 * most / traces[g]:.0f} % of the traces"
-        )
-        cells = (f"{traces[g]:,}", f"{100 * right[g] / traces[g]:.1f}", f"{100 * called[g] / traces[g]:.1f}")
-        cells += (f"{answered[g] / traces[g]:.2f}", where)
-        rows.append(f'<tr><th scope="row">{html.escape(label)}</th>{"".join(f"<td>{c}</td>" for c in cells)}</tr>')
-    heads = (data["name"], "traces", "right (%)", "with an answered call (%)", "answered calls a trace")
+def _words(state: dict[str, Any]) -> str:
+    """The view at the start, as a table: each row with its traces, and where most of them call."""
+    table, calls, part = state["traces"], state["calls"], 100 // COLUMNS
+    heads = (state["name"], "traces", "right (%)", "with an answered call (%)", "answered calls per trace")
     heads += ("part of the answer where most traces call",)
-    head = "".join(f'<th scope="col">{html.escape(text)}</th>' for text in heads)
-    return f'<div class="rl-scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+    body = "<tr>" + "".join(f'<th scope="col">{html.escape(head)}</th>' for head in heads) + "</tr>"
+    spans = list(_spans(table["calls"]))
+    for g, label in enumerate(state["groups"]):
+        mine = [(t, [c for c in span if calls["answered"][c]]) for t, span in spans if table["group"][t] == g]
+        right, called = sum(table["outcome"][t] == 0 for t, _ in mine), sum(bool(span) for _, span in mine)
+        hits = Counter(p for t, span in mine for p in {_part(calls["start"][c], table["tokens"][t]) for c in span})
+        place, most = min(hits.items(), key=lambda item: (-item[1], item[0]), default=(0, 0))
+        where = f"{part * place} to {part * place + part} %: {100 * most / len(mine):.0f} % of the traces"
+        cells = [f"{len(mine):,}", f"{100 * right / len(mine):.1f}", f"{100 * called / len(mine):.1f}"]
+        cells += [f"{sum(len(span) for _, span in mine) / len(mine):.2f}", where if most else ""]
+        row = "".join(f"<td>{cell}</td>" for cell in cells)
+        body += f'<tr><th scope="row">{html.escape(label)}</th>{row}</tr>'
+    return f'<div class="rl-scroll"><table>{body}</table></div>'

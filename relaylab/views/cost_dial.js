@@ -1,5 +1,6 @@
-// The cost dial. compare() and what it calls are a port of relaylab/evaluation/cost.py for regular responses; the rest
-// draws. data = {terms, shape, lines, measure, measures, longest} as cost_dial.py makes it; null is not set.
+// The cost dial. compare() and what it calls are a port of evaluation/cost.py for regular responses; the rest draws.
+// State: terms, shape, lines, measure, measures, longest, as cost_dial.py makes them; null means not set.
+import { bar, box, clamp, count, h, labelled, muted, scrolling, select } from "./shared.js";
 
 const known = (value) => (value === null ? NaN : value);
 const upto = (n) => (n * (n + 1)) / 2;
@@ -60,7 +61,7 @@ function costs(u, { student, teacher, network_delay, cache }) {
 }
 
 // A row of sweep(): shares of the teacher alone, and both sides in full.
-function compare(terms, shape, calls, n) {
+export function compare(terms, shape, calls, n) {
   const u = usage(shape, calls, n);
   const relay = costs(u, terms);
   const alone = costs(teacherAlone(shape), terms);
@@ -69,13 +70,13 @@ function compare(terms, shape, calls, n) {
 }
 
 // f times as large is f times as slow, reading and writing, as on the roofline.
-function resized(m, parameters) {
+export function resized(m, parameters) {
   const slower = (rate) => (rate === null ? null : (rate * m.parameters) / parameters);
   return { ...m, parameters, prefill_rate: slower(m.prefill_rate), decode_rate: slower(m.decode_rate) };
 }
 
 // 1, 2, 5, 10 ... calls, as many as fit.
-function ladder(tokens, n) {
+export function ladder(tokens, n) {
   const found = [];
   for (let power = 1; power * n <= tokens; power *= 10)
     for (const digit of [1, 2, 5]) if (digit * power * n <= tokens) found.push(digit * power);
@@ -88,137 +89,136 @@ const three = (v) => {
 };
 const percent = (v) => (Number.isFinite(v) ? `${three(100 * v)} %` : "unknown");
 const size = (v) => (v >= 1e9 ? `${three(v / 1e9)} B` : `${three(v / 1e6)} M`);
-
-const BOX = { left: 80, right: 168, top: 38, bottom: 52, width: 760, height: 424 };
+const BOX = { left: 80, right: 570, top: 38, bottom: 372, width: 760, height: 424 };
 const MARKS = ["M-5 0a5 5 0 1 0 10 0a5 5 0 1 0 -10 0z", "M-4.5 -4.5h9v9h-9z", "M0 -6l6 10h-12z"]; // circle, square, triangle
+const CIRCLE = "M-11 0a11 11 0 1 0 22 0a11 11 0 1 0 -22 0z"; // the circle around the chosen point
 
 // The chart: cost and share, both relative to the teacher alone, on logarithmic axes of whole decades.
 function chart(lines, before, chosen, measure, title, label) {
-  const points = [...lines, ...before].flat().concat(chosen).filter((p) => p.relative[measure] > 0);
+  const known = (line) => line.filter((p) => p.relative[measure] > 0);
+  const points = known([...lines, ...before].flat().concat(chosen));
+  const svg = h("svg", { class: "rl-chart", viewBox: `0 0 ${BOX.width} ${BOX.height}`, role: "img", "aria-label": label });
+  const path = (d, name, more = {}) => h("path", { class: name, d, ...more });
+  const text = (x, y, words, anchor = "start") => svg.append(h("text", { x, y, "text-anchor": anchor }, words));
+  if (!points.length) return text(20, 40, "Unknown: set the prices or speeds that this needs."), svg;
   // Decades from the lowest value, or just above it, to at least 100 %.
   const span = (values) => [Math.floor(Math.log10(Math.min(...values)) + 0.02), Math.max(0, Math.ceil(Math.log10(Math.max(...values))))];
-  const svg = h("svg", { class: "rl-chart", viewBox: `0 0 ${BOX.width} ${BOX.height}`, role: "img", "aria-label": label });
-  if (!points.length) {
-    svg.append(h("text", { x: 20, y: 40 }, "Unknown: set the prices or speeds that this needs."));
-    return svg;
-  }
   const [x0, x1] = span(points.map((p) => p.teacher_share));
   const [y0, y1] = span(points.map((p) => p.relative[measure]));
-  const x = (v) => BOX.left + ((Math.log10(v) - x0) / (x1 - x0 || 1)) * (BOX.width - BOX.left - BOX.right);
-  const y = (v) => BOX.height - BOX.bottom - ((Math.log10(v) - y0) / (y1 - y0 || 1)) * (BOX.height - BOX.top - BOX.bottom);
+  const x = (v) => BOX.left + ((Math.log10(v) - x0) / (x1 - x0 || 1)) * (BOX.right - BOX.left);
+  const y = (v) => BOX.bottom - ((Math.log10(v) - y0) / (y1 - y0 || 1)) * (BOX.bottom - BOX.top);
   const at = (p) => `${x(p.teacher_share).toFixed(1)} ${y(p.relative[measure]).toFixed(1)}`;
-  const path = (line) => "M" + line.filter((p) => p.relative[measure] > 0).map(at).join("L");
-  for (let e = x0; e <= x1; e++)
-    svg.append(h("path", { class: "rl-grid", d: `M${x(10 ** e)} ${y(10 ** y0)}V${y(10 ** y1)}` }),
-      h("text", { x: x(10 ** e), y: BOX.height - 28, "text-anchor": "middle" }, percent(10 ** e)));
-  for (let e = y0; e <= y1; e++)
-    svg.append(h("path", { class: "rl-grid", d: `M${x(10 ** x0)} ${y(10 ** e)}H${x(10 ** x1)}` }),
-      h("text", { x: BOX.left - 6, y: y(10 ** e) + 4, "text-anchor": "end" }, percent(10 ** e)));
-  svg.append(h("text", { x: 4, y: 18 }, title));
-  const even = Math.max(x0, y0); // where the diagonal comes into the box
-  if (even < Math.min(x1, y1)) svg.append(h("path", { class: "rl-even", d: `M${x(10 ** even)} ${y(10 ** even)}L${x(1)} ${y(1)}` }));
-  svg.append(h("text", { x: (BOX.left + BOX.width - BOX.right) / 2, y: BOX.height - 6, "text-anchor": "middle" }, "teacher's share of the tokens"));
-  for (const line of before) if (line.length) svg.append(h("path", { class: "rl-was", d: path(line) }));
+  for (let e = x0; e <= x1; e++) {
+    svg.append(path(`M${x(10 ** e)} ${BOX.bottom}V${BOX.top}`, "rl-grid"));
+    text(x(10 ** e), BOX.height - 28, percent(10 ** e), "middle");
+  }
+  for (let e = y0; e <= y1; e++) {
+    svg.append(path(`M${BOX.left} ${y(10 ** e)}H${BOX.right}`, "rl-grid"));
+    text(BOX.left - 6, y(10 ** e) + 4, percent(10 ** e), "end");
+  }
+  text(4, 18, title);
+  text((BOX.left + BOX.right) / 2, BOX.height - 6, "teacher's share of the tokens", "middle");
+  const even = Math.max(x0, y0); // where the diagonal enters the box
+  if (even < Math.min(x1, y1)) svg.append(path(`M${x(10 ** even)} ${y(10 ** even)}L${x(1)} ${y(1)}`, "rl-even"));
+  for (const line of before) if (known(line).length) svg.append(path("M" + known(line).map(at).join("L"), "rl-was"));
   const ends = [];
-  lines.forEach((line, i) => {
-    const drawn = line.filter((p) => p.relative[measure] > 0);
-    if (!drawn.length) return;
-    const group = h("g", { class: `rl-l${i}` }, h("path", { class: "rl-line", d: path(line) }));
-    for (const p of drawn) group.append(h("path", { class: "rl-mark", d: MARKS[i], transform: `translate(${at(p)})` }));
-    svg.append(group);
-    ends.push({ i, y: y(drawn.at(-1).relative[measure]), words: count(line[0].call_tokens, "token") + " a call" });
+  lines.map(known).forEach((line, i) => {
+    if (!line.length) return;
+    const marks = line.map((p) => path(MARKS[i], "rl-mark", { transform: `translate(${at(p)})` }));
+    svg.append(h("g", { class: `rl-l${i}` }, path("M" + line.map(at).join("L"), "rl-line"), ...marks));
+    ends.push({ i, y: y(line.at(-1).relative[measure]), words: count(line[0].call_tokens, "token") + " per call" });
   });
-  ends.sort((a, b) => a.y - b.y);
-  ends.forEach((end, k) => { // names stand at the ends of their lines, one below the other where these are close
-    if (k) end.y = Math.max(end.y, ends[k - 1].y + 17);
-    svg.append(h("g", { class: `rl-l${end.i}` }, h("path", { class: "rl-mark", d: MARKS[end.i], transform: `translate(${BOX.width - BOX.right + 16} ${end.y})` })),
-      h("text", { x: BOX.width - BOX.right + 28, y: end.y + 4 }, end.words));
+  ends.sort((a, b) => a.y - b.y).forEach((end, k) => {
+    if (k) end.y = Math.max(end.y, ends[k - 1].y + 17); // names stand at the ends of their lines, but never on each other
+    svg.append(h("g", { class: `rl-l${end.i}` }, path(MARKS[end.i], "rl-mark", { transform: `translate(${BOX.right + 16} ${end.y})` })));
+    text(BOX.right + 28, end.y + 4, end.words);
   });
-  if (chosen.relative[measure] > 0) svg.append(h("path", { class: "rl-chosen", d: "M-11 0a11 11 0 1 0 22 0a11 11 0 1 0 -22 0z", transform: `translate(${at(chosen)})` }));
+  if (known([chosen]).length) svg.append(path(CIRCLE, "rl-chosen", { transform: `translate(${at(chosen)})` }));
   return svg;
 }
 
-function render(stage, data) {
-  const base = data.terms;
+export function render({ model, el }) {
+  const base = model.get("terms");
+  const [measures, longest] = [model.get("measures"), model.get("longest")];
   const terms = structuredClone(base);
-  const shape = { ...data.shape };
-  let measure = data.measure;
+  const shape = { ...model.get("shape") };
+  let measure = model.get("measure");
   const figure = h("div");
-  const said = h("p", { "aria-live": "polite" });
+  const summary = h("p", { "aria-live": "polite" });
   const body = h("tbody");
-  const linesOf = (t, s) => data.lines.map((n) => ladder(s.tokens, n).map((calls) => compare(t, s, calls, n)));
-  const before = linesOf(base, shape); // as the dial began: what has moved can be seen
+  const linesOf = () => model.get("lines").map((n) => ladder(shape.tokens, n).map((calls) => compare(terms, shape, calls, n)));
+  const before = linesOf(); // as the dial began: what has moved can be seen
 
-  // A slider over [low, high], logarithmic where `log` is set; `write` takes its value and returns what stands beside it.
-  function slider(words, { low, high, value, log = false, step, show, write }) {
+  // A slider over [low, high], logarithmic if `log`; `write` takes its value, `show` says what stands beside it.
+  function slider(words, { low, high, value, log = false, step = 0.01, show, write }) {
     const [to, from] = log ? [Math.log10, (v) => Number((10 ** v).toPrecision(3))] : [(v) => v, (v) => v];
     const output = h("output", {}, show(value));
-    const input = h("input", { type: "range", min: to(low), max: to(high), step: log ? 0.01 : step, value: to(value ?? low) });
-    const name = () => input.setAttribute("aria-valuetext", output.textContent);
+    const input = h("input", { type: "range", min: to(low), max: to(high), step, value: to(value ?? low), "aria-valuetext": show(value) });
     input.addEventListener("input", () => {
       const v = from(Number(input.value));
       write(v);
       output.textContent = show(v);
-      name();
+      input.setAttribute("aria-valuetext", show(v));
       update();
     });
-    name();
     return labelled(words, input, output);
   }
-  // What other sliders have set of a model and a new size does not change.
-  const priced = (m) => ({ input_price: m.input_price, cached_price: m.cached_price, output_price: m.output_price, batch: m.batch });
-  const price = (who, name, words) => {
+  function price(who, name, words) {
     const value = terms[who][name];
     const show = (v) => (v === null ? "not set" : String(Number(v.toFixed(2))));
     return slider(words, { low: 0, high: Math.max(10, 2 * (value ?? 0)), step: 0.05, value, show, write: (v) => (terms[who][name] = v) });
-  };
-  const parameters = (who) => slider("parameters", {
-    low: base[who].parameters / 100, high: base[who].parameters * 100, log: true, value: base[who].parameters, show: size,
-    write: (v) => Object.assign(terms[who], resized({ ...base[who], ...priced(terms[who]) }, v)),
-  });
-  const numbers = {}; // the fields of the response's shape
-  const whole = (words, name, low, high) => {
-    const input = h("input", { type: "number", min: low, max: high, value: shape[name] });
-    input.addEventListener("change", () => {
-      shape[name] = clamp(Math.round(Number(input.value)) || low, low, high);
+  }
+  function parameters(who) {
+    const value = base[who].parameters;
+    const write = (v) => {
+      const { input_price, cached_price, output_price, batch } = terms[who]; // set by other sliders: a new size keeps them
+      Object.assign(terms[who], resized(base[who], v), { input_price, cached_price, output_price, batch });
+    };
+    return slider("parameters", { low: value / 100, high: value * 100, log: true, value, show: size, write });
+  }
+  const fields = {}; // of the response's shape
+  function whole(words, name, low, high) {
+    const onchange = () => {
+      shape[name] = clamp(Math.round(Number(fields[name].value)) || low, low, high);
       shape.call_tokens = Math.min(shape.call_tokens, shape.tokens);
       shape.calls = Math.min(shape.calls, Math.floor(shape.tokens / shape.call_tokens));
-      for (const [key, field] of Object.entries(numbers)) field.value = shape[key];
+      for (const [key, field] of Object.entries(fields)) field.value = shape[key];
       update();
-    });
-    numbers[name] = input;
-    return labelled(words, input);
-  };
+    };
+    fields[name] = h("input", { type: "number", min: low, max: high, value: shape[name], onchange });
+    return labelled(words, fields[name]);
+  }
 
   function update() {
     const chosen = compare(terms, shape, shape.calls, shape.call_tokens);
-    const words = data.measures[measure];
-    said.textContent = `${count(shape.calls, "call")} of ${count(shape.call_tokens, "token")}, the circle: ` +
+    const words = measures[measure];
+    summary.textContent = `${count(shape.calls, "call")} of ${count(shape.call_tokens, "token")}, the circle: ` +
       `${percent(chosen.teacher_share)} of the tokens; ${words}: ${percent(chosen.relative[measure])} of the teacher alone.`;
-    figure.replaceChildren(chart(linesOf(terms, shape), before, chosen, measure, `${words}, of the teacher alone`,
-      `${words} against the teacher's share. ${said.textContent}`));
-    body.replaceChildren(...Object.entries(data.measures).map(([name, title]) =>
-      h("tr", {}, h("th", { scope: "row" }, title), ...[chosen.relay[name], chosen.alone[name]].map((v) => h("td", {}, three(v))),
-        h("td", {}, percent(chosen.relative[name])))));
+    const label = `${words} against the teacher's share. ${summary.textContent}`;
+    figure.replaceChildren(chart(linesOf(), before, chosen, measure, `${words}, of the teacher alone`, label));
+    body.replaceChildren(...Object.entries(measures).map(([name, title]) => {
+      const cells = [three(chosen.relay[name]), three(chosen.alone[name]), percent(chosen.relative[name])];
+      return h("tr", {}, h("th", { scope: "row" }, title), ...cells.map((cell) => h("td", {}, cell)));
+    }));
   }
 
-  const pick = h("select", { onchange: () => ((measure = pick.value), update()) });
-  for (const [name, words] of Object.entries(data.measures)) pick.append(h("option", { value: name, selected: name === measure }, words));
   const cache = h("input", { type: "checkbox", checked: terms.cache, onchange: () => ((terms.cache = cache.checked), update()) });
-  const box = (title, ...fields) => h("fieldset", {}, h("legend", {}, title), ...fields);
-  stage.append(
+  const batch = { low: 1, high: Math.max(256, base.teacher.batch), step: 1, value: base.teacher.batch, show: String, write: (v) => (terms.teacher.batch = v) };
+  const delay = { low: 0, high: Math.max(1, 2 * base.network_delay), step: 0.005, value: base.network_delay, show: (v) => v.toFixed(3) };
+  const head = ["", "relay", "teacher alone", "of the teacher"].map((words) => h("th", { scope: "col" }, words));
+  el.append(
     h("div", { class: "rl-dials" },
-      box("Teacher", parameters("teacher"), price("teacher", "input_price", "price, input"), price("teacher", "cached_price", "price, cached"), price("teacher", "output_price", "price, output"),
-        slider("rows in a batch", { low: 1, high: Math.max(256, base.teacher.batch), step: 1, value: base.teacher.batch, show: String, write: (v) => (terms.teacher.batch = v) })),
+      box("Teacher", parameters("teacher"), price("teacher", "input_price", "price, input"), price("teacher", "cached_price", "price, cached"),
+        price("teacher", "output_price", "price, output"), slider("rows in a batch", batch)),
       box("Student", parameters("student"), price("student", "input_price", "price, input"), price("student", "output_price", "price, output")),
-      box("Between them", slider("delay, s", { low: 0, high: Math.max(1, 2 * base.network_delay), step: 0.005, value: base.network_delay, show: (v) => v.toFixed(3), write: (v) => (terms.network_delay = v) }),
+      box("Between them", slider("delay, s", { ...delay, write: (v) => (terms.network_delay = v) }),
         h("label", { class: "rl-check" }, cache, "the teacher keeps its cache between calls"))),
-    h("div", { class: "rl-bar" }, labelled("cost in", pick), whole("calls", "calls", 1, data.longest), whole("of tokens", "call_tokens", 1, data.longest),
-      whole("answer", "tokens", 1, data.longest), whole("prompt", "prompt", 0, 10 * data.longest), whole("command", "command_tokens", 0, 100)),
-    said, figure,
-    h("p", { class: "rl-muted" }, "Solid and marked: calls of so many tokens, ever more of them. Fine dots: as it began. Long dashes: where 1 % of the tokens would be 1 % of the cost. Prices are for a million tokens."),
-    h("div", { class: "rl-scroll", tabindex: "0", role: "group", "aria-label": "The chosen calls in numbers" },
-      h("table", {}, h("thead", {}, h("tr", {}, ...["", "relay", "teacher alone", "of the teacher"].map((w) => h("th", { scope: "col" }, w)))), body)),
+    bar(labelled("cost in", select(Object.entries(measures), measure, (value) => ((measure = value), update()))), whole("calls", "calls", 1, longest),
+      whole("of tokens", "call_tokens", 1, longest), whole("answer", "tokens", 1, longest), whole("prompt", "prompt", 0, 10 * longest),
+      whole("command", "command_tokens", 0, 100)),
+    summary, figure,
+    muted("Marked lines: calls of 1, 10 or 100 tokens, ever more of them. Fine dots: the lines at the start. Long dashes: 1 % of the tokens would be 1 % of the cost. Prices are per million tokens."),
+    scrolling("The chosen calls in numbers", h("table", {}, h("thead", {}, h("tr", {}, ...head)), body)),
   );
   update();
 }

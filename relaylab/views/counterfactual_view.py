@@ -1,33 +1,41 @@
-"""What if: a call forced at a token, a call forbidden, a call for another n, each from that very prefix, side by side.
+"""Counterfactuals: force a call, forbid one, or change its n, each from the very same prefix, side by side.
 
     what_if = CounterfactualView(pair.solve(problem), pair)
     what_if  # in a notebook: the widget
 
 Without a page the same methods do the same: ``what_if.fork(at=38, call=8)``, ``what_if.wait()``, ``what_if.traces``.
-Many traces and statistics over them are ``evaluation/counterfactual.py``.
+``evaluation/counterfactual.py`` does it for many traces and computes statistics.
 """
 
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from relaylab.evaluation.counterfactual import _problem
 from relaylab.relay.config import RelayConfig
-from relaylab.relay.pair import Pair, graded, load_pair
-from relaylab.relay.relay import Stream
+from relaylab.tasks.suites import Problem, Step
 from relaylab.trace import Call, Trace
-from relaylab.views.live_view import LiveView, Run, front_end
+from relaylab.views.live_view import LiveView, Run
+
+if TYPE_CHECKING:
+    from relaylab.relay.pair import Pair
+    from relaylab.relay.relay import Stream
 
 
 class CounterfactualView(LiveView):
-    """A trace, and what becomes of it where one thing is changed.
+    """A trace, and what becomes of it when one thing is changed.
 
-    pair: decodes the forks, from caches that it still has where it made the trace; without one, the models that the
-    trace names are loaded. ``options``: those of ``Relay`` and ``RelayConfig``; by default the temperature and, where
-    ``Pair.decode`` made the trace, the config of the trace, else at most 512 tokens or twice the trace. keep: so many
-    forks are kept beside the trace. A trace of a problem has its forks graded. ``pace``: tokens a second to slow it
-    down to.
+    Args:
+        trace: The trace. If it holds a problem, its forks are graded.
+        pair: Decodes the forks, from caches that are still there if it made the trace. By default the embedded models
+            that the trace names; any other name in a trace is refused, since a file may be of anyone's making.
+        keep: The number of forks to keep beside the trace.
+        pace: Tokens per second to slow it down to; 0 for no limit.
+        options: Those of ``Relay`` and ``RelayConfig``. By default those of ``trace.config``; if it is empty, the
+            trace's temperature and at most 512 tokens or twice the trace.
+
+    Raises:
+        ValueError: No pair, and the trace does not name embedded models; another tokenizer; unknown options.
 
     >>> from relaylab.relay.pair import load_pair
     >>> from relaylab.tasks.suites import problem
@@ -37,45 +45,46 @@ class CounterfactualView(LiveView):
     True
     >>> what_if.traces[1].calls[0].start, what_if.traces[1].calls[0].requested
     (4, 3)
-
-    Raises ValueError where the trace names no models that can be loaded and no pair is given, where it was made with
-    another tokenizer, and for options that ``Relay`` does not take.
     """
 
-    _esm, _css = front_end("counterfactual").values()
+    view = "counterfactual_view"
     actions = (*LiveView.actions, "fork")
 
     def __init__(self, trace: Trace, pair: Pair | None = None, *, keep: int = 5, pace: float = 0.0, **options: Any):
-        if pair is None:
-            if not (trace.student and trace.teacher):
-                raise ValueError("the trace does not say which models made it; give the pair")
-            pair = load_pair(trace.student, trace.teacher)
-        caps = {f.name: trace.config[f.name] for f in fields(RelayConfig) if f.name in trace.config}
-        caps = caps or {"max_tokens": max(RelayConfig().max_tokens, 2 * len(trace.completion_ids))}
-        if "config" in options:
-            caps = {}
-        self._pair = pair
         if pace < 0:
-            raise ValueError(f"pace is {pace}; it is tokens a second, or 0 for as fast as it goes")
-        self._relay = pair.relay(**{"temperature": trace.temperature, "record": True} | caps | options)
-        own = [i for i in trace.completion_ids if i not in pair.student.end_ids]
-        if max(own, default=0) >= pair.student.vocabulary or "".join(pair.student.text.pieces(own)) != trace.text:
+            raise ValueError(f"pace is {pace}; it is tokens per second, or 0 for no limit")
+        pair = pair or _embedded_pair(trace)
+        config = {f.name: trace.config[f.name] for f in fields(RelayConfig) if f.name in trace.config}
+        config = config or {"max_tokens": max(RelayConfig().max_tokens, 2 * len(trace.completion_ids))}
+        defaults = {"temperature": trace.temperature, "record": True} | ({} if "config" in options else config)
+        self._pair, self._pace = pair, pace
+        self._relay = pair.relay(**defaults | options)
+        ids = [i for i in trace.completion_ids if i not in pair.student.end_ids]
+        if max(ids, default=0) >= pair.student.vocabulary or "".join(pair.student.text.pieces(ids)) != trace.text:
             raise ValueError(f"the trace was made with another tokenizer than that of {pair.student.name!r}")
-        self._pace = pace
         super().__init__(keep=keep, fixed=1)
         how = f"student {trace.student}, teacher {trace.teacher}"
-        self._keep_only([Run("run-0", "Original", how, trace, {"fixed": True})])
+        self._set_runs([Run("run-0", "Original", how, trace, {"fixed": True})])
 
     def fork(self, at: int, *, call: int | None = None, forbid: bool = False, of: int = 0) -> CounterfactualView:
-        """Begin to decode anew from completion position ``at`` of ``traces[of]``. Returns the view itself.
+        """Start to decode again from completion position ``at`` of ``traces[of]``.
 
-        call: a command for so many tokens is written there; at any token of a command, and at the first one of its
-        answer, in the place of that call. forbid: the call that holds the token is not made, and none shortly after;
-        any later one may be.
+        Args:
+            at: The position, from 0.
+            call: Write a command for this many tokens there. At a token of a command, and at the first token of its
+                answer, it replaces that call.
+            forbid: The call that holds the token is not made, and none shortly after it; later ones may be.
+            of: The number of the trace.
 
-        Raises ValueError where not exactly one of the two is given, where there is no such trace, position, or call,
-        and where nobody can be called; RuntimeError while another answer is being written.
+        Returns:
+            The view itself.
+
+        Raises:
+            ValueError: Not exactly one of ``call`` and ``forbid``; no such trace, position or call; no teacher.
+            RuntimeError: Another answer is being written.
         """
+        from relaylab.relay.pair import graded
+
         if (call is None) == (not forbid):
             raise ValueError("give call, a number of tokens, or forbid: exactly one of them")
         if isinstance(of, bool) or not isinstance(of, int) or not 0 <= of < len(self._runs):
@@ -83,23 +92,21 @@ class CounterfactualView(LiveView):
         base = self._runs[of].trace
         if isinstance(at, bool) or not isinstance(at, int) or not 0 <= at < len(base.completion_ids):
             raise ValueError(f"at is {at!r}; the trace has tokens 0 to {len(base.completion_ids) - 1}")
-        k = _holding(base, at)
-        if forbid:
-            start, what = _forbidden(base, k, at)
-        else:
-            start, what = self._forced(base, k, at, call)
-        relay = self._relay
-
-        def begin() -> Stream:
-            return relay.fork(base, start, call=call, forbid=forbid)
+        k = next((k for k, c in enumerate(base.calls) if c.start <= at < c.end + c.delivered), None)
+        start, what = _forbidden(base, k, at) if call is None else self._forced(base, k, at, call)
 
         def finish(trace: Trace) -> Trace:
-            can_be_graded = "answer" in base.problem and trace.stop != "interrupted"
-            return graded(trace, _problem(base)) if can_be_graded else trace
+            if "answer" not in base.problem or trace.stop == "interrupted":
+                return trace
+            steps = tuple(Step(**step) for step in base.problem.get("steps", ()))
+            return graded(trace, Problem(**base.problem | {"id": base.id, "steps": steps}))
+
+        def begin() -> Stream:
+            return self._relay.fork(base, start, call=call, forbid=forbid)
 
         origin = self._runs[of].heading.split(":")[0].lower()
         heading, how = f"Fork {self._count + 1}: {what}", f"the first {start} tokens are those of the {origin}"
-        self._run(heading, how, begin, finish=finish, pace=self._pace, fork=start)
+        self._start(heading, how, begin, finish=finish, pace=self._pace, fork=start)
         return self
 
     def _forced(self, base: Trace, k: int | None, at: int, n: int) -> tuple[int, str]:
@@ -108,23 +115,30 @@ class CounterfactualView(LiveView):
             raise ValueError(f"call is {n!r}; it must be a whole number of tokens, at least 1")
         if self._relay.forbid_calls:
             raise ValueError("no call can be forced: there is no teacher, or calls are forbidden")
-        held = base.calls[k] if k is not None else None
-        changed = held is not None and at <= held.end
-        start = held.start if changed else at
+        old = base.calls[k] if k is not None and at <= base.calls[k].end else None
+        start = at if old is None else old.start
         limit, command = self._relay.config.max_tokens, self._pair.student.text.call(n)
         if start + len(command) >= limit:
             raise ValueError(f"no room for a call at token {start + 1}: the limit is {limit} tokens (max_tokens)")
-        if changed:
-            return start, f"call {k + 1} asks for {n:,}, not {_asked(held)}"
-        return start, f"a call for {n:,} at token {start + 1:,}"
+        if old is None or k is None:
+            return start, f"a call for {n:,} at token {start + 1:,}"
+        return start, f"call {k + 1} asks for {n:,}, not {_requested(old)}"
 
 
-def _holding(trace: Trace, at: int) -> int | None:
-    """The call whose command or answer holds a token."""
-    return next((k for k, c in enumerate(trace.calls) if c.start <= at < c.end + c.delivered), None)
+def _embedded_pair(trace: Trace) -> Pair:
+    """The models that a trace names, looked up among the embedded ones only: a file must not choose what is loaded."""
+    from relaylab.engine.load import embedded
+    from relaylab.relay.pair import load_pair
+
+    names = embedded()
+    if trace.student not in names or trace.teacher not in (*names, "none"):
+        pair = f"student {trace.student!r} and teacher {trace.teacher!r}"
+        raise ValueError(f"the trace names {pair}, which are not both embedded models; give the pair")
+    return load_pair(trace.student, trace.teacher)
 
 
 def _forbidden(trace: Trace, k: int | None, at: int) -> tuple[int, str]:
+    """Where the forbidden call begins, and that in words."""
     if k is None:
         raise ValueError(f"token {at + 1} belongs to no call, so there is none to forbid")
     if trace.calls[k].start == trace.calls[k].end:
@@ -132,5 +146,5 @@ def _forbidden(trace: Trace, k: int | None, at: int) -> tuple[int, str]:
     return trace.calls[k].start, f"call {k + 1} forbidden"
 
 
-def _asked(call: Call) -> str:
+def _requested(call: Call) -> str:
     return "no number" if call.requested is None else f"{call.requested:,}"

@@ -1,7 +1,6 @@
-"""Learning curves: the metrics of training runs, afterwards and while they run. Reads pandas frames, imports no torch.
+"""Learning curves: the metrics of training runs, afterwards and while they run.
 
-A frame has one row a logged optimiser step, as ``training.record.read_metrics`` gives it: ``step`` and numbers. Faint
-dots are the rows; strong lines are means of the last ``smooth`` rows, so that no point knows what came after it.
+A frame has one row per logged optimiser step, as ``training.run_dir.read_metrics`` returns it: ``step`` and numbers.
 """
 
 from __future__ import annotations
@@ -13,31 +12,29 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import pandas as pd
+import plotly.express as px
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
-from relaylab.views import theme
+from relaylab.call_tag import visible
 from relaylab.views.figures import plain
-from relaylab.views.trace_view import visible
+from relaylab.views.theme import GREY, OKABE_ITO, show_figure, with_alt_text
 
-theme.register()
-
-COLUMNS = ("reward", "accuracy", "call_ratio")
-NO_STEP = "no step has been logged yet"
-DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")  # 6, and 7 colours: 42 runs all differ
-# Of each metric what it is called, and its unit. What is logged as a share is drawn in per cent.
+# The name and the unit of each metric of training. Shares are drawn in per cent.
 METRICS = {
     "reward": ("reward", "mean of rollouts"), "accuracy": ("accuracy", "% of rollouts"),
     "call_ratio": ("call ratio", "% of tokens"), "group_ratio": ("group ratio", "% of others' tokens"),
     "helped": ("share of helped rollouts", "% of rollouts"), "ended": ("share of ended rollouts", "% of rollouts"),
-    "excluded": ("share of excluded rollouts", "% of rollouts"), "seconds": ("time", "seconds a step"),
-    **{c: (f"number of {c.replace('_', ' ')}", "calls a rollout") for c in ("malformed_calls", "failed_calls")},
-    "calls": ("number of answered calls", "calls a rollout"),
-    "mean_n": ("length of an answer", "tokens a call"), "tokens": ("length of a completion", "tokens a rollout"),
-    "tag_tokens": ("length of commands", "tokens a rollout"), "entropy": ("entropy of the student", "nats a token"),
-    "kl": ("KL divergence from the reference", "nats a token"),
+    "excluded": ("share of excluded rollouts", "% of rollouts"), "seconds": ("time", "seconds per step"),
+    **{c: (f"number of {c.replace('_', ' ')}", "calls per rollout") for c in ("malformed_calls", "failed_calls")},
+    "calls": ("number of answered calls", "calls per rollout"),
+    "mean_n": ("length of an answer", "tokens per call"), "tokens": ("length of a completion", "tokens per rollout"),
+    "tag_tokens": ("length of commands", "tokens per rollout"), "entropy": ("entropy of the student", "nats per token"),
+    "kl": ("KL divergence from the reference", "nats per token"),
     **{f"groups_{k}": (f"share of {k} groups", "% of groups") for k in ("solvable", "dependent", "unsolvable")},
 }  # fmt: skip
+COLUMNS = ("reward", "accuracy", "call_ratio")
+NO_STEP = "no step has been logged yet"
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")  # 6, and 7 colours: 42 runs all differ
 PANEL, GAP, TOP, BOTTOM = 130, 46, 108, 60  # pixels
 
 
@@ -48,92 +45,91 @@ def learning_curves(
     smooth: int = 10,
     title: str = "How the training goes",
 ) -> go.Figure:
-    """Metrics along a run, or along several by name: one panel a column, one line a run.
+    """The metrics of one training run or of several, one panel per column and one line per run.
+
+    Faint dots are the logged steps. Lines are means of the last steps, so that no point knows a later one.
+
+    Args:
+        metrics: A frame with ``step`` and numbers, as ``read_metrics`` returns it, or several by name.
+        columns: The metrics to draw. A run that lacks one has no line in its panel.
+        smooth: The number of logged steps in a mean.
+        title: The title of the figure.
+
+    Raises:
+        ValueError: All runs lack a column, or no step has been logged.
 
     >>> frame = pd.DataFrame({"step": [1, 2, 3], "accuracy": [0.25, 0.5, 1.0]})
     >>> print(learning_curves(frame, columns=["accuracy"], smooth=2).layout.meta["alt"])
     Accuracy rises from 25 % to 75 % between steps 1 and 3. Each number is a mean of up to 2 logged steps.
-
-    A run that lacks a column has no line in its panel. Raises ValueError where all lack it, and without any step.
     """
     runs = [("", metrics)] if isinstance(metrics, pd.DataFrame) else [(str(k), f) for k, f in metrics.items()]
     if not any(len(frame) for _, frame in runs):
         raise ValueError(NO_STEP)
     if smooth < 1:
         raise ValueError(f"smooth is {smooth}; a mean needs at least 1 step")
-    there = list(dict.fromkeys(column for _, frame in runs for column in frame))
-    if missing := [c for c in ("step", *columns) if c not in there]:
-        raise ValueError(f"no column {missing[0]!r} in the metrics; there are {', '.join(there)}")
+    present = list(dict.fromkeys(column for _, frame in runs for column in frame))
+    if missing := [c for c in ("step", *columns) if c not in present]:
+        raise ValueError(f"no column {missing[0]!r} in the metrics; there are {', '.join(present)}")
     known = [METRICS.get(c, (c.replace("_", " "), "as logged")) for c in columns]
-    height = PANEL * len(columns) + GAP * (len(columns) - 1)
-    panels = {"rows": len(columns), "vertical_spacing": GAP / height, "shared_xaxes": True}
-    fig = make_subplots(**panels, subplot_titles=[plain(label) for label, _ in known])
-    several, legend, told = len(runs) > 1, set(), []
-    for i, (name, frame) in enumerate(runs):
-        color, dash = theme.OKABE_ITO[i % len(theme.OKABE_ITO)], DASHES[i % len(DASHES)]
-        # Dots, not a line: a value between two gaps is seen too, and no second line blurs the dashes.
-        dots = {"mode": "markers", "marker": {"size": 5, "color": color, "opacity": 0.3 if several else 0.4}}
-        line = {"mode": "lines", "line": {"color": color, "dash": dash, "width": 2.5}}
+    labels, units = [label for label, _ in known], [unit for _, unit in known]
+    parts, sentences, names = [], [], [plain(name) for name, _ in runs]
+    for (name, frame), shown in zip(runs, names):
         means = {}
-        for row, column in enumerate(columns, 1):
-            if column not in frame:
-                continue
-            label, unit = known[row - 1]
-            values = frame[column].astype(float) * (100 if unit.startswith("%") else 1)
-            means[label] = values.rolling(smooth, min_periods=1).mean()
-            here = {"row": row, "col": 1, "x": frame["step"], "legendgroup": str(i), "name": plain(name or label)}
-            fig.add_scatter(y=values, showlegend=False, hoverinfo="skip", **dots, **here)
-            fig.add_scatter(y=means[label], showlegend=several and i not in legend, **line, **here)
-            legend.add(i)
-        if len(frame) and means:
-            told.append(_alt(name, frame["step"], means, dict(known)))
-    told += [f"Each number is a mean of up to {smooth} logged steps."] if smooth > 1 else []
-    for row, (_, unit) in enumerate(known, 1):
-        fig.update_yaxes(title_text=unit, rangemode="tozero", hoverformat=".4~g", row=row, col=1)
-    fig.update_xaxes(spikethickness=1, spikecolor="#8a8a8a")
-    fig.update_xaxes(title_text="optimiser step", row=len(columns), col=1)
-    fig.update_annotations(x=0, xanchor="left", font_size=14)
-    subtitle = f"dots: logged steps; lines: means of the last {smooth}"
-    names = 26 * math.ceil(len(runs) / 2) if several else 0  # two in a row where they are long
-    fig.update_layout(
-        template="relaylab",
-        meta={"alt": " ".join(told)},
-        title={"text": title, "subtitle_text": subtitle if smooth > 1 else None},
-        height=TOP + height + BOTTOM + names,
-        margin={"t": TOP, "b": BOTTOM + names},
-        hovermode="x unified",
-        hoverlabel_namelength=-1,
-        # Below: however many rows the page's width makes of it, it covers neither title nor panel.
+        for column, label, unit in zip(columns, labels, units):
+            if column in frame and len(frame):
+                values = frame[column].astype(float) * (100 if unit.startswith("%") else 1)
+                means[label] = values.rolling(smooth, min_periods=1).mean()
+                part = {"run": shown, "panel": label, "step": frame["step"], "logged": values, "mean": means[label]}
+                parts.append(pd.DataFrame(part))
+        if means:
+            sentences.append(_curves_alt(name, frame["step"], means, dict(known)))
+    sentences += [f"Each number is a mean of up to {smooth} logged steps."] if smooth > 1 else []
+    several = len(runs) > 1
+    long, height = pd.concat(parts), PANEL * len(columns) + GAP * (len(columns) - 1)
+    colors = {name: OKABE_ITO[i % 7] for i, name in enumerate(names)}
+    options = {"x": "step", "color": "run", "facet_row": "panel", "facet_row_spacing": GAP / height}
+    options |= {"category_orders": {"panel": labels, "run": names}, "color_discrete_map": colors}
+    fig = px.line(long, y="mean", line_dash="run", template="relaylab", **options,
+                  line_dash_map={name: DASHES[i % 6] for i, name in enumerate(names)})  # fmt: skip
+    fig.update_traces(line_width=2.5, hovertemplate="%{y}", showlegend=False)
+    shown: set[str] = set()
+    for line in fig.data:
+        panel = len(columns) - int(line.yaxis[1:] or 1)  # plotly.express counts rows from the bottom
+        line.update(name=line.name or plain(labels[panel]), showlegend=several and line.name not in shown)
+        shown.add(line.name)
+    dots = px.scatter(long, y="logged", **options).update_traces(showlegend=False, hoverinfo="skip", hovertemplate=None)
+    dots.update_traces(marker={"size": 5, "opacity": 0.3 if several else 0.4})
+    fig.add_traces(dots.data)
+    for row, unit in enumerate(units[::-1], 1):
+        fig.update_yaxes(title_text=unit, matches=None, rangemode="tozero", hoverformat=".4~g", row=row, col=1)
+    tops = [fig.layout["yaxis" if k == 1 else f"yaxis{k}"].domain[1] for k in range(len(columns), 0, -1)]
+    fig.layout.annotations = [
+        {"text": plain(label), "x": 0, "y": y, "xref": "paper", "yref": "paper", "xanchor": "left", "yanchor": "bottom"}
+        | {"showarrow": False, "font_size": 14}
+        for label, y in zip(labels, tops)
+    ]
+    fig.update_xaxes(title_text="", spikethickness=1, spikecolor=GREY)
+    fig.update_xaxes(title_text="optimiser step", row=1)
+    legend = 26 * math.ceil(len(runs) / 2) if several else 0  # two in a row if they are long
+    subtitle = f"dots: logged steps; lines: means of the last {smooth}" if smooth > 1 else None
+    return with_alt_text(
+        fig, " ".join(sentences), title, title_subtitle_text=subtitle, height=TOP + height + BOTTOM + legend,
+        margin={"t": TOP, "b": BOTTOM + legend}, hovermode="x unified", hoverlabel_namelength=-1,
         legend={"y": -BOTTOM / height, "yanchor": "top", "itemwidth": 46},
-    )
-    return fig
-
-
-def _alt(name: str, steps: pd.Series, means: dict[str, pd.Series], units: dict[str, str]) -> str:
-    told = []
-    for label, values in ((label, values.dropna()) for label, values in means.items()):
-        unit = next((f" {u}" for u in ("%", "nats", "tokens", "seconds") if units[label].startswith(u)), "")
-        numbers = [f"{v:,.0f}{unit}" if abs(v) >= 100 else f"{v:.3g}{unit}" for v in values]
-        if not numbers:
-            told.append(f"{label} has no value")
-        elif numbers[0] == numbers[-1]:
-            told.append(f"{label} {'begins and ends at' if len(numbers) > 1 else 'is'} {numbers[0]}")
-        else:
-            verb = "rises" if values.iloc[-1] > values.iloc[0] else "falls"
-            told.append(f"{label} {verb} from {numbers[0]} to {numbers[-1]}")
-    first, last = steps.iloc[0], steps.iloc[-1]
-    told[0] += f" between steps {first:,} and {last:,}" if len(steps) > 1 else f" at step {first:,}"
-    text = "; ".join(told)
-    return f"{visible(name)}: {text}." if name else f"{text[0].upper()}{text[1:]}."
+    )  # fmt: skip
 
 
 class LiveCurves(AbstractContextManager):
     """Learning curves that grow during training: ``with LiveCurves() as curves: train(..., watch=curves)``.
 
-    Called with the metrics of each step, it keeps them (``metrics``) and redraws one display in the notebook, at most
-    once in ``every`` seconds. The end of ``with``, or ``close``, draws the last state, and so does the step numbered
-    ``steps``: that is the picture which the executed notebook keeps. The page must hold plotly.js
-    (``theme.plotly_library``). Outside of a notebook nothing is drawn. ``drawing``: as of ``learning_curves``.
+    Called with the metrics of each step, it redraws one display in the notebook. Outside of a notebook it only keeps
+    the metrics. The page must hold plotly.js (``theme.load_plotly``).
+
+    Args:
+        columns: The metrics to draw.
+        every: Seconds between two drawings.
+        steps: The number of the last step, which is drawn at once: the picture that an executed notebook keeps.
+        drawing: Options of ``learning_curves``.
 
     >>> with LiveCurves() as curves:
     ...     curves({"step": 1, "reward": 0.5})
@@ -148,12 +144,12 @@ class LiveCurves(AbstractContextManager):
         self._display: Any = None
         self._stale, self._next = False, -math.inf
         self._rows: list[Mapping[str, float]] = [{"step": 0}]
-        self.figure()  # what is wrong with the settings is said now, not in the middle of training
+        self.figure()  # wrong settings fail now, not in the middle of training
         self._rows = []
 
     def __call__(self, line: Mapping[str, float]) -> None:
         while self._rows and self._rows[-1]["step"] >= line["step"]:
-            self._rows.pop()  # the run begins again, or was resumed from before it
+            self._rows.pop()  # the run starts again, or was resumed from before it
         self._rows.append(dict(line))
         self._stale = True
         if line["step"] == self.steps or time.monotonic() >= self._next:
@@ -161,46 +157,59 @@ class LiveCurves(AbstractContextManager):
 
     @property
     def metrics(self) -> pd.DataFrame:
-        """One row a step so far."""
+        """One row per step so far."""
         return pd.DataFrame(self._rows)
 
     def figure(self) -> go.Figure:
-        """The curves so far; ValueError before the first step."""
-        seen = self.metrics
-        # A column may come late (``mean_n`` needs a call) or never (a typing error): an empty panel breaks no training.
-        late = [c for c in self._drawing["columns"] if c not in seen]
-        return learning_curves(seen.assign(**dict.fromkeys(late, math.nan)), **self._drawing)
+        """The curves so far. Raises ValueError before the first step."""
+        metrics = self.metrics
+        # A column may come late (``mean_n`` needs a call) or never (a typing error): training must not break.
+        late = [c for c in self._drawing["columns"] if c not in metrics]
+        return learning_curves(metrics.assign(**dict.fromkeys(late, math.nan)), **self._drawing)
 
     def close(self) -> None:
-        """Draw the last state; what comes after it gets a display of its own."""
+        """Draw the last state. Later steps get a display of their own."""
         self._draw()
         self._display, self._next = None, -math.inf
 
     def _draw(self) -> None:
-        if not (self._stale and _notebook()):
-            return
+        from IPython import get_ipython
         from IPython.display import display
 
-        page = theme.described(self.figure())
+        shell = get_ipython()
+        if not self._stale or shell is None or "text/html" not in shell.display_formatter.active_types:
+            return
+        page = show_figure(self.figure())
         if self._display is None:
             self._display = display(page, display_id=True)
         else:
             self._display.update(page)
-        # Counted from here: where drawing is slow, training still gets its time.
-        self._stale, self._next = False, time.monotonic() + self.every
+        self._stale, self._next = False, time.monotonic() + self.every  # counted from here: drawing may be slow
 
     def __exit__(self, *_: Any) -> None:
         self.close()
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
-        if not self._rows:
-            return {"text/plain": NO_STEP}
-        return theme.described(self.figure())._repr_mimebundle_()
+        return show_figure(self.figure())._repr_mimebundle_() if self._rows else {"text/plain": NO_STEP}
 
 
-def _notebook() -> bool:
-    """Whether displays show HTML: in a terminal, IPython's too, the progress bar has to do."""
-    from IPython import get_ipython
-
-    shell = get_ipython()
-    return shell is not None and "text/html" in shell.display_formatter.active_types
+def _curves_alt(name: str, steps: pd.Series, means: dict[str, pd.Series], units: dict[str, str]) -> str:
+    parts = []
+    for label, values in ((label, values.dropna()) for label, values in means.items()):
+        unit = next((f" {u}" for u in ("%", "nats", "tokens", "seconds") if units[label].startswith(u)), "")
+        numbers = (
+            [f"{v:,.0f}{unit}" if abs(v) >= 100 else f"{v:.3g}{unit}" for v in values.iloc[[0, -1]]]
+            if len(values)
+            else []
+        )
+        if not numbers:
+            parts.append(f"{label} has no value")
+        elif numbers[0] == numbers[-1]:
+            parts.append(f"{label} {'begins and ends at' if len(values) > 1 else 'is'} {numbers[0]}")
+        else:
+            verb = "rises" if values.iloc[-1] > values.iloc[0] else "falls"
+            parts.append(f"{label} {verb} from {numbers[0]} to {numbers[-1]}")
+    first, last = steps.iloc[0], steps.iloc[-1]
+    parts[0] += f" between steps {first:,} and {last:,}" if len(steps) > 1 else f" at step {first:,}"
+    text = "; ".join(parts)
+    return f"{visible(name)}: {text}." if name else f"{text[0].upper()}{text[1:]}."

@@ -1,6 +1,6 @@
-"""Figures of traces: where the calls are, and how unsure the student was there. Reads Traces, imports no torch.
+"""Figures of traces: where the calls are, and how unsure the student was.
 
-Every figure is a plotly ``Figure`` with a text alternative in ``layout.meta["alt"]``; ``theme.described`` shows both.
+Every figure is a plotly ``Figure`` with a text alternative (``theme.with_alt_text``); ``theme.show_figure`` shows both.
 Token i covers i to i + 1 on the token axes, counted from 0 at the start of the completion.
 """
 
@@ -11,27 +11,49 @@ import statistics
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
+import plotly.express as px
 import plotly.graph_objects as go
 import plotly.io as pio
 
+from relaylab.call_tag import visible
 from relaylab.trace import COMMAND, STUDENT, TEACHER, Call, Trace
-from relaylab.views import theme
-from relaylab.views.trace_view import trace_summary, visible
+from relaylab.views.theme import GREY, ROLES, register_templates, with_alt_text
+from relaylab.views.trace_view import cut, plural, trace_summary
 
-theme.register()
+register_templates()
 
 MANY_ROWS, MANY_CALLS = 400, 4000  # above either, calls are thinner than a pixel and only shares are honest
-NAMED_ROWS, WORDS = 30, 60  # up to so many rows are named, up to so many tokens written under the axis
-LOST = "#7F7F7F"  # calls that nobody answered
+NAMED_ROWS, WORDS = 30, 60  # rows that have names; tokens that are written under the axis
+LOST = "command nobody answered"
+# How the bars of ``call_positions`` look: colour, thickness of a row without a name, and with a name.
+BARS = {
+    "student tokens": (ROLES[STUDENT].mark, 0.5, 0.16),
+    "teacher tokens": (ROLES[TEACHER].mark, 0.9, 0.72),
+    "command": (ROLES[COMMAND].mark, 0.9, 0.45),
+    LOST: (GREY, 0.9, 0.45),
+}
+
+
+def plain(text: str, limit: int = 60) -> str:
+    """The text of a model for plotly, which reads tags and, between dollars, TeX."""
+    return html.escape(visible(cut(text, limit)), quote=False).replace("$", "&#36;")
 
 
 def call_positions(traces: Iterable[Trace] | Trace, *, relative: bool = False) -> go.Figure:
-    """Where the calls are: one row a trace, the earliest first call on top, traces without calls at the bottom.
+    """Where the calls are: one row per trace, the earliest first call on top, traces without calls at the bottom.
 
-    The axis counts completion tokens, or per cent of each completion where ``relative``. Above 400 traces (or 4,000
-    calls) a heat map shows the teacher's share of the tokens instead. Raises ValueError without any trace.
+    Above 400 traces or 4,000 calls, a heat map shows the teacher's share of the tokens instead.
+
+    Args:
+        traces: One trace or several.
+        relative: Count per cent of each completion instead of tokens.
+
+    Raises:
+        ValueError: There is no trace.
 
     >>> t = Trace("2*3?", [1], [5, 6, 7], "sct", ["=", "<call>1</call>", "6"], [Call(1, 2, 1, 1, 1)], stop="end")
     >>> print(call_positions([t, t]).layout.meta["alt"].replace("; ", ";\\n"))
@@ -45,75 +67,52 @@ def call_positions(traces: Iterable[Trace] | Trace, *, relative: bool = False) -
     scale = {id(t): 100 / max(1, len(t.source)) if relative else 1.0 for t in rows}
     rows.sort(key=lambda t: (t.first_call is None, (t.first_call or 0) * scale[id(t)], len(t.source)))
     many = len(rows) > MANY_ROWS or sum(len(t.calls) for t in rows) > MANY_CALLS
-    step = min(34.0, 640 / len(rows))  # pixels a row
-    fig = _heat_map(rows, relative) if many else _spans(rows, [scale[id(t)] for t in rows], step)
-    unit = "position in the completion (% of its tokens)" if relative else "position in the completion (tokens)"
+    height = min(34.0, 640 / len(rows))  # pixels per row
+    fig = _heat_map(rows, relative) if many else _spans(rows, [scale[id(t)] for t in rows], height)
     end = 100 if relative else max(1, *(len(t.source) for t in rows))
-    fig.update_layout(
-        template="relaylab",
-        meta={"alt": _alt(rows)},
-        title_text="Where the student calls the teacher",
-        xaxis={"title_text": unit, "range": [-0.004 * end, 1.004 * end], "showgrid": not many},
-        yaxis={"showgrid": False},
-        height=round(150 + max(60, step * len(rows))),
-        barmode="overlay",
-    )
-    return fig
+    unit = "% of its tokens" if relative else "tokens"
+    fig.update_xaxes(title_text=f"position in the completion ({unit})", range=[-0.004 * end, 1.004 * end])
+    fig.update_xaxes(showgrid=not many)
+    fig.update_yaxes(showgrid=False)
+    layout = {"height": round(150 + max(60, height * len(rows))), "barmode": "overlay"}
+    return with_alt_text(fig, _positions_alt(rows), "Where the student calls the teacher", **layout)
 
 
-def _spans(rows: list[Trace], scale: list[float], step: float) -> go.Figure:
+def _spans(rows: list[Trace], scale: list[float], height: float) -> go.Figure:
     """Bars in units of tokens: exact at any zoom, and the mouse finds them anywhere along their length."""
-    named = len(rows) <= NAMED_ROWS
-    # Of each bar: row, start, length, hover.
-    bars: dict[str, list[tuple]] = {key: [] for key in (STUDENT, TEACHER, COMMAND, "lost")}
+    bars: list[tuple] = []
     for y, (trace, s) in enumerate(zip(rows, scale, strict=True)):
-        bars[STUDENT].append((y, 0, len(trace.source) * s, plain(trace_summary(trace), 200)))
+        bars.append(("student tokens", y, 0, len(trace.source) * s, plain(trace_summary(trace), 200)))
         for k, call in enumerate(trace.calls):
-            hover, answered = _hover(trace, k, call), call.status == "answered"
-            bars[COMMAND if answered else "lost"].append((y, call.start * s, (call.end - call.start) * s, hover))
+            name, hover = "command" if call.status == "answered" else LOST, _hover(trace, k, call)
+            bars.append((name, y, call.start * s, (call.end - call.start) * s, hover))
             if call.delivered:
-                bars[TEACHER].append((y, call.end * s, call.delivered * s, hover))
-    student, teacher, command = (theme.ROLES[source] for source in (STUDENT, TEACHER, COMMAND))
-    fig = go.Figure()
-    for key, name, color, thin, thick in (
-        (STUDENT, "student tokens", student.mark, 0.5, 0.16),
-        (TEACHER, "teacher tokens", teacher.mark, 0.9, 0.72),
-        (COMMAND, "command", command.mark, 0.9, 0.45),
-        ("lost", "command nobody answered", LOST, 0.9, 0.45),
-    ):
-        if not bars[key]:
-            continue
-        y, base, x, hover = zip(*bars[key], strict=True)
+                bars.append(("teacher tokens", y, call.end * s, call.delivered * s, hover))
+    frame, named = pd.DataFrame(bars, columns=["name", "y", "start", "length", "hover"]), len(rows) <= NAMED_ROWS
+    fig = px.bar(frame, x="length", y="y", base="start", color="name", orientation="h", custom_data="hover",
+                 category_orders={"name": list(BARS)}, color_discrete_map={k: v[0] for k, v in BARS.items()},
+                 template="relaylab")  # fmt: skip
+    for bar in fig.data:
+        color, thin, thick = BARS[bar.name]
+        student = bar.name == "student tokens"
         # The outline keeps a bar visible that is thinner than a pixel.
-        fig.add_bar(
-            name=name,
-            orientation="h",
-            y=y,
-            base=base,
-            x=x,
-            width=thick if named else thin,
-            hovertext=hover,
-            hoverinfo="text",
-            opacity=0.5 if key == STUDENT else 1,
-            showlegend=not named or key in (STUDENT, TEACHER),
-            legendgroup=key,
-            marker={"color": color, "line": {"width": 0 if key == STUDENT else 0.6, "color": color}},
-        )
-        if key in (COMMAND, "lost"):
-            symbol, size = command.symbol if key == COMMAND else "x", min(10.0, max(3.5, step * 0.5))
-            fig.add_scatter(
-                name=name,
-                mode="markers",
-                x=base,
-                y=np.array(y) - (0.42 if named else 0),
-                hovertext=hover,
-                hoverinfo="text",
-                showlegend=named,  # thin rows have markers too small for a legend
-                legendgroup=key,
-                marker={"symbol": symbol, "size": size, "color": color},
-            )
-    fig.update_yaxes(range=[len(rows) - 0.4, -0.9], **_row_names(rows))
-    return fig
+        bar.update(width=thick if named else thin, opacity=0.5 if student else 1, hovertemplate="%{customdata[0]}")
+        bar.update(marker_line={"width": 0 if student else 0.6, "color": color})
+        bar.update(showlegend=not named or "tokens" in bar.name)
+    marks = frame[frame["name"].isin(["command", LOST])]
+    for name, f in marks.groupby("name"):
+        symbol = "x" if name == LOST else ROLES[COMMAND].symbol
+        fig.add_scatter(
+            name=name, mode="markers", x=f["start"], y=f["y"] - (0.42 if named else 0), legendgroup=name,
+            hovertext=f["hover"], hoverinfo="text", showlegend=named,  # thin rows have markers too small for a legend
+            marker={"symbol": symbol, "size": min(10.0, max(3.5, height * 0.5)), "color": BARS[name][0]},
+        )  # fmt: skip
+    axis: dict[str, Any] = {"title_text": f"{len(rows):,} traces, by their first call", "showticklabels": False}
+    if named:
+        outcome = {True: "✓ ", False: "✗ ", None: ""}
+        names = [plain(outcome[t.correct] + (t.id or f"trace {i + 1}"), 28) for i, t in enumerate(rows)]
+        axis = {"title_text": None, "tickmode": "array", "tickvals": list(range(len(rows))), "ticktext": names}
+    return fig.update_yaxes(range=[len(rows) - 0.4, -0.9], ticks="", **axis)
 
 
 def _heat_map(rows: list[Trace], relative: bool) -> go.Figure:
@@ -130,38 +129,30 @@ def _heat_map(rows: list[Trace], relative: bool) -> go.Figure:
         starts = np.array([min(c.start, n - 1) for c in trace.calls], int) if n else np.zeros(0, int)
         calls[row] += np.bincount(column[starts], minlength=width)
     share = np.divide(100 * teacher, total, out=np.full_like(total, np.nan), where=total > 0)
+    # Colours grow by opacity, so that more looks like more on a light page and on a dark one.
+    student, mark = ROLES[STUDENT].mark, ROLES[TEACHER].mark
+    colors = [(0, _faint(student, 0.16)), (0.02, _faint(mark, 0.35)), (1, mark)]
     cell, per_row = (100 if relative else longest) / width, len(rows) / height
-    ink = theme.ROLES[TEACHER].mark
-    fig = go.Figure(
-        go.Heatmap(
-            z=share,
-            x0=cell / 2,
-            dx=cell,
-            y0=per_row / 2,
-            dy=per_row,
-            customdata=calls,
-            zmin=0,
-            zmax=100,
-            hoverongaps=False,
-            # Grows by opacity, so that more looks like more on a light page and on a dark one.
-            colorscale=[[0, _faint(theme.ROLES[STUDENT].mark, 0.16)], [0.02, _faint(ink, 0.35)], [1, ink]],
-            colorbar={
-                "title": {"text": "teacher's share of the tokens (%)", "side": "right", "font": {"size": 14}},
-                "thickness": 12,
-                "outlinewidth": 0,
-            },
-            hovertemplate="position %{x:.0f}, trace %{y:.0f}<br>%{z:.1f} % of the tokens are the teacher's"
-            "<br>%{customdata} calls start here<extra></extra>",
-        )
-    )
-    fig.update_yaxes(range=[len(rows), 0], title_text="traces, by their first call")
-    return fig
+    x, y = (np.arange(width) + 0.5) * cell, (np.arange(height) + 0.5) * per_row
+    fig = px.imshow(share, x=x, y=y, zmin=0, zmax=100, color_continuous_scale=colors, aspect="auto", origin="upper",
+                    labels={"color": "teacher's share of the tokens (%)", "y": "traces, by their first call"},
+                    template="relaylab")  # fmt: skip
+    fig.update_traces(
+        customdata=calls, hoverongaps=False,
+        hovertemplate="position %{x:.0f}, trace %{y:.0f}<br>%{z:.1f} % of the tokens are the teacher's"
+        "<br>%{customdata} calls start here<extra></extra>",
+    )  # fmt: skip
+    fig.update_coloraxes(colorbar={"title_side": "right", "thickness": 12, "outlinewidth": 0})
+    return fig.update_yaxes(range=[len(rows), 0])
 
 
 def token_entropy(trace: Trace) -> go.Figure:
     """The student's entropy (nats) before each token, with the calls and what the teacher wrote.
 
-    Gaps are tokens without a recorded entropy. Raises ValueError where the trace has none.
+    Tokens without a recorded entropy are gaps.
+
+    Raises:
+        ValueError: The trace has no entropies.
 
     >>> t = Trace("2*3?", [1], [5, 6, 7], "sct", ["=", "<call>1</call>", "6"], [Call(1, 2, 1, 1, 1)])
     >>> t.entropies = [0.5, 2.0, None]
@@ -169,72 +160,58 @@ def token_entropy(trace: Trace) -> go.Figure:
     Entropy of the student along 3 tokens: mean 1.25 nats, highest 2.00 at token 1;
     where commands begin, mean 2.00 nats.
     """
-    known = {i: e for i, e in enumerate(trace.entropies or ()) if e is not None}
-    if not known:
+    values = {i: e for i, e in enumerate(trace.entropies or ()) if e is not None}
+    if not values:
         raise ValueError("the trace has no entropies: record them when you decode")
-    n, top = len(trace.source), 1.12 * max(0.1, *known.values())
-    middle = np.arange(n) + 0.5
-    entropies = [np.nan if e is None else e for e in trace.entropies]
-    writers = [theme.ROLES[source].name for source in trace.source]
-    hover = [f"“{plain(piece)}” · token {i} · {writers[i]}" for i, piece in enumerate(trace.pieces)]
-    student, teacher, command = (theme.ROLES[source] for source in (STUDENT, TEACHER, COMMAND))
-    fig = go.Figure()
-    given = [(k, c) for k, c in enumerate(trace.calls) if c.delivered]
+    n, top = len(trace.source), 1.12 * max(0.1, *values.values())
+    tokens = pd.DataFrame({"position": np.arange(n) + 0.5, "entropy": [values.get(i, np.nan) for i in range(n)]})
+    words = (f"“{plain(p)}” · token {i} · {ROLES[s].name}" for i, (p, s) in enumerate(zip(trace.pieces, trace.source)))
+    fig = px.line(tokens, x="position", y="entropy", markers=n <= 300, hover_name=list(words), template="relaylab",
+                  labels={"position": "position in the completion (tokens)"})  # fmt: skip
+    hover = "%{hovertext}<br>entropy %{y:.3f} nats<extra></extra>"
+    fig.update_traces(name="entropy of the student", showlegend=True, hovertemplate=hover, marker_size=5)
+    fig.update_traces(line={"color": ROLES[STUDENT].mark, "width": 2 if n <= 300 else 1})
+    mark, command = ROLES[TEACHER].mark, ROLES[COMMAND]
+    answered = [(k, c) for k, c in enumerate(trace.calls) if c.delivered]
     fig.add_bar(
-        name="teacher writes",
-        x=[c.end + c.delivered / 2 for _, c in given],
-        y=[top] * len(given),
-        width=[c.delivered for _, c in given],
-        hovertext=[_hover(trace, k, c) for k, c in given],
-        hoverinfo="text",
-        marker={"color": teacher.mark, "opacity": 0.25, "line": {"width": 1, "color": teacher.mark}},
-    )
+        name="teacher writes", x=[c.end + c.delivered / 2 for _, c in answered], y=[top] * len(answered),
+        width=[c.delivered for _, c in answered], hovertext=[_hover(trace, k, c) for k, c in answered],
+        hoverinfo="text", marker={"color": mark, "opacity": 0.25, "line": {"width": 1, "color": mark}},
+    )  # fmt: skip
+    begins = [(k, c) for k, c in enumerate(trace.calls) if c.start < n]
     fig.add_scatter(
-        name="entropy of the student",
-        mode="lines+markers" if n <= 300 else "lines",
-        x=middle,
-        y=entropies,
-        hovertext=hover,
-        hovertemplate="%{hovertext}<br>entropy %{y:.3f} nats<extra></extra>",
-        line={"color": student.mark, "width": 2 if n <= 300 else 1},
-        marker={"size": 5, "symbol": "circle"},
-    )
-    asked = [(k, c) for k, c in enumerate(trace.calls) if c.start < n]
-    fig.add_scatter(
-        name="a command begins",
-        mode="markers",
-        x=[c.start + 0.5 for _, c in asked],
-        y=[known.get(c.start, 0) for _, c in asked],
-        hovertext=[_hover(trace, k, c) for k, c in asked],
-        hoverinfo="text",
-        marker={"symbol": command.symbol, "size": 12, "color": command.mark, "line": {"width": 1, "color": LOST}},
-    )
-    at = max(known, key=known.get)
-    starts = [known[c.start] for _, c in asked if c.start in known]
+        name="a command begins", mode="markers", x=[c.start + 0.5 for _, c in begins],
+        y=[values.get(c.start, 0) for _, c in begins], hovertext=[_hover(trace, k, c) for k, c in begins],
+        hoverinfo="text", marker={"symbol": command.symbol, "size": 12, "color": command.mark, "line_width": 1},
+    )  # fmt: skip
+    at = max(values, key=lambda i: values[i])
+    starts = [values[c.start] for _, c in begins if c.start in values]
     alt = (
-        f"Entropy of the student along {n:,} tokens: mean {statistics.fmean(known.values()):.2f} nats, "
-        f"highest {known[at]:.2f} at token {at}"
+        f"Entropy of the student along {n:,} tokens: mean {statistics.fmean(values.values()):.2f} nats, "
+        f"highest {values[at]:.2f} at token {at}"
         + (f"; where commands begin, mean {statistics.fmean(starts):.2f} nats." if starts else "; it makes no call.")
     )
-    words = [plain(piece if piece.strip(" ") else "␣" * len(piece), 12) for piece in trace.pieces]
-    ticks = {"tickmode": "array", "tickvals": middle, "ticktext": words, "tickangle": -90} if n <= WORDS else {}
-    fig.update_layout(
-        template="relaylab",
-        meta={"alt": alt},
-        title_text="How unsure the student is, token by token",
-        xaxis={"title_text": "position in the completion (tokens)", "range": [0, n]} | ticks,
-        yaxis={"title_text": "entropy of the next token (nats)", "range": [-0.03 * top, top]},
-        height=420,
-        bargap=0,
-    )
-    return fig
+    if n <= WORDS:
+        pieces = [plain(piece if piece.strip(" ") else "␣" * len(piece), 12) for piece in trace.pieces]
+        fig.update_xaxes(tickmode="array", tickvals=tokens["position"], ticktext=pieces, tickangle=-90)
+    fig.update_xaxes(range=[0, n])
+    fig.update_yaxes(title_text="entropy of the next token (nats)", range=[-0.03 * top, top])
+    return with_alt_text(fig, alt, "How unsure the student is, token by token", height=420, bargap=0)
 
 
 def save_figure(fig: go.Figure, path: str | Path, *, template: str = "relaylab_light", scale: float = 2) -> Path:
-    """Write a figure as PNG, SVG, PDF (kaleido drives a Chromium or Chrome for it) or HTML; returns the file written.
+    """Write a figure as PNG, SVG, PDF or HTML, and return the file that was written.
 
-    The ``template`` gives a paper its background. Without a browser it warns and writes HTML beside ``path`` instead.
-    Raises ValueError for another suffix.
+    A picture needs kaleido and a Chromium or Chrome; without them it warns and writes HTML instead.
+
+    Args:
+        fig: The figure.
+        path: The file; its suffix is the format.
+        template: The plotly template, which gives a paper its background.
+        scale: Pixels of a picture per pixel of the figure.
+
+    Raises:
+        ValueError: Another suffix.
 
     >>> import tempfile
     >>> save_figure(go.Figure(), Path(tempfile.mkdtemp()) / "empty.html").name
@@ -273,39 +250,25 @@ def _faint(color: str, opacity: float) -> str:
     return f"rgba({','.join(str(int(color[i : i + 2], 16)) for i in (1, 3, 5))},{opacity})"
 
 
-def plain(text: str, limit: int = 60) -> str:
-    """Text of a model for plotly, which reads tags and, between dollars, TeX."""
-    text = text if len(text) <= limit else f"{text[: limit - 1]}…"
-    return html.escape(visible(text), quote=False).replace("$", "&#36;")
-
-
 def _hover(trace: Trace, k: int, call: Call) -> str:
     n = "no number" if call.requested is None else f"{call.requested:,}"
     wrote = "".join(trace.pieces[call.end : call.end + call.delivered])
     lines = [
         f"<b>call {k + 1}</b>{f' of {plain(trace.id)}' if trace.id else ''}, at token {call.start:,}",
-        f"asked {n}, granted {call.granted:,}, delivered {call.delivered:,}",
+        f"requested {n}, granted {call.granted:,}, delivered {call.delivered:,}",
         f"wrote “{plain(wrote)}”" if wrote else plain(call.status),
         plain(call.error) if call.error else "",
     ]
     return "<br>".join(filter(None, lines))
 
 
-def _row_names(rows: list[Trace]) -> dict:
-    if len(rows) > NAMED_ROWS:
-        return {"title_text": f"{len(rows):,} traces, by their first call", "showticklabels": False, "ticks": ""}
-    outcome = {True: "✓ ", False: "✗ ", None: ""}
-    names = [plain(outcome[t.correct] + (t.id or f"trace {i + 1}"), 28) for i, t in enumerate(rows)]
-    return {"tickmode": "array", "tickvals": list(range(len(rows))), "ticktext": names, "ticks": ""}
-
-
-def _alt(rows: list[Trace]) -> str:
+def _positions_alt(rows: list[Trace]) -> str:
     firsts = [t.first_call for t in rows if t.first_call is not None]
     calls, tokens = sum(len(t.calls) for t in rows), sum(len(t.source) for t in rows)
     share = 100 * sum(t.count(TEACHER) for t in rows) / max(1, tokens)
     return (
-        f"Where {len(rows):,} trace{'s call' if len(rows) > 1 else ' calls'} the teacher: {len(firsts):,} of them "
-        f"call{'s' if len(firsts) == 1 else ''}, {calls:,} call{'' if calls == 1 else 's'} in all"
+        f"Where {plural(len(rows), 'trace')} call{'s' if len(rows) == 1 else ''} the teacher: {len(firsts):,} of them "
+        f"call{'s' if len(firsts) == 1 else ''}, {plural(calls, 'call')} in all"
         + (f"; half of the first calls come by token {statistics.median_low(firsts):,}" if firsts else "")
         + f"; the teacher wrote {share:.1f} % of all tokens."
     )

@@ -1,44 +1,120 @@
-"""What the live views share: kept runs, one that is being written, messages from the page, and the record for pages
-without a kernel.
+"""What the two live views share: decoding in a thread, the runs that were kept, and their record.
 
-A view is displayed as two outputs. The first is the widget. The second is its record, plain HTML that is brought up to
-date after every run; a page in which the widget lives hides it. So whatever keeps the page (a saved notebook, an
-export, a reader without a kernel) keeps what was found, also where it drops the widget or cannot run it. Under
-``notebooks.execute`` nobody can click: there the record is all.
-
-Decoding is in ``decode.py``. Text of models is data here and text nodes in the page.
+An engine is not made for two threads. So one process writes one answer at a time, whichever view started it, and a
+second one is refused. Your own code that uses the same engines is not held back: call ``wait`` first.
 """
 
 from __future__ import annotations
 
-import os
-import uuid
+import contextvars
+import html
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import cache
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import anywidget
 import traitlets as t
 
-from relaylab.relay.relay import Stream
-from relaylab.sweep.notebook import RESULT
+from relaylab.call_tag import visible
 from relaylab.trace import Trace
-from relaylab.views.frontend import ROOT, source, style
-from relaylab.views.live_decode import Decode
-from relaylab.views.live_static import side_by_side
-from relaylab.views.player import _data
-from relaylab.views.theme import Html
-from relaylab.views.trace_view import trace_summary, visible
+from relaylab.views.player import strip_state
+from relaylab.views.theme import Html, page_css
+from relaylab.views.trace_view import trace_html, trace_summary
+from relaylab.views.widget import Widget
 
-HERE = Path(__file__).parent
+if TYPE_CHECKING:
+    from relaylab.relay.relay import Stream
+
+INTERVAL = 0.1  # seconds between two updates of the page; longer if an update itself takes long
 OUTCOMES = {True: "right", False: "wrong", None: ""}
+_one_at_a_time = threading.Lock()
+_RECORD_STYLE = page_css(".rl-side") + (
+    ".rl-side{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(26em,100%),1fr));gap:4px 14px;"
+    "align-items:start;max-width:100%;font:14px/1.5 var(--rl-sans)}.rl-side>div{min-width:0}"
+    ".rl-side h4{margin:8px 0 0;padding:0;font:600 14px/1.4 var(--rl-sans);overflow-wrap:anywhere;unicode-bidi:isolate}"
+    ".rl-side p{margin:0;font-size:13px;overflow-wrap:anywhere;unicode-bidi:isolate}"
+)
+
+
+class Decode:
+    """One stream with one sequence, read in a thread to its end or until ``stop``.
+
+    Args:
+        begin: Makes the stream; models may be loaded in it.
+        show: Gets the growing trace from time to time.
+        done: Gets the last trace (None if ``begin`` failed) and an error message (empty without an error).
+        pace: Tokens per second to slow it down to; 0 for no limit.
+
+    Raises:
+        RuntimeError: Another answer is being written.
+
+    >>> from relaylab.relay.pair import load_pair
+    >>> relay, last = load_pair("student", "none").relay(max_tokens=4), []
+    >>> one = Decode(lambda: relay.stream(["2+2?"]), show=lambda _: 0, done=lambda t, _: last.append(t))
+    >>> one.wait(60), len(last[0].source), last[0].stop
+    (True, 4, 'length')
+    """
+
+    def __init__(
+        self,
+        begin: Callable[[], Stream],
+        *,
+        show: Callable[[Trace], Any],
+        done: Callable[[Trace | None, str], Any],
+        pace: float = 0.0,
+    ):
+        if not _one_at_a_time.acquire(timeout=0.5):  # one that has just ended gets time to release the lock
+            raise RuntimeError("another answer is being written in this kernel; stop it, or wait for its end")
+        self._begin, self._show, self._done, self._pace = begin, show, done, pace
+        self._stopped = threading.Event()
+        # In the caller's context: the kernel finds in it the cell that messages belong to.
+        work = contextvars.copy_context().run
+        self._thread = threading.Thread(target=work, args=(self._work,), name="relaylab decode", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End it before its next token; its trace then ends ``interrupted``."""
+        self._stopped.set()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait at most ``timeout`` seconds for the end. Returns whether it has ended."""
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def _work(self) -> None:
+        trace, error = None, ""
+        try:
+            stream = self._begin()
+            try:
+                self._read(stream)
+            finally:
+                stream.close()
+                trace = stream.traces[0]
+        except Exception as raised:  # nobody above a thread catches it: the view reports it
+            error = f"{type(raised).__name__}: {raised}"
+        try:
+            self._done(trace, error)
+        finally:
+            _one_at_a_time.release()
+
+    def _read(self, stream: Stream) -> None:
+        from relaylab.relay.events import TokenEvent
+
+        due = 0.0
+        for event in stream:
+            if self._pace and isinstance(event, TokenEvent):
+                self._stopped.wait(1 / self._pace)
+            if self._stopped.is_set():
+                return
+            if (now := time.monotonic()) >= due:
+                self._show(stream.traces[0])
+                due = time.monotonic() + max(INTERVAL, 4 * (time.monotonic() - now))
 
 
 @dataclass(slots=True)
 class Run:
-    """A trace with its heading, how it was made, and what the page needs to know of it besides."""
+    """A trace with its heading and how it was made; ``more`` goes to the page as it is."""
 
     key: str
     heading: str
@@ -46,43 +122,41 @@ class Run:
     trace: Trace
     more: dict[str, Any] = field(default_factory=dict)
 
-    def data(self) -> dict[str, Any]:
-        """What the page gets: text that is safe to lay out, and numbers."""
-        trace = _data(self.trace)
-        del trace["view"]  # the teacher's; here is one strip a run
-        for shown, call in zip(trace["calls"], self.trace.calls):
-            shown["requested"] = call.requested
+    def state(self) -> dict[str, Any]:
+        """The run for the page: text that is safe to lay out, and numbers."""
         head = {"key": self.key, "heading": visible(self.heading), "how": visible(self.how)}
-        told = {"summary": self.summary.split(", ", 1)[1], "outcome": OUTCOMES[self.trace.correct]}
-        return trace | head | told | self.more
+        end = {"summary": self.summary.split(", ", 1)[1], "outcome": OUTCOMES[self.trace.correct]}
+        return strip_state(self.trace) | head | end | self.more
 
     @property
     def summary(self) -> str:
-        """Of the trace, without its id: outcome, tokens, calls, share of the teacher, why it stopped."""
+        """The summary of the trace without its id."""
         return trace_summary(replace(self.trace, id=""))
 
 
-@cache
-def front_end(name: str) -> dict[str, str]:
-    """The script and the style of the view whose own part is ``NAME.js``: a module that needs no other."""
-    parts = [source("frontend.js"), source("player.js"), *((HERE / f).read_text() for f in ("live.js", f"{name}.js"))]
-    own = (HERE / "live.css").read_text().replace("\n", "").replace("&", ROOT)
-    return {"_esm": "\n".join([*parts, "export default { render: show };\n"]), "_css": style() + own}
+def side_by_side(runs: list[Run]) -> str:
+    """Runs as HTML without a script, in as many columns as the page has room for.
+
+    >>> side_by_side([Run("run-1", "Run 1", "greedy", Trace("2*3?", [1], [5], "s", ["6"]))]).count("<h4>Run 1</h4>")
+    1
+    """
+    parts = (
+        f"<div><h4>{html.escape(visible(run.heading))}</h4><p>{html.escape(visible(run.how))}</p>"
+        f"{trace_html(run.trace)}</div>"
+        for run in runs
+    )
+    return f'<div class="rl-side"><style>{_RECORD_STYLE}</style>{"".join(parts)}</div>'
 
 
-class LiveView(anywidget.AnyWidget):
-    """The base of both views. ``actions`` are the methods that a message from the page may call, by name."""
+class LiveView(Widget):
+    """The base of both live views: the runs that were kept, and the one that is being written."""
 
-    actions: tuple[str, ...] = ("stop", "remove", "clear")
-    nothing = "nothing has been decoded yet"
+    actions = ("stop", "remove", "clear")
+    empty = "nothing has been decoded yet"
 
-    setup = t.Dict().tag(sync=True)  # what the page needs to know once
-    runs = t.List().tag(sync=True)  # Run.data() of the kept ones, the oldest first
-    live = t.Dict().tag(sync=True)  # and of the one that is being written; empty without
+    runs = t.List().tag(sync=True)  # Run.state() of those that were kept, the oldest first
+    live = t.Dict().tag(sync=True)  # and of the one that is being written, if there is one
     busy = t.Bool(False).tag(sync=True)
-    message = t.Unicode().tag(sync=True)  # said aloud by the page
-    failed = t.Bool(False).tag(sync=True)  # the message is of something that went wrong
-    mark = t.Unicode().tag(sync=True)  # of the record
 
     def __init__(self, *, keep: int, fixed: int = 0, **traits: Any):
         if keep < 1:
@@ -90,9 +164,8 @@ class LiveView(anywidget.AnyWidget):
         self._runs: list[Run] = []
         self._keep, self._fixed = keep, fixed  # the first `fixed` runs are never dropped
         self._decode: Decode | None = None
-        self._count, self._displayed = 0, False
-        super().__init__(mark=uuid.uuid4().hex, **traits)
-        self.on_msg(self._received)
+        self._count = 0
+        super().__init__(**traits)
 
     @property
     def traces(self) -> list[Trace]:
@@ -105,32 +178,27 @@ class LiveView(anywidget.AnyWidget):
             self._decode.stop()
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until nothing is being written, at most ``timeout`` seconds; whether it is so."""
+        """Wait at most ``timeout`` seconds until nothing is being written. Returns whether that is so."""
         return self._decode is None or self._decode.wait(timeout)
 
     def remove(self, key: str) -> None:
-        """Drop the kept run that has this ``key`` in ``runs``. ValueError where none has, or it has to stay."""
+        """Drop the run with this ``key``. Raises ValueError if there is none, or if it has to stay."""
         if key not in [run.key for run in self._runs[self._fixed :]]:
             raise ValueError(f"there is no run {key!r} to remove")
-        self._keep_only([run for run in self._runs if run.key != key])
-        self._say("Removed.")
+        self._set_runs([run for run in self._runs if run.key != key])
+        self.report("Removed.")
 
     def clear(self) -> None:
-        """Drop all kept runs that can go."""
-        self._keep_only(self._runs[: self._fixed])
-        self._say("Removed all runs.")
+        """Drop all runs that can be dropped."""
+        self._set_runs(self._runs[: self._fixed])
+        self.report("Removed all runs.")
 
-    def record(self) -> Html:
-        """The kept runs as HTML that needs neither a kernel nor a script."""
-        runs = [(run.heading, run.how, run.trace) for run in self._runs]
+    def record_html(self) -> Html:
         text = "\n".join(f"{visible(run.heading)}: {run.summary}" for run in self._runs)
-        name = type(self).__name__
-        page = side_by_side(runs) if runs else f"<p>{name}: {self.nothing}</p>"
-        return Html(f'<div data-rl-record="{self.mark}">{page}</div>', text or f"{name}: {self.nothing}")
+        empty = f"{type(self).__name__}: {self.empty}"
+        return Html(side_by_side(self._runs) if self._runs else f"<p>{empty}</p>", text or empty)
 
-    # Decoding ---------------------------------------------------------------------------------------------------------
-
-    def _run(
+    def _start(
         self,
         heading: str,
         how: str,
@@ -140,77 +208,35 @@ class LiveView(anywidget.AnyWidget):
         pace: float,
         **more: Any,
     ) -> None:
-        """Decode what ``begin`` makes and keep it; ``finish`` grades. RuntimeError while another one is written."""
+        """Decode the stream of ``begin`` and keep the run; ``finish`` grades its trace."""
         run = Run(f"run-{self._count + 1}", heading, how, Trace("", []), more)
 
         def started() -> Stream:
             self.busy = True
-            self._say(f"{heading}: writing …")
+            self.report(f"{heading}: writing …")
             return begin()
 
         def grown(trace: Trace) -> None:
             run.trace = trace
-            self.live = run.data()
+            self.live = run.state()
 
         def ended(trace: Trace | None, error: str) -> None:
             try:
                 if trace is not None:
                     run.trace = finish(trace)
-                    self._keep_only([*self._runs, run])
+                    self._set_runs([*self._runs, run])
             except Exception as raised:  # of a grader or a front end: the view must not stay busy for ever
                 error = error or f"{type(raised).__name__}: {raised}"
             self.live = {}
-            self._say(error or f"{heading}. {run.summary[0].upper()}{run.summary[1:]}.", failed=bool(error))
+            self.report(error or f"{heading}. {run.summary[0].upper()}{run.summary[1:]}.", failed=bool(error))
             self.busy = False
 
         self._decode = Decode(started, show=grown, done=ended, pace=pace)
         self._count += 1
 
-    def _keep_only(self, runs: list[Run]) -> None:
+    def _set_runs(self, runs: list[Run]) -> None:
         while len(runs) > self._fixed + self._keep:
             del runs[self._fixed]
         self._runs = runs
-        self.runs = [run.data() for run in runs]
-        if self._displayed:
-            from IPython.display import update_display
-
-            update_display(self.record(), display_id=self.mark)
-
-    def _say(self, message: str, *, failed: bool = False) -> None:
-        self.failed = failed
-        self.message = visible(message)
-
-    # The page ---------------------------------------------------------------------------------------------------------
-
-    def _received(self, _: Any, content: Any, buffers: Any) -> None:
-        """A message of the page: {"do": name of an action, and its keywords}. What is wrong with it is said there."""
-        try:
-            given = dict(content)
-            name = given.pop("do", None)
-            if name not in self.actions:
-                raise ValueError(f"there is no action {name!r}; there are {', '.join(self.actions)}")
-            getattr(self, name)(**given)
-        except (ValueError, RuntimeError, TypeError) as error:
-            self._say(str(error), failed=True)
-
-    def open(self) -> None:
-        """Tell the front end that the widget is there; not where nobody can click."""
-        if not os.environ.get(RESULT):
-            super().open()
-
-    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any] | tuple[dict[str, Any], dict[str, Any]]:
-        """The record, and the widget where there is one: for what takes one output only."""
-        found = self.record()._repr_mimebundle_()
-        if self.comm is None:
-            return found
-        data, metadata = super()._repr_mimebundle_()
-        return data | found, metadata
-
-    def _ipython_display_(self) -> None:
-        from IPython.display import display
-
-        if self.comm is not None:
-            data, metadata = super()._repr_mimebundle_()
-            display(data | {"text/html": "", "text/plain": ""}, metadata=metadata, raw=True)
-        display(self.record(), display_id=self.mark)
-        self._displayed = True
+        self.runs = [run.state() for run in runs]
+        self.update_record()

@@ -1,8 +1,7 @@
-"""The relay player: a trace token by token, played, stepped and scrubbed; the teacher's view beside the student's.
+"""The relay player: a trace token by token, played, stepped and scrubbed, the teacher's view beside the student's.
 
-It is HTML that stands alone (``frontend.py``): no kernel and no network. ``view.trace_html`` is the picture of a trace
-that needs no script; this one is for following a relay as it happens. Student, teacher and command tokens look as they
-do there: plain, shaded and underlined, boxed with the number of the call.
+It is a static view (``widget.static_view``) and needs no kernel. ``trace_view.trace_html`` is the picture of a trace
+that needs no script either. Tokens look the same in both.
 """
 
 from __future__ import annotations
@@ -13,32 +12,62 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
-from relaylab.call_tag import find_calls
+from relaylab.call_tag import find_calls, visible
 from relaylab.trace import TEACHER, Call, Trace
-from relaylab.views.frontend import fragment
 from relaylab.views.theme import ROLES, Html
-from relaylab.views.trace_view import _cut, _result, _seconds, trace_summary, turns, visible
+from relaylab.views.trace_view import call_facts, map_paths, trace_summary, turns
+from relaylab.views.widget import static_view
 
 
 def player(traces: Trace | Sequence[Trace]) -> Html:
-    """One trace, or several to choose from. Text that models wrote shows as text, whatever it is.
+    """The player of one trace, or of several to choose from.
 
-    Keys, in one of the two strips: space plays and pauses, left and right step, with shift ten tokens, home and end,
-    c and shift+c go to the next call and the one before. Hover over a token, or step to it, for its log-probability,
-    its entropy (nats) and its call.
+    Keys in a strip: space plays and pauses, left and right step (with shift ten tokens), home and end, c and shift+c go
+    to the next call and to the one before. Hover over a token to see its log-probability, entropy (nats) and call.
+
+    Args:
+        traces: One trace or a list of traces.
+
+    Raises:
+        ValueError: The list is empty.
 
     >>> player(Trace("2*3?", [1], [5, 6, 7], "sct", ["=", "<call>1</call>", "6"], [Call(1, 2, 1, 1, 1)], stop="end"))
     not graded, 3 tokens, 1 call, call ratio 33.3 %, ended by the student
-
-    Raises ValueError without any trace.
     """
     traces = [traces] if isinstance(traces, Trace) else list(traces)
     if not traces:
-        raise ValueError("there is no trace to play: give one trace or a list of them")
-    said = [trace_summary(trace) for trace in traces]
-    data = {"traces": [_data(trace) | {"summary": line} for trace, line in zip(traces, said)]}
-    label = "Relay player. " + (said[0] if len(said) == 1 else f"{len(said)} traces.")
-    return Html(fragment("player", data, label=label, words="".join(map(_words, traces, said))), "\n".join(said))
+        raise ValueError("there is no trace to play: give one trace or a list of traces")
+    summaries = [trace_summary(trace) for trace in traces]
+    label = "Relay player. " + (summaries[0] if len(traces) == 1 else f"{len(traces)} traces.")
+    words = "".join(_words(trace, summary) for trace, summary in zip(traces, summaries))
+    page = static_view("player", {"traces": [player_state(t) for t in traces]}, label=label, words=words)
+    return Html(page.html, "\n".join(summaries))
+
+
+def player_state(trace: Trace) -> dict[str, Any]:
+    """A trace for the player: ``strip_state``, what the teacher sees where it differs, a map, and a summary."""
+    views = enumerate(zip(teacher_pieces(trace), trace.pieces))
+    view = {i: visible(text, "\n\t") for i, (text, piece) in views if text != piece}
+    return strip_state(trace) | {"view": view, "map": map_paths(trace), "summary": trace_summary(trace)}
+
+
+def strip_state(trace: Trace) -> dict[str, Any]:
+    """A trace for the strip of tokens (``strip.js``): text that is safe to lay out, numbers, and calls in words."""
+    pieces = [visible(piece, "\n\t") for piece in trace.pieces]
+    return {
+        "question": visible(_question(trace), "\n\t"),
+        "source": trace.source,
+        "ids": trace.completion_ids,
+        "pieces": pieces,
+        "rewritten": [i for i, (a, b) in enumerate(zip(pieces, trace.pieces)) if a != b],
+        "logprobs": _numbers(trace.logprobs),
+        "entropies": _numbers(trace.entropies),
+        "calls": [
+            {"start": c.start, "end": c.end, "delivered": c.delivered, "requested": c.requested}
+            | {"lost": c.status != "answered", "words": call_words(c)}
+            for c in trace.calls
+        ],
+    }
 
 
 def teacher_pieces(trace: Trace) -> list[str]:
@@ -47,46 +76,40 @@ def teacher_pieces(trace: Trace) -> list[str]:
     >>> teacher_pieces(Trace("q", [1], [5, 6, 7], "sct", ["=", "<call>1</call>.", "6"], [Call(1, 2, 1, 1, 1)]))
     ['=', '.', '6']
     """
-    out = list(trace.pieces)
-    for teachers, run in groupby(range(len(out)), key=lambda i: trace.source[i] == TEACHER):
-        if teachers:
+    pieces = list(trace.pieces)
+    for is_teacher, run in groupby(range(len(pieces)), key=lambda i: trace.source[i] == TEACHER):
+        if is_teacher:
             continue
         turn = list(run)
         text = "".join(trace.pieces[i] for i in turn)
-        gone = [(c.start, c.end) for c in find_calls(text) if c.closed]
+        removed = [(c.start, c.end) for c in find_calls(text) if c.closed]
         begin = k = 0
         for i in turn:
             end = begin + len(trace.pieces[i])
-            while k < len(gone) and gone[k][1] <= begin:
+            while k < len(removed) and removed[k][1] <= begin:
                 k += 1
             rest, at = "", begin
-            for low, high in gone[k:]:
+            for low, high in removed[k:]:
                 if low >= end:
                     break
                 rest, at = rest + text[at : max(at, low)], min(end, high)
-            out[i] = rest + text[at:end]
+            pieces[i] = rest + text[at:end]
             begin = end
-    return out
+    return pieces
 
 
-def _data(trace: Trace) -> dict[str, Any]:
-    """What the script gets of a trace: text that is safe to lay out, and tokens where the teacher sees less."""
-    pieces = [visible(piece, "\n\t") for piece in trace.pieces]
-    return {
-        "question": visible(_question(trace), "\n\t"),
-        "source": trace.source,
-        "ids": trace.completion_ids,
-        "pieces": pieces,
-        "rewritten": [i for i, (a, b) in enumerate(zip(pieces, trace.pieces)) if a != b],
-        "view": {i: visible(t, "\n\t") for i, t in enumerate(teacher_pieces(trace)) if t != trace.pieces[i]},
-        "logprobs": _numbers(trace.logprobs),
-        "entropies": _numbers(trace.entropies),
-        "calls": [
-            {"start": c.start, "end": c.end, "delivered": c.delivered, "lost": c.status != "answered"}
-            | {"words": _call_words(c)}
-            for c in trace.calls
-        ],
-    }
+def call_words(call: Call) -> str:
+    """A call in one line, safe to lay out."""
+    facts = call_facts(call)
+    requested = "no number" if call.requested is None else facts["requested"]
+    parts = [
+        f"asked for {requested}",
+        f"granted {facts['granted']}",
+        f"delivered {facts['delivered']}",
+        facts["result"],
+    ]
+    teacher = f"teacher {call.teacher}" if call.teacher else ""
+    return visible("; ".join(filter(None, [*parts, teacher, facts["time"], facts["note"]])))
 
 
 def _question(trace: Trace) -> str:
@@ -94,33 +117,18 @@ def _question(trace: Trace) -> str:
 
 
 def _numbers(values: Sequence[float | None] | None) -> list[float | None] | None:
-    """To four digits; what is no finite number is unknown, since JSON has no word for it."""
+    """Rounded to four digits. A value that is not finite is None, since JSON cannot hold it."""
     return values and [None if v is None or not math.isfinite(v) else round(v, 4) for v in values]
-
-
-def _call_words(call: Call) -> str:
-    own = f" ({call.written} of its own)" if call.written not in (0, call.delivered) else ""
-    parts = [
-        f"asked for {'no number' if call.requested is None else f'{call.requested:,}'}",
-        f"granted {call.granted:,}",
-        f"delivered {call.delivered:,}{own}",
-        _result(call),
-        f"teacher {call.teacher}" if call.teacher else "",
-        _seconds(call.latency),
-        "forced, not the student's own" if call.forced else "",
-        _cut(call.error or "", 300),
-    ]
-    return visible("; ".join(filter(None, parts)))
 
 
 def _words(trace: Trace, summary: str) -> str:
     """A trace read out: question, outcome, and its text with the writer before each turn."""
-    said = []
+    parts = []
     for source, call, start, end in turns(trace):
-        who = ROLES[source].name + ("" if call is None else f", call {call + 1}")
-        said.append(f"[{who}] {visible(''.join(trace.pieces[start:end]), chr(10))}")
-    calls = "".join(f"<li>Call {k + 1}: {html.escape(_call_words(c))}</li>" for k, c in enumerate(trace.calls))
+        writer = ROLES[source].name + ("" if call is None else f", call {call + 1}")
+        parts.append(f"[{writer}] {visible(''.join(trace.pieces[start:end]), chr(10))}")
+    calls = "".join(f"<li>Call {k + 1}: {html.escape(call_words(c))}</li>" for k, c in enumerate(trace.calls))
     return (
         f"<p><b>{html.escape(visible(_question(trace), chr(10)))}</b></p><p>{html.escape(summary)}</p>"
-        f'<p class="rl-text" tabindex="0">{html.escape(" ".join(said))}</p><ul>{calls}</ul>'
+        f'<p class="rl-text" tabindex="0">{html.escape(" ".join(parts))}</p><ul>{calls}</ul>'
     )

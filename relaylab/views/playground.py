@@ -1,62 +1,59 @@
-"""The live bench: ask the embedded suites' questions, or your own, of any student and teacher; watch, stop, compare.
+"""The playground: ask any student and teacher the embedded suites' questions or your own; watch, stop, compare.
 
-    bench = Playground()
-    bench  # in a notebook: the widget
+    playground = Playground()
+    playground  # in a notebook: the widget
 
-Without a page the same methods do the same: ``bench.ask("...")``, ``bench.wait()``, ``bench.traces``.
+Without a page the same methods do the same: ``playground.ask("...")``, ``playground.wait()``, ``playground.traces``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import traitlets as t
 
-from relaylab.engine.engine import Engine
-from relaylab.engine.load import embedded, load_engine
 from relaylab.relay.config import RelayConfig
-from relaylab.relay.pair import Pair, graded, load_teacher
-from relaylab.relay.relay import Stream
-from relaylab.relay.teachers import Teacher
 from relaylab.tasks.suites import SUITES, Problem, level_of, problem
 from relaylab.trace import Trace
-from relaylab.views.live_view import LiveView, front_end
+from relaylab.views.live_view import LiveView
 
-SETTINGS: dict[str, Any] = {
-    "max_tokens": 256,
-    "max_calls": None,
-    "max_call_tokens": None,
-    "temperature": 0.0,
-    "seed": 0,
-    "pace": 0.0,
-}
-WHOLE = ("max_tokens", "max_calls", "max_call_tokens", "seed")
+if TYPE_CHECKING:
+    from relaylab.engine.engine import Engine
+    from relaylab.relay.relay import Stream
+    from relaylab.relay.teachers import Teacher
+
+LIMITS = ("max_tokens", "max_calls", "max_call_tokens")
+DEFAULTS: dict[str, Any] = {"max_tokens": 256, "max_calls": None, "max_call_tokens": None}
+DEFAULTS |= {"temperature": 0.0, "seed": 0, "pace": 0.0}
 OPTIONAL = ("max_calls", "max_call_tokens")
 
 
 class Playground(LiveView):
-    """Questions to pairs, their answers as they are written, and the last ``keep`` of them side by side.
+    """A form for questions, and the last answers side by side.
 
-    students and teachers: what there is to choose from, the first one being chosen: names as of ``load_engine`` and
-    ``load_teacher``, or engines and teachers; all embedded ones by default. suites: where questions are picked from, of
-    the test split. ``settings``: ``max_tokens``, ``max_calls`` and ``max_call_tokens`` as in ``RelayConfig``,
-    ``temperature``, ``seed``, and ``pace``, tokens a second to slow it down to (0: as fast as it goes).
+    Args:
+        students: Names as of ``load_engine``, or engines; all embedded students by default. The first is the default.
+        teachers: Names as of ``load_teacher``, or teachers; all embedded teachers and ``none`` by default.
+        suites: Where questions are picked from (test split).
+        keep: The number of runs to keep.
+        settings: ``max_tokens``, ``max_calls``, ``max_call_tokens``, ``temperature``, ``seed``, and ``pace`` (tokens
+            per second to slow it down to, 0 for no limit).
 
-    >>> bench = Playground(max_tokens=60)
-    >>> bench.ask(bench.pick("savings", 0)).wait()
+    Raises:
+        ValueError: An unknown suite or setting, a setting out of its range, or two models of one name.
+
+    >>> playground = Playground(max_tokens=60)
+    >>> playground.ask(playground.pick("savings", 0)).wait()
     True
-    >>> bench.traces[0].problem["suite"], len(bench.traces[0].source) <= 60
+    >>> playground.traces[0].problem["suite"], len(playground.traces[0].source) <= 60
     ('savings', True)
-
-    Raises ValueError for an unknown suite or setting, a setting out of its range, and where two students or two
-    teachers have one name.
     """
 
-    _esm, _css = front_end("bench").values()
+    view = "playground"
     actions = (*LiveView.actions, "ask", "pick")
-    nothing = "nothing has been asked yet"
+    empty = "no question has been asked yet"
     picked = t.Dict().tag(sync=True)
 
     def __init__(
@@ -68,111 +65,125 @@ class Playground(LiveView):
         keep: int = 6,
         **settings: Any,
     ):
+        from relaylab.engine.load import embedded
+
         names = sorted(embedded(), key=lambda name: (name not in ("relay", "teacher"), name))
-        self._students = _named("student", students or [n for n in names if not n.startswith("teacher")])
-        self._teachers = _named("teacher", teachers or [*(n for n in names if n.startswith("teacher")), "none"])
+        self._students = _by_name("student", students or [n for n in names if not n.startswith("teacher")])
+        self._teachers = _by_name("teacher", teachers or [*(n for n in names if n.startswith("teacher")), "none"])
         self._suites = {suite: level_of(suite) for suite in suites}
-        self._settings = _checked(SETTINGS | settings)
+        self._settings = _checked(DEFAULTS | settings)
         self._next = dict.fromkeys(self._suites, 0)
-        self._known: dict[str, Problem] = {}  # by question: those that were picked can be graded
-        super().__init__(
-            keep=keep,
-            setup={
-                "students": list(self._students),
-                "teachers": list(self._teachers),
-                "suites": [[suite, level] for suite, level in self._suites.items()],
-                "settings": self._settings,
-            },
-        )
+        self._problems: dict[str, Problem] = {}  # by question: those that were picked can be graded
+        setup = {"suites": list(self._suites.items()), "students": list(self._students)}
+        setup |= {"teachers": list(self._teachers), "settings": self._settings}
+        super().__init__(keep=keep, setup=setup)
         if suites:
-            self.pick(next((s for s, level in self._suites.items() if level == "hard"), suites[0]))
+            self.pick(next((s for s, level in self._suites.items() if level == "hard"), next(iter(self._suites))))
 
     def pick(self, suite: str, index: int | None = None) -> Problem:
-        """The test problem of this number, by default the next one of its suite; shown as the question to ask."""
-        if suite not in self._suites:
-            raise ValueError(f"there is no suite {suite!r} here; there are {', '.join(self._suites)}")
+        """Pick a problem of a suite, the next one without ``index``. It stands in the form, and is returned.
+
+        Raises:
+            ValueError: The suite is not among the choices, or the index is no number from 0 on.
+        """
+        _chosen("suite", suite, self._suites)
         index = self._next[suite] if index is None else index
         if isinstance(index, bool) or not isinstance(index, int) or index < 0:
             raise ValueError(f"index is {index!r}; the problems of a suite are numbered from 0 on")
         self._next[suite] = index + 1
-        found = problem(suite, index)
-        self._known[found.question] = found
-        self.picked = {"suite": suite, "index": index, "question": found.question, "answer": found.answer}
-        return found
+        task = problem(suite, index)
+        self._problems[task.question] = task
+        self.picked = {"suite": suite, "index": index, "question": task.question, "answer": task.answer}
+        return task
 
     def ask(
         self, question: str | Problem, *, student: str | None = None, teacher: str | None = None, **settings: Any
     ) -> Playground:
-        """Begin to answer a question; ``settings`` are those of the bench, for this run. Returns the bench itself.
+        """Start to answer a question. A ``Problem``, and a question that was picked, is graded.
 
-        A ``Problem``, and a question that was picked, is graded. Raises ValueError for an empty question, a name that
-        is not among the choices, or a bad setting, and RuntimeError while another answer is being written.
+        Args:
+            question: A text or a problem.
+            student: A name among the choices.
+            teacher: A name among the choices.
+            settings: Those of the playground, for this run.
+
+        Returns:
+            The playground itself.
+
+        Raises:
+            ValueError: The question is empty, a name is not among the choices, or a setting is bad.
+            RuntimeError: Another answer is being written.
         """
-        task = question if isinstance(question, Problem) else self._known.get(question.strip())
-        text = task.question if task else question.strip()
+        from relaylab.relay.pair import Pair, graded
+
+        task = question if isinstance(question, Problem) else self._problems.get(question.strip())
+        text = task.question if task else str(question).strip()
         if not text:
             raise ValueError("there is no question; type one, or pick one of a suite")
         student = _chosen("student", student, self._students)
         teacher = _chosen("teacher", teacher, self._teachers)
-        used = _checked(self._settings | settings)
-        config = RelayConfig(**{name: used[name] for name in ("max_tokens", "max_calls", "max_call_tokens")})
+        values = _checked(self._settings | settings)
+        config = {name: values[name] for name in (*LIMITS, "temperature")}
 
         def begin() -> Stream:
             pair = Pair(self._engine(student), self._teacher(teacher))
-            relay = pair.relay(config=config, temperature=used["temperature"], record=True)
-            return relay.stream([text], seeds=[used["seed"]])
+            return pair.relay(**config, record=True).stream([text], seeds=[values["seed"]])
 
         def finish(trace: Trace) -> Trace:
             return trace if task is None or trace.stop == "interrupted" else graded(trace, task)
 
         heading = f"Run {self._count + 1}: {student} with {'no teacher' if teacher == 'none' else teacher}"
-        self._run(heading, _told(used), begin, finish=finish, pace=used["pace"])
+        self._start(heading, _describe(values), begin, finish=finish, pace=values["pace"])
         return self
 
     def _engine(self, name: str) -> Engine:
-        if not isinstance(self._students[name], Engine):
+        from relaylab.engine.load import load_engine
+
+        if isinstance(self._students[name], (str, Path)):
             self._students[name] = load_engine(self._students[name])
         return self._students[name]
 
     def _teacher(self, name: str) -> Teacher:
+        from relaylab.relay.pair import load_teacher
+
         if isinstance(self._teachers[name], str):
             self._teachers[name] = load_teacher(self._teachers[name])
         return self._teachers[name]
 
 
-def _named(what: str, given: Sequence[Any]) -> dict[str, Any]:
-    found = {str(one) if isinstance(one, (str, Path)) else one.name: one for one in given}
-    if len(found) < len(given):
-        raise ValueError(f"two {what}s have one name: give each once, and those that are made already other names")
-    return found
+def _by_name(what: str, models: Sequence[Any]) -> dict[str, Any]:
+    by_name = {str(one) if isinstance(one, (str, Path)) else one.name: one for one in models}
+    if len(by_name) < len(models):
+        raise ValueError(f"two {what}s have the same name: give each once, or give loaded models other names")
+    return by_name
 
 
-def _chosen(what: str, name: str | None, among: dict[str, Any]) -> str:
-    name = next(iter(among)) if name is None else name
-    if name not in among:
-        raise ValueError(f"there is no {what} {name!r} here; there are {', '.join(among)}")
+def _chosen(what: str, name: str | None, choices: dict[str, Any]) -> str:
+    name = next(iter(choices)) if name is None else name
+    if name not in choices:
+        raise ValueError(f"there is no {what} {name!r} here; there are {', '.join(choices)}")
     return name
 
 
 def _checked(settings: dict[str, Any]) -> dict[str, Any]:
-    if unknown := set(settings) - set(SETTINGS):
-        raise ValueError(f"unknown settings {', '.join(sorted(unknown))}; there are {', '.join(SETTINGS)}")
+    if unknown := set(settings) - set(DEFAULTS):
+        raise ValueError(f"unknown settings {', '.join(sorted(unknown))}; there are {', '.join(DEFAULTS)}")
     for name, value in settings.items():
         if value is None and name in OPTIONAL:
             continue
-        whole = name in WHOLE
+        whole = name in (*LIMITS, "seed")
         if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or value < 0:
             raise ValueError(f"{name} is {value!r}; it must be a {'whole ' if whole else ''}number, not below 0")
-    RelayConfig(**{name: settings[name] for name in WHOLE[:3]})
+    RelayConfig(**{name: settings[name] for name in LIMITS})
     return settings
 
 
-def _told(used: dict[str, Any]) -> str:
+def _describe(values: dict[str, Any]) -> str:
     """The settings of a run in words."""
-    parts = [f"at most {used['max_tokens']} tokens"]
-    if used["max_calls"] is not None:
-        parts.append(f"{used['max_calls']} calls")
-    if used["max_call_tokens"] is not None:
-        parts.append(f"{used['max_call_tokens']} tokens a call")
-    drawn = f"temperature {used['temperature']:g}, seed {used['seed']}" if used["temperature"] else "greedy"
-    return ", ".join([*parts, drawn])
+    parts = [f"at most {values['max_tokens']} tokens"]
+    if values["max_calls"] is not None:
+        parts.append(f"{values['max_calls']} calls")
+    if values["max_call_tokens"] is not None:
+        parts.append(f"{values['max_call_tokens']} tokens per call")
+    sampled = f"temperature {values['temperature']:g}, seed {values['seed']}" if values["temperature"] else "greedy"
+    return ", ".join([*parts, sampled])

@@ -1,10 +1,10 @@
-"""Colours, marks and the plotly template: the one place that says what student, teacher and command look like.
+"""Colours, symbols, the plotly templates, and the text alternative that every figure must have.
 
-Hues are Okabe and Ito's, which stay apart for colour-blind readers; every role also has a shape, so that colour never
-speaks alone. ``mark`` colours are for lines and bars, with a contrast of 3:1 on white and on near black at once. Text
-needs 4.5:1, which no single colour has on both, so pages get one palette for light and one for dark (``page_css``).
+The hues are those of Okabe and Ito, which colour-blind readers can tell apart. Every role also has a shape, so no
+information is carried by colour alone. ``Role.mark`` has a contrast of 3:1 on white and on near black, enough for lines
+and bars. Text needs 4.5:1, so pages have one palette for light and one for dark (``page_css``).
 
-Importing this costs nothing: plotly is imported by the functions that need it.
+Importing this module is cheap: plotly is imported by the functions that need it.
 """
 
 from __future__ import annotations
@@ -18,15 +18,25 @@ from relaylab.trace import COMMAND, STUDENT, TEACHER
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-# In the order of use: those with 3:1 on white and on near black first. Okabe & Ito's yellow is too faint for lines.
+# In order of use. Okabe and Ito's yellow is left out: it is too faint for lines.
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
+GREY = OKABE_ITO[6]
 SANS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Liberation Sans', Arial, sans-serif"
 MONO = "ui-monospace, SFMono-Regular, Menlo, Consolas, 'DejaVu Sans Mono', 'Liberation Mono', monospace"
+NO_MATH = "tex2jax_ignore mathjax_ignore"  # classes that stop MathJax 2 and 3: a dollar in a text stays a dollar
 
 
 @dataclass(frozen=True, slots=True)
 class Role:
-    """How a source of tokens looks: ``mark`` and ``symbol`` in figures, ``open`` and ``close`` around it in text."""
+    """How one source of tokens looks.
+
+    Args:
+        name: The word for it.
+        mark: Its colour in figures.
+        symbol: Its marker in figures.
+        open: Text before its tokens on a terminal.
+        close: Text after its tokens on a terminal.
+    """
 
     name: str
     mark: str
@@ -41,7 +51,7 @@ ROLES = {
     COMMAND: Role("command", OKABE_ITO[3], "triangle-down"),
 }
 
-# Text colours named as the role they write; ``X-fill`` is what lies behind X, ``paper`` behind all the others.
+# A text colour has the name of its role. ``X-fill`` is the background of X; ``paper`` is the background of all others.
 LIGHT = {
     "paper": "#ffffff", "ink": "#1c2128", "muted": "#59636e", "line": "#d5dbe1", "panel": "#f5f7f9",
     "student": "#0b4770", "teacher": "#7f3300", "teacher-fill": "#ffe3cc", "teacher-edge": "#d55e00",
@@ -55,33 +65,33 @@ DARK = {
 
 
 def page_css(selector: str) -> str:
-    """CSS that gives ``selector`` the palette as ``--rl-*`` variables, light or dark as the page around it is.
+    """CSS variables ``--rl-*`` for ``selector``, light or dark as the page around it.
 
-    JupyterLab, VS Code and Colab say what they are by an attribute or class; elsewhere the reader's system decides.
+    JupyterLab, VS Code and Colab state their theme in an attribute or a class. Elsewhere the system setting decides.
 
-    >>> page_css(".x").count("--rl-paper:#ffffff;")  # as the default and where the page says that it is light
+    >>> page_css(".x").count("--rl-paper:#ffffff;")  # the default, and the pages that state that they are light
     2
     """
     light, dark = (
         f"color-scheme:{name};" + "".join(f"--rl-{key}:{value};" for key, value in palette.items())
         for name, palette in (("light", LIGHT), ("dark", DARK))
     )
-    hosts_light = "body[data-jp-theme-light=true]", "body.vscode-light", "html[theme=light]"
-    hosts_dark = "body[data-jp-theme-light=false]", "body.vscode-dark", "html[theme=dark]"
+    light_hosts = "body[data-jp-theme-light=true]", "body.vscode-light", "html[theme=light]"
+    dark_hosts = "body[data-jp-theme-light=false]", "body.vscode-dark", "html[theme=dark]"
     return (
         f"{selector}{{--rl-sans:{SANS};--rl-mono:{MONO};{light}}}"
         f"@media (prefers-color-scheme:dark){{{selector}{{{dark}}}}}"
-        f"{','.join(f'{host} {selector}' for host in hosts_light)}{{{light}}}"
-        f"{','.join(f'{host} {selector}' for host in hosts_dark)}{{{dark}}}"
+        f"{','.join(f'{host} {selector}' for host in light_hosts)}{{{light}}}"
+        f"{','.join(f'{host} {selector}' for host in dark_hosts)}{{{dark}}}"
     )
 
 
-def register() -> None:
-    """Register the plotly templates ``relaylab`` (any page), ``relaylab_light`` and ``relaylab_dark`` (known page).
+def register_templates() -> None:
+    """Register the plotly templates ``relaylab`` (any page), ``relaylab_light`` and ``relaylab_dark``.
 
-    The first writes in a grey of middle contrast, 4.5:1 on white and 4:1 on near black; ``described`` does better.
+    The first has a transparent background and grey text, readable on both; ``show_figure`` then sets the page's colour.
 
-    >>> register(); import plotly.io; plotly.io.templates["relaylab"].layout.paper_bgcolor
+    >>> register_templates(); import plotly.io; plotly.io.templates["relaylab"].layout.paper_bgcolor
     'rgba(0,0,0,0)'
     """
     import plotly.graph_objects as go
@@ -90,36 +100,35 @@ def register() -> None:
     if "relaylab" in pio.templates:
         return
     clear = "rgba(0,0,0,0)"
+    axis = {"gridcolor": "rgba(128,128,128,.22)", "linecolor": "rgba(128,128,128,.6)", "zeroline": False}
+    axis |= {"ticks": "outside", "tickcolor": "rgba(128,128,128,.6)", "automargin": True}
+    axis |= {"title": {"standoff": 10, "font_size": 14}}
+    title = {"font_size": 17, "x": 0, "xref": "paper", "xanchor": "left", "y": 1, "yref": "container"}
     for name, ink, paper in (
         ("relaylab", "#767676", clear),
         ("relaylab_light", LIGHT["ink"], LIGHT["paper"]),
         ("relaylab_dark", DARK["ink"], DARK["paper"]),
     ):
-        axis = {"gridcolor": "rgba(128,128,128,.22)", "linecolor": "rgba(128,128,128,.6)", "zeroline": False}
-        axis |= {"ticks": "outside", "tickcolor": "rgba(128,128,128,.6)", "automargin": True}
-        axis |= {"title": {"standoff": 10, "font_size": 14}}
-        pio.templates[name] = go.layout.Template(
-            layout={
-                "font": {"family": SANS, "size": 13, "color": ink},
-                "title": {"font_size": 17, "x": 0, "xref": "paper", "xanchor": "left", "y": 1, "yref": "container"}
-                | {"yanchor": "top", "pad": {"t": 16}},
-                "paper_bgcolor": paper,
-                "plot_bgcolor": clear,
-                "colorway": OKABE_ITO,
-                "xaxis": axis,
-                "yaxis": axis,
-                "legend": {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "bgcolor": clear},
-                "modebar": {"bgcolor": clear, "color": "#8a8a8a", "activecolor": OKABE_ITO[0]},
-                "hoverlabel": {"bgcolor": LIGHT["ink"], "bordercolor": "#767676", "align": "left"}
-                | {"font": {"family": SANS, "size": 13, "color": "#ffffff"}},
-                "margin": {"l": 64, "r": 24, "t": 84, "b": 56},
-            }
-        )
+        layout = {
+            "font": {"family": SANS, "size": 13, "color": ink},
+            "title": title | {"yanchor": "top", "pad": {"t": 16}},
+            "paper_bgcolor": paper,
+            "plot_bgcolor": clear,
+            "colorway": OKABE_ITO,
+            "xaxis": axis,
+            "yaxis": axis,
+            "legend": {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "bgcolor": clear},
+            "modebar": {"bgcolor": clear, "color": "#8a8a8a", "activecolor": OKABE_ITO[0]},
+            "hoverlabel": {"bgcolor": LIGHT["ink"], "bordercolor": "#767676", "align": "left"}
+            | {"font": {"family": SANS, "size": 13, "color": "#ffffff"}},
+            "margin": {"l": 64, "r": 24, "t": 84, "b": 56},
+        }
+        pio.templates[name] = go.layout.Template(layout=layout)
 
 
 @dataclass(frozen=True, slots=True)
 class Html:
-    """HTML that a notebook displays, with the plain text for where HTML cannot be shown."""
+    """HTML that a notebook displays, and plain text for readers without HTML."""
 
     html: str
     text: str
@@ -131,33 +140,56 @@ class Html:
         return self.text
 
 
-def plotly_library() -> Html:
-    """plotly.js itself, 5 MB, to be the last line of a notebook's first cell: figures below then need no network.
+def load_plotly() -> Html:
+    """plotly.js itself (5 MB). Put it on the last line of a notebook's first cell: figures then need no network.
 
-    >>> plotly_library()
+    >>> load_plotly()
     plotly.js is loaded
     """
     from plotly.offline import get_plotlyjs
 
-    register()  # so that the template is known to figures of the reader's own
+    register_templates()  # so that the reader's own figures can use them, too
     return Html(f"<script>{get_plotlyjs()}</script>", "plotly.js is loaded")
 
 
-def described(fig: Figure, *, library: bool = False) -> Html:
-    """A figure with its text alternative (``fig.layout.meta["alt"]``), for those who hear it and where scripts are off.
+def with_alt_text(fig: Figure, text: str, title: str, **layout: Any) -> Figure:
+    """Give a figure the shared template, a title, and a text alternative (``fig.layout.meta["alt"]``).
 
-    Its text takes the colours of the page, light or dark. The page must hold plotly.js (``plotly_library``), or
-    ``library=True`` puts it into this figure. Raises ValueError where the figure has no text alternative.
+    Args:
+        fig: A plotly figure; it is changed.
+        text: What the figure shows, with its numbers, for readers who hear it.
+        title: The title above it.
+        layout: More layout settings of plotly.
+
+    Returns:
+        The same figure.
+    """
+    register_templates()
+    fig.update_layout(template="relaylab", meta={"alt": text}, title_text=title, legend_title_text="")
+    return fig.update_layout(**layout)
+
+
+def show_figure(fig: Figure, *, library: bool = False) -> Html:
+    """A figure for a page, with its text alternative for screen readers and for pages without scripts.
+
+    The text in it takes the page's colour, light or dark.
+
+    Args:
+        fig: A plotly figure from ``with_alt_text``.
+        library: Put plotly.js into this output; otherwise the page must hold it already (``load_plotly``).
+
+    Raises:
+        ValueError: The figure has no text alternative.
 
     >>> import plotly.graph_objects as go
-    >>> described(go.Figure(layout_meta={"alt": "Accuracy rises from 20 % to 60 %."}))
+    >>> show_figure(with_alt_text(go.Figure(), "Accuracy rises from 20 % to 60 %.", "Accuracy"))
     Accuracy rises from 20 % to 60 %.
     """
     import plotly.io as pio
 
     alt = (fig.layout.meta or {}).get("alt")
     if not alt:
-        raise ValueError('the figure has no text alternative: set fig.layout.meta = {"alt": "what it shows"}')
+        raise ValueError("the figure has no text alternative: call with_alt_text(fig, text, title)")
     plot = pio.to_html(fig, full_html=False, include_plotlyjs=library, config={"displaylogo": False})
     text = html.escape(alt)
     style = page_css(".rl-fig") + (
@@ -166,7 +198,7 @@ def described(fig: Figure, *, library: bool = False) -> Html:
         ".rl-fig details{font:13px/1.5 var(--rl-sans)}.rl-fig summary{cursor:pointer;color:var(--rl-muted)}"
     )
     return Html(
-        f'<figure class="rl-fig"><style>{style}</style><div role="img" aria-label="{text}">{plot}</div>'
+        f'<figure class="rl-fig {NO_MATH}"><style>{style}</style><div role="img" aria-label="{text}">{plot}</div>'
         f"<details><summary>The figure in words</summary><p>{text}</p></details></figure>",
         alt,
     )

@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 
+from lesson.checks.function import NotYet, exercise, number
 from relaylab.call_tag import format_call
-from relaylab.checks.function import Function, NotYet
 
 
 def _answers(rng: random.Random) -> Iterator[tuple]:
@@ -32,7 +32,8 @@ def _all_the_rest(top: int, length: int = 300) -> float:
     return sum(n >= left for n in asked for left in range(1, length)) / (len(asked) * (length - 1))
 
 
-def _largest_k(k: int) -> bool:
+@number
+def largest_k(k: int) -> bool:
     """Lesson 01: answers of 300 tokens, at most one call in four for all the rest."""
     if k not in range(4):
         raise NotYet(f"k is one of 0, 1, 2, 3, not {k!r}")
@@ -43,22 +44,27 @@ def _largest_k(k: int) -> bool:
     return True
 
 
-CHECKS = {
-    # Lesson 01: insert_one(ids, position, n, encode) -> ids with the command for n tokens, clipped, before a position.
-    "insert_one": Function(
-        right=_inserted,
-        inputs=_answers,
-        mistakes={
-            "It is not clipped: a call must not ask for more than is left of the answer.": lambda ids, p, n, encode: (
-                ids[:p] + encode(format_call(n)) + ids[p:]
-            ),
-            "Do you count the end token? It is not the teacher's to write.": lambda *a: _inserted(*a, end=0),
-            "The command goes in front of the token at that position.": lambda *a: _inserted(*a, behind=1),
-            "A command is several tokens: add all of them, not a list of them.": lambda ids, p, n, encode: (
-                [*ids[:p], encode(format_call(min(n, len(ids) - 1 - p))), *ids[p:]]
-            ),
-        },
-        show=lambda ids, p, n, encode: f"ids = {ids}, position = {p}, n = {n}",
-    ),
-    "largest_k": _largest_k,
-}
+@exercise(inputs=_answers, show=lambda ids, p, n, encode: f"ids = {ids}, position = {p}, n = {n}")
+def insert_one(ids, position, n, encode):
+    """Ids with the command for n tokens, clipped, before a position."""
+    return _inserted(ids, position, n, encode)
+
+
+@insert_one.mistake("It is not clipped: a call must not ask for more than is left of the answer.")
+def not_clipped(ids, p, n, encode):
+    return ids[:p] + encode(format_call(n)) + ids[p:]
+
+
+@insert_one.mistake("Do you count the end token? It is not the teacher's to write.")
+def counts_the_end_token(*a):
+    return _inserted(*a, end=0)
+
+
+@insert_one.mistake("The command goes in front of the token at that position.")
+def behind_the_position(*a):
+    return _inserted(*a, behind=1)
+
+
+@insert_one.mistake("A command is several tokens: add all of them, not a list of them.")
+def a_list_in_the_list(ids, p, n, encode):
+    return [*ids[:p], encode(format_call(min(n, len(ids) - 1 - p))), *ids[p:]]

@@ -7,9 +7,11 @@ import random
 from collections.abc import Iterator, Sequence
 from statistics import pstdev, stdev
 
+from lesson.checks.function import NotYet, exercise, number
 from relaylab.call_tag import OPEN
-from relaylab.checks.function import Function, NotYet
-from relaylab.evaluation.published import FULL, SIMPLE, TABLE_4
+from relaylab.evaluation.scorecard import paper_tables
+
+SIMPLE, FULL = "Relay simple", "Relay difficulty-aware"
 
 FORBIDDEN = OPEN[:-1].encode()  # what ``engine/token_text.py`` forbids; that module takes seconds to import
 
@@ -45,7 +47,8 @@ def _differences(a: Sequence[float], b: Sequence[float]) -> list[float]:
     return [x - y for x, y in zip(a, b, strict=True)]
 
 
-def _kept_lead(answer: float) -> bool:
+@number
+def kept_lead(answer: float) -> bool:
     """The relay's lead over GRPO on the paper's easy benchmarks: the share of it that is left without the teacher."""
     leads = {
         (system, column): _lead(system, "without teacher", column) / _lead(system, "with teacher", column)
@@ -69,49 +72,60 @@ def _kept_lead(answer: float) -> bool:
 
 
 def _lead(system: str, how: str, column: int) -> float:
-    return TABLE_4[system, how][column] - TABLE_4["GRPO", "without teacher"][column]
+    table = paper_tables().query("source == 'table 4'").set_index(["system", "set"])["value"]
+    part = ("Easy", "Hard")[column]
+    return table[f"{system}, {how}", part] - table["GRPO, without teacher", part]
 
 
-CHECKS = {
-    # banned(tokens, turn) -> for each token of a vocabulary (bytes): must it not follow the bytes of this turn?
-    "banned": Function(
-        right=_banned,
-        inputs=_vocabularies,
-        mistakes={
-            "That bans one token. The same text can be put together from others.": lambda tokens, turn: [
-                t == FORBIDDEN for t in tokens
-            ],
-            "A token need not hold all of it: what the turn ends with counts, too.": lambda tokens, turn: [
-                FORBIDDEN in t for t in tokens
-            ],
-            "That bans every <, and with it 3 < 4. Only what completes the pattern must go.": lambda tokens, turn: [
-                b"<" in t or FORBIDDEN in turn[1 - len(FORBIDDEN) :] + t for t in tokens
-            ],
-            "Look at the end of the turn alone: a call further back would ban whatever comes.": lambda tokens, turn: [
-                FORBIDDEN in turn + t for t in tokens
-            ],
-            "The pattern is <call without its last character, so that nothing of a tag is left.": lambda tokens, turn: [
-                FORBIDDEN + b">" in turn[-len(FORBIDDEN) :] + t for t in tokens
-            ],
-        },
-        show=lambda tokens, turn: f"tokens = {tokens}, turn = {turn}",
-    ),
-    # paired_error(a, b) -> the standard error of the mean of a - b, one value a problem each, the same problems.
-    "paired_error": Function(
-        right=lambda a, b: stdev(_differences(a, b)) / math.sqrt(len(a)),
-        inputs=_pairs,
-        mistakes={
-            "That is for two different sets of problems. These are the same: take differences first.": lambda a, b: (
-                math.sqrt((stdev(a) ** 2 + stdev(b) ** 2) / len(a))
-            ),
-            "That is the spread of the differences; their mean is less uncertain by the root of their number.": (
-                lambda a, b: stdev(_differences(a, b))
-            ),
-            "Divide by n - 1, not by n: the mean was estimated from the same differences.": lambda a, b: (
-                pstdev(_differences(a, b)) / math.sqrt(len(a))
-            ),
-        },
-        show=lambda a, b: f"a = {a}, b = {b}",
-    ),
-    "kept_lead": _kept_lead,
-}
+@exercise(inputs=_vocabularies, show=lambda tokens, turn: f"tokens = {tokens}, turn = {turn}")
+def banned(tokens, turn):
+    """For each token of a vocabulary (bytes): must it not follow the bytes of this turn?"""
+    return _banned(tokens, turn)
+
+
+@banned.mistake("That bans one token. The same text can be put together from others.")
+def one_token(tokens, turn):
+    return [t == FORBIDDEN for t in tokens]
+
+
+@banned.mistake("A token need not hold all of it: what the turn ends with counts, too.")
+def whole_tag_in_one_token(tokens, turn):
+    return [FORBIDDEN in t for t in tokens]
+
+
+@banned.mistake("That bans every <, and with it 3 < 4. Only what completes the pattern must go.")
+def every_bracket(tokens, turn):
+    return [b"<" in t or FORBIDDEN in turn[1 - len(FORBIDDEN) :] + t for t in tokens]
+
+
+@banned.mistake("Look at the end of the turn alone: a call further back would ban whatever comes.")
+def whole_turn(tokens, turn):
+    return [FORBIDDEN in turn + t for t in tokens]
+
+
+@banned.mistake("The pattern is <call without its last character, so that nothing of a tag is left.")
+def with_the_last_character(tokens, turn):
+    return [FORBIDDEN + b">" in turn[-len(FORBIDDEN) :] + t for t in tokens]
+
+
+@exercise(inputs=_pairs, show=lambda a, b: f"a = {a}, b = {b}")
+def paired_error(a, b):
+    """The standard error of the mean of a - b, one value a problem each, the same problems."""
+    return stdev(_differences(a, b)) / math.sqrt(len(a))
+
+
+@paired_error.mistake("That is for two different sets of problems. These are the same: take differences first.")
+def unpaired(a, b):
+    return math.sqrt((stdev(a) ** 2 + stdev(b) ** 2) / len(a))
+
+
+@paired_error.mistake(
+    "That is the spread of the differences; their mean is less uncertain by the root of their number."
+)
+def spread_of_differences(a, b):
+    return stdev(_differences(a, b))
+
+
+@paired_error.mistake("Divide by n - 1, not by n: the mean was estimated from the same differences.")
+def population_spread(a, b):
+    return pstdev(_differences(a, b)) / math.sqrt(len(a))

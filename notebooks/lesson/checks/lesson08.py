@@ -6,13 +6,13 @@ import random
 import re
 from collections.abc import Iterator
 
-from relaylab.checks.function import Function, NotYet
-from relaylab.evaluation.cost import CostTerms, ModelTerms, alone, breakeven_calls, costs, regular_trace, usage
-from relaylab.evaluation.published import matched_p
+from lesson.checks.function import NotYet, exercise, number
+from relaylab.evaluation.cost import ModelPrices, Prices, alone, breakeven_calls, costs, regular_trace, usage
+from relaylab.evaluation.scorecard import matched_p
 from relaylab.trace import COMMAND, STUDENT, TEACHER, Call, Trace
 
 SHAPE = {"tokens": 1000, "prompt": 150, "command_tokens": 8}  # of docs/cost.md
-TERMS = CostTerms(student=ModelTerms(parameters=0.6e9), teacher=ModelTerms(parameters=8e9))
+PRICES = Prices(student=ModelPrices(parameters=0.6e9), teacher=ModelPrices(parameters=8e9))
 
 
 def _relay(prompt: int, source: str) -> Trace:
@@ -38,8 +38,8 @@ def _relays(rng: random.Random) -> Iterator[tuple[Trace, float, float]]:
 
 
 def _flops(trace: Trace, student: float, teacher: float, *, cache: bool = True) -> float:
-    terms = CostTerms(student=ModelTerms(parameters=student), teacher=ModelTerms(parameters=teacher), cache=cache)
-    return float(costs(usage([trace]), terms).flops.iloc[0])
+    prices = Prices(student=ModelPrices(parameters=student), teacher=ModelPrices(parameters=teacher), cache=cache)
+    return float(costs(usage([trace]), prices).flops.iloc[0])
 
 
 def _summed(
@@ -75,13 +75,14 @@ def _accuracies(rng: random.Random) -> Iterator[tuple[float, float, float]]:
         yield student, teacher, found
 
 
-def _fewest_calls(n: int) -> bool:
+@number
+def fewest_calls(n: int) -> bool:
     """Lesson 08: so many calls of one token cost as many FLOPs as the teacher alone; models of 0.6B and 8B."""
     if type(n) is not int or not 1 <= n <= SHAPE["tokens"]:
         raise NotYet(f"it is a number of calls, from 1 to {SHAPE['tokens']}, not {n!r}")
-    fewest = breakeven_calls(TERMS, "flops", call_tokens=1, **SHAPE)
+    fewest = breakeven_calls(PRICES, "flops", call_tokens=1, **SHAPE)
     used = usage([regular_trace(calls=n, call_tokens=1, **SHAPE)])
-    share = float(costs(used, TERMS).flops.iloc[0] / costs(alone(used, "teacher"), TERMS).flops.iloc[0])
+    share = float(costs(used, PRICES).flops.iloc[0] / costs(alone(used, "teacher"), PRICES).flops.iloc[0])
     if n < fewest:
         raise NotYet(f"with {n} it is {100 * share:.2f} % of the teacher alone: not yet as much")
     if n > fewest:
@@ -89,40 +90,78 @@ def _fewest_calls(n: int) -> bool:
     return True
 
 
-CHECKS = {
-    # Lesson 08: my_flops(trace, student, teacher) -> FLOPs of a relay whose teacher keeps its cache; N parameters each.
-    "my_flops": Function(
-        right=_flops,
-        inputs=_relays,
-        mistakes={
-            "To write a token a model has to read all that stands before it.": _written,
-            "That reads everything again at every call; here the teacher keeps its cache.": lambda *a: _flops(
-                *a, cache=False
-            ),
-            "The teacher never sees a command.": lambda *a: _summed(*a, commands=True),
-            "What the student writes behind the last call, the teacher never reads.": lambda *a: _summed(
-                *a, to_the_end=True
-            ),
-            "The teacher reads the prompt, too: once.": lambda *a: _summed(*a, teacher_prompt=False),
-            "A teacher that is never called does not even read the prompt.": lambda *a: _summed(*a, uncalled=True),
-            "The student reads what the teacher wrote, before it goes on.": lambda *a: _summed(*a, hears=False),
-            "A parameter is multiplied and added: two operations a token.": lambda *a: _flops(*a) / 2,
-        },
-        show=lambda trace, student, teacher: (
-            f"{trace.source} behind a prompt of {len(trace.prompt_ids)}, N = {student:g} and {teacher:g}"
-        ),
+@exercise(
+    inputs=_relays,
+    show=lambda trace, student, teacher: (
+        f"{trace.source} behind a prompt of {len(trace.prompt_ids)}, N = {student:g} and {teacher:g}"
     ),
-    # Lesson 08: coin(student, teacher, accuracy) -> the p with which a random router is as accurate; all in %.
-    "coin": Function(
-        right=matched_p,
-        inputs=_accuracies,
-        mistakes={
-            "That is the share that stays with the student; p is the teacher's.": lambda s, t, a: (t - a) / (t - s),
-            "Divide by what there is to gain, teacher less student.": lambda s, t, a: (a - s) / t,
-            "A coin that never falls on the teacher still has the student's accuracy.": lambda s, t, a: a / t,
-            "These are points; p is a share of the gap.": lambda s, t, a: a - s,
-        },
-        show=lambda student, teacher, accuracy: f"{student:.4g}, {teacher:.4g} and {accuracy:.4g} %",
-    ),
-    "fewest_calls": _fewest_calls,
-}
+)
+def my_flops(trace, student, teacher):
+    """FLOPs of a relay whose teacher keeps its cache; N parameters each."""
+    return _flops(trace, student, teacher)
+
+
+my_flops.mistake("To write a token a model has to read all that stands before it.")(_written)
+
+
+@my_flops.mistake("That reads everything again at every call; here the teacher keeps its cache.")
+def no_cache(*a):
+    return _flops(*a, cache=False)
+
+
+@my_flops.mistake("The teacher never sees a command.")
+def teacher_reads_commands(*a):
+    return _summed(*a, commands=True)
+
+
+@my_flops.mistake("What the student writes behind the last call, the teacher never reads.")
+def teacher_reads_to_the_end(*a):
+    return _summed(*a, to_the_end=True)
+
+
+@my_flops.mistake("The teacher reads the prompt, too: once.")
+def no_prompt(*a):
+    return _summed(*a, teacher_prompt=False)
+
+
+@my_flops.mistake("A teacher that is never called does not even read the prompt.")
+def prompt_without_a_call(*a):
+    return _summed(*a, uncalled=True)
+
+
+@my_flops.mistake("The student reads what the teacher wrote, before it goes on.")
+def student_does_not_read(*a):
+    return _summed(*a, hears=False)
+
+
+@my_flops.mistake("A parameter is multiplied and added: two operations a token.")
+def one_operation(*a):
+    return _flops(*a) / 2
+
+
+@exercise(
+    inputs=_accuracies, show=lambda student, teacher, accuracy: f"{student:.4g}, {teacher:.4g} and {accuracy:.4g} %"
+)
+def coin(student, teacher, accuracy):
+    """The p with which a random router is as accurate; all in %."""
+    return matched_p(student, teacher, accuracy)
+
+
+@coin.mistake("That is the share that stays with the student; p is the teacher's.")
+def students_share(s, t, a):
+    return (t - a) / (t - s)
+
+
+@coin.mistake("Divide by what there is to gain, teacher less student.")
+def divided_by_the_teacher(s, t, a):
+    return (a - s) / t
+
+
+@coin.mistake("A coin that never falls on the teacher still has the student's accuracy.")
+def zero_without_teacher(s, t, a):
+    return a / t
+
+
+@coin.mistake("These are points; p is a share of the gap.")
+def points_not_share(s, t, a):
+    return a - s

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from statistics import fmean, pstdev, stdev
 
-from relaylab.checks.function import Function, NotYet, short
+from lesson.checks.function import NotYet, exercise, number, short
 from relaylab.trace import COMMAND, STUDENT, TEACHER, Call, Trace
 from relaylab.training.rewards import advantages, difficulty_aware, helped, kind_of, ratios
 
@@ -125,7 +125,8 @@ def _over(group: Sequence[Trace], *, tags: bool = False, own: bool = False, capp
     return [min(1.0, share) for share in shares] if capped else shares
 
 
-def _largest_rho(rho: float) -> bool:
+@number
+def largest_rho(rho: float) -> bool:
     """Lesson 02: the share from which on the helped one of [right alone, right helped, wrong, wrong] is discouraged."""
     below, above = (advantages([1.5, 1 - r, 0, 0])[1] for r in (rho - 0.01, rho + 0.01))
     if below <= 0:
@@ -137,81 +138,126 @@ def _largest_rho(rho: float) -> bool:
     return True
 
 
-CHECKS = {
-    # Lesson 02: my_rewards(groups) -> the difficulty-aware rewards, rho as in the paper, group by group.
-    "my_rewards": Function(
-        right=lambda groups: [difficulty_aware(group) for group in groups],
-        inputs=_batches,
-        mistakes={
-            "Is a flag taken over the whole batch? What kind of problem it is, each group says itself.": (
-                _flags_of_the_batch
-            ),
-            "ρ counts the tokens that were delivered, not those that were asked for.": lambda gs: _paid(
-                gs, rho=_requested
-            ),
-            "A command that nobody answered is no help: look for teacher tokens, not for commands.": lambda gs: _paid(
-                gs, help_=_has_command
-            ),
-            "Wrong, but called: that is no reason for the penalty; it is for those that did not ask.": _punished,
-            "The paper's ρ is over all tokens, those of commands and tags included.": lambda gs: [
-                difficulty_aware(group, ratio="content") for group in gs
-            ],
-            "Right alone in a solvable group earns 1.5, the bonus for independence.": lambda gs: [
-                difficulty_aware(group, bonus=1.0) for group in gs
-            ],
-            "In an unsolvable group a wrong rollout that was helped earns ρ: that is exploration.": lambda gs: [
-                difficulty_aware(group, explore=False) for group in gs
-            ],
-            "A right answer that was helped pays for it: 1 − ρ.": lambda gs: [
-                [1 if t.correct and helped(t) else r for t, r in zip(group, difficulty_aware(group))] for group in gs
-            ],
-        },
-        show=_show_groups,
-    ),
-    # Lesson 02: group_advantages(rewards, group by group) -> advantages. The eps is small beside the tolerance.
-    "group_advantages": Function(
-        right=lambda groups: [advantages(group) for group in groups],
-        inputs=_reward_lists,
-        mistakes={
-            "The standard deviation is the sample's: divide by one less than there are rollouts.": lambda gs: [
-                [(r - fmean(g)) / (pstdev(g) + 1e-4) for r in g] for g in gs
-            ],
-            "Mean and deviation are the group's own, not those of the whole batch.": _standard_of_the_batch,
-            "Divide by the standard deviation.": lambda gs: [[r - fmean(g) for r in g] for g in gs],
-            "Take the group's mean off first.": lambda gs: [[r / (stdev(g) + 1e-4) for r in g] for g in gs],
-        },
-        show=lambda groups: f"rewards {short(groups)}",
-        tolerance=2e-3,
-    ),
-    "largest_rho": _largest_rho,
-    # Lesson 02: undilutable(group) -> of each rollout the teacher's share that its own text cannot make smaller.
-    "undilutable": Function(
-        right=lambda group: ratios(group, "group"),
-        inputs=_groups,
-        mistakes={
-            "Its own length is in the mean: a rollout that pads still pays less. Take the others only.": lambda g: (
-                _over(g, own=True)
-            ),
-            "Tokens of commands and stray tags are no content (Trace.tag_tokens).": lambda g: _over(g, tags=True),
-            "A share is at most 1, however short the others are.": lambda g: _over(g, capped=False),
-            "That is over its own content, which other padding still dilutes.": lambda g: ratios(g, "content"),
-            "That is the paper's, over all tokens of its own.": lambda g: ratios(g, "paper"),
-        },
-        show=_show_group,
-    ),
-    # Lesson 02: loss_mask(trace) -> 1 for the tokens that the loss is taken over, else 0.
-    "loss_mask": Function(
-        right=lambda trace: [int(s != TEACHER) for s in trace.source],
-        inputs=lambda rng: ((t,) for t in (*_lesson_group(), *(_random_rollout(rng) for _ in range(20)))),
-        mistakes={
-            "The student wrote its commands: they are what it is to learn.": lambda t: [
-                int(s == STUDENT) for s in t.source
-            ],
-            "The teacher's tokens are in it: the student did not write them and could not have.": lambda t: [
-                1 for _ in t.source
-            ],
-            "It is upside down: 1 is for the tokens that are trained.": lambda t: [int(s == TEACHER) for s in t.source],
-        },
-        show=lambda trace: trace.source,
-    ),
-}
+@exercise(inputs=_batches, show=_show_groups)
+def my_rewards(groups):
+    """The difficulty-aware rewards, rho as in the paper, group by group."""
+    return [difficulty_aware(group) for group in groups]
+
+
+my_rewards.mistake("Is a flag taken over the whole batch? What kind of problem it is, each group says itself.")(
+    _flags_of_the_batch
+)
+
+
+@my_rewards.mistake("ρ counts the tokens that were delivered, not those that were asked for.")
+def rho_of_requested_tokens(gs):
+    return _paid(gs, rho=_requested)
+
+
+@my_rewards.mistake("A command that nobody answered is no help: look for teacher tokens, not for commands.")
+def any_command_is_help(gs):
+    return _paid(gs, help_=_has_command)
+
+
+my_rewards.mistake("Wrong, but called: that is no reason for the penalty; it is for those that did not ask.")(_punished)
+
+
+@my_rewards.mistake("The paper's ρ is over all tokens, those of commands and tags included.")
+def rho_of_content(gs):
+    return [difficulty_aware(group, ratio="content") for group in gs]
+
+
+@my_rewards.mistake("Right alone in a solvable group earns 1.5, the bonus for independence.")
+def no_bonus(gs):
+    return [difficulty_aware(group, bonus=1.0) for group in gs]
+
+
+@my_rewards.mistake("In an unsolvable group a wrong rollout that was helped earns ρ: that is exploration.")
+def no_exploration(gs):
+    return [difficulty_aware(group, exploration_cap=0.0) for group in gs]
+
+
+@my_rewards.mistake("A right answer that was helped pays for it: 1 − ρ.")
+def help_is_free(gs):
+    return [[1 if t.correct and helped(t) else r for t, r in zip(group, difficulty_aware(group))] for group in gs]
+
+
+@exercise(inputs=_reward_lists, show=lambda groups: f"rewards {short(groups)}", tolerance=0.002)
+def group_advantages(groups):
+    """Advantages. The eps is small beside the tolerance."""
+    return [advantages(group) for group in groups]
+
+
+@group_advantages.mistake("The standard deviation is the sample's: divide by one less than there are rollouts.")
+def population_deviation(gs):
+    return [[(r - fmean(g)) / (pstdev(g) + 0.0001) for r in g] for g in gs]
+
+
+group_advantages.mistake("Mean and deviation are the group's own, not those of the whole batch.")(
+    _standard_of_the_batch
+)
+
+
+@group_advantages.mistake("Divide by the standard deviation.")
+def not_divided(gs):
+    return [[r - fmean(g) for r in g] for g in gs]
+
+
+@group_advantages.mistake("Take the group's mean off first.")
+def not_centred(gs):
+    return [[r / (stdev(g) + 0.0001) for r in g] for g in gs]
+
+
+@exercise(inputs=_groups, show=_show_group)
+def undilutable(group):
+    """Of each rollout the teacher's share that its own text cannot make smaller."""
+    return ratios(group, "group")
+
+
+@undilutable.mistake("Its own length is in the mean: a rollout that pads still pays less. Take the others only.")
+def own_length_in_the_mean(g):
+    return _over(g, own=True)
+
+
+@undilutable.mistake("Tokens of commands and stray tags are no content (Trace.tag_tokens).")
+def tags_are_content(g):
+    return _over(g, tags=True)
+
+
+@undilutable.mistake("A share is at most 1, however short the others are.")
+def not_capped(g):
+    return _over(g, capped=False)
+
+
+@undilutable.mistake("That is over its own content, which other padding still dilutes.")
+def content_ratio(g):
+    return ratios(g, "content")
+
+
+@undilutable.mistake("That is the paper's, over all tokens of its own.")
+def paper_ratio(g):
+    return ratios(g, "paper")
+
+
+@exercise(
+    inputs=lambda rng: ((t,) for t in (*_lesson_group(), *(_random_rollout(rng) for _ in range(20)))),
+    show=lambda trace: trace.source,
+)
+def loss_mask(trace):
+    """1 for the tokens that the loss is taken over, else 0."""
+    return [int(s != TEACHER) for s in trace.source]
+
+
+@loss_mask.mistake("The student wrote its commands: they are what it is to learn.")
+def commands_masked(t):
+    return [int(s == STUDENT) for s in t.source]
+
+
+@loss_mask.mistake("The teacher's tokens are in it: the student did not write them and could not have.")
+def teacher_trained(t):
+    return [1 for _ in t.source]
+
+
+@loss_mask.mistake("It is upside down: 1 is for the tokens that are trained.")
+def upside_down(t):
+    return [int(s == TEACHER) for s in t.source]

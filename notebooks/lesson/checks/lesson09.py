@@ -6,8 +6,8 @@ import random
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 
-from relaylab.checks.function import Function, NotYet
-from relaylab.training.memory import GB, PROMPT, QWEN3, Shape, shipped, total
+from lesson.checks.function import NotYet, exercise, number
+from relaylab.memory import GB, PROMPT, QWEN3, Shape, shipped, total
 
 Config = Mapping[str, int]  # the names of a config.json
 
@@ -64,7 +64,8 @@ def _narrow(config: Config) -> dict[str, int]:
     return {"head_dim": config["hidden_size"] // config["num_attention_heads"]}
 
 
-def _longest_answer(tokens: int) -> bool:
+@number
+def longest_answer(tokens: int) -> bool:
     """Lesson 09: the longest max_tokens, in steps of 128, with which the recipe stays below 95 % of 24 GB."""
     if type(tokens) is not int or tokens < STEP or tokens % STEP:
         raise NotYet(f"give a multiple of {STEP} tokens, not {tokens!r}")
@@ -81,47 +82,83 @@ def _told(config: Config, *names: str) -> str:
     return ", ".join(f"{name} = {config[name]}" for name in names)
 
 
-CHECKS = {
-    # Lesson 09: cache_bytes(config) -> bytes of keys and values a token, in bf16.
-    "cache_bytes": Function(
-        right=_cache,
-        inputs=_configs,
-        mistakes={
-            "Query heads share keys and values: what is kept has num_key_value_heads.": lambda c: _cache(
-                c, num_key_value_heads=c["num_attention_heads"]
-            ),
-            "Keys and values, of 2 bytes a number: is one of these factors missing?": lambda c: _cache(c) // 2,
-            "bf16 has 2 bytes a number.": lambda c: 2 * _cache(c),
-            "A head has head_dim numbers; that is not hidden_size / num_attention_heads in each of these models.": (
-                lambda c: _cache(c, **_narrow(c))
-            ),
-            "A layer keeps num_key_value_heads x head_dim numbers, not hidden_size.": lambda c: (
-                4 * c["num_hidden_layers"] * c["hidden_size"]
-            ),
-            "Every layer has a cache of its own.": lambda c: _cache(c, num_hidden_layers=1),
-        },
-        show=lambda config: _told(config, "num_hidden_layers", "num_key_value_heads", "head_dim"),
-    ),
-    # Lesson 09: lora_parameters(config, rank) -> parameters of an adapter on all seven matrices of each layer.
-    "lora_parameters": Function(
-        right=_lora,
-        inputs=lambda rng: ((c, rng.choice((4, 8, 16))) for (c,) in _configs(rng)),
-        mistakes={
-            "That is what the matrices have; two thin ones beside each have rank x (in + out).": lambda c, r: (
-                c["num_hidden_layers"] * sum(a * b for a, b in _matrices(c).values())
-            ),
-            "Seven matrices: q, k, v, o and gate, up, down.": lambda c, r: _of(c, r, "q k v o"),
-            "An adapter is two matrices: in x rank, and rank x out.": lambda c, r: _of(c, r, outs=0),
-            "In x rank, and rank x out: where is the first of the two?": lambda c, r: _of(c, r, ins=0),
-            "q puts out num_attention_heads x head_dim numbers, which need not be hidden_size.": lambda c, r: _lora(
-                c, r, **_narrow(c)
-            ),
-            "k and v put out num_key_value_heads x head_dim numbers, fewer than q.": lambda c, r: _lora(
-                c, r, num_key_value_heads=c["num_attention_heads"]
-            ),
-            "That is one layer's.": lambda c, r: _lora(c, r, num_hidden_layers=1),
-        },
-        show=lambda config, rank: f"rank = {rank}, " + _told(config, *list(config)[:6]),
-    ),
-    "longest_answer": _longest_answer,
-}
+@exercise(inputs=_configs, show=lambda config: _told(config, "num_hidden_layers", "num_key_value_heads", "head_dim"))
+def cache_bytes(config):
+    """Bytes of keys and values a token, in bf16."""
+    return _cache(config)
+
+
+@cache_bytes.mistake("Query heads share keys and values: what is kept has num_key_value_heads.")
+def query_heads(c):
+    return _cache(c, num_key_value_heads=c["num_attention_heads"])
+
+
+@cache_bytes.mistake("Keys and values, of 2 bytes a number: is one of these factors missing?")
+def one_factor_missing(c):
+    return _cache(c) // 2
+
+
+@cache_bytes.mistake("bf16 has 2 bytes a number.")
+def four_bytes(c):
+    return 2 * _cache(c)
+
+
+@cache_bytes.mistake(
+    "A head has head_dim numbers; that is not hidden_size / num_attention_heads in each of these models."
+)
+def narrow_heads(c):
+    return _cache(c, **_narrow(c))
+
+
+@cache_bytes.mistake("A layer keeps num_key_value_heads x head_dim numbers, not hidden_size.")
+def hidden_size_kept(c):
+    return 4 * c["num_hidden_layers"] * c["hidden_size"]
+
+
+@cache_bytes.mistake("Every layer has a cache of its own.")
+def one_layer(c):
+    return _cache(c, num_hidden_layers=1)
+
+
+@exercise(
+    inputs=lambda rng: ((c, rng.choice((4, 8, 16))) for (c,) in _configs(rng)),
+    show=lambda config, rank: f"rank = {rank}, " + _told(config, *list(config)[:6]),
+)
+def lora_parameters(config, rank):
+    """Parameters of an adapter on all seven matrices of each layer."""
+    return _lora(config, rank)
+
+
+@lora_parameters.mistake("That is what the matrices have; two thin ones beside each have rank x (in + out).")
+def whole_matrices(c, r):
+    return c["num_hidden_layers"] * sum((a * b for a, b in _matrices(c).values()))
+
+
+@lora_parameters.mistake("Seven matrices: q, k, v, o and gate, up, down.")
+def attention_only(c, r):
+    return _of(c, r, "q k v o")
+
+
+@lora_parameters.mistake("An adapter is two matrices: in x rank, and rank x out.")
+def first_factor_only(c, r):
+    return _of(c, r, outs=0)
+
+
+@lora_parameters.mistake("In x rank, and rank x out: where is the first of the two?")
+def second_factor_only(c, r):
+    return _of(c, r, ins=0)
+
+
+@lora_parameters.mistake("q puts out num_attention_heads x head_dim numbers, which need not be hidden_size.")
+def narrow_query(c, r):
+    return _lora(c, r, **_narrow(c))
+
+
+@lora_parameters.mistake("k and v put out num_key_value_heads x head_dim numbers, fewer than q.")
+def key_heads_as_query_heads(c, r):
+    return _lora(c, r, num_key_value_heads=c["num_attention_heads"])
+
+
+@lora_parameters.mistake("That is one layer's.")
+def one_layer_adapted(c, r):
+    return _lora(c, r, num_hidden_layers=1)

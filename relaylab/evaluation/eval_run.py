@@ -1,0 +1,171 @@
+"""What the systems of an evaluation share: the models, each loaded once, and the problems with their settings."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from relaylab.engine.engine import Engine
+from relaylab.engine.load import load_engine, relay_defaults
+from relaylab.evaluation.token_router import TokenRouter, train_token_router
+from relaylab.relay.call_rules import CallRule
+from relaylab.relay.config import RelayConfig
+from relaylab.relay.local_teacher import LocalTeacher
+from relaylab.relay.pair import Pair, is_url, load_teacher
+from relaylab.relay.teachers import Teacher
+from relaylab.tasks.suites import Problem
+from relaylab.trace import Trace, TraceWriter
+
+if TYPE_CHECKING:
+    from relaylab.evaluation.systems import System
+
+
+def without_secrets(value: Any) -> Any:
+    """A server's address without its login and query; any other value as it is.
+
+    >>> without_secrets("http://ann:secret@127.0.0.1:8000/v1?key=secret"), without_secrets(20)
+    ('http://127.0.0.1:8000/v1', 20)
+    """
+    if not (isinstance(value, str) and is_url(value)):
+        return value
+    parts = urlsplit(value)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+@dataclass(eq=False)
+class ModelCache:
+    """The models of a comparison, each loaded once, and what is trained for a baseline.
+
+    Args:
+        default_teacher: of all systems that name no other.
+        training: problems that a token router may learn from.
+        max_tokens: of the answers that it learns from.
+        options: device and dtype of local models.
+        untrained: the model that answers as ``student``.
+    """
+
+    default_teacher: str | Teacher = "teacher"
+    training: Sequence[Problem] = ()
+    max_tokens: int = 512
+    options: dict[str, Any] = field(default_factory=dict)
+    untrained: str = "student"
+    _engines: dict[str, Engine] = field(default_factory=dict, repr=False)
+    _teachers: dict[str, Teacher] = field(default_factory=dict, repr=False)
+    _routers: dict[str, TokenRouter] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def teacher(self) -> Teacher:
+        teacher = self.default_teacher
+        return self.teacher_named(teacher) if isinstance(teacher, str) else teacher
+
+    def teacher_named(self, name: str) -> Teacher:
+        """Another teacher, by name or URL."""
+        if name not in self._teachers:
+            self._teachers[name] = load_teacher(name, **({} if is_url(name) else self.options))
+        return self._teachers[name]
+
+    def engine(self, name: str) -> Engine:
+        if name not in self._engines:
+            self._engines[name] = load_engine(self.untrained if name == "student" else name, **self.options)
+        return self._engines[name]
+
+    def router(self, student: str) -> TokenRouter:
+        if student not in self._routers:
+            if not self.training:
+                raise ValueError("the token router (citer) learns from training problems; give some")
+            self._routers[student] = train_token_router(
+                self.engine(student), self.local_teacher("citer"), self.training, max_tokens=self.max_tokens
+            )
+        return self._routers[student]
+
+    def local_teacher(self, system: str) -> LocalTeacher:
+        """The teacher of a system that looks into both models; it must not be behind a server."""
+        if not isinstance(self.teacher, LocalTeacher):
+            raise ValueError(f"{system} needs both models in this process, and the teacher is {self.teacher.name}")
+        return self.teacher
+
+
+@dataclass(eq=False)
+class EvalRun:
+    """Problems and the settings with which all systems decode them.
+
+    Args:
+        models: of the comparison.
+        problems: decoded by every system.
+        folder: keeps the traces, one file per system, so that an interrupted run goes on.
+        config: of the relays; systems that call silently take its sampling and ``max_tokens``.
+        seed: each problem's own seed is a function of it and of the problem's id.
+        batch_size: rows decoded together.
+        shard: ``i/n`` decodes one part of the problems only.
+        progress: show bars.
+    """
+
+    models: ModelCache
+    problems: Sequence[Problem]
+    folder: Path
+    config: RelayConfig = field(default_factory=RelayConfig)
+    seed: int = 0
+    batch_size: int = 64
+    shard: str | None = None
+    progress: bool = True
+    _done: dict[str, list[Trace]] = field(default_factory=dict, repr=False)
+
+    def traces(self, system: System) -> list[Trace]:
+        """The graded traces of a system, in the problems' order."""
+        if system.label not in self._done:
+            self._done[system.label] = system.decode(self)
+        return self._done[system.label]
+
+    def path(self, system: System) -> Path:
+        """The file of a system's traces; different labels have different files."""
+        name = system.label.replace(":", " ", 1)
+        plain = re.sub(r"[^\w=,.+\- ]", "_", name)[:150]
+        if plain != name:
+            name = f"{plain} {hashlib.blake2b(name.encode(), digest_size=4).hexdigest()}"
+        return self.folder / f"{name}.jsonl"
+
+    def decode(
+        self,
+        system: System,
+        student: str,
+        teacher: Teacher,
+        *,
+        config: RelayConfig | None = None,
+        call_rule: CallRule | None = None,
+    ) -> list[Trace]:
+        """``Pair.decode`` with the run's settings, recorded and resumable; failures of a teacher exclude the answer."""
+        return Pair(self.models.engine(student), teacher).decode(
+            self.problems,
+            seed=self.seed,
+            out=self.path(system),
+            config=replace(config or self.config, on_failure="exclude"),
+            call_rule=call_rule,
+            record=True,
+            batch_size=self.batch_size,
+            progress=self.progress,
+            shard=self.shard,
+        )
+
+    def relay_config(self, student: str) -> RelayConfig:
+        """The run's settings for a trained student. Caps that these leave open are those of its training."""
+        trained = relay_defaults(self.models.untrained if student == "student" else student)
+        caps = {k: trained.get(k) for k in ("max_calls", "max_call_tokens") if getattr(self.config, k) is None}
+        return replace(self.config, **caps)
+
+    def silent(self, system: System, student: str, rule: CallRule, *, max_calls: int | None = None) -> list[Trace]:
+        """The teacher takes over where a rule says so, without a command."""
+        caps = dict.fromkeys(("max_call_tokens", "max_teacher_tokens", "fixed_call_tokens"))
+        config = replace(self.config, max_calls=max_calls, write_call=False, **caps)
+        return self.decode(system, student, self.models.teacher, config=config, call_rule=rule)
+
+    def write(self, system: System, traces: list[Trace]) -> list[Trace]:
+        """Keep traces that are put together from those of other systems."""
+        with TraceWriter(self.path(system)) as out:
+            out.replace(traces)
+        return traces

@@ -1,0 +1,160 @@
+"""The figures of evaluations hold the numbers of their frames, and say them in words too."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+from test_placement import TEXT, recorded, relayed, runs
+
+from relaylab.evaluation.placement import agreement_frame, calls_frame, transfer_frame, windows_frame
+from relaylab.views import evaluation_figures as figures
+from relaylab.views.theme import show_figure
+
+VERDICTS = ("needed", "wasted, right anyway", "wasted, wrong anyway", "harmful")
+
+
+def bars(fig) -> dict[str, dict]:
+    return {b.name: {x: y for x, y in zip(b.x, b.y) if y} for b in fig.data}
+
+
+def checked(fig) -> str:
+    """Its text alternative, after a look at what all figures have in common."""
+    axes = [a.title.text for a in (*fig.select_xaxes(), *fig.select_yaxes()) if a.title.text]
+    assert axes
+    assert fig.layout.title.text
+    assert show_figure(fig).text == fig.layout.meta["alt"]
+    return fig.layout.meta["alt"]
+
+
+def test_figures_of_calls_hold_the_counts():
+    calls = calls_frame([relayed((TEXT.index("15."), 2), (TEXT.index("705."), 3)), relayed((TEXT.index("In all"), 3))])
+    fig = figures.position_figure(calls)
+    assert {name: sum(b.values()) for name, b in bars(fig).items()} == {"no result": 1, "product": 1, "sum": 1}
+    assert bars(fig)["sum"] == {17.5: 1}  # token 10 of 55
+    assert "no result 1, product 1, sum 1" in checked(fig)
+    assert len({b.marker.pattern.shape for b in fig.data}) == 3  # colour does not speak alone
+
+    fig = figures.delegation_figure(calls)
+    assert bars(fig) == {"line start": {"no result": 1}, "before result": {"product": 1, "sum": 1}}
+    assert "the teacher writes 100 % of it" in checked(fig)
+
+    calls.loc[0, "delivered"] = 1
+    fig = figures.delivery_figure(calls)
+    marks, line = fig.data
+    assert list(line.x) == list(line.y) == [1, 3]
+    assert sorted(zip(marks.x, marks.y, marks.marker.size)) == [(2, 1, 1), (3, 3, 2)]
+    assert "3 calls: 2.7 tokens requested on average, 2.7 granted, 2.3 delivered" in checked(fig)
+    calls.loc[0, ["requested", "delivered"]] = 500, 0
+    fig = figures.delivery_figure(calls)
+    assert fig.layout.xaxis.type == fig.layout.yaxis.type == "log"
+    assert min(min(marks.y) for marks in fig.data[:-1]) == 0.5
+    for figure in (figures.position_figure, figures.delegation_figure, figures.delivery_figure):
+        with pytest.raises(ValueError, match="there are no"):
+            figure(calls[:0])
+
+
+def test_the_figure_of_windows_has_means_and_their_errors():
+    traces = [recorded(relayed((TEXT.index("In all"), 3))) for _ in range(2)]
+    traces[1].entropies = [e + 2 for e in traces[1].entropies]
+    frame = windows_frame(traces, width=3)
+    fig = figures.window_figure(frame)
+    before = next(d for d in fig.data if d.name == "call" and d.xaxis == "x")
+    assert list(before.x) == [-3, -2, -1, 0]
+    at = TEXT.index("In all")
+    assert list(before.y) == [at - 2, at - 1, at, at + 1]
+    assert before.error_y.array == pytest.approx([1.96] * 4)  # two values 2 apart: a standard error of 1
+    assert f"{at + 1:.2f} nats where a call begins (n = 2)" in checked(fig)
+    assert {d.line.dash for d in fig.data} == {"solid", "dot"}
+    assert "log-probability" in checked(figures.window_figure(frame, value="logprob"))
+    with pytest.raises(ValueError, match="value is 'surprise'"):
+        figures.window_figure(frame, value="surprise")
+
+
+def test_figures_of_effects():
+    verdicts = pd.DataFrame({"suite": ["x", "x", "y"], "with": [1.0, 1, 0], "against": [0.0, 1, 0]})
+    verdicts["verdict"] = pd.Categorical([VERDICTS[0], VERDICTS[1], VERDICTS[2]], categories=VERDICTS)
+    fig = figures.verdict_figure(verdicts)
+    assert bars(fig) == {VERDICTS[0]: {"x": 1}, VERDICTS[1]: {"x": 1}, VERDICTS[2]: {"y": 1}}
+    assert "66.7 % with the call, 33.3 % otherwise" in checked(fig)
+
+    effects = pd.DataFrame(
+        {
+            "suite": ["x", "x", "y"],
+            "arm": pd.Categorical(["with", "without", "without"], categories=["with", "without"]),
+            "calls": [4, 4, 2],
+            "accuracy": [0.75, 0.25, 0.5],
+            "gain": [0.0, 0.5, -0.5],
+            "low": [0.0, 0.25, np.nan],
+            "high": [0.0, 0.75, np.nan],
+        }
+    )
+    fig = figures.effects_figure(effects)
+    assert [d.name for d in fig.data] == ["without"]
+    assert (list(fig.data[0].x), list(fig.data[0].y)) == (["x", "y"], [50, -50])
+    assert (list(fig.data[0].error_y.array), list(fig.data[0].error_y.arrayminus)) == ([25, 0], [25, 0])
+    assert "over without +50 in x, -50 in y" in checked(fig)
+    with pytest.raises(ValueError, match="there are no"):
+        figures.effects_figure(effects[:1])
+
+
+def test_figures_of_teachers_and_hostile_names():
+    bad = "<b onclick='x'>$x$"
+    two = {bad: runs()["big"], "mid": runs()["mid"]}
+    for fig in (
+        figures.transfer_figure(transfer_frame(two)),
+        figures.transfer_figure(transfer_frame(two, by="suite"), by="suite"),
+    ):
+        assert list(fig.data[0].y) == [50, 100]
+        assert fig.data[0].error_y.array[1] == pytest.approx(0)
+        assert list(fig.data[0].x) == ["&lt;b onclick='x'&gt;&#36;x&#36;", "mid"]
+        assert list(fig.data[1].y) == pytest.approx(100 * transfer_frame(two)["teacher_share"])
+        assert "mid" in checked(fig)
+    fig = figures.agreement_figure(agreement_frame(two))
+    assert fig.data[0].z[0][1] == fig.data[0].z[1][0] == 100
+    assert not set("<$") & set("".join(fig.data[0].x))
+    assert "100 % of 1 lines (first calls alike in 100 % of 1 problems)" in checked(fig)
+    assert not re.search("<b onclick", show_figure(fig).html)
+
+
+# Cost -----------------------------------------------------------------------------------------------------------------
+
+
+def swept() -> pd.DataFrame:
+    rows = [(n, cache, delay) for cache in (True, False) for delay in (0.0, 1.0) for n in (1, 2, 4)]
+    frame = pd.DataFrame(rows, columns=["calls", "cache", "network_delay"]).assign(call_tokens=5, batch=1)
+    frame["teacher_share"] = 0.05 * frame["calls"]
+    return frame.assign(seconds=0.3 + 0.1 * frame["calls"] * (1 + frame["network_delay"] + ~frame["cache"]))
+
+
+def test_the_figure_of_the_cost_has_the_numbers_of_the_sweep():
+    frame = swept()
+    fig = figures.cost_against_share(frame, measure="seconds")
+    lines = {line.name: line for line in fig.data}
+    settings = {f"{delay} s per hand-off, {cache}" for cache in ("cache kept", "no cache") for delay in (0, 1)}
+    assert set(lines) == {"cost = share", *settings}
+    part, line = frame[frame.cache & (frame.network_delay == 1)], lines["1 s per hand-off, cache kept"]
+    assert list(line.x) == (100 * part.teacher_share).tolist()
+    assert list(line.y) == (100 * part.seconds).tolist()
+    other = lines["1 s per hand-off, no cache"]
+    assert (line.line.dash, other.line.dash, line.line.color) == ("solid", "dash", other.line.color)
+    assert list(lines["cost = share"].x) == list(lines["cost = share"].y)
+    assert f"cache kept, 1 s per hand-off: {100 * part.seconds.iloc[0]:.3g} %" in checked(fig)
+    assert "(%)" in fig.layout.yaxis.title.text
+    with pytest.raises(ValueError, match="'tokens'"):
+        figures.cost_against_share(frame, measure="tokens")
+    with pytest.raises(ValueError, match="no value of money"):
+        figures.cost_against_share(frame.assign(money=math.nan), measure="money")
+
+
+def test_the_figure_of_the_load_has_both_times_and_the_utilisation():
+    curve = pd.DataFrame({"system": ["a<b>", "a<b>"], "rate": [0.1, 1], "p50": [1.0, 2], "p95": [2.0, 9]})
+    fig = figures.fleet_load(curve.assign(utilisation=[0.2, 0.9]))
+    assert sorted(list(line.y) for line in fig.data) == [[1, 2], [2, 9], [20, 90]]
+    assert "a<b>: 95th percentile 2 s at 0.1 requests/s and 9 s at 1, where the replica works 90 %" in checked(fig)
+    assert {line.name.split(",")[0] for line in fig.data} == {"a&lt;b&gt;"}
+    with pytest.raises(ValueError, match="no simulated load"):
+        figures.fleet_load(pd.DataFrame())
