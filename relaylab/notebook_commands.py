@@ -159,8 +159,8 @@ def _show(console, plan, finished: Mapping[str, dict], workers: int) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from relaylab.call_tag import visible
     from relaylab.sweep.run import remaining
-    from relaylab.views.trace_view import visible
 
     table = Table()
     for name in ("key", *plan.factors, "seed", "finished"):

@@ -17,13 +17,13 @@ PACKAGE = ROOT / "relaylab"
 
 # Top to bottom, as in docs/design.md. A module may import from its own package and from what stands further down.
 ORDER = [
-    *("__main__", "cli", "measure", "lab", "checks", "doctor", "capacity"),
+    *("__main__", "cli", "options", "lab", "notebook_commands", "checks", "doctor", "memory"),
     *("views", "sweep", "zoo", "evaluation", "training", "relay", "engine", "tasks"),
-    *("files", "trace", "call_tag", "version"),
+    *("files", "settings", "trace", "call_tag", "version"),
 ]
 RANK = {name: rank for rank, name in enumerate(ORDER)}
 # The package itself is a facade over everything; only a door may look at it from inside.
-FACADE, DOORS = "relaylab", ORDER[:7]
+FACADE, DOORS = "relaylab", ORDER[:8]
 NEVER = {"views": {"torch", "transformers"}, "trace": {"torch", "transformers"}, "call_tag": {"torch", "transformers"}}
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from relaylab.sweep.notebook import checked, read_parameters, smoke_parameters
+from relaylab.notebook_commands import smoke_parameters
+from relaylab.sweep.notebook import check_values, read_parameters
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 SERIES = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
@@ -130,4 +131,4 @@ def test_every_lesson_has_a_size_for_a_quick_run():
     small = smoke_parameters(FOLDER)
     assert sorted(small) == SERIES, "notebooks/smoke.yaml: one line a lesson"
     for name, given in small.items():
-        assert checked(given, read_parameters(FOLDER / f"{name}.ipynb")) == given
+        assert check_values(given, read_parameters(FOLDER / f"{name}.ipynb")) == given
