@@ -19,7 +19,7 @@ PACKAGE = ROOT / "relaylab"
 ORDER = [
     *("__main__", "cli", "options", "lab", "notebook_commands", "checks", "doctor", "memory"),
     *("views", "sweep", "zoo", "evaluation", "training", "relay", "engine", "tasks"),
-    *("files", "settings", "trace", "call_tag", "version"),
+    *("trace", "settings", "files", "call_tag", "version"),
 ]
 RANK = {name: rank for rank, name in enumerate(ORDER)}
 # The package itself is a facade over everything; only a door may look at it from inside.
