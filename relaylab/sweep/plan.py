@@ -27,6 +27,7 @@ IMPORT = re.compile(r"^\s*(?:from|import)\s+(\w+)", re.MULTILINE)
 Name = Annotated[str, BeforeValidator(str)]
 Values = dict[str, Any]
 Level = tuple[str, Values]
+Resources = dict[Literal["cpus", "gpus", "memory_gb"], Annotated[float, Field(ge=0)]]
 
 
 class SweepFile(BaseModel):
@@ -46,7 +47,7 @@ class SweepFile(BaseModel):
     plane: list[str] = Field(["call_ratio", "accuracy"], min_length=2, max_length=2)
     timeout: float | None = Field(None, gt=0)
     retries: int = Field(0, ge=0)
-    resources: dict[Literal["cpus", "gpus", "memory_gb"], Annotated[float, Field(ge=0)]] = {}
+    resources: Resources = {}
 
     def factors(self) -> Iterator[tuple[str, list[Level]]]:
         """(name, levels) of every factor: each line of the grid, each zip, each list."""
@@ -86,7 +87,7 @@ class Plan:
     plane: tuple[str, str] = ("call_ratio", "accuracy")
     timeout: float | None = None
     retries: int = 0
-    resources: dict[str, float] = field(default_factory=dict)
+    resources: Resources = field(default_factory=dict)
     version: str = __version__
 
 
@@ -139,7 +140,7 @@ def read_plan(path: str | Path, size: str | None = None) -> Plan:
         plane=(file.plane[0], file.plane[1]),
         timeout=file.timeout,
         retries=file.retries,
-        resources=dict(file.resources),
+        resources=file.resources,
     )
 
 
