@@ -5,12 +5,12 @@ from __future__ import annotations
 import signal
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-if TYPE_CHECKING:
-    from relaylab.sweep.notebook import Parameter
+from relaylab.settings import nearest, read_yaml
+from relaylab.sweep.notebook import Parameter, check_values, execute, read_parameters, types_of
 
 SMOKE = "smoke.yaml"  # beside the notebooks: for each, the parameters with which it takes seconds
 SHIPPED = Path(__file__).parent / "lessons"  # in an installed package; a checkout has them around the package
@@ -29,14 +29,17 @@ def lessons_home() -> Path:
     return home
 
 
+def lesson_folder() -> Path:
+    """The folder ``notebooks`` here if it has some, else the shipped one."""
+    return Path("notebooks") if any(Path("notebooks").glob("*.ipynb")) else lessons_home() / "notebooks"
+
+
 def smoke_parameters(folder: Path) -> dict[str, dict[str, Any]]:
     """The parameters in the folder's ``smoke.yaml``, by notebook.
 
     Raises:
         ValueError: if there is no such file, or it holds something else.
     """
-    from relaylab.settings import read_yaml
-
     path = folder / SMOKE
     if not path.exists():
         raise ValueError(f"{folder} has no {SMOKE}: one line per notebook, 'name: {{parameter: value}}'")
@@ -52,8 +55,6 @@ def find_notebook(name: str, folder: Path) -> Path:
     Raises:
         ValueError: if it is none or several.
     """
-    from relaylab.settings import nearest
-
     if name.endswith(".ipynb"):
         return Path(name)
     names = sorted(path.stem for path in folder.glob("*.ipynb"))
@@ -75,10 +76,7 @@ def notebooks_run(
     smoke: Annotated[bool, typer.Option("--smoke", help=f"Use the parameters of {SMOKE}: seconds each.")] = False,
 ) -> None:
     """Execute notebooks with other parameters and save their results as JSON."""
-    from relaylab.sweep.notebook import check_values, execute, read_parameters
-
-    if folder is None:
-        folder = Path("notebooks") if any(Path("notebooks").glob("*.ipynb")) else lessons_home() / "notebooks"
+    folder = folder or lesson_folder()
     small = smoke_parameters(folder) if smoke else {}
     paths = [find_notebook(name, folder) for name in names or ()] or sorted(folder.glob("*.ipynb"))
     if not paths:
@@ -101,9 +99,6 @@ def notebooks_run(
 
 def _option(text: str, parameters: Mapping[str, Parameter]) -> tuple[str, Any]:
     """NAME=VALUE of the command line. For a text, 8B, 007 and no are texts; quotes are YAML's."""
-    from relaylab.settings import read_yaml
-    from relaylab.sweep.notebook import types_of
-
     name, equals, value = text.partition("=")
     if not equals:
         raise ValueError(f"-p {text}: write NAME=VALUE")
@@ -168,8 +163,8 @@ def _show(console, plan, finished: Mapping[str, dict], workers: int) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from relaylab.call_tag import visible
     from relaylab.sweep.run import remaining
-    from relaylab.views.trace_view import visible
 
     table = Table()
     for name in ("key", *plan.factors, "seed", "finished"):

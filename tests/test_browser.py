@@ -18,7 +18,7 @@ import pytest
 from nbconvert import HTMLExporter
 from real_jupyterlab import SECONDS, Lab, open_jupyter, write_notebook
 
-from relaylab.sweep.notebook import smoke_parameters
+from relaylab.notebook_commands import smoke_parameters
 
 # One Lab for all, and each test finds what the one before has left: the file runs in one worker (--dist loadfile).
 pytestmark = pytest.mark.browser
