@@ -38,7 +38,7 @@ from relaylab.views.figures import call_positions, save_figure
 from relaylab.views.sweep_report import plane_figure
 from relaylab.views.trace_view import trace_html, trace_summary
 
-CAPS = ("max_tokens", "max_calls", "max_call_tokens", "max_teacher_tokens", "fixed_call_tokens")
+LIMITS = ("max_tokens", "max_calls", "max_call_tokens", "max_teacher_tokens", "fixed_call_tokens")
 TRACES = 180  # traces whose calls are drawn: a row is to be seen
 SWEPT = ("accuracy", "teacher_share", "alone")  # what of a sweep is told
 COLUMNS = ("accuracy", "call_ratio", "calls", "mean_n")  # not the reward: each scheme has its own scale
@@ -166,7 +166,7 @@ def method_traces(evaluation: Path, method: str) -> list[Trace]:
 
 def index(pictures: dict[str, Picture], table: pd.DataFrame, config: dict, command: str) -> str:
     """``README.md``: each picture with what it shows, and how all were made."""
-    limits = ", ".join(f"{name} {config[name]}" for name in CAPS if config.get(name) is not None)
+    limits = ", ".join(f"{name} {config[name]}" for name in LIMITS if config.get(name) is not None)
     machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
     seed, temperature = config["seed"], config["temperature"]
     lines = [

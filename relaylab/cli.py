@@ -14,13 +14,14 @@ import typer
 from rich.console import Console
 
 from relaylab import options as opt
+from relaylab.call_tag import visible
 from relaylab.files import shard_path, write_whole
 from relaylab.notebook_commands import notebooks_run, sweep
 from relaylab.options import command, option
 from relaylab.trace import Trace, read_traces
 from relaylab.version import __version__
 from relaylab.views.tables import method_table, trace_table, zoo_table
-from relaylab.views.trace_view import trace_html, trace_text, visible
+from relaylab.views.trace_view import trace_html, trace_text
 
 SETTINGS: dict[str, Any] = {"context_settings": {"help_option_names": ["-h", "--help"]}, "no_args_is_help": True}
 app = typer.Typer(**SETTINGS, add_completion=False, pretty_exceptions_enable=False, help="Relay decoding.")

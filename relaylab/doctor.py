@@ -24,8 +24,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from relaylab.call_tag import visible
 from relaylab.memory import GB, QWEN3, Shape, Term, decoding, gigabytes, shipped, total
-from relaylab.views.trace_view import visible
 
 WEIGHTS = Path(__file__).parent / "zoo" / "weights"
 EXTRAS = {"ray": "sweeps on a cluster", "quant": "a teacher in 4 bits on a GPU", "vllm": "a teacher server on a GPU",

@@ -133,7 +133,7 @@ def test_stop_ends_the_answer_and_keeps_it_ungraded(playground, original):
     assert trace.completion_ids == original.completion_ids[: len(trace.source)]
     assert not playground.busy
     assert "interrupted" in playground.message
-    assert not playground._students["relay"].rows  # its caches were given back
+    assert not playground._students["relay"].slots  # its caches were given back
     assert playground.ask(TILES).wait(60)
     assert playground.traces[1].completion_ids == original.completion_ids
 
@@ -164,7 +164,7 @@ def test_one_answer_at_a_time_in_all_views(playground, original, pair):
 
 
 def test_an_error_on_the_way_is_shown_as_text(pair):
-    def broken(context, n):
+    def broken(view):
         raise ValueError(f"broken {HOSTILE}")
 
     playground = Playground(students=[pair.student, "nobody"], teachers=[ScriptedTeacher(broken)], suites=[])
@@ -202,13 +202,11 @@ def test_bad_settings_and_names_are_refused(pair):
 # What if --------------------------------------------------------------------------------------------------------------
 
 
-def test_a_forced_call_forks_from_the_very_prefix_and_its_caches(pair, original):
+def test_a_forced_call_forks_from_the_very_prefix(pair, original):
     what_if = CounterfactualView(original, pair)
     assert (what_if.runs[0]["heading"], what_if.runs[0]["outcome"]) == ("Original", "right")
-    before = pair.student.forwarded
     assert what_if.fork(at=50, call=3).wait(60)
     fork = what_if.traces[1]
-    assert pair.student.forwarded - before <= len(fork.source) - 50
     assert fork.completion_ids[:50] == original.completion_ids[:50]
     forced = next(c for c in fork.calls if c.start == 50)
     assert (forced.requested, forced.granted, forced.forced, forced.status) == (3, 3, True, "answered")

@@ -11,7 +11,7 @@ from test_player import Page, evaluate
 
 from relaylab.evaluation.cost import MEASURES, ModelPrices, Prices, cost_sweep
 from relaylab.training.rewards import rolled_back
-from relaylab.views.cost_dial import cost_dial, example_terms
+from relaylab.views.cost_dial import cost_dial, example_prices
 from relaylab.views.reward_lab import EXAMPLE, SCHEMES, Rollout, reward_lab, reward_table
 
 
@@ -103,7 +103,7 @@ def test_the_lab_in_words():
     assert f"simple {row.reward:.2f}, advantage {row.advantage:+.2f}" in words
 
 
-TERMS = Prices(
+PRICES = Prices(
     student=ModelPrices(
         parameters=10, attention_width=1, input_price=1, output_price=2, prefill_rate=100, decode_rate=10
     ),
@@ -116,22 +116,22 @@ TERMS = Prices(
 
 
 @pytest.mark.parametrize("cache", [True, False])
-@pytest.mark.parametrize("terms", [TERMS, example_terms()], ids=["made up", "example"])
-def test_the_port_of_the_costs_is_the_original(terms, cache):
-    terms = replace(terms, cache=cache)
-    fixed = {"network_delays": [terms.network_delay], "caches": [cache], "batches": [terms.teacher.batch]}
+@pytest.mark.parametrize("prices", [PRICES, example_prices()], ids=["made up", "example"])
+def test_the_port_of_the_costs_is_the_original(prices, cache):
+    prices = replace(prices, cache=cache)
+    fixed = {"network_delays": [prices.network_delay], "caches": [cache], "batches": [prices.teacher.batch]}
     # The last three: no token is the student's own; nor is there a command.
     shapes = [(4, 40, 1, (1, 3, 7), (1, 5)), (150, 1000, 8, (1, 10, 100), (1, 10)), (0, 30, 2, (1, 2), (3, 10))]
     shapes += [(4, 20, 3, (4,), (5,)), (4, 20, 0, (4,), (5,)), (4, 20, 0, (1,), (20,))]
     cases, expected = [], []
     for prompt, tokens, command, calls, call_tokens in shapes:
         shape = {"prompt": prompt, "tokens": tokens, "command_tokens": command}
-        for row in cost_sweep(terms, **shape, calls=calls, call_tokens=call_tokens, **fixed).itertuples():
-            cases.append({"terms": asdict(terms), "shape": shape, "calls": row.calls, "n": row.call_tokens})
+        for row in cost_sweep(prices, **shape, calls=calls, call_tokens=call_tokens, **fixed).itertuples():
+            cases.append({"prices": asdict(prices), "shape": shape, "calls": row.calls, "n": row.call_tokens})
             expected.append([row.teacher_share, *(getattr(row, measure) for measure in MEASURES)])
     found = evaluate(
         "cost_dial",
-        "data.map((c) => { const r = compare(c.terms, c.shape, c.calls, c.n);"
+        "data.map((c) => { const r = compare(c.prices, c.shape, c.calls, c.n);"
         f"return [r.teacher_share, ...{list(MEASURES)}.map((m) => r.relative[m])]; }})",
         cases,
     )
@@ -141,14 +141,14 @@ def test_the_port_of_the_costs_is_the_original(terms, cache):
 def test_what_is_not_set_is_unknown_not_nought():
     bare = Prices(student=ModelPrices(parameters=1), teacher=ModelPrices(parameters=10))
     assert "price unknown" in cost_dial(bare).text
-    case = {"terms": asdict(bare), "shape": {"prompt": 5, "tokens": 50, "command_tokens": 2}}
-    relative = evaluate("cost_dial", "compare(data.terms, data.shape, 2, 3).relative", case)  # NaN is null in JSON
+    case = {"prices": asdict(bare), "shape": {"prompt": 5, "tokens": 50, "command_tokens": 2}}
+    relative = evaluate("cost_dial", "compare(data.prices, data.shape, 2, 3).relative", case)  # NaN is null in JSON
     assert relative["flops"] > 0
     assert relative["money"] is relative["seconds"] is relative["teacher_busy"] is None
 
 
 def test_a_model_of_twice_the_size_is_half_as_fast():
-    model = asdict(example_terms().teacher)
+    model = asdict(example_prices().teacher)
     twice = evaluate("cost_dial", "resized(data, 2 * data.parameters)", model)
     assert twice == model | {
         k: f * model[k] for k, f in (("parameters", 2), ("prefill_rate", 0.5), ("decode_rate", 0.5))

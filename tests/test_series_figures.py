@@ -1,9 +1,10 @@
-"""``figures/make.py``: the numbers beside the pictures are those of the evaluation, with a browser and without."""
+"""The pages and pictures of an evaluation: ``views/report.py``, and ``figures/make.py`` with a browser and without."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -11,9 +12,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from relaylab.evaluation.table import rows_of
+from relaylab.evaluation.table import read_table, rows_of
 from relaylab.trace import Call, Trace, TraceWriter
 from relaylab.views import figures
+from relaylab.views.evaluation_figures import accuracy_against_share
+from relaylab.views.report import comparisons, report
 
 SCRIPT = Path(__file__).parents[1] / "figures" / "make.py"
 
@@ -51,8 +54,15 @@ def evaluation(tmp_path) -> Path:
                 out.write(trace)
         rows.append(rows_of(mine, method, method, 0))
     pd.concat(rows).to_csv(folder / "table.csv", index=False)
-    config = {"teacher": "big", "max_tokens": 160, "max_calls": None, "seed": 7, "temperature": 0.0}
-    (folder / "config.json").write_text(json.dumps(config))
+    config = {
+        "teacher": "big",
+        "max_tokens": 160,
+        "max_calls": None,
+        "seed": 7,
+        "temperature": 0.0,
+        "problems": ["a"] * 10,
+    }
+    (folder / "config.json").write_text(json.dumps(config | {"note": "</code><script>"}))
     return folder
 
 
@@ -64,6 +74,25 @@ def run(tmp_path) -> Path:
     (folder / "metrics.jsonl").write_text("".join(json.dumps({"step": s} | line) + "\n" for s in (1, 2)))
     (folder / "config.json").write_text('{"seed": 3}')
     return folder
+
+
+def test_the_report_holds_every_method_and_escapes_what_models_wrote(evaluation):
+    text = report(evaluation).read_text()
+    for name in ("student", "relay", "teacher", "10 problems, 3 methods"):
+        assert name in text
+    assert "</code><script>" not in text
+    assert "https://" not in re.sub(r"<script.*?</script>", "", text, flags=re.S)
+    assert (evaluation / "figures" / "calls-relay.html").exists()
+    table = read_table(evaluation)
+    versus = comparisons(table, "relay").set_index("other")
+    assert versus.loc["student", "difference"] == pytest.approx(60)  # 4 of 5 and 1 of 5 are right
+    fig = accuracy_against_share(table)
+    assert "teacher: 100.0 % right at 100.0 %; relay: 80.0 % right at 33.3 %" in fig.layout.meta["alt"]
+    line = next(line for line in fig.data if "router (expected)" in line.name)
+    assert (line.y[0], line.y[-1]) == (pytest.approx(20), pytest.approx(100))
+    (evaluation / "report.html").write_text("notes of mine")
+    with pytest.raises(ValueError, match="no HTML page; choose another file"):
+        report(evaluation)
 
 
 def test_numbers_beside_the_pictures_and_an_index(make, evaluation, run, tmp_path, monkeypatch):

@@ -1,5 +1,5 @@
 // The cost dial. compare() and what it calls are a port of evaluation/cost.py for regular responses; the rest draws.
-// State: terms, shape, lines, measure, measures, longest, as cost_dial.py makes them; null means not set.
+// State: prices, shape, lines, measure, measures, longest, as cost_dial.py makes them; null means not set.
 import { bar, box, clamp, count, h, labelled, muted, scrolling, select } from "./shared.js";
 
 const known = (value) => (value === null ? NaN : value);
@@ -61,10 +61,10 @@ function costs(u, { student, teacher, network_delay, cache }) {
 }
 
 // A row of sweep(): shares of the teacher alone, and both sides in full.
-export function compare(terms, shape, calls, n) {
+export function compare(prices, shape, calls, n) {
   const u = usage(shape, calls, n);
-  const relay = costs(u, terms);
-  const alone = costs(teacherAlone(shape), terms);
+  const relay = costs(u, prices);
+  const alone = costs(teacherAlone(shape), prices);
   const relative = Object.fromEntries(Object.keys(relay).map((name) => [name, relay[name] / alone[name]]));
   return { calls, call_tokens: n, teacher_share: u.teacher_share, relay, alone, relative };
 }
@@ -138,15 +138,15 @@ function chart(lines, before, chosen, measure, title, label) {
 }
 
 export function render({ model, el }) {
-  const base = model.get("terms");
+  const base = model.get("prices");
   const [measures, longest] = [model.get("measures"), model.get("longest")];
-  const terms = structuredClone(base);
+  const prices = structuredClone(base);
   const shape = { ...model.get("shape") };
   let measure = model.get("measure");
   const figure = h("div");
   const summary = h("p", { "aria-live": "polite" });
   const body = h("tbody");
-  const linesOf = () => model.get("lines").map((n) => ladder(shape.tokens, n).map((calls) => compare(terms, shape, calls, n)));
+  const linesOf = () => model.get("lines").map((n) => ladder(shape.tokens, n).map((calls) => compare(prices, shape, calls, n)));
   const before = linesOf(); // as the dial began: what has moved can be seen
 
   // A slider over [low, high], logarithmic if `log`; `write` takes its value, `show` says what stands beside it.
@@ -164,15 +164,15 @@ export function render({ model, el }) {
     return labelled(words, input, output);
   }
   function price(who, name, words) {
-    const value = terms[who][name];
+    const value = prices[who][name];
     const show = (v) => (v === null ? "not set" : String(Number(v.toFixed(2))));
-    return slider(words, { low: 0, high: Math.max(10, 2 * (value ?? 0)), step: 0.05, value, show, write: (v) => (terms[who][name] = v) });
+    return slider(words, { low: 0, high: Math.max(10, 2 * (value ?? 0)), step: 0.05, value, show, write: (v) => (prices[who][name] = v) });
   }
   function parameters(who) {
     const value = base[who].parameters;
     const write = (v) => {
-      const { input_price, cached_price, output_price, batch } = terms[who]; // set by other sliders: a new size keeps them
-      Object.assign(terms[who], resized(base[who], v), { input_price, cached_price, output_price, batch });
+      const { input_price, cached_price, output_price, batch } = prices[who]; // set by other sliders: a new size keeps them
+      Object.assign(prices[who], resized(base[who], v), { input_price, cached_price, output_price, batch });
     };
     return slider("parameters", { low: value / 100, high: value * 100, log: true, value, show: size, write });
   }
@@ -190,7 +190,7 @@ export function render({ model, el }) {
   }
 
   function update() {
-    const chosen = compare(terms, shape, shape.calls, shape.call_tokens);
+    const chosen = compare(prices, shape, shape.calls, shape.call_tokens);
     const words = measures[measure];
     summary.textContent = `${count(shape.calls, "call")} of ${count(shape.call_tokens, "token")}, the circle: ` +
       `${percent(chosen.teacher_share)} of the tokens; ${words}: ${percent(chosen.relative[measure])} of the teacher alone.`;
@@ -202,8 +202,8 @@ export function render({ model, el }) {
     }));
   }
 
-  const cache = h("input", { type: "checkbox", checked: terms.cache, onchange: () => ((terms.cache = cache.checked), update()) });
-  const batch = { low: 1, high: Math.max(256, base.teacher.batch), step: 1, value: base.teacher.batch, show: String, write: (v) => (terms.teacher.batch = v) };
+  const cache = h("input", { type: "checkbox", checked: prices.cache, onchange: () => ((prices.cache = cache.checked), update()) });
+  const batch = { low: 1, high: Math.max(256, base.teacher.batch), step: 1, value: base.teacher.batch, show: String, write: (v) => (prices.teacher.batch = v) };
   const delay = { low: 0, high: Math.max(1, 2 * base.network_delay), step: 0.005, value: base.network_delay, show: (v) => v.toFixed(3) };
   const head = ["", "relay", "teacher alone", "of the teacher"].map((words) => h("th", { scope: "col" }, words));
   el.append(
@@ -211,7 +211,7 @@ export function render({ model, el }) {
       box("Teacher", parameters("teacher"), price("teacher", "input_price", "price, input"), price("teacher", "cached_price", "price, cached"),
         price("teacher", "output_price", "price, output"), slider("rows in a batch", batch)),
       box("Student", parameters("student"), price("student", "input_price", "price, input"), price("student", "output_price", "price, output")),
-      box("Between them", slider("delay, s", { ...delay, write: (v) => (terms.network_delay = v) }),
+      box("Between them", slider("delay, s", { ...delay, write: (v) => (prices.network_delay = v) }),
         h("label", { class: "rl-check" }, cache, "the teacher keeps its cache between calls"))),
     bar(labelled("cost in", select(Object.entries(measures), measure, (value) => ((measure = value), update()))), whole("calls", "calls", 1, longest),
       whole("of tokens", "call_tokens", 1, longest), whole("answer", "tokens", 1, longest), whole("prompt", "prompt", 0, 10 * longest),

@@ -20,10 +20,10 @@ CALL_TOKENS = (1, 10, 100)  # of the three lines
 MAX_TOKENS = 20_000  # of a response: the page steps through every call of it at each move of a slider
 
 
-def example_terms() -> Prices:
+def example_prices() -> Prices:
     """The worked example of docs/cost.md: 1.7B and 8B on an H100's data sheet, with assumed prices and delay.
 
-    >>> example_terms().teacher.output_price
+    >>> example_prices().teacher.output_price
     4
     """
     student, teacher = (roofline(size, flops=989e12, bandwidth=3.35e12) for size in (1.7e9, 8e9))
@@ -33,7 +33,7 @@ def example_terms() -> Prices:
 
 
 def cost_dial(
-    terms: Prices | None = None,
+    prices: Prices | None = None,
     *,
     prompt: int = 150,
     tokens: int = 1000,
@@ -42,13 +42,13 @@ def cost_dial(
     call_tokens: int = 1,
     measure: str = "flops",
 ) -> Html:
-    """The dial, with ``terms`` at the start.
+    """The dial, with ``prices`` at the start.
 
     The lines are calls of 1, 10 and 100 tokens, more and more of them. A model made f times as large becomes f times as
     slow, as on the roofline.
 
     Args:
-        terms: Sizes, speeds, prices and delay; by default those of docs/cost.md.
+        prices: Sizes, speeds, prices and delay; by default those of docs/cost.md.
         prompt: Tokens of the prompt.
         tokens: Tokens of the response, without commands.
         command_tokens: Tokens of one command.
@@ -62,7 +62,7 @@ def cost_dial(
     >>> cost_dial()
     Cost dial: 10 calls of 1 token, 0.926 % of the tokens; FLOPs 115 %, price 59.1 %, time to the answer 34.2 %, ...
     """
-    terms = terms or example_terms()
+    prices = prices or example_prices()
     if measure not in MEASURES:
         raise ValueError(f"measure is {measure!r}; there are {', '.join(MEASURES)}")
     if not (1 <= tokens <= MAX_TOKENS and 0 <= prompt <= 10 * MAX_TOKENS and 0 <= command_tokens <= 100):
@@ -73,28 +73,28 @@ def cost_dial(
     if calls < 1 or call_tokens < 1 or calls * call_tokens > tokens:
         raise ValueError(f"{calls} calls of {call_tokens} tokens do not fit into {tokens}; both are 1 or more")
     shape = {"prompt": prompt, "tokens": tokens, "command_tokens": command_tokens}
-    one = {"network_delays": [terms.network_delay], "caches": [terms.cache], "batches": [terms.teacher.batch]}
-    row = cost_sweep(terms, **shape, calls=[calls], call_tokens=[call_tokens], **one).iloc[0]
+    one = {"network_delays": [prices.network_delay], "caches": [prices.cache], "batches": [prices.teacher.batch]}
+    row = cost_sweep(prices, **shape, calls=[calls], call_tokens=[call_tokens], **one).iloc[0]
     costs = ", ".join(f"{name} {_percent(row[key])}" for key, name in MEASURE_NAMES.items())
     label = (
         f"Cost dial: {plural(calls, 'call')} of {plural(call_tokens, 'token')}, {_percent(row.teacher_share)} of the "
         f"tokens; {costs}, all of the teacher alone."
     )
-    state = {"terms": asdict(terms), "shape": shape | {"calls": calls, "call_tokens": call_tokens}}
+    state = {"prices": asdict(prices), "shape": shape | {"calls": calls, "call_tokens": call_tokens}}
     state |= {"lines": CALL_TOKENS, "measure": measure, "measures": MEASURE_NAMES, "longest": MAX_TOKENS}
-    return static_view("cost_dial", state, label=label, words=f"<p>{html.escape(label)}</p>{_words(terms)}")
+    return static_view("cost_dial", state, label=label, words=f"<p>{html.escape(label)}</p>{_words(prices)}")
 
 
 def _percent(share: float) -> str:
     return "unknown" if math.isnan(share) else f"{100 * share:.3g} %"
 
 
-def _words(terms: Prices) -> str:
+def _words(prices: Prices) -> str:
     """The settings at the start."""
-    cache = "keeps its cache between calls" if terms.cache else "reads everything again at each call"
-    lines = [f"The teacher {cache}; a hand-off takes {terms.network_delay:g} s."]
+    cache = "keeps its cache between calls" if prices.cache else "reads everything again at each call"
+    lines = [f"The teacher {cache}; a hand-off takes {prices.network_delay:g} s."]
     for who in ("student", "teacher"):
-        values = asdict(getattr(terms, who)).items()
+        values = asdict(getattr(prices, who)).items()
         words = (f"{name.replace('_', ' ')} {'not set' if value is None else f'{value:g}'}" for name, value in values)
         lines.append(f"The {who}: {', '.join(words)}.")
     return "".join(f"<p>{html.escape(line)}</p>" for line in lines)

@@ -27,8 +27,8 @@ class CounterfactualView(LiveView):
 
     Args:
         trace: The trace. If it holds a problem, its forks are graded.
-        pair: Decodes the forks, from caches that are still there if it made the trace. By default the embedded models
-            that the trace names; any other name in a trace is refused, since a file may be of anyone's making.
+        pair: Decodes the forks. By default the embedded models that the trace names; any other name in a trace is
+            refused, since a file may be of anyone's making.
         keep: The number of forks to keep beside the trace.
         pace: Tokens per second to slow it down to; 0 for no limit.
         options: Those of ``Relay`` and ``RelayConfig``. By default those of ``trace.config``; if it is empty, the

@@ -63,13 +63,14 @@ def accuracy_against_share(table: pd.DataFrame, *, student: str = "student", tea
     points = zip(best["method"], 100 * best["accuracy"], 100 * best["teacher_share"])
     words = "; ".join(f"{visible(m)}: {a:.1f} % right at {s:.1f} %" for m, a, s in points)
     alt = f"Accuracy against the teacher's share of all tokens, {table['id'].nunique()} problems. {words}."
-    layout = {"height": 640, "legend": {"y": -0.16, "yanchor": "top"}}
-    return with_alt_text(fig, alt, "Accuracy against the teacher's share", **layout)
+    return with_alt_text(fig, alt, "Accuracy against the teacher's share", height=640, legend=_below(-0.16))
 
 
 def suite_accuracy(table: pd.DataFrame) -> pd.DataFrame:
     """Solved problems (%) of each method in each suite, with their 95 % interval low..high."""
     rows = []
+    if "excluded" in table:  # their teacher failed: missing values
+        table = table.assign(correct=table["correct"].where(table["excluded"] == 0))
     for (method, suite), f in table.groupby(["method", "suite"], sort=False):
         found = mean(f.groupby("id")["correct"].mean().to_numpy())
         rows.append((method, suite, 100 * found.value, 100 * found.low, 100 * found.high))
@@ -92,9 +93,9 @@ def suite_bars(table: pd.DataFrame) -> go.Figure:
     fig.for_each_annotation(lambda a: a.update(text=a.text.removeprefix("method="), font_size=14))
     fig.update_traces(hovertemplate="%{x}: %{y:.1f} %<extra></extra>", error_y_thickness=1)
     fig.update_yaxes(range=[0, 105], title_text="").update_yaxes(title_text="solved (%)", col=1)
-    height = 160 + 190 * -(-len(methods) // across)
+    layout = {"height": 160 + 190 * -(-len(methods) // across)}
     fig.update_xaxes(tickangle=-60)
-    return with_alt_text(fig, f"Accuracy by suite. {words}.", "Accuracy by suite", height=height, showlegend=False)
+    return with_alt_text(fig, f"Accuracy by suite. {words}.", "Accuracy by suite", showlegend=False, **layout)
 
 
 def position_figure(calls: pd.DataFrame) -> go.Figure:
@@ -200,13 +201,12 @@ def effects_figure(effects: pd.DataFrame, *, by: str = "suite") -> go.Figure:
     ``counterfactual.effects_by`` with the same ``by``."""
     f = _some(effects[effects["arm"] != "with"], "arms beside the calls as they were")
     f = f.assign(arm=f["arm"].astype(str), gain=100 * f["gain"], low=100 * f["low"], high=100 * f["high"])
-    arms = list(dict.fromkeys(f["arm"]))
     fig = _grouped(f, by, "gain", "arm", {by: plain(by), "gain": "gain of the call (points of accuracy)"})
     fig.add_hline(y=0, line={"color": GREY, "dash": "dot", "width": 1})
     parts = [
         f"over {visible(arm)} "
         + ", ".join(f"{r.gain:+.0f} in {visible(str(getattr(r, by)))}" for r in rows.itertuples())
-        for arm, rows in ((arm, f[f["arm"] == arm]) for arm in arms)
+        for arm, rows in f.groupby("arm", sort=False)
     ]
     alt = f"Points of accuracy that a call adds: {'; '.join(parts)}."
     return with_alt_text(fig, alt, "What a call adds over its alternatives", height=460, **_GROUPED)

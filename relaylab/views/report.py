@@ -28,8 +28,8 @@ SAMPLE = 300  # traces whose call positions are drawn
 _STYLE = (
     "body{font:15px/1.5 var(--rl-sans);background:var(--rl-paper);color:var(--rl-ink);max-width:1240px;margin:2em auto;"
     "padding:0 1em}a{color:inherit}table{border-collapse:collapse;font-size:13px;display:block;overflow-x:auto}"
-    "td,th{padding:.25em .7em;text-align:right;border-bottom:1px solid var(--rl-line)}td{white-space:nowrap}"
-    "td:first-child,th:first-child{text-align:left}code{overflow-wrap:anywhere}"
+    "td,th{padding:.25em .7em;text-align:right;vertical-align:top;border-bottom:1px solid var(--rl-line)}"
+    "td{white-space:nowrap}td:first-child,th:first-child{text-align:left}code{overflow-wrap:anywhere}"
     "pre{white-space:pre-wrap;overflow-wrap:anywhere}"
 )
 

@@ -8,8 +8,8 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from relaylab.call_tag import visible
 from relaylab.trace import Trace
-from relaylab.views.trace_view import visible
 
 
 def trace_table(traces: Iterable[Trace]) -> Table:
