@@ -3,7 +3,7 @@
     import relaylab as rl
 
     pair = rl.load_pair("relay-once")
-    trace = pair.solve(rl.problem("harvest", 0))
+    trace = pair.solve(rl.problem("harvest", 1))
     trace
 
 The names are listed in ``__init__.pyi`` and imported when they are first used, so ``import relaylab`` needs no torch.
