@@ -8,10 +8,9 @@ BASE   := $(shell for p in python3.11 python3 python; do \
 BIN    := .venv/bin
 READY  := .venv/.installed
 RUN    := runs/first
-SUITES := savings depot galaxy
-ASK    := A row has 61 red and 28 blue tiles. From each row 15 tiles are taken. A wall has 8 parts of 6 rows. How many tiles are there?
-# The embedded student has not learned when to call yet: it calls where it is unsure.
-CALL   := --call-when-unsure 0.6 --call-tokens 8
+SUITES := savings tiles harvest
+# The embedded student that has learned to call once, at the right place.
+STUDENT := relay-once
 
 # Everything here works without a network; what would look a model up on a hub shall say so instead of waiting for it.
 export HF_HUB_OFFLINE ?= 1
@@ -23,10 +22,10 @@ unexport PYTHONDONTWRITEBYTECODE
 
 run: $(READY)
 	@rm -rf $(RUN) && mkdir -p $(RUN)
-	@echo "== 1/3  questions of $(words $(SUITES)) embedded suites, relayed"
-	@$(BIN)/relaylab decode $(SUITES:%=--suite %) --limit 16 $(CALL) --out $(RUN)/traces.jsonl
-	@echo "== 2/3  one question, token by token"
-	@$(BIN)/relaylab solve $(CALL) "$(ASK)"
+	@echo "== 1/3  problems of $(words $(SUITES)) embedded suites, relayed and graded"
+	@$(BIN)/relaylab decode $(SUITES:%=--suite %) --limit 16 --student $(STUDENT) --out $(RUN)/traces.jsonl
+	@echo "== 2/3  one of them, token by token"
+	@$(BIN)/relaylab show $(RUN)/traces.jsonl --id tiles-test-0-0
 	@echo "== 3/3  notebook 00, executed"
 	@cd notebooks && ../$(BIN)/papermill --kernel python3 --no-progress-bar 00_first_relay.ipynb ../$(RUN)/00_first_relay.ipynb
 	@echo "== done: traces and the executed notebook are in $(RUN)"

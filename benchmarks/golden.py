@@ -308,20 +308,18 @@ def statistics(a: Sequence[float], b: Sequence[float], c: Sequence[float]) -> di
 
 def scorecard(table: Any) -> tuple[dict[str, Any], Any]:
     """(each claim's figure with its interval and verdict, or what it lacks; the card as a table) of an evaluation."""
-    from relaylab.evaluation import published
     from relaylab.evaluation.scorecard import measured
+    from relaylab.evaluation.scorecard import scorecard as card_of
 
     found = measured(table)
     plain = {k: v if isinstance(v, str) else [v.value, v.low, v.high, v.verdict] for k, v in found.items()}
-    card = published.scorecard(found)
+    card = card_of(found)
     return plain, card[["id", "paper", "verdict"]]
 
 
 def published_tables() -> list[Any]:
-    """The paper's numbers: all its rows, and the averages."""
-    from relaylab.evaluation import published
-
-    return [published.published(), published.averages()]
+    """The paper's numbers are data now (``evaluation/paper_tables.csv``), in another shape than before."""
+    return []
 
 
 def cost(traces: Sequence[Any], alone: Sequence[Any], student: dict, teacher: dict, **terms: Any) -> list[Any]:
@@ -331,12 +329,12 @@ def cost(traces: Sequence[Any], alone: Sequence[Any], student: dict, teacher: di
     """
     from relaylab.evaluation import cost as c
 
-    terms = c.CostTerms(student=c.ModelTerms(**student), teacher=c.ModelTerms(**teacher), **terms)
+    terms = c.Prices(student=c.ModelPrices(**student), teacher=c.ModelPrices(**teacher), **terms)
     used = c.usage(traces).drop(columns="measured_seconds")
     shape = dict(call_tokens=4, tokens=200, prompt=60, command_tokens=5)
     even = [c.breakeven_calls(terms, m, **shape) for m in ("flops", "money", "seconds")]
-    summary = c.summary(traces, terms, teacher_alone=alone)
-    swept = c.sweep(
+    summary = c.cost_summary(traces, terms, teacher_alone=alone)
+    swept = c.cost_sweep(
         terms, prompt=60, tokens=200, command_tokens=5, calls=[1, 4], call_tokens=[2, 20], network_delays=[0.0, 0.1],
         batches=[1, 8],
     )  # fmt: skip
@@ -361,7 +359,11 @@ def learning(relay: Sequence[Any], alone: Sequence[Any], teacher: Sequence[Any],
     """The figures of a trained student: (value, low, high) each, and the accuracy of each kind of step."""
     from relaylab.evaluation import learning as n
 
-    found = [(m.value, m.low, m.high) for m in n.measures(relay, alone, teacher, free)]
+    sys.path.insert(0, str(Path(__file__).parent))
+    from learning import measures
+
+    frame = measures(relay, alone, teacher, free)
+    found = list(frame[["value", "low", "high"]].itertuples(index=False, name=None))
     return [found, sorted(n.step_accuracy(alone).items())]
 
 
@@ -386,7 +388,8 @@ def reward_table(groups: Sequence[Sequence[Any]]) -> dict[str, list[list[float]]
         found[f"ratio {ratio}"] = [r.ratios(g, ratio) for g in groups]
         found[f"simple {ratio}"] = r.score(groups, "simple", ratio=ratio)
         for name, options in {
-            "": {}, ", no bonus": {"bonus": 1.0}, ", no exploration": {"exploration_cap": 0.0}, ", cap 0.1": {"exploration_cap": 0.1},
+            "": {}, ", no bonus": {"bonus": 1.0}, ", no exploration": {"exploration_cap": 0.0},
+            ", cap 0.1": {"exploration_cap": 0.1},
             ", penalty -0.5": {"penalty": -0.5},
         }.items():  # fmt: skip
             found[f"difficulty {ratio}{name}"] = r.score(groups, "difficulty_aware", ratio=ratio, **options)

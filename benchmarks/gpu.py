@@ -33,7 +33,6 @@ from typing import Any
 
 import torch
 import transformers
-from relaylab.training.memory import QWEN3, Shape
 from transformers import Qwen3Config, Qwen3ForCausalLM
 from transformers.utils import logging
 
@@ -41,12 +40,12 @@ from relaylab.engine.engine import Engine
 from relaylab.engine.kv_cache import CacheSlot
 from relaylab.engine.load import embedded_tokenizer
 from relaylab.engine.sampling import sample
+from relaylab.memory import QWEN3, Shape, shipped, total
 from relaylab.relay.call_rules import CallAt
 from relaylab.relay.local_teacher import LocalTeacher
 from relaylab.relay.relay import Relay
 from relaylab.tasks.suites import SUITES, problems
-from relaylab.training import memory as computed
-from relaylab.training import run
+from relaylab.training.run_dir import read_metrics
 
 TOKENIZER = embedded_tokenizer()
 TINY = Shape(64, 2, 4, 2, 16, 96, 2048, True)
@@ -237,30 +236,26 @@ def relay(bench: Bench) -> None:
 
 
 def memory(bench: Bench) -> None:
-    """With the shipped settings' rows, micro batch and lengths; prompts for one batch of rows."""
+    """Peak memory of two steps with the shipped settings' rollouts and lengths; prompts for one batch of them."""
     from relaylab.training import grpo
-    from relaylab.training.policy_model import Policy
+    from relaylab.training.config import make_config
+    from relaylab.training.policy_model import PolicyModel
 
-    class Endless(Policy):
+    class Endless(PolicyModel):
         def __init__(self, *args: Any, **options: Any):
             super().__init__(*args, **options)
             self.engine.end_ids = frozenset()
 
-    teacher = LocalTeacher(bench.engine("8B", keep=computed.KEPT))
-    grpo.Policy = Endless
+    teacher = LocalTeacher(bench.engine("8B"))
+    grpo.PolicyModel = Endless
     for size, name in (("0.6B", "qwen3/06b-80gb"), ("1.7B", "qwen3/17b-80gb")):
         clean()
-        settings = run.read_config(name)
-        if bench.args.max_tokens:
-            settings["limits"]["max_tokens"] = bench.args.max_tokens
-        length, rows = settings["limits"]["max_tokens"], settings["batch_size"]
-        micro = max(n for n in range(1, settings["micro_batch"] + 1) if rows % n == 0)
-        told = computed.training(settings | {"micro_batch": micro})
+        plan = shipped()[name]
+        settings = make_config(name, output_dir="none")
+        length = bench.args.max_tokens or settings.max_completion_length
         chosen = [p for s in SUITES for p in problems(s, 3, split="train")]
         places = {length * k // 4: 64 for k in range(1, 4)} | {length - 40: 8}
-        relays = partial(Relay, policy=CallAt(places))
-        usual, grpo.Relay = grpo.Relay, relays
-        seen: list[dict[str, float]] = []
+        usual, grpo.Relay = grpo.Relay, partial(Relay, call_rule=CallAt(places))
         with tempfile.TemporaryDirectory() as folder:
             student = Path(folder) / "student-model"
             random_model(bench.shape(size), bench.args.device, torch.bfloat16).save_pretrained(student)
@@ -268,27 +263,23 @@ def memory(bench: Bench) -> None:
             clean()
             if bench.args.device == "cuda":
                 torch.cuda.reset_peak_memory_stats()
-            kept = {k: settings[k] for k in ("group", "learning_rate", "beta", "gradient_checkpointing", "batch_size")}
-            kept |= {k: settings[k] for k in ("full", "bf16", "tf32") if k in settings and bench.args.device == "cuda"}
-            dtype = torch.float32 if settings.get("dtype") == "float32" else torch.bfloat16
-            grpo.grpo(
-                student, [teacher], chosen, Path(folder) / "run", steps=2, prompts=rows // settings["group"],
-                micro_batch=micro, limits=Limits(max_tokens=length), dtype=dtype, device=bench.args.device,
-                watch=seen.append, keep_rollouts=0, save_every=10, progress=False, **kept,
+            out = Path(folder) / "run"
+            grpo.train(
+                name, teachers=[teacher], problems=chosen, student=str(student), output_dir=str(out), max_steps=2,
+                max_completion_length=length, filter_threshold=0.0, keep_rollouts=0, save_steps=10, disable_tqdm=True,
+                use_cpu=bench.args.device == "cpu", call_curriculum=None,
             )  # fmt: skip
+            lines = read_metrics(out).to_dict("records")
         grpo.Relay = usual
         peak = reserved = 0
         if bench.args.device == "cuda":
             peak, reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
-        total = computed.total(told.terms)
         bench.note(
-            what="memory", settings=name, tokens=length, rows=rows, micro=micro,
-            computed_gb=total / 1e9, without_runtime_gb=(total - computed.RUNTIME) / 1e9, allocated_gb=peak / 1e9,
-            reserved_gb=reserved / 1e9, terms={t.what: round(t.size / 1e9, 2) for t in told.terms},
-            step_s=[line["step_time"] for line in seen], lengths=[line["tokens"] for line in seen],
-            teacher_share=[line["call_ratio"] for line in seen],
+            what="memory", settings=name, tokens=length, rows=settings.decode_batch_size,
+            computed_gb=total(plan.terms) / 1e9, allocated_gb=peak / 1e9, reserved_gb=reserved / 1e9,
+            terms={t.what: round(t.size / 1e9, 2) for t in plan.terms},
+            step_s=[line["seconds"] for line in lines], lengths=[line["tokens"] for line in lines],
         )  # fmt: skip
-        teacher.engine.forget()
 
 
 def main() -> None:

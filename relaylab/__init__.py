@@ -2,8 +2,8 @@
 
     import relaylab as rl
 
-    pair = rl.load_pair()
-    trace = pair.solve("Mia has 14 stamps and buys 25 more. How many stamps does Mia have?")
+    pair = rl.load_pair("relay-once")
+    trace = pair.solve(rl.problem("harvest", 1))
     trace
 
 The names are listed in ``__init__.pyi`` and imported when they are first used, so ``import relaylab`` needs no torch.

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 CONFIG = "config.json"  # what a folder was made with; its presence says that the folder is ours
 Item = TypeVar("Item")
@@ -227,7 +227,7 @@ class LineWriter:
             self._file.close()
             self._lock.__exit__(None, None, None)
 
-    def __enter__(self) -> LineWriter:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -29,6 +29,11 @@ def lessons_home() -> Path:
     return home
 
 
+def lesson_folder() -> Path:
+    """The folder ``notebooks`` here if it has some, else the shipped one."""
+    return Path("notebooks") if any(Path("notebooks").glob("*.ipynb")) else lessons_home() / "notebooks"
+
+
 def smoke_parameters(folder: Path) -> dict[str, dict[str, Any]]:
     """The parameters in the folder's ``smoke.yaml``, by notebook.
 
@@ -71,8 +76,7 @@ def notebooks_run(
     smoke: Annotated[bool, typer.Option("--smoke", help=f"Use the parameters of {SMOKE}: seconds each.")] = False,
 ) -> None:
     """Execute notebooks with other parameters and save their results as JSON."""
-    if folder is None:
-        folder = Path("notebooks") if any(Path("notebooks").glob("*.ipynb")) else lessons_home() / "notebooks"
+    folder = folder or lesson_folder()
     small = smoke_parameters(folder) if smoke else {}
     paths = [find_notebook(name, folder) for name in names or ()] or sorted(folder.glob("*.ipynb"))
     if not paths:

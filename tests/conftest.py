@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 from misbehaving_server import MisbehavingServer
 
 # No test waits for a network: what would ask a hub fails at once, and says so.
@@ -15,10 +16,13 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 if "PYTEST_XDIST_WORKER" in os.environ:  # one worker a core: threads within them would only fight
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+settings.register_profile("relaylab", deadline=None)  # a busy machine is no fault of the code
+settings.load_profile("relaylab")
+
 
 @pytest.fixture
 def impatient(monkeypatch) -> Iterator[None]:
-    """A short limit for a grade, so that hostile answers cost the tests less; results of other limits are forgotten."""
+    """A short limit for a grade, so that hostile answers cost the tests less. Results of other limits are forgotten."""
     from relaylab.tasks import grading
 
     monkeypatch.setattr(grading, "CPU_SECONDS", 0.25)
@@ -29,7 +33,7 @@ def impatient(monkeypatch) -> Iterator[None]:
 
 @pytest.fixture
 def misbehaving_server(monkeypatch) -> Iterator[MisbehavingServer]:
-    """An API server of our own for faults of every kind; its dialect and its script are set on it. Retries are quick."""
+    """An API server of our own for faults of every kind; its dialect and script are set on it. Retries are quick."""
     monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
     monkeypatch.setattr("openai._base_client.MAX_RETRY_DELAY", 0.02)
     server = MisbehavingServer()

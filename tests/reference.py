@@ -28,7 +28,7 @@ class Slow:
 def slow_relay(
     student, teacher, tokenizer, prompt, *, end_ids, max_tokens, seed=0, temperature=0.0, call_rule=None, caps=None
 ):
-    """One row. ``call_rule(position) -> n | None``; ``caps`` bounds granted n. The teacher is greedy, same tokenizer."""
+    """One row. ``call_rule(position) -> n | None``; ``caps`` bounds granted n. The teacher is greedy."""
     out = Slow()
     done_turns: list[tuple[str, list[int]]] = []  # finished turns as the teacher sees them
     turn: list[int] = []

@@ -14,8 +14,8 @@ from test_notebooks_run import notebook
 from typer.testing import CliRunner
 
 from relaylab import lab
+from relaylab import notebook_commands as notebooks
 from relaylab.lab import RECORD, Copied, copy_lessons
-from relaylab.sweep import notebook as notebooks
 
 ROOT = Path(__file__).parents[1]
 
@@ -221,7 +221,7 @@ def test_smoke_gives_each_notebook_its_own_size(tmp_path, monkeypatch):
     assert calls == [("1_a", {"steps": 7}), ("1_a", {})]
     (tmp_path / "smoke.yaml").write_text("1_a: {stepps: 2}\n")
     assert "did you mean 'steps'" in str(run("--smoke").exception)
-    for text, told in (("1_a: 3", "write a line a notebook"), ("1_a: [", "not YAML")):
+    for text, told in (("1_a: 3", "write one line per notebook"), ("1_a: [", "not YAML")):
         (tmp_path / "smoke.yaml").write_text(text)
         assert told in str(run("--smoke").exception)
     (tmp_path / "smoke.yaml").unlink()

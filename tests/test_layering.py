@@ -17,9 +17,9 @@ PACKAGE = ROOT / "relaylab"
 
 # Top to bottom, as in docs/design.md. A module may import from its own package and from what stands further down.
 ORDER = [
-    *("__main__", "cli", "measure", "lab", "doctor", "capacity"),
+    *("__main__", "cli", "options", "lab", "notebook_commands", "doctor", "memory"),
     *("views", "sweep", "zoo", "evaluation", "training", "relay", "engine", "tasks"),
-    *("files", "trace", "call_tag", "version"),
+    *("trace", "files", "settings", "call_tag", "version"),
 ]
 RANK = {name: rank for rank, name in enumerate(ORDER)}
 # The package itself is a facade over everything; only a door may look at it from inside.

@@ -16,7 +16,8 @@ from relaylab import memory
 from relaylab.engine.engine import MAX_CHUNK_TOKENS
 from relaylab.engine.load import load_engine
 from relaylab.memory import GB, QWEN3, RUNTIME, Shape, TrainingMemory, reserved_rows, reserved_tokens, shipped, total
-from relaylab.training.configs import FOLDER, config_names, read_config
+from relaylab.training import configs
+from relaylab.training.configs import config_names, read_config
 from relaylab.training.policy_model import LORA
 
 RUNS = [name for name in config_names() if name.startswith("qwen3/")]
@@ -140,7 +141,7 @@ def test_qwen3_runs_are_the_papers_where_memory_allows(name):
 
 @pytest.mark.parametrize("name", RUNS)
 def test_the_memory_in_the_comment_is_that_of_the_arithmetic(name):
-    run, text = shipped()[name], (FOLDER / "qwen3.yaml").read_text()
+    run, text = shipped()[name], (Path(configs.__file__).parent / "qwen3.yaml").read_text()
     comment = re.search(rf"^# Memory: (.*) = ([\d.]+) GB of (\d+)( on each GPU)?\n(#.*\n)*{name}:", text, re.MULTILINE)
     summands, peak, card, each = comment.groups()[:4]
     assert summands == " + ".join(f"{t.what} {t.size / GB:.1f}" for t in run.terms)

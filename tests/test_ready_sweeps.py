@@ -97,7 +97,7 @@ def test_the_shared_rates_are_of_the_problems_that_quick_trains_on():
 def test_qwen3_asks_for_a_gpu_and_for_settings_that_there_are():
     for size in ("quick", "full"):
         plan = read_plan(SWEEPS / "qwen3.yaml", size)
-        assert plan.resources.gpus == 1
+        assert plan.resources["gpus"] == 1
         for point in plan.points:
             config = read_config(point.parameters["settings"])
             assert config["teacher"] == "Qwen/Qwen3-8B"

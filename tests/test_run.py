@@ -72,9 +72,9 @@ def test_python_yaml_and_the_command_line_are_one_thing(tmp_path):
     ("settings", "words"),
     [
         (dict(learning_rat=1), "unknown setting 'learning_rat'; did you mean 'learning_rate'"),
-        (dict(zzz=1), "unknown setting 'zzz'; the relay's own are max_steps"),
-        (dict(student=None), "needs student"),
-        (dict(output_dir=None), "needs output_dir"),
+        (dict(zzz=1), "unknown setting 'zzz'; the relay's own are output_dir, max_steps"),
+        (dict(student=""), "needs student"),
+        (dict(output_dir=""), "needs output_dir"),
         # types
         (dict(learning_rate=float("nan")), "learning_rate is nan"),
         (dict(beta=float("inf")), "beta is inf"),

@@ -21,7 +21,7 @@ from relaylab.notebook_commands import sweep
 from relaylab.sweep.notebook import read_parameters
 from relaylab.sweep.plan import read_plan
 from relaylab.sweep.results import collect, effects
-from relaylab.sweep.run import Job, Store, commit, run_point, run_sweep
+from relaylab.sweep.run import Store, commit, run_point, run_sweep
 from relaylab.version import __version__
 from relaylab.views.sweep_report import report
 
@@ -141,7 +141,7 @@ BOMB += ", ".join(["*b"] * 12) + "]}}}"
         ("retries: true", "retries"),
         ("resources: {cpu: 1}", "resources: cpu: "),
         ("resources: {cpus: many}", "resources: cpus: .*many"),
-        ("resources: {gpus: 1.5}", "a share of one, or a whole number"),
+        ("resources: {gpus: -1}", "greater than or equal to 0"),
         ("plane: [accuracy]", "plane: .* at least 2"),
         ("plane: [1, 2]", "plane: 0: .* string"),
         ("plane: [beta, accuracy]", "'beta' is a parameter"),
@@ -223,8 +223,7 @@ def test_a_point_without_a_promised_result_failed(tmp_path):
 def test_what_cannot_run_costs_the_point_and_no_more(tmp_path, monkeypatch):
     """Another version than planned, and a full disk."""
     plan, out = read_plan(write(tmp_path, "")), tmp_path / "out"
-    old = Job(plan.without_points(), str(out), None, 1, sweep_stand_in.CHILD, version="0.0.1")
-    assert "planned with relaylab 0.0.1" in run_point(old, plan.points[0])["error"]
+    assert "planned with relaylab 0.0.1" in run_point(plan.points[0], replace(plan, version="0.0.1"), out)["error"]
 
     def full(*args, **options):
         raise OSError(28, "No space left on device")

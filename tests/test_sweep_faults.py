@@ -114,12 +114,12 @@ def test_ray_is_named_where_it_is_missing_and_asked_for_what_a_point_needs(tmp_p
             options.update(given)
             return self
 
-        def remote(self, *arguments):
+        def remote(self, point, **common):
             future = Future()
             if next(lost, False):
                 future.set_exception(RuntimeError("node died"))
             else:
-                future.set_result(self.function(*arguments))
+                future.set_result(self.function(point, **common))
             return types.SimpleNamespace(future=lambda: future)
 
     plan = read_plan(write(tmp_path, "seeds: 3\nretries: 1\nresources: {cpus: 2, gpus: 1, memory_gb: 3}\n"))

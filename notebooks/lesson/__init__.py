@@ -105,7 +105,8 @@ def watch(curves: Any) -> Any:
 
     class Watch(TrainerCallback):
         def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **_: Any) -> None:
-            curves({"step": state.global_step} | (logs or {}))
+            if logs and "loss" in logs:  # not the closing summary, which would replace the last step
+                curves({"step": state.global_step} | logs)
 
     return Watch()
 

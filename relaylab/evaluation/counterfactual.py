@@ -164,8 +164,8 @@ def _means(answers: list[Trace], call: Call) -> tuple[float, ...]:
 def verdicts(effects: pd.DataFrame, *, against: str = "without") -> pd.DataFrame:
     """What each call was good for: one row per call, compared with the arm ``against``.
 
-    An arm is right if at least half of its answers are. ``needed``: right with the call, wrong without. ``harmful``: the
-    reverse. ``wasted``: no difference. ``difference`` is that of the accuracies.
+    An arm is right if at least half of its answers are. ``needed``: right with the call, wrong without. ``harmful``:
+    the reverse. ``wasted``: no difference. ``difference`` is that of the accuracies.
     """
     arms = [arm for arm in effects["arm"].cat.categories if arm != "with"]
     if against not in arms:
@@ -185,8 +185,8 @@ def verdicts(effects: pd.DataFrame, *, against: str = "without") -> pd.DataFrame
 def effects_by(effects: pd.DataFrame, by: str = "suite", *, seed: int = 0, resamples: int = 1000) -> pd.DataFrame:
     """The accuracy of each arm and what the call adds to it; one row per group of the column ``by`` and arm.
 
-    ``gain`` is the accuracy with the call less that of the arm, a mean over calls, with its 95 % interval from a bootstrap
-    over traces (NaN for a single trace).
+    ``gain`` is the accuracy with the call less that of the arm, a mean over calls, with its 95 % interval from a
+    bootstrap over traces (NaN for a single trace).
     """
     if by not in effects:
         raise ValueError(f"by is {by!r}; it must be a column: {', '.join(effects)}")

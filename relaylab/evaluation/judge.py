@@ -1,7 +1,7 @@
 """A language model as a second opinion on grades: where does it disagree with the rule-based grader?
 
-The judge sees right and wrong answers alike, does not know which is which, and changes no grade. It sends at most as many
-questions as it was made for, since each may cost money.
+The judge sees right and wrong answers alike, does not know which is which, and changes no grade. It sends at most as
+many questions as it was made for, since each may cost money.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ word: yes or no."""
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """``right`` is None for a reply that is neither yes nor no; after an ``error`` the question is sent again next time."""
+    """``right`` is None without a yes or no; after an ``error`` the question is sent again next time."""
 
     right: bool | None
     reply: str = ""

@@ -38,9 +38,9 @@ WINDOW_COLUMNS = ("trace", "id", "suite", "call", "group", "draw", "phase", "off
 def calls_frame(traces: Sequence[Trace]) -> pd.DataFrame:
     """One row per call, answered or not, in the order of the traces (``CALL_COLUMNS``).
 
-    ``first``: no answered call came before. ``position`` is ``start`` / ``tokens``. ``step`` and ``kind``: the step of whose
-    result's digits the teacher writes the largest ``share``, the earliest of equals. ``results`` counts the steps of whose
-    result it writes at least half.
+    ``first``: no answered call came before. ``position`` is ``start`` / ``tokens``. ``step`` and ``kind``: the step of
+    whose result's digits the teacher writes the largest ``share``, the earliest of equals. ``results`` counts the steps
+    of whose result it writes at least half.
 
     >>> t = Trace("q", [1], [1, 2, 3, 4, 5], "scttt", ["7*8=", "<call>3</call>", "5", "6", "."],
     ...           [Call(1, 2, 3, 3, 3, 3)], problem={"steps": [{"kind": "product", "result": 56, "expression": "7*8"}]})
@@ -105,9 +105,9 @@ def place(text: str, at: int) -> str:
 def windows_frame(traces: Sequence[Trace], *, width: int = 8, baseline: int = 1, seed: int = 0) -> pd.DataFrame:
     """The student's entropy and log-probability (nats) around each answered call, and where it did not call.
 
-    One row per token. ``phase`` and ``offset``: ``before`` (-width..0, 0 is where the command begins), ``teacher`` (1..width,
-    the teacher's first tokens as the student sees them), ``after`` (1..width). Before and after end where a token is not the
-    student's own.
+    One row per token. ``phase`` and ``offset``: ``before`` (-width..0, 0 is where the command begins), ``teacher``
+    (1..width, the teacher's first tokens as the student sees them), ``after`` (1..width). Before and after end where a
+    token is not the student's own.
 
     Args:
         traces: decoded with ``record=True``.
@@ -145,8 +145,8 @@ def windows_frame(traces: Sequence[Trace], *, width: int = 8, baseline: int = 1,
 def transfer_frame(runs: Mapping[str, Sequence[Trace]], *, by: str | None = None) -> pd.DataFrame:
     """One student with several teachers: one row per teacher, and per group of ``by``.
 
-    Accuracy has its 95 % interval (Wilson). ``called`` is the share of problems with an answered call. ``gained`` and ``lost``
-    count the problems that are right here and wrong with the first teacher, and the reverse.
+    Accuracy has its 95 % interval (Wilson). ``called`` is the share of problems with an answered call. ``gained`` and
+    ``lost`` count the problems that are right here and wrong with the first teacher, and the reverse.
 
     Args:
         runs: teacher -> its traces, all of the same problems in the same order.
@@ -186,8 +186,8 @@ def transfer_frame(runs: Mapping[str, Sequence[Trace]], *, by: str | None = None
 def agreement_frame(runs: Mapping[str, Sequence[Trace]]) -> pd.DataFrame:
     """Does a student call at the same places, whoever answers? One row per pair of teachers, ``a`` and ``b``.
 
-    ``same_first``: of the problems with a call in ``either``, the share whose first calls begin at the same token. Up to there
-    no teacher has been heard. ``same_later``: of the lines with a ``later`` call, the share with one in both.
+    ``same_first``: of the problems with a call in ``either``, the share whose first calls begin at the same token. Up
+    to there no teacher has been heard. ``same_later``: of the lines with a ``later`` call, the share with one in both.
     """
     names = _check(runs)
     if len(names) < 2:

@@ -1,7 +1,7 @@
 """Figures of an evaluation, from its table: one row per problem, method, student and sample.
 
-A problem's value is the mean over students and samples. The bootstrap draws problems, so comparisons are paired. Excluded
-answers (their teacher failed) are missing values: a pair with a missing half is left out.
+A problem's value is the mean over students and samples. The bootstrap draws problems, so comparisons are paired.
+Excluded answers (their teacher failed) are missing values: a pair with a missing half is left out.
 """
 
 from __future__ import annotations
@@ -114,8 +114,9 @@ def summary(
 ) -> pd.DataFrame:
     """One row per method: accuracy (pass@1 greedy, avg@k if sampled), pass@k, ratios, calls, gap recovered.
 
-    Shares are in 0..1. ``low`` and ``high`` bound the accuracy, ``teacher_low`` and ``teacher_high`` the teacher's share of all
-    tokens. ``problems`` counts those with an answer. ``gap`` lies between the methods ``student`` and ``teacher``.
+    Shares are in 0..1. ``low`` and ``high`` bound the accuracy, ``teacher_low`` and ``teacher_high`` the teacher's
+    share of all tokens. ``problems`` counts those with an answer. ``gap`` lies between the methods ``student`` and
+    ``teacher``.
     """
     accuracy, written, length = (columns(table, c) for c in ("correct", "teacher_tokens", "tokens"))
     means = {c: columns(table, c).mean() for c in ("call_ratio", "content_ratio", "calls", "tokens")}

@@ -129,7 +129,7 @@ class ScriptedTeacher:
     ``requests`` lists (completion the teacher saw, n) of every call.
     """
 
-    fingerprint = None
+    fingerprint: str | None = None
 
     def __init__(
         self, script: Sequence[str | TeacherOutput] | Callable[[TeacherView], str | TeacherOutput], name: str = "script"

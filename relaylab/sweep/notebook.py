@@ -193,6 +193,7 @@ def execute(
             child, stdin=subprocess.PIPE, stdout=out if log else None, stderr=out if log else None,
             env={**os.environ, **(env or {}), RESULT: str(results)}, start_new_session=True,
         )  # fmt: skip
+        assert process.stdin  # it is a pipe
         job = {"notebook": str(notebook), "copy": str(folder / notebook.name), "parameters": values}
         try:
             with suppress(BrokenPipeError):  # it died already; its exit code says so
@@ -236,17 +237,17 @@ def _parse(notebook: str | Path, source: str) -> Iterator[Parameter]:
         raise ValueError(f"{notebook}: the parameters cell is not Python ({error or 'too deeply nested'})") from None
     comments = {t.start[0]: t.string.lstrip("# ") for t in tokens if t.type == tokenize.COMMENT}
     for node in statements:
-        if isinstance(node, ast.AnnAssign) and node.value is not None:
-            target, kind = node.target, ast.unparse(node.annotation)
+        if isinstance(node, ast.AnnAssign) and node.value:
+            target, kind, value = node.target, ast.unparse(node.annotation), node.value
         elif isinstance(node, ast.Assign) and len(node.targets) == 1:
-            target, kind = node.targets[0], ""
+            target, kind, value = node.targets[0], "", node.value
         else:
             continue
         if isinstance(target, ast.Name):
             try:
-                default = ast.literal_eval(node.value)
+                default = ast.literal_eval(value)
             except ValueError:
-                default = ast.unparse(node.value)
+                default = ast.unparse(value)
             yield Parameter(target.id, kind, default, comments.get(node.end_lineno or 0, ""))
 
 

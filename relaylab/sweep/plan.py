@@ -10,12 +10,12 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from relaylab.settings import nearest, read_yaml
 from relaylab.sweep.notebook import check_values, code_cells, read_parameters
@@ -27,24 +27,7 @@ IMPORT = re.compile(r"^\s*(?:from|import)\s+(\w+)", re.MULTILINE)
 Name = Annotated[str, BeforeValidator(str)]
 Values = dict[str, Any]
 Level = tuple[str, Values]
-
-
-def _share(number: float) -> float:
-    if number > 1 and number % 1:
-        raise ValueError("must be a share of one, or a whole number")
-    return number
-
-
-Share = Annotated[float, AfterValidator(_share)]
-
-
-class Resources(BaseModel):
-    """What one point needs, for Ray."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-    cpus: Share = Field(1, gt=0)
-    gpus: Share = Field(0, ge=0)
-    memory_gb: float | None = Field(None, gt=0)
+Resources = dict[Literal["cpus", "gpus", "memory_gb"], Annotated[float, Field(ge=0)]]
 
 
 class SweepFile(BaseModel):
@@ -64,7 +47,7 @@ class SweepFile(BaseModel):
     plane: list[str] = Field(["call_ratio", "accuracy"], min_length=2, max_length=2)
     timeout: float | None = Field(None, gt=0)
     retries: int = Field(0, ge=0)
-    resources: Resources = Resources()
+    resources: Resources = {}
 
     def factors(self) -> Iterator[tuple[str, list[Level]]]:
         """(name, levels) of every factor: each line of the grid, each zip, each list."""
@@ -104,11 +87,8 @@ class Plan:
     plane: tuple[str, str] = ("call_ratio", "accuracy")
     timeout: float | None = None
     retries: int = 0
-    resources: Resources = field(default_factory=Resources)
-
-    def without_points(self) -> Plan:
-        """The same plan, small enough to travel with every point."""
-        return replace(self, points=(), factors={})
+    resources: Resources = field(default_factory=dict)
+    version: str = __version__
 
 
 def read_plan(path: str | Path, size: str | None = None) -> Plan:

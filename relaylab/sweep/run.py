@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -39,10 +39,7 @@ Pool = tuple[Callable[[Point], Future], Callable[[], int]]  # submits a point; h
 
 
 class Store:
-    """Where the results of a sweep are: a local folder or a URL.
-
-    A folder has a lock per point, which the system frees when its process dies. A URL has none: two sweeps there may
-    both run a point, and the last upload stays.
+    """The results of a sweep, in a local folder or at a URL. A point has a lock in a folder, and none at a URL.
 
     Raises:
         ValueError: for a URL of an unknown kind, or one whose package (s3fs, gcsfs, ...) is not installed.
@@ -51,13 +48,12 @@ class Store:
     def __init__(self, out: str | Path):
         import fsspec
 
-        url = re.match(r"[A-Za-z][\w+.-]+:(:|//)", str(out))
-        if url and str(out).startswith("memory:"):
+        self.is_url = re.match(r"[A-Za-z][\w+.-]+:(:|//)", str(out)) is not None
+        self.out = str(out).rstrip("/") if self.is_url else str(Path(out).resolve())
+        if self.out.startswith("memory:"):
             raise ValueError(f"{out} is the memory of one process, and every point runs in a process of its own")
-        self.out = str(out).rstrip("/") if url else str(Path(out).resolve())
-        self.folder = None if url else Path(self.out)
         try:
-            self.files, self.root = fsspec.url_to_fs(self.out if url else f"file://{self.out}")
+            self.files, self.root = fsspec.url_to_fs(self.out if self.is_url else f"file://{self.out}")
         except (ImportError, ValueError) as error:
             raise ValueError(f"{out} cannot be reached: {error}") from error
 
@@ -72,54 +68,39 @@ class Store:
         return records
 
     def write(self, name: str, data: str | bytes) -> str:
-        """Write a file; its path or URL."""
+        """Write a file, whole; its path or URL."""
         self.files.makedirs(f"{self.root}/{name}".rsplit("/", 1)[0], exist_ok=True)
-        if self.folder:
-            write_whole(self.folder / name, data)
-        else:
-            self.files.pipe_file(f"{self.root}/{name}", data.encode() if isinstance(data, str) else data)
+        data = data.encode() if isinstance(data, str) else data
+        self.files.pipe_file(f"{self.root}/{name}", data) if self.is_url else write_whole(f"{self.root}/{name}", data)
         return f"{self.out}/{name}"
 
     @contextmanager
     def point(self, key: str) -> Iterator[Path]:
-        """The folder to run a point in; nobody else has it meanwhile.
-
-        Raises:
-            filelock.Timeout: if somebody has it.
-        """
-        if self.folder:
-            (self.folder / "locks").mkdir(parents=True, exist_ok=True)
-            with FileLock(self.folder / "locks" / f"{key}.lock", timeout=0):
-                yield self.folder / "points" / key
+        """The folder to run a point in. Locally nobody else has it meanwhile; filelock.Timeout if somebody has."""
+        if not self.is_url:
+            Path(self.out, "locks").mkdir(parents=True, exist_ok=True)
+            with FileLock(Path(self.out, "locks", f"{key}.lock"), timeout=0):
+                yield Path(self.out, "points", key)
             return
         with tempfile.TemporaryDirectory(prefix=f"relaylab-{key}-") as folder:
             yield Path(folder)
-            target = f"{self.root}/points/{key}"
-            self.files.makedirs(target, exist_ok=True)
             for file in sorted(Path(folder).iterdir(), key=lambda f: f.name in (DONE, FAILED)):  # the record is last
-                self.files.put_file(str(file), f"{target}/{file.name}")
-            if (Path(folder) / DONE).exists() and self.files.exists(f"{target}/{FAILED}"):
-                self.files.rm_file(f"{target}/{FAILED}")
+                self.write(f"points/{key}/{file.name}", file.read_bytes())
+            if Path(folder, DONE).exists() and self.files.exists(failed := f"{self.root}/points/{key}/{FAILED}"):
+                self.files.rm_file(failed)
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
-    """What all points of a run have in common. It travels to other processes."""
-
-    plan: Plan  # without its points
-    out: str
-    commit: str | None
-    threads: int
-    child: Sequence[str]
-    version: str = __version__
-
-
-def run_point(job: Job, point: Point, stop: threading.Event | None = None) -> Record:
+def run_point(
+    point: Point, plan: Plan, out: str, *, threads: int = 1, child: Sequence[str] = CHILD,
+    stop: threading.Event | None = None,
+) -> Record:  # fmt: skip
     """Run one point, unless it is finished.
 
     Args:
-        job: what all points have in common.
         point: which one.
+        plan: the sweep; its other points may be left out.
+        out: the sweep's folder or URL.
+        threads, child: see ``run_sweep``.
         stop: an event that kills its processes.
 
     Returns:
@@ -127,17 +108,17 @@ def run_point(job: Job, point: Point, stop: threading.Event | None = None) -> Re
         it), ``lost`` (it could not be run).
     """
     try:
-        if job.version != __version__:
-            raise RuntimeError(f"planned with relaylab {job.version}, and here is {__version__}: install the same")
-        store = Store(job.out)
+        if plan.version != __version__:
+            raise RuntimeError(f"planned with relaylab {plan.version}, and here is {__version__}: install the same")
+        store = Store(out)
         with store.point(point.key) as folder:
             if record := store.records(key=point.key).get(point.key):
                 return record | {"status": "found"}
-            about = {"key": point.key, "seed": point.seed, "levels": point.levels}
+            about = {"key": point.key, "seed": point.seed, "levels": point.levels, "version": __version__}
+            env = {name: str(threads) for name in THREADS} | {"PYTHONHASHSEED": "0"}
             return execute(
-                job.plan.notebook, folder, point.parameters, timeout=job.plan.timeout, log="log.txt", stop=stop,
-                env={name: str(job.threads) for name in THREADS} | {"PYTHONHASHSEED": "0"}, child=job.child,
-                about=about | {"version": job.version, "commit": job.commit}, expected=job.plan.collect,
+                plan.notebook, folder, point.parameters, timeout=plan.timeout, env=env, log="log.txt", stop=stop,
+                about=about | {"commit": commit()}, expected=plan.collect, child=child,
             )  # fmt: skip
     except Timeout:
         return {"status": "busy"}
@@ -146,16 +127,9 @@ def run_point(job: Job, point: Point, stop: threading.Event | None = None) -> Re
 
 
 def run_sweep(
-    plan: Plan,
-    out: str | Path,
-    *,
-    workers: int = 1,
-    threads: int = 1,
-    ray: str | None = None,
-    limit: int | None = None,
-    watch: Callable[..., Any] = lambda **state: None,
-    child: Sequence[str] = CHILD,
-) -> dict[str, Record]:
+    plan: Plan, out: str | Path, *, workers: int = 1, threads: int = 1, ray: str | None = None,
+    limit: int | None = None, watch: Callable[..., Any] = lambda **state: None, child: Sequence[str] = CHILD,
+) -> dict[str, Record]:  # fmt: skip
     """Run the points of a plan that are not finished. An interrupt ends what is running; the same call resumes.
 
     Args:
@@ -179,8 +153,8 @@ def run_sweep(
     todo = [point for point in plan.points if point.key not in finished]
     done, seconds = len(plan.points) - len(todo), [record["seconds"] for record in finished.values()]
     attempts, failures, busy, warned = Counter[str](), dict[str, Record](), list[Point](), False
-    job = Job(plan.without_points(), store.out, commit(), threads, tuple(child))
-    with _on_ray(job, ray) if ray else _local(job, workers) as (submit, places):
+    common = {"plan": replace(plan, points=(), factors={}), "out": store.out, "threads": threads, "child": tuple(child)}
+    with _on_ray(plan, ray, common) if ray else _local(workers, common) as (submit, places):
         running = {submit(point): point for point in todo[:limit]}
         while running or busy:
             left = remaining(seconds, len(running) + len(busy), places())
@@ -189,7 +163,7 @@ def run_sweep(
                 time.sleep(0.5)
                 running, busy = {submit(point): point for point in busy}, []
             ready, _ = wait(running, timeout=NOWHERE_AFTER, return_when=FIRST_COMPLETED)
-            if not ready and not places() and not warned:
+            if not (ready or places() or warned):
                 warned = True
                 warnings.warn(f"{_nowhere(plan)}; waiting for one", stacklevel=2)
             for future in ready:
@@ -236,18 +210,18 @@ def commit() -> str | None:
 
 
 @contextmanager
-def _local(job: Job, workers: int) -> Iterator[Pool]:
+def _local(workers: int, common: dict[str, Any]) -> Iterator[Pool]:
     stop = threading.Event()
     with ThreadPoolExecutor(workers) as pool:
         try:
-            yield lambda point: pool.submit(run_point, job, point, stop), lambda: workers
+            yield lambda point: pool.submit(run_point, point, stop=stop, **common), lambda: workers
         finally:
             stop.set()
             pool.shutdown(cancel_futures=True)
 
 
 @contextmanager
-def _on_ray(job: Job, address: str) -> Iterator[Pool]:
+def _on_ray(plan: Plan, address: str, common: dict[str, Any]) -> Iterator[Pool]:
     try:
         import ray
     except ImportError:
@@ -259,22 +233,21 @@ def _on_ray(job: Job, address: str) -> Iterator[Pool]:
         ray.init(address=address, ignore_reinit_error=True, log_to_driver=False, logging_level="WARNING", **own)
     except ConnectionError as error:
         raise ValueError(f"there is no Ray cluster at {address!r}: {error}") from error
-    need = job.plan.resources
-    needs = {"CPU": need.cpus, "GPU": need.gpus, "memory": int((need.memory_gb or 0) * 2**30)}
+    cpus, gpus = plan.resources.get("cpus", 1), plan.resources.get("gpus", 0)
+    memory = int(plan.resources.get("memory_gb", 0) * 2**30)
 
     def places() -> int:
+        needs = {name: n for name, n in {"CPU": cpus, "GPU": gpus, "memory": memory}.items() if n}
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        return sum(min(int(has.get(name, 0) // n) for name, n in needs.items() if n) for has in nodes)
+        return sum(min(int(has.get(name, 0) // n) for name, n in needs.items()) for has in nodes)
 
     if address == "local" and not places():
-        raise ValueError(_nowhere(job.plan))
-    task = ray.remote(run_point).options(  # attempts are counted here
-        num_cpus=needs["CPU"], num_gpus=needs["GPU"], memory=needs["memory"] or None, max_retries=0
-    )
+        raise ValueError(_nowhere(plan))
+    task = ray.remote(run_point).options(num_cpus=cpus, num_gpus=gpus, memory=memory or None, max_retries=0)
     references = []
 
     def submit(point: Point) -> Future:
-        references.append(task.remote(job, point))
+        references.append(task.remote(point, **common))
         return references[-1].future()
 
     try:
@@ -287,4 +260,5 @@ def _on_ray(job: Job, address: str) -> Iterator[Pool]:
 
 
 def _nowhere(plan: Plan) -> str:
-    return f"no node of Ray has what a point needs ({plan.resources}): see 'resources' of the sweep"
+    needs = ", ".join(f"{name} {need:g}" for name, need in plan.resources.items())
+    return f"no node of Ray has what a point needs ({needs}): see 'resources' of the sweep"

@@ -17,7 +17,8 @@ os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # rollout_func is experi
 
 import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
-from trl import GRPOConfig, TrlParser
+from trl.scripts.utils import TrlParser
+from trl.trainer.grpo_config import GRPOConfig
 
 from relaylab.relay.config import OnFailure, RelayConfig
 from relaylab.settings import nearest, read_yaml
@@ -25,6 +26,7 @@ from relaylab.tasks.suites import SUITES
 from relaylab.training.configs import read_config
 from relaylab.training.rewards import Ratio
 
+NESTED = ("teacher_options", "lora", "call_curriculum")  # on a command line they are YAML
 CAPS = ("max_calls", "max_call_tokens", "max_teacher_tokens", "fixed_call_tokens")  # of both configs
 
 # The settings of GRPOConfig that a relay run honours, beginnings of names included. All others stay at their defaults.
@@ -120,6 +122,7 @@ class RelayGRPOConfig(GRPOConfig):
     0.001
     """
 
+    output_dir: str = ""
     max_steps: int = 200
     per_device_train_batch_size: int = 128
     lr_scheduler_type: str = "constant"
@@ -133,9 +136,9 @@ class RelayGRPOConfig(GRPOConfig):
     use_bias_correction_kl: bool = False  # plain k3, as in the paper
     debug: str = ""  # TRL's annotation would let argparse set None
 
-    student: str | None = None
+    student: str = ""
     teacher: list[str] = field(default_factory=lambda: ["teacher"])
-    teacher_options: dict | str | None = None
+    teacher_options: dict[str, Any] | None = None
     suites: list[str] = field(default_factory=lambda: list(SUITES))
     num_problems: int | None = None
     data: str | None = None
@@ -153,17 +156,18 @@ class RelayGRPOConfig(GRPOConfig):
     exploration_cap: float = 1.0
     released_code: bool = False
     mask_teacher: bool = True
+    num_generations: int = 8
     max_completion_length: int = 160
     max_calls: int | None = None
     max_call_tokens: int | None = None
     max_teacher_tokens: int | None = None
     fixed_call_tokens: int | None = None
-    call_curriculum: list[dict] | str | None = None
+    call_curriculum: list[dict[str, Any]] | None = None
     on_failure: OnFailure = "exclude"
     max_excluded: float = 0.5
     decode_batch_size: int = 128
     keep_rollouts: int = 10
-    lora: dict | str | None = None
+    lora: dict[str, Any] | None = None
     full: bool = False
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
 
@@ -263,7 +267,7 @@ class RelayGRPOConfig(GRPOConfig):
         for stage in self.call_curriculum or ():
             if unknown := set(stage) - caps:
                 raise ValueError(f"unknown {sorted(unknown)} in call_curriculum; there are {', '.join(sorted(caps))}")
-            if type(stage.get("steps")) is not int or stage["steps"] < 1 or stage["steps"] % steps:
+            if not isinstance(n := stage.get("steps"), int) or n < 1 or n % steps:
                 raise ValueError(f"a stage of call_curriculum needs its steps, a multiple of {steps}; {stage} has none")
         if sum(count for count, _ in self.stages[:-1]) > self.max_steps:
             raise ValueError(f"the steps of call_curriculum are more than max_steps, which is {self.max_steps}")
@@ -307,9 +311,12 @@ def parse_config(name: str | Path, args: Sequence[str] = ()) -> RelayGRPOConfig:
     >>> parse_config("embedded/relay", ["--output_dir", "runs/x", "--max_calls", "null"]).max_calls is None
     True
     """
-    parser = _Parser(RelayGRPOConfig, allow_abbrev=False, add_help=False)
+    config_class: Any = RelayGRPOConfig
+    parser = _Parser(config_class, allow_abbrev=False, add_help=False)
     for action in parser._actions:
         action.default, action.type = SUPPRESS, _or_none(action.type)  # what is not on the command line is the file's
+        if action.dest in NESTED:
+            action.nargs, action.type = None, str
     overrides, unknown = parser.parse_known_args(list(args))
     _check_names([part.lstrip("-") for part in unknown])
     return make_config(name, **vars(overrides))
@@ -347,8 +354,7 @@ def _default(setting: Field) -> Any:
 
 def _typed(name: str, value: Any, hint: Any) -> Any:
     """The value as the type of its setting, as YAML and argparse give it: 1e-3 and "1e-3" are the same number."""
-    nested = any(get_origin(part) in (dict, list) or part is dict for part in get_args(hint))
-    if isinstance(value, str) and nested:
+    if isinstance(value, str) and name in NESTED:
         value = read_yaml(value, name)
     elif isinstance(value, os.PathLike):
         value = os.fspath(value)

@@ -98,7 +98,7 @@ def pass_rates(
     """
     _check(teacher, problems, samples=samples, max_tokens=max_tokens, batch_size=batch_size)
     problems, path = files.shard(problems, shard), files.shard_path(out, shard)
-    sampling = dict(samples=samples, max_tokens=max_tokens, prompt_suffix=prompt_suffix, seed=seed)
+    sampling: dict[str, Any] = dict(samples=samples, max_tokens=max_tokens, prompt_suffix=prompt_suffix, seed=seed)
     fields = getattr(teacher, "extra_body", {})  # a server's top_p is a further field of its requests
     fields = {k: getattr(teacher, k, fields.get(k)) for k in ("fingerprint", "temperature", "top_p", "top_k")}
     config = {"teacher": teacher.name} | fields | sampling
@@ -205,8 +205,9 @@ def _read(path: Path) -> tuple[dict[str, Any] | None, list[Rate]]:
         first = file.read(len(begin))
     if first != begin[: len(first)]:
         raise ValueError(f"{path} is no file of pass rates, version {HEAD['version']}; choose another file")
-    head, *rates = list(files.read_lines(path, _parse)) or [{}]
-    return head.get("config"), rates
+    records = list(files.read_lines(path, _parse))
+    head = records[0] if records and isinstance(records[0], dict) else {}
+    return head.get("config"), [rate for rate in records if isinstance(rate, Rate)]
 
 
 def _resume(path: Path, parts: Sequence[Path], config: dict[str, Any], problems: Sequence[Problem]) -> dict[str, Rate]:

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback, set_seed
-from trl import GRPOTrainer
+from trl.trainer.grpo_trainer import GRPOTrainer
 
 from relaylab.files import locked, replaced_folder
 from relaylab.relay.pair import load_teacher
@@ -88,8 +88,8 @@ def train(
     if problems is None:
         problems = _problems(config)
     for teacher in teachers:
-        server = teacher.probe() if hasattr(teacher, "probe") else None
-        if server is not None and not server.reachable:
+        probe = getattr(teacher, "probe", None)
+        if probe and not (server := probe()).reachable:
             raise ValueError(f"the teacher {teacher.name} cannot be reached: {server.error}")
     with workers.main_process_first():
         run = RunDir(config.output_dir, _bound(config, teachers, problems, names))
@@ -123,7 +123,9 @@ def _train(
         config.student, full=config.full, lora=config.lora, device=device, dtype=config.dtype
     )
     policy = PolicyModel(model, tokenizer, name=run.out.name)
-    options = dict(temperature=config.temperature, on_failure=config.on_failure, batch_size=config.decode_batch_size)
+    options: dict[str, Any] = dict(
+        temperature=config.temperature, on_failure=config.on_failure, batch_size=config.decode_batch_size
+    )
     rollouts = Rollouts(
         policy,
         [(n, [Relay(policy.engine, t, config=caps, **options) for t in teachers]) for n, caps in config.stages],
@@ -210,7 +212,7 @@ def _filtered(config: RelayGRPOConfig, teacher: Teacher, problems: Sequence[Prob
         raise ValueError("a data filter needs a teacher, or a file of rates that one made (filter_rates)")
     if getattr(teacher, "temperature", 1.0) != 1.0:
         teacher = copy.copy(teacher)
-        teacher.temperature = 1.0  # a pass rate is of samples
+        setattr(teacher, "temperature", 1.0)  # noqa: B010 - a pass rate is of samples
     with processes().main_process_first():  # the others find them in the file
         rates = pass_rates(
             teacher,

@@ -50,7 +50,7 @@ class PolicyModel:
 
     def __init__(self, model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, *, name: str = ""):
         self.model = model
-        self.layers: list[tuple[LoraLayer, torch.nn.Linear]] = []
+        self.layers: list[tuple[Any, torch.nn.Linear]] = []
         target: Any = model
         if isinstance(model, PeftModel):
             _check_layers(model)
@@ -97,7 +97,7 @@ class PolicyModel:
 
 def _without_adapters(model: PeftModel) -> PreTrainedModel:
     """A copy of the base model with plain layers where the adapters were; the weights are the base's."""
-    base = copy.deepcopy(model.get_base_model())
+    base: Any = copy.deepcopy(model.get_base_model())
     for path, module in list(base.named_modules()):
         if isinstance(module, LoraLayer):
             parent, _, name = path.rpartition(".")
@@ -131,7 +131,7 @@ def check_adapter(config: PeftConfig) -> None:
 
 def _check_layers(model: PeftModel) -> None:
     check_adapter(model.peft_config[ADAPTER])
-    base = model.get_base_model()
+    base: Any = model.get_base_model()
     embedding = base.get_input_embeddings().weight
     for path, layer in base.named_modules():
         if not isinstance(layer, BaseTunerLayer):
@@ -205,7 +205,7 @@ def save_student(
     if isinstance(model, PeftModel):
         config = model.peft_config[ADAPTER]
         config.base_model_name_or_path = base_model(name)
-        model.save_pretrained(folder, selected_adapters=[ADAPTER], save_embedding_layers=False)
+        model.save_pretrained(str(folder), selected_adapters=[ADAPTER], save_embedding_layers=False)
         (folder / "README.md").unlink(missing_ok=True)
         settings = json.loads((folder / "adapter_config.json").read_text())
         for key in ("target_modules", "exclude_modules"):  # sets, in another order in each process

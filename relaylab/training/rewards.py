@@ -83,7 +83,7 @@ def ratios(group: Group, ratio: Ratio = "paper") -> list[float]:
 def outcome(group: Group) -> list[float]:
     """r = 1[correct]: plain GRPO, without a teacher or blind to its cost."""
     _graded(group)
-    return [float(t.correct) for t in group]
+    return [float(bool(t.correct)) for t in group]
 
 
 def simple(group: Group, *, ratio: Ratio = "paper") -> list[float]:

@@ -25,7 +25,7 @@ from relaylab.training.policy_model import PolicyModel
 from relaylab.training.rewards import helped, kind_of, ratios, rolled_back, score
 
 if TYPE_CHECKING:
-    from trl import GRPOTrainer
+    from trl.trainer.grpo_trainer import GRPOTrainer
 
 PROBLEMS = ("empty", "malformed", "zero", "too_large", "unclosed")  # calls that are none
 
@@ -67,13 +67,13 @@ class Rollouts:
         self._score, self.seed, self.mask_teacher, self.released_code = reward, seed, mask_teacher, released_code
         self.keep, self.max_excluded = keep, max_excluded
 
-    def __call__(self, prompts: list[list[Message]], trainer: GRPOTrainer) -> dict[str, list]:
+    def __call__(self, prompts: list[Any], trainer: GRPOTrainer) -> dict[str, Any]:
         """TRL's rollout function: prompts of this process, each repeated once a rollout of its group.
 
         Raises:
             TeacherGone: after a checkpoint, where more than ``max_excluded`` of the batch was excluded.
         """
-        groups = _groups(prompts, trainer.num_generations)
+        groups = _groups(prompts, trainer.num_generations or 1)
         self.policy.sync()
         step, process = trainer.state.global_step, trainer.accelerator.process_index
         traces = self.run(groups, self._relays(step), tag=str(step), first=process * len(groups))
@@ -140,7 +140,7 @@ class Rollouts:
         if len(excluded) <= self.max_excluded * len(everywhere):
             return
         if trainer.state.global_step:  # the weights of this moment; the rollouts are written again
-            trainer._save_checkpoint(trainer.model, trial=None)
+            trainer._save_checkpoint(trainer.accelerator.unwrap_model(trainer.model), trial=None)
         last = next((error[0] for error in reversed(excluded) if error), "no reason")
         raise TeacherGone(
             f"the teacher failed in {len(excluded)} of {len(everywhere)} rollouts ({last}); the same command goes on "

@@ -120,7 +120,7 @@ def learning_curves(
 
 
 class LiveCurves(AbstractContextManager):
-    """Learning curves that grow during training: ``with LiveCurves() as curves: train(..., watch=curves)``.
+    """Learning curves that grow during training, if a callback of ``train`` calls them in its ``on_log``.
 
     Called with the metrics of each step, it redraws one display in the notebook. Outside of a notebook it only keeps
     the metrics. The page must hold plotly.js (``theme.load_plotly``).

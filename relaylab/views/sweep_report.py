@@ -1,7 +1,6 @@
 """The page of a sweep: what each factor does, one result against the other, failures, and the executed notebooks.
 
-It reads the folder of a sweep and runs nothing. The page holds plotly.js and needs no network; what notebooks and
-models wrote is escaped.
+It reads the folder of a sweep and runs nothing. The page holds plotly.js and needs no network.
 """
 
 from __future__ import annotations
@@ -9,6 +8,7 @@ from __future__ import annotations
 import html
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import plotly.express as px
@@ -34,10 +34,10 @@ def report(plan: Plan, table: pd.DataFrame, out: str | Path, failures: Mapping[s
     """Write ``report.html`` and ``effects.csv`` into the folder or URL of a sweep.
 
     Args:
-        plan: the sweep.
-        table: of ``collect``.
-        out: its folder or URL.
-        failures: of this run, by key; they may be missing in the folder, say on a full disk.
+        plan: The sweep.
+        table: Of ``collect``.
+        out: Its folder or URL.
+        failures: Of this run, by key; they may be missing in the folder, say on a full disk.
 
     Returns:
         The page's path or URL.
@@ -45,61 +45,72 @@ def report(plan: Plan, table: pd.DataFrame, out: str | Path, failures: Mapping[s
     store, rows = Store(out), effects(plan, table)
     store.write("effects.csv", rows.to_csv(index=False))
     finished, failed = store.records(DONE), {**(failures or {}), **store.records(FAILED)}
-    bad = [p for p in plan.points if p.key in failed and p.key not in finished]
     done = [p for p in plan.points if p.key in finished]
+    bad = [p for p in plan.points if p.key in failed and p.key not in finished]
     name = plan.notebook.name
     parts = [
         f"<h1>{_text(plan.name)}</h1><p>{len(done)} of {len(plan.points)} points finished, {len(bad)} failed. "
         f"Notebook <code>{_text(name)}</code>.</p>"
     ]
     if len(rows):
-        parts += [INTERVALS, _effects_table(rows), *(show_figure(fig).html for fig in effect_figures(rows))]
+        difference = [
+            "" if r.level == r.against else _number(r.difference, r.difference_low, r.difference_high)
+            for r in rows.itertuples()
+        ]
+        means = [_number(r.mean, r.low, r.high) for r in rows.itertuples()]
+        shown = rows[["factor", "level", "result", "points", "seeds"]].assign(mean=means, difference=difference)
+        parts += [INTERVALS, _table(shown.assign(to=rows["against"]).map(_text))]
+        parts += [show_figure(fig).html for fig in effect_figures(rows)]
     if len(corners := plane(plan, table)):
         parts.append(show_figure(plane_figure(plan, corners)).html)
-    if bad:
-        lines = [(_named(p.levels), _seed(p.seed), _failure(failed[p.key], p.key, name)) for p in bad]
-        parts += ["<h2>Failures</h2>", _table(("point", "seed", "what happened"), lines)]
-    lines = [
-        (_link(p.key, name, p.key), *map(_text, p.levels.values()), _seed(p.seed), f"{finished[p.key]['seconds']:.1f}")
-        for p in done
-    ]
-    parts += ["<h2>Finished points</h2>", _table(("notebook", *map(_text, plan.factors), "seed", "seconds"), lines)]
+    for title, points in (("Failures", bad), ("Finished points", done)):
+        lines: list[dict[str, str]] = []
+        for p in points:
+            levels = {_text(name): _text(level) for name, level in p.levels.items()}
+            levels["seed"] = "" if p.seed is None else str(p.seed)
+            record = finished.get(p.key) or failed[p.key]
+            link = f'<a href="points/{p.key}/{_text(name)}">{p.key}</a>'
+            last = f"{record['seconds']:.1f} s" if points is done else _failure(record)
+            lines.append({"notebook": link} | levels | {"": last})
+        parts += [f"<h2>{title}</h2>", _table(pd.DataFrame(lines))] if lines else []
     return store.write("report.html", html_page(plan.name, parts, plotly=True))
 
 
 def effect_figures(rows: pd.DataFrame) -> list[go.Figure]:
-    """One figure per factor and result: the mean of each level with its interval."""
+    """One figure per factor and result of ``effects``: the mean of each level with its interval."""
     figures = []
     for (factor, result), group in rows.groupby(["factor", "result"], sort=False):
-        x = [plain(level, 40) for level in group["level"]]
-        fig = px.scatter(x=x, y=group["mean"], **_bars(group, y="mean"), template="relaylab", height=380)
-        text = "; ".join(f"{r.level}: {_number(r.mean, r.low, r.high)}" for r in group.itertuples())
-        alt = f"{visible(result)} by {visible(factor)}, with 95 % intervals over seeds. {visible(text)}."
-        with_alt_text(fig, alt, f"{plain(result)} by {plain(factor)}")
-        fig.update_xaxes(title_text=plain(factor), type="category")
-        fig.update_yaxes(title_text=plain(result))
-        figures.append(fig.update_traces(marker_size=10))
-    return figures
+        levels = [plain(level, 40) for level in group["level"]]
+        fig = px.scatter(x=levels, y=group["mean"], **_bars("y", group["mean"], group["low"], group["high"]))
+        means = "; ".join(f"{r.level}: {_number(r.mean, r.low, r.high)}" for r in group.itertuples())
+        alt = f"{visible(result)} by {visible(factor)}, with 95 % intervals over seeds. {visible(means)}."
+        fig.update_xaxes(title_text=plain(factor), type="category").update_yaxes(title_text=plain(result))
+        figures.append(with_alt_text(fig, alt, f"{plain(result)} by {plain(factor)}", height=380))
+    return [fig.update_traces(marker_size=10) for fig in figures]
 
 
 def plane_figure(plan: Plan, corners: pd.DataFrame) -> go.Figure:
-    """All combinations of levels in the plane of two results; the first factor has colours and shapes."""
+    """All combinations of levels in the plane of two results; the first factor has colours and shapes.
+
+    Args:
+        plan: The sweep.
+        corners: Of ``plane``.
+    """
     (x, y), first = plan.plane, next(iter(plan.factors), "")
-    level = [plain(value, 40) for value in corners[first]] if first else ["all"] * len(corners)
-    names = [plain(", ".join(f"{f}={row[f]}" for f in plan.factors), 200) for _, row in corners.iterrows()]
-    frame = corners.assign(level=level, name=names)
+    names = [", ".join(f"{f}={row[f]}" for f in plan.factors) for _, row in corners.iterrows()]
+    frame = corners.assign(level=[plain(v, 40) for v in corners[first]] if first else "all")
+    bars = {
+        k: v for axis in "xy" for k, v in _bars(axis, *(frame[axis + end] for end in ("", "_low", "_high"))).items()
+    }
     fig = px.scatter(
-        frame, x="x", y="y", color="level", symbol="level", hover_name="name", template="relaylab", height=520,
-        color_discrete_sequence=OKABE_ITO, **_bars(corners, x="x", y="y"),
+        frame, x="x", y="y", color="level", symbol="level", hover_name=[plain(name, 200) for name in names],
+        color_discrete_sequence=OKABE_ITO, labels={"x": plain(x), "y": plain(y), "level": plain(first)}, **bars,
     )  # fmt: skip
-    best = corners["y"].to_numpy().argmax()
-    alt = (
-        f"{visible(y)} against {visible(x)} of {len(corners)} combinations, means over seeds. Highest {visible(y)}: "
-        f"{corners['y'].iloc[best]:.4g} at {corners['x'].iloc[best]:.4g}, {names[best]}."
-    )
-    fig.update_xaxes(title_text=plain(x)).update_yaxes(title_text=plain(y))
+    best = frame["y"].to_numpy().argmax()
+    alt = f"{y} against {x} of {len(frame)} combinations, means over seeds. Highest {y}: "
+    alt += f"{frame['y'].iloc[best]:.4g} at {frame['x'].iloc[best]:.4g}, {names[best]}."
     fig.update_traces(marker_size=10, showlegend=True)
-    return with_alt_text(fig, alt, f"{plain(y)} against {plain(x)}", legend_title_text=plain(first))
+    return with_alt_text(fig, visible(alt), f"{plain(y)} against {plain(x)}", height=520)
 
 
 def effects_shown(rows: pd.DataFrame) -> pd.DataFrame:
@@ -111,7 +122,7 @@ def effects_shown(rows: pd.DataFrame) -> pd.DataFrame:
     ['50.0 (2 seeds)', '-10.0 (-20.0, +0.0)']
     """
 
-    def difference(r) -> str:
+    def difference(r: Any) -> str:
         points = [100 * v for v in (r.difference, r.difference_low, r.difference_high)]
         return "–" if r.level == r.against else "{:+.1f} ({:+.1f}, {:+.1f})".format(*points)
 
@@ -122,48 +133,19 @@ def effects_shown(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(columns, index=list(dict.fromkeys(rows["level"])))
 
 
-def _bars(rows: pd.DataFrame, **axes: str) -> dict[str, pd.Series]:
-    bars = {}
-    for axis, name in axes.items():
-        low, high = (f"{name}_low", f"{name}_high") if name == axis else ("low", "high")
-        bars |= {f"error_{axis}": (rows[high] - rows[name]).fillna(0)}
-        bars |= {f"error_{axis}_minus": (rows[name] - rows[low]).fillna(0)}
-    return bars
+def _bars(axis: str, mean: pd.Series, low: pd.Series, high: pd.Series) -> dict[str, pd.Series]:
+    return {f"error_{axis}": (high - mean).fillna(0), f"error_{axis}_minus": (mean - low).fillna(0)}
 
 
-def _effects_table(rows: pd.DataFrame) -> str:
-    head = ("factor", "level", "result", "points", "seeds", "mean", "difference", "to")
-    lines = []
-    for r in rows.itertuples():
-        difference = _number(r.difference, r.difference_low, r.difference_high), _text(r.against)
-        texts = _text(r.factor), _text(r.level), _text(r.result), str(r.points), str(r.seeds)
-        lines.append((*texts, _number(r.mean, r.low, r.high), *(("", "") if r.level == r.against else difference)))
-    return _table(head, lines)
-
-
-def _failure(record: Mapping, key: str, notebook: str) -> str:
+def _failure(record: Mapping[str, Any]) -> str:
     error = visible(record.get("error") or "", keep="\n\t")
     last = next((line for line in reversed(error.splitlines()) if line.strip()), "")
-    link = "" if record["status"] == "lost" else f" {_link(key, notebook, 'notebook')}"  # a lost one has no copy
-    return f"{_text(record['status'])}: {_text(last)}{link}<details><pre>{_text(error)}</pre></details>"
+    return f"{record['status']}: {_text(last)}<details><pre>{_text(error)}</pre></details>"
 
 
-def _link(key: str, notebook: str, text: str) -> str:
-    return f'<a href="points/{key}/{_text(notebook)}">{_text(text)}</a>'
-
-
-def _named(levels: Mapping[str, str]) -> str:
-    return _text(", ".join(f"{factor}={level}" for factor, level in levels.items()))
-
-
-def _seed(seed: int | None) -> str:
-    return "" if seed is None else str(seed)
-
-
-def _table(head: tuple[str, ...], lines: list[tuple[str, ...]]) -> str:
+def _table(frame: pd.DataFrame) -> str:
     """Of cells that are HTML already."""
-    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in line)}</tr>" for line in lines)
-    return f"<table><tr>{''.join(f'<th>{cell}</th>' for cell in head)}</tr>{body}</table>"
+    return frame.to_html(index=False, escape=False, border=0)
 
 
 def _number(value: float, low: float, high: float) -> str:

@@ -100,7 +100,7 @@ def trace_text(trace: Trace, *, color: bool | None = None, width: int | None = N
         console.print(strip)
         if trace.calls:
             columns, rows, notes = _call_table(trace)
-            table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+            table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
             for name in columns[:5] + [c for c in columns[5:] if c != LEFT_COLUMNS[0]]:  # that stands in the text above
                 left = name in LEFT_COLUMNS
                 table.add_column(name, justify="left" if left else "right", no_wrap=not left, overflow="fold")
@@ -201,7 +201,7 @@ def _call_table(trace: Trace) -> tuple[list[str], list[dict[str, str]], dict[int
     for k, call in enumerate(trace.calls[:MAX_ROWS]):
         facts = call_facts(call)
         wrote = cut("".join(trace.pieces[call.end : call.end + call.delivered]), 60)
-        row = {"call": str(k + 1), "at token": f"{call.start:,}"} | {n: facts[n] for n in list(facts)[:3]}
+        row = {"call": str(k + 1), "at": f"{call.start:,}"} | {n: facts[n] for n in list(facts)[:3]}
         row |= {LEFT_COLUMNS[0]: wrote} | {name: facts[name] for name in ("result", "teacher", "time")}
         rows.append({name: visible(cell) for name, cell in row.items()})
         if facts["note"]:

@@ -115,7 +115,7 @@ def train_tokenizer(vocabulary: int, *, problems: int = 6000) -> PreTrainedToken
     return fast
 
 
-def new_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
+def new_model(recipe: Recipe, tokenizer: Any) -> Qwen3ForCausalLM:
     """A Qwen3 of the recipe's size with random weights."""
     config = Qwen3Config(
         vocab_size=len(tokenizer),
@@ -137,7 +137,7 @@ def new_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCau
 class Batches:
     """Endless training batches ``(input_ids, labels)``, each (B, T); a function of the seed and the step."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, *, batch: int, seed: int):
+    def __init__(self, tokenizer: Any, *, batch: int, seed: int):
         self.tokenizer, self.batch, self.seed = tokenizer, batch, seed
 
     def __call__(self, step: int, drill_share: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -190,7 +190,8 @@ def pretrain(
     Interrupted, the same call goes on from ``work/checkpoint.pt``.
     """
     torch.manual_seed(recipe.seed)
-    model = new_model(recipe, tokenizer).to(device)
+    model: Any = new_model(recipe, tokenizer)
+    model.to(device)
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
     optimizers = [
