@@ -29,8 +29,11 @@ SCREENSHOTS = ROOT / "runs" / "browser"
 LESSON = "07_call_positions"
 CELLS = (
     """import relaylab as rl
+from relaylab.views.cost_dial import cost_dial
 from relaylab.views.counterfactual_view import CounterfactualView
+from relaylab.views.player import player
 from relaylab.views.playground import Playground
+from relaylab.views.reward_lab import reward_lab
 
 pair = rl.load_pair()
 task = rl.problem("tiles", 0)""",
@@ -40,12 +43,12 @@ task = rl.problem("tiles", 0)""",
 playground""",
     """what_if = CounterfactualView(pair.solve(task), pair)
 what_if""",
-    "rl.reward_lab()",
-    "rl.cost_dial()",
+    "reward_lab()",
+    "cost_dial()",
     """trace = rl.Trace("Ann has $5 and Bob has $7", [1], [2], "s", [r"It is $\\color{red}{5}$ or \\(7\\)."])
 trace.problem = {"question": "Ann has $5 and Bob has $7. $x^2$ \\\\[y\\\\]"}
 trace""",
-    "rl.player(trace)",
+    "player(trace)",
     """from IPython.display import HTML
 HTML("<p>$z^2$</p>")""",
 )
