@@ -41,14 +41,18 @@ NO_BOX = (
 FOREIGN = ("jinja2", "safetensors", "safetensors_rust", "pyo3_runtime", "openai", "httpx", "yaml")
 
 
-@app.callback()
-def _top(
-    version: Annotated[bool, option("Print the version.", "--version")] = False,
-    debug: Annotated[bool, option("Show the traceback of an error; also after a command.", "--debug")] = False,
-) -> None:
-    if version:
+def _print_version(wanted: bool) -> None:
+    if wanted:
         print(__version__)
         raise typer.Exit
+
+
+@app.callback()
+def _top(
+    version: Annotated[bool, option("Print the version.", "--version", callback=_print_version, is_eager=True)] = False,
+    debug: Annotated[bool, option("Show the traceback of an error; also after a command.", "--debug")] = False,
+) -> None:
+    pass
 
 
 @command(app, "solve")

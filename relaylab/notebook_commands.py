@@ -5,12 +5,14 @@ from __future__ import annotations
 import signal
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from relaylab.settings import nearest, read_yaml
-from relaylab.sweep.notebook import Parameter, check_values, execute, read_parameters, types_of
+if TYPE_CHECKING:
+    from relaylab.sweep.notebook import Parameter
+
+# What executes notebooks is imported when a command runs: `relaylab -h` needs none of it.
 
 SMOKE = "smoke.yaml"  # beside the notebooks: for each, the parameters with which it takes seconds
 SHIPPED = Path(__file__).parent / "lessons"  # in an installed package; a checkout has them around the package
@@ -40,6 +42,8 @@ def smoke_parameters(folder: Path) -> dict[str, dict[str, Any]]:
     Raises:
         ValueError: if there is no such file, or it holds something else.
     """
+    from relaylab.settings import read_yaml
+
     path = folder / SMOKE
     if not path.exists():
         raise ValueError(f"{folder} has no {SMOKE}: one line per notebook, 'name: {{parameter: value}}'")
@@ -55,6 +59,8 @@ def find_notebook(name: str, folder: Path) -> Path:
     Raises:
         ValueError: if it is none or several.
     """
+    from relaylab.settings import nearest
+
     if name.endswith(".ipynb"):
         return Path(name)
     names = sorted(path.stem for path in folder.glob("*.ipynb"))
@@ -76,6 +82,8 @@ def notebooks_run(
     smoke: Annotated[bool, typer.Option("--smoke", help=f"Use the parameters of {SMOKE}: seconds each.")] = False,
 ) -> None:
     """Execute notebooks with other parameters and save their results as JSON."""
+    from relaylab.sweep.notebook import check_values, execute, read_parameters
+
     folder = folder or lesson_folder()
     small = smoke_parameters(folder) if smoke else {}
     paths = [find_notebook(name, folder) for name in names or ()] or sorted(folder.glob("*.ipynb"))
@@ -99,6 +107,9 @@ def notebooks_run(
 
 def _option(text: str, parameters: Mapping[str, Parameter]) -> tuple[str, Any]:
     """NAME=VALUE of the command line. For a text, 8B, 007 and no are texts; quotes are YAML's."""
+    from relaylab.settings import read_yaml
+    from relaylab.sweep.notebook import types_of
+
     name, equals, value = text.partition("=")
     if not equals:
         raise ValueError(f"-p {text}: write NAME=VALUE")

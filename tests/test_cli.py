@@ -103,7 +103,7 @@ DECODE = ["decode", "--out", "t.jsonl"]
         (["show", "t.jsonl", "--html", "t.jsonl"], "are both t.jsonl"),
         (["zoo", "verify", "--write", "--count", 0], "count is 0"),
         (["zoo", "train", "giant", "--out", "x"], "no recipe for 'giant'"),
-        (["train", "nowhere"], "no file nowhere"),
+        (["train", "nowhere"], "'nowhere' is no file"),
         (["train", "embedded/relay", "--output_dir", "x", "--max_stepps", 3], "did you mean 'max_steps'"),
         (["train", "embedded/relay", "--output_dir", "x", "--learning_rate", "fast"], "fast"),
     ],
@@ -196,7 +196,7 @@ def test_solve_puts_the_question_as_it_should(relaylab):
     words = ["--prompt-suffix", "In one box.", "--system", "Be short.", "--max-tokens", 4]
     trace = Trace.from_dict(json.loads(relaylab("solve", "2+2?", "--json", "--teacher", "none", *words).out))
     assert trace.prompt == "2+2?\nIn one box."
-    tokenizer = zoo.load_tokenizer("relay")
+    tokenizer = zoo.load_tokenizer("student")
     messages = [{"role": "system", "content": "Be short."}, {"role": "user", "content": trace.prompt}]
     ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
     assert trace.prompt_ids == list(ids)
@@ -467,7 +467,7 @@ def test_evaluate_takes_benchmarks_from_files_and_says_what_it_misses(relaylab, 
         (["--methods", "student"], "either --suite, --benchmark or --data"),
         (["--suite", "savings", "--methods", "magic"], "'magic'"),
         (["--benchmark", "nothing"], "unknown benchmark 'nothing'"),
-        (["--benchmark", "gsm8k", "--benchmark", "savings", "--data", tmp_path], "endless"),
+        (["--benchmark", "gsm8k", "--benchmark", "savings", "--data", tmp_path], "made and not read"),
         (["--suite", "savings", "--training-benchmark", "gsm8k"], "gsm8k is for testing"),
     ):
         done = relaylab("evaluate", *wrong, "--out", tmp_path / "b")

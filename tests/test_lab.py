@@ -13,7 +13,7 @@ import typer
 from test_notebooks_run import notebook
 from typer.testing import CliRunner
 
-from relaylab import lab
+from relaylab import cli, lab
 from relaylab import notebook_commands as notebooks
 from relaylab.lab import RECORD, Copied, copy_lessons
 
@@ -138,8 +138,7 @@ def test_where_no_copy_can_be(home, tmp_path):
 @pytest.fixture
 def door(home, monkeypatch):
     """The command over the two lessons and a stand-in for JupyterLab; returns (run, what was started)."""
-    started, app = [], typer.Typer()
-    app.command()(lab.lab)
+    started, app = [], cli.app
 
     class Stand:
         def __init__(self, command, cwd):
@@ -151,7 +150,7 @@ def door(home, monkeypatch):
 
     monkeypatch.setattr(lab, "lessons_home", lambda: home)
     monkeypatch.setattr(subprocess, "Popen", Stand)
-    return lambda *words: CliRunner().invoke(app, [str(w) for w in words]), started
+    return lambda *words: CliRunner().invoke(app, ["lab", *map(str, words)]), started
 
 
 def test_jupyterlab_is_this_pythons_and_opens_the_first_new_lesson(door, tmp_path):
@@ -172,7 +171,7 @@ def test_copying_alone_says_what_it_did(door, home, tmp_path):
     (mine / "notebooks" / "00_a.ipynb").write_text("my answers")
     (home / "notebooks" / "00_a.ipynb").write_text("two")
     told = run(mine, "--no-open").output
-    assert "4 current, 1 kept" in told
+    assert "1 kept, 4 current" in told
     assert "notebooks/00_a.ipynb is as you left it; the newer version is notebooks/00_a.new.ipynb" in told
     assert not started
 
