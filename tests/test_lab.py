@@ -207,7 +207,7 @@ def test_smoke_gives_each_notebook_its_own_size(tmp_path, monkeypatch):
         calls.append((path.stem, given))
         return {"status": "done", "seconds": 1, "error": None}
 
-    monkeypatch.setattr(notebooks, "execute", stand_in)
+    monkeypatch.setattr("relaylab.sweep.notebook.execute", stand_in)
     for name in ("1_a", "2_b", "3_c"):
         notebook(tmp_path / f"{name}.ipynb", "steps: int = 100\nlabel: str = 'x'")
     (tmp_path / "smoke.yaml").write_text("1_a: {steps: 2}\n2_b: {}\n")
