@@ -14,7 +14,6 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from relaylab import notebook_commands
 from relaylab.notebook_commands import find_notebook, notebooks_run
 from relaylab.sweep.notebook import RESULT, Parameter, check_values, execute, read_parameters, result
 
@@ -220,7 +219,7 @@ def door(monkeypatch):
         status, error = ("failed", "no") if "bad" in path.name else ("done", None)
         return {"status": status, "seconds": 1, "error": error}
 
-    monkeypatch.setattr(notebook_commands, "execute", stand_in)
+    monkeypatch.setattr("relaylab.sweep.notebook.execute", stand_in)
     return lambda *words: CliRunner().invoke(app, [str(w) for w in words]), calls
 
 

@@ -86,7 +86,7 @@ def test_python_yaml_and_the_command_line_are_one_thing(tmp_path):
         (dict(teacher=5), "teacher is 5"),
         (dict(call_curriculum=3), "call_curriculum is 3"),
         (dict(lora="[1"), "lora: not YAML"),
-        (dict(reward="best"), "reward is 'best'"),
+        (dict(reward="best"), "no reward 'best'"),
         # sizes
         (dict(max_steps=10**9), "max_steps is 1000000000; it must be at least 1 and at most 1e"),
         (dict(num_problems=10**9), "num_problems is"),

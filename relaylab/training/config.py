@@ -23,6 +23,7 @@ from trl.trainer.grpo_config import GRPOConfig
 from relaylab.relay.config import OnFailure, RelayConfig
 from relaylab.settings import nearest, read_yaml
 from relaylab.tasks.suites import SUITES
+from relaylab.training import rewards
 from relaylab.training.configs import read_config
 from relaylab.training.rewards import Ratio
 
@@ -94,7 +95,7 @@ class RelayGRPOConfig(GRPOConfig):
         filter_batch_size: such answers at a time.
         filter_seed: of the answers. Runs that differ in ``seed`` alone train on the same problems.
         filter_rates: a file that ``relaylab filter`` made, instead of asking the teacher.
-        reward: see ``rewards.py``; with the teacher ``none`` and ``outcome`` it is plain GRPO.
+        reward: a name in ``rewards.SCHEMES``; ``outcome`` with the teacher ``none`` is plain GRPO.
         ratio: how rho is measured; ``group`` cannot be diluted.
         bonus: of a right answer without help in a solvable group.
         penalty: of a wrong answer without help in a dependent group.
@@ -149,7 +150,7 @@ class RelayGRPOConfig(GRPOConfig):
     filter_batch_size: int = 128
     filter_seed: int = 0
     filter_rates: str | None = None
-    reward: Literal["difficulty_aware", "simple", "outcome"] = "difficulty_aware"
+    reward: str = "difficulty_aware"
     ratio: Ratio = "group"
     bonus: float = 1.5
     penalty: float = -1.0
@@ -231,7 +232,8 @@ class RelayGRPOConfig(GRPOConfig):
         """Keywords of ``rewards.score``."""
         if self.released_code:
             return {"scheme": self.reward, "released_code": True}
-        names = {"outcome": (), "simple": ("ratio",)}.get(self.reward, ("ratio", "bonus", "penalty", "exploration_cap"))
+        every = ("ratio", "bonus", "penalty", "exploration_cap")
+        names = {"outcome": (), "difficulty_aware": every}.get(self.reward, ("ratio",))
         return {"scheme": self.reward} | {name: getattr(self, name) for name in names}
 
     def trl_config(self, checkpoints: Path, *, bf16: bool) -> GRPOConfig:
@@ -273,6 +275,8 @@ class RelayGRPOConfig(GRPOConfig):
             raise ValueError(f"the steps of call_curriculum are more than max_steps, which is {self.max_steps}")
 
     def _check_reward(self) -> None:
+        if self.reward not in rewards.SCHEMES:
+            raise ValueError(f"no reward {self.reward!r}; there are {', '.join(rewards.SCHEMES)}")
         if self.released_code and self.reward != "difficulty_aware":
             raise ValueError("released_code has a reward of its own, the difficulty-aware one; leave reward out")
         for setting in fields(self):
