@@ -60,9 +60,9 @@ def test_the_cache_and_the_adapter_of_qwen3():
 
 
 def test_the_longest_answer_on_24_gb():
-    """8 and 16 places, 1.5 columns a token: 229 kB and 295 kB more a token of all rows, from 19.8 GB at 1,536 on."""
-    token = 1.5 * (8 * QWEN3["0.6B"].cache + 16 * QWEN3["8B"].cache)
-    longest = int(1536 + (22.8e9 - 19.8e9) / token) // 128 * 128
+    """8 places of each model, 1.5 columns a token, from 16.7 GB at 1,536 tokens on."""
+    token = 1.5 * (8 * QWEN3["0.6B"].cache + 8 * QWEN3["8B"].cache)
+    longest = int(1536 + (22.8e9 - 16.7e9) / token) // 128 * 128
     assert check("longest_answer")(longest) == "longest_answer is right."
     for wrong, hint in ((longest - 128, "go further"), (longest + 128, "too long"), (1000, "a multiple of 128")):
         with pytest.raises(NotYet, match=hint):

@@ -50,7 +50,7 @@ def test_enough_is_the_shortest_call_that_writes_the_result():
 
 
 def test_the_effect_is_the_mean_difference_of_the_verdicts():
-    pair, terms = load_pair("student"), {"policy": CallAt({50: 12}), "max_tokens": 100, "max_calls": 1}
+    pair, terms = load_pair("student"), {"call_rule": CallAt({50: 12}), "max_tokens": 100, "max_calls": 1}
     traces = [t for t in pair.decode(problems("tiles", 3), progress=False, **terms) if t.answered]
     found = verdicts(call_effects(traces, pair.relay(**terms), progress=False), against="alone")
     pairs = [

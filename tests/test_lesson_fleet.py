@@ -12,7 +12,7 @@ import pytest
 from relaylab.evaluation.cost import HandOff, ModelPrices, Prices, alone, costs, regular_trace, usage
 from relaylab.trace import Trace
 
-SPEC = importlib.util.spec_from_file_location("lesson_fleet", Path(__file__).parents[1] / "notebooks/lesson_fleet.py")
+SPEC = importlib.util.spec_from_file_location("lesson_fleet", Path(__file__).parents[1] / "notebooks/lesson/fleet.py")
 fleet = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(fleet)
 
