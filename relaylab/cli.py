@@ -19,7 +19,6 @@ from relaylab.files import shard_path, write_whole
 from relaylab.notebook_commands import notebooks_run, sweep
 from relaylab.options import command, option
 from relaylab.trace import Trace, read_traces
-from relaylab.version import __version__
 from relaylab.views.tables import method_table, trace_table, zoo_table
 from relaylab.views.trace_view import trace_html, trace_text
 
@@ -41,15 +40,9 @@ NO_BOX = (
 FOREIGN = ("jinja2", "safetensors", "safetensors_rust", "pyo3_runtime", "openai", "httpx", "yaml")
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        print(__version__)
-        raise typer.Exit
-
-
 @app.callback()
 def _top(
-    version: Annotated[bool, option("Print the version.", "--version", callback=_print_version, is_eager=True)] = False,
+    version: opt.Version = False,
     debug: Annotated[bool, option("Show the traceback of an error; also after a command.", "--debug")] = False,
 ) -> None:
     pass

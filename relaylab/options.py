@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 import typer
 
 from relaylab.relay.config import RelayConfig
+from relaylab.version import __version__
 
 if TYPE_CHECKING:
     from relaylab.relay.pair import Pair
@@ -35,6 +36,13 @@ def option(help: str, *names: str, **settings: Any) -> Any:
     return typer.Option(*names, help=help, **settings)
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+
+
+Version = Annotated[bool, option("Print the version.", "--version", callback=_print_version, is_eager=True)]
 BatchSize = Annotated[int, option("Sequences decoded together.", min=1)]
 Seed = Annotated[int, option("Random seed.", min=0)]
 Shard = Annotated[str | None, option("Do only part I of N. The command without it merges the parts.", metavar="I/N")]
