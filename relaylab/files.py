@@ -153,13 +153,15 @@ def bind_folder(folder: str | os.PathLike, config: dict[str, Any]) -> Path:
         ValueError: where the folder holds another configuration, or files and no configuration.
     """
     folder = Path(folder)
-    if (folder / CONFIG).exists():
-        check_config(folder, read_json(folder / CONFIG), config)
-        return folder
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} is not empty and relaylab did not make it; choose another folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / CONFIG, plain(config))
+    if not (folder / CONFIG).exists():
+        # Hidden files are those that another shard is writing this moment.
+        other = folder.exists() and (not folder.is_dir() or any(p.name[0] != "." for p in folder.iterdir()))
+        if other and not (folder / CONFIG).exists():
+            raise ValueError(f"{folder} is not empty and relaylab did not make it; choose another folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / CONFIG).exists():
+            write_json(folder / CONFIG, plain(config))
+    check_config(folder, read_json(folder / CONFIG), config)
     return folder
 
 
