@@ -38,8 +38,9 @@ SAFE = {"use_safetensors": True, "trust_remote_code": False}
 
 
 def embedded() -> dict[str, Path]:
-    """The embedded models by name."""
-    return {p.parent.name: p.parent for p in sorted(WEIGHTS.glob("*/*config.json")) if p.name in CONFIGS}
+    """The embedded models by name; those that ablations and recipes need have names under ``ablations/``."""
+    folders = sorted(p.parent for p in WEIGHTS.glob("**/*config.json") if p.name in CONFIGS)
+    return {folder.relative_to(WEIGHTS).as_posix(): folder for folder in folders}
 
 
 def resolve(name: str | Path) -> str:

@@ -1,8 +1,10 @@
-"""How the embedded models were made: tokenizer, drills, and training from scratch.
+"""How the embedded models were made: tokenizer, drills, training from scratch, and training on into the worlds.
 
-Both models see the same mixture: *drills*, packed lines such as ``47*83=3901.``, which teach the arithmetic densely,
-and solved problems of all suites. Operands are drawn the same way for both; only width, depth and the number of steps
-differ. The loss covers results and solutions, not operands and questions.
+All models see a mixture of *drills*, packed lines such as ``47*83=3901.``, which teach the arithmetic densely, and
+solved problems of the suites. Operands are drawn the same way for all; width, depth and the number of steps differ. The
+loss covers results and solutions, not operands and questions.
+
+A base learns the plain suites. Training on gives it a world: its wording, and to a student its misconceptions.
 
 Muon trains the matrices, AdamW the rest. A run writes a checkpoint every ``save_every`` steps and continues from it.
 """
@@ -12,6 +14,7 @@ from __future__ import annotations
 import random
 import time
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from relaylab.call_tag import format_call
-from relaylab.tasks.suites import mixture
+from relaylab.tasks.suites import PLANS, SUITES, mixture
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
@@ -32,26 +35,64 @@ PRE_TOKENIZER = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
+BASE_SUITES = tuple(suite for suite, (level, _) in PLANS.items() if level not in ("fact", "route"))
+
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Everything that decides an embedded model. ``steps`` are optimiser steps of ``batch`` sequences."""
+    """Everything that decides an embedded model.
 
-    width: int
-    layers: int
-    heads: int
+    Args:
+        steps: optimiser steps of ``batch`` sequences.
+        seed: of the data, and of the weights without a ``base``.
+        base: the recipe whose model is trained on.
+        worlds: of the solved problems; each batch draws one.
+        textbook: learn the student's textbook, misconceptions included.
+        suites: of the solved problems, in turn.
+        drills: the share of batches of drills, early, in the middle and late.
+    """
+
     steps: int
     seed: int
+    width: int = 48
+    layers: int = 2
+    heads: int = 4
+    base: str = ""
+    worlds: tuple[str, ...] = ("plain",)
+    textbook: bool = False
+    suites: tuple[str, ...] = BASE_SUITES
+    drills: tuple[float, float, float] = (0.8, 0.5, 0.3)
     batch: int = 64
     learning_rate: float = 4e-3
     vocabulary: int = 1024
 
 
+def _student(world: str, seed: int) -> Recipe:
+    return Recipe(
+        1500, seed, base="ablations/student-base", worlds=(world,), textbook=True, suites=SUITES, drills=(0.3, 0.3, 0.3),
+        learning_rate=2e-3,
+    )  # fmt: skip
+
+
+def _teacher(base: str, seed: int, *worlds: str) -> Recipe:
+    return Recipe(
+        550, seed, base=base, worlds=worlds, suites=SUITES, drills=(0.2, 0.2, 0.2), learning_rate=2e-3
+    )  # fmt: skip
+
+
+# The bases know arithmetic and the plain suites. Each is trained on into the models that ship.
 RECIPES = {
-    "student": Recipe(width=48, layers=2, heads=4, steps=4500, seed=1),
-    "teacher": Recipe(width=128, layers=4, heads=4, steps=4000, seed=2),
-    "teacher-small": Recipe(width=80, layers=3, heads=4, steps=3000, seed=3),
-    "teacher-large": Recipe(width=160, layers=4, heads=4, steps=3000, seed=4),
+    "ablations/student-base": Recipe(4500, 1),
+    "ablations/teacher-base": Recipe(4000, 2, width=128, layers=4),
+    "ablations/teacher-small-base": Recipe(3000, 3, width=80, layers=3),
+    "ablations/teacher-large-base": Recipe(3000, 4, width=160, layers=4),
+    "student": _student("lifelike", 11),
+    "student-plain": _student("plain", 12),
+    "student-wordy": _student("wordy", 13),
+    "student-stubborn": _student("stubborn", 14),
+    "teacher": _teacher("ablations/teacher-base", 15, "lifelike", "lifelike", "lifelike", "plain"),
+    "teacher-small": _teacher("ablations/teacher-small-base", 16, "lifelike", "lifelike", "lifelike", "plain"),
+    "teacher-large": _teacher("ablations/teacher-large-base", 17, "formal", "formal", "lifelike"),
 }
 
 # kind -> (weight in the drills, draw of "expression", result)
@@ -100,7 +141,7 @@ def train_tokenizer(vocabulary: int, *, problems: int = 6000) -> PreTrainedToken
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    stream = mixture()
+    stream = mixture(suites=BASE_SUITES, world="plain")
     texts = []
     for i in range(problems):
         p = next(stream)
@@ -137,11 +178,14 @@ def new_model(recipe: Recipe, tokenizer: Any) -> Qwen3ForCausalLM:
 class Batches:
     """Endless training batches ``(input_ids, labels)``, each (B, T); a function of the seed and the step."""
 
-    def __init__(self, tokenizer: Any, *, batch: int, seed: int):
-        self.tokenizer, self.batch, self.seed = tokenizer, batch, seed
+    def __init__(self, tokenizer: Any, recipe: Recipe):
+        self.tokenizer, self.recipe, self.batch = tokenizer, recipe, recipe.batch
 
-    def __call__(self, step: int, drill_share: float) -> tuple[torch.Tensor, torch.Tensor]:
-        r = random.Random(f"{self.seed}/{step}")
+    def __call__(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        r = random.Random(f"{self.recipe.seed}/{step}")
+        early, middle, late = self.recipe.drills
+        done = step / self.recipe.steps
+        drill_share = early if done < 0.3 else middle if done < 0.6 else late
         return self._drills(r) if r.random() < drill_share else self._problems(r)
 
     def _drills(self, r: random.Random, length: int = 96) -> tuple[torch.Tensor, torch.Tensor]:
@@ -156,8 +200,9 @@ class Batches:
         return torch.tensor(ids[:size]).view(self.batch, -1), torch.tensor(labels[:size]).view(self.batch, -1)
 
     def _problems(self, r: random.Random) -> tuple[torch.Tensor, torch.Tensor]:
-        stream = mixture(seed=r.getrandbits(48) + 1)
-        chosen = [next(stream) for _ in range(self.batch)]
+        seed, recipe = r.getrandbits(48) + 1, self.recipe
+        stream = mixture(seed=seed, suites=recipe.suites, world=r.choice(recipe.worlds), textbook=recipe.textbook)
+        chosen = list(islice(stream, self.batch))
         chats = [
             self.tokenizer.apply_chat_template(
                 [{"role": "user", "content": p.question}], add_generation_prompt=True, tokenize=False
@@ -183,22 +228,32 @@ def _loss(model: Qwen3ForCausalLM, ids: torch.Tensor, labels: torch.Tensor) -> t
 
 
 def pretrain(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerFast, work: Path, *, device: str = "cpu", save_every: int = 200
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerFast,
+    work: Path,
+    *,
+    base: Path | None = None,
+    device: str = "cpu",
+    save_every: int = 200,
 ) -> dict[str, Any]:
-    """Train one embedded model and save it to ``work/model``; how it was made, for ``training.json``.
+    """Train one embedded model and save it to ``work/model``. Interrupted, the same call goes on from its checkpoint.
 
-    Interrupted, the same call goes on from ``work/checkpoint.pt``.
+    Args:
+        base: the folder of the model that is trained on; without it the weights begin at random.
+
+    Returns:
+        How it was made, for ``training.json``.
     """
     torch.manual_seed(recipe.seed)
-    model: Any = new_model(recipe, tokenizer)
-    model.to(device)
+    model: Any = new_model(recipe, tokenizer) if base is None else Qwen3ForCausalLM.from_pretrained(base)
+    model.to(device=device, dtype=torch.float32)
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
     optimizers = [
         torch.optim.Muon(matrices, lr=recipe.learning_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(others, lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=0.0),
     ]
-    batches = Batches(tokenizer, batch=recipe.batch, seed=recipe.seed)
+    batches = Batches(tokenizer, recipe)
     step, seconds, losses, checkpoint = 0, 0.0, [], work / "checkpoint.pt"
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
@@ -215,7 +270,7 @@ def pretrain(
             for optimizer in optimizers:
                 for group in optimizer.param_groups:
                     group["lr"] = rate
-            ids, labels = batches(step, drill_share=0.8 if done < 0.3 else 0.5 if done < 0.6 else 0.3)
+            ids, labels = batches(step)
             loss = _loss(model, ids.to(device), labels.to(device))
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
