@@ -38,7 +38,7 @@ SAFE = {"use_safetensors": True, "trust_remote_code": False}
 
 
 def embedded() -> dict[str, Path]:
-    """The embedded models by name; those that ablations and recipes need have names under ``ablations/``."""
+    """The embedded models by name; those of a world are named as ``lifelike/student``."""
     folders = sorted(p.parent for p in WEIGHTS.glob("**/*config.json") if p.name in CONFIGS)
     return {folder.relative_to(WEIGHTS).as_posix(): folder for folder in folders}
 

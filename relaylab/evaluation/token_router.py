@@ -86,23 +86,46 @@ def train_token_router(
         raise ValueError("a token router compares tokens: student and teacher must have one tokenizer")
     states, labels, groups = _labels(student, teacher, problems, max_tokens, batch_size, seed)
     held = torch.tensor([problem_seed(seed, p) % 10 == 0 for p in groups], device=states.device)
+    net = fit_probe(states, labels.float(), ~held, width=width, epochs=epochs, seed=seed)
+    with torch.no_grad():
+        right = ((net(states)[:, 0] > 0).cpu() == labels)[held.cpu()].float()
+    return TokenRouter(net, threshold, n, len(labels), float(labels.float().mean()), float(right.mean()))
+
+
+def fit_probe(
+    states: Tensor, labels: Tensor, train: Tensor, *, width: int = 64, epochs: int = 200, seed: int = 0
+) -> nn.Sequential:
+    """A classifier of hidden states by cross-entropy: linear for ``width`` 0, else with one hidden layer.
+
+    Args:
+        states: (positions, H), float32.
+        labels: (positions,), 0 or 1.
+        train: (positions,), which ones to learn from.
+        width: of the hidden layer.
+        epochs: full batches.
+        seed: of the initial weights.
+
+    Returns:
+        A network from (positions, H) to logits (positions, 1).
+    """
+    size, device = states.shape[1], states.device
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = nn.Sequential(nn.Linear(states.shape[1], width), nn.GELU(), nn.Linear(width, 1)).to(states.device)
-    mean, std = states[~held].mean(0), states[~held].std(0) + 1e-6
+        layers = [nn.Linear(size, width), nn.GELU(), nn.Linear(width, 1)] if width else [nn.Linear(size, 1)]
+        net = nn.Sequential(*layers).to(device)
+    mean, std = states[train].mean(0), states[train].std(0) + 1e-6
+    x, y = (states[train] - mean) / std, labels.to(device)[train]
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2, weight_decay=1e-2)
-    x, y, weight = (states - mean) / std, labels.to(states.device).float(), (~held).float()
-    weight = weight / weight.sum()
     for _ in range(epochs):
-        loss = (nn.functional.binary_cross_entropy_with_logits(net(x)[:, 0], y, reduction="none") * weight).sum()
+        loss = nn.functional.binary_cross_entropy_with_logits(net(x)[:, 0], y)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+    first: nn.Linear = layers[0]
     with torch.no_grad():  # fold the scaling into the first layer
-        net[0].bias -= net[0].weight @ (mean / std)
-        net[0].weight /= std
-        right = ((net(states)[:, 0] > 0) == (y > 0.5))[held].float()
-    return TokenRouter(net.eval(), threshold, n, len(y), float(y.mean()), float(right.mean()))
+        first.bias -= first.weight @ (mean / std)
+        first.weight /= std
+    return net.eval()
 
 
 def _labels(

@@ -219,7 +219,9 @@ PLANS = {
     "plots": ("route", _plots),
 }
 
-SUITES: tuple[str, ...] = tuple(PLANS)
+ALL_SUITES: tuple[str, ...] = tuple(PLANS)
+# Those that the models without a world know. The other two have misconceptions.
+SUITES: tuple[str, ...] = tuple(suite for suite, (level, _) in PLANS.items() if level not in ("fact", "route"))
 
 
 def level_of(suite: str) -> Level:
@@ -244,7 +246,7 @@ def problem(
     """Problem number ``index`` of a suite; the same arguments always give the same problem.
 
     Args:
-        suite: one of ``SUITES``.
+        suite: one of ``ALL_SUITES``.
         index: from 0 on.
         split: ``train`` or ``test``.
         seed: of the numbers and words.

@@ -77,7 +77,7 @@ WORLDS = {
     "lifelike": World(3, 4),
     "formal": World(0, 0, formal=True),
 }
-DEFAULT_WORLD = "lifelike"
+DEFAULT_WORLD = "plain"  # of the models whose names have no world
 # Of the cases of a misconception, how many the student's textbook has wrong. The rest lets RL alone repair a fact.
 WRONG_SHARE = 0.85
 
@@ -112,8 +112,8 @@ def write_line(r: random.Random, world: World, label: str, step: Step, place: in
     >>> line = ("The tiles of a row", Step("23+45", 68, "sum"), 0)
     >>> write_line(random.Random(0), WORLDS["plain"], *line, last=False)
     'The tiles of a row: 23+45=68.'
-    >>> write_line(random.Random(3), WORLDS["lifelike"], *line, last=False)
-    ''
+    >>> write_line(random.Random(1), WORLDS["lifelike"], *line, last=False)
+    'At first, the tiles of a row are 23+45=68 in all.'
     """
     if world.formal:
         spaced = re.sub(r"([+\-*/])", r" \1 ", step.expression)

@@ -12,13 +12,15 @@ Where the defaults are not the paper's, and why:
   reads the response without commands. At the start of training this divergence has no gradient.
 - ``counts``: half of the responses stay without a command. With a command in every response the student learns that
   an answer *must* hold one, and GRPO finds no group that is solved alone (docs/training.md has the numbers).
+- ``min_token_prob`` (off by default) is a patch of cross-entropy: tokens of a smaller probability are not learned.
 - ``exponents`` are the paper's, 0 to 3. With answers of 75 tokens nearly all of those are clipped to "all the rest",
-  and no number lies between 10 and 20. So the embedded student gets the ``numbers`` 3 to 20 instead (``recipes.py``).
+  and no number lies between 10 and 20. So the embedded students get ``numbers`` up to 24 instead (``recipes.py``).
 """
 
 from __future__ import annotations
 
 import copy
+import math
 import random
 import shutil
 from collections.abc import Callable, Sequence
@@ -95,6 +97,7 @@ def warmup_data(
     samples: int = 1,
     temperature: float = 1.0,
     keep_correct: bool = False,
+    min_token_prob: float = 0.0,
     counts: Sequence[float] = (0.5, 0.35, 0.15),
     exponents: Sequence[int] = (0, 1, 2, 3),
     numbers: Sequence[int] | None = None,
@@ -115,6 +118,7 @@ def warmup_data(
         samples: responses of each problem.
         temperature: at which they are sampled.
         keep_correct: leave wrong responses out.
+        min_token_prob: tokens of a smaller probability, at temperature 1, are read and not learned (label -100).
         counts, exponents, numbers: see ``insert_calls``.
         max_tokens: of a response.
         prompt_suffix: put after each question.
@@ -124,10 +128,12 @@ def warmup_data(
         responses: a folder that keeps the responses; interrupted, the same call goes on from them.
 
     Raises:
-        ValueError: where no response is left.
+        ValueError: where no response is left, and for a probability that is none.
     """
+    if not 0 <= min_token_prob <= 1:
+        raise ValueError(f"min_token_prob is {min_token_prob}; it must be a probability, 0 to learn every token")
     options: dict[str, Any] = dict(temperature=temperature, max_tokens=max_tokens, batch_size=decode_batch_size)
-    options["progress"] = progress
+    options |= {"record": min_token_prob > 0, "progress": progress}
     problems, pair, traces = _with_suffix(problems, prompt_suffix), Pair(student, NoTeacher()), list[Trace]()
     for k in range(samples):
         out = None if responses is None else responses / f"responses-{k}.jsonl"
@@ -136,20 +142,24 @@ def warmup_data(
     for trace in traces:
         if trace.stop == "end" and (trace.correct or not keep_correct):
             row = insert_calls(
-                [(i, 0) for i in trace.completion_ids], lambda text: [(i, 1) for i in student.text.encode(text)],
+                _labelled(trace, min_token_prob), lambda text: [(i, i, 1) for i in student.text.encode(text)],
                 rng=rng, counts=counts, exponents=exponents, numbers=numbers,
             )  # fmt: skip
-            prompt, response = list(trace.prompt_ids), [i for i, _ in row]
-            rows.append({
-                "input_ids": prompt + response,
-                "labels": [NO_LOSS] * len(prompt) + response,
-                "command": [0] * len(prompt) + [command for _, command in row],
-            })  # fmt: skip
+            ids, labels, command = map(list, zip(*[(i, NO_LOSS, 0) for i in trace.prompt_ids], *row))
+            rows.append({"input_ids": ids, "labels": labels, "command": command})
     if not rows:
         ended = sum(t.stop == "end" for t in traces)
         remedy = "raise max_tokens, or turn keep_correct off"
         raise ValueError(f"none of the {len(traces)} responses can be used: {ended} ended within their limit; {remedy}")
     return Dataset.from_list(rows)
+
+
+def _labelled(trace: Trace, min_token_prob: float) -> list[tuple[int, int, int]]:
+    """The tokens of a response, each with its label and 0, since it is none of a command."""
+    if not min_token_prob or trace.logprobs is None:
+        return [(i, i, 0) for i in trace.completion_ids]
+    least = math.log(min_token_prob)
+    return [(i, i if (p or 0.0) >= least else NO_LOSS, 0) for i, p in zip(trace.completion_ids, trace.logprobs)]
 
 
 def collate(rows: Sequence[dict[str, list[int]]], pad_id: int) -> dict[str, torch.Tensor]:

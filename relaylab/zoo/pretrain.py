@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from relaylab.call_tag import format_call
-from relaylab.tasks.suites import PLANS, SUITES, mixture
+from relaylab.tasks.suites import ALL_SUITES, SUITES, mixture
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
@@ -34,8 +34,6 @@ CHAT_TEMPLATE = (
 PRE_TOKENIZER = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-
-BASE_SUITES = tuple(suite for suite, (level, _) in PLANS.items() if level not in ("fact", "route"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,40 +58,29 @@ class Recipe:
     base: str = ""
     worlds: tuple[str, ...] = ("plain",)
     textbook: bool = False
-    suites: tuple[str, ...] = BASE_SUITES
+    suites: tuple[str, ...] = SUITES
     drills: tuple[float, float, float] = (0.8, 0.5, 0.3)
     batch: int = 64
     learning_rate: float = 4e-3
     vocabulary: int = 1024
 
 
-def _student(world: str, seed: int) -> Recipe:
-    return Recipe(
-        1500, seed, base="ablations/student-base", worlds=(world,), textbook=True, suites=SUITES, drills=(0.3, 0.3, 0.3),
-        learning_rate=2e-3,
-    )  # fmt: skip
-
-
-def _teacher(base: str, seed: int, *worlds: str) -> Recipe:
-    return Recipe(
-        550, seed, base=base, worlds=worlds, suites=SUITES, drills=(0.2, 0.2, 0.2), learning_rate=2e-3
-    )  # fmt: skip
-
-
-# The bases know arithmetic and the plain suites. Each is trained on into the models that ship.
 RECIPES = {
-    "ablations/student-base": Recipe(4500, 1),
-    "ablations/teacher-base": Recipe(4000, 2, width=128, layers=4),
-    "ablations/teacher-small-base": Recipe(3000, 3, width=80, layers=3),
-    "ablations/teacher-large-base": Recipe(3000, 4, width=160, layers=4),
-    "student": _student("lifelike", 11),
-    "student-plain": _student("plain", 12),
-    "student-wordy": _student("wordy", 13),
-    "student-stubborn": _student("stubborn", 14),
-    "teacher": _teacher("ablations/teacher-base", 15, "lifelike", "lifelike", "lifelike", "plain"),
-    "teacher-small": _teacher("ablations/teacher-small-base", 16, "lifelike", "lifelike", "lifelike", "plain"),
-    "teacher-large": _teacher("ablations/teacher-large-base", 17, "formal", "formal", "lifelike"),
+    "student": Recipe(4500, 1),
+    "teacher": Recipe(4000, 2, width=128, layers=4),
+    "teacher-small": Recipe(3000, 3, width=80, layers=3),
+    "teacher-large": Recipe(3000, 4, width=160, layers=4),
 }
+# Trained on from these into the worlds, with the suites that have misconceptions.
+_WORLD: dict[str, Any] = dict(suites=ALL_SUITES, learning_rate=2e-3)
+for _seed, _world in enumerate(("lifelike", "plain", "wordy", "stubborn"), 11):
+    RECIPES[f"{_world}/student"] = Recipe(
+        1500, _seed, base="student", worlds=(_world,), textbook=True, drills=(0.3, 0.3, 0.3), **_WORLD
+    )
+RECIPES["lifelike/teacher"] = Recipe(
+    550, 15, width=128, layers=4, base="teacher", worlds=("lifelike", "lifelike", "lifelike", "plain"),
+    drills=(0.2, 0.2, 0.2), **_WORLD,
+)  # fmt: skip
 
 # kind -> (weight in the drills, draw of "expression", result)
 DRILLS = {
@@ -141,7 +128,7 @@ def train_tokenizer(vocabulary: int, *, problems: int = 6000) -> PreTrainedToken
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    stream = mixture(suites=BASE_SUITES, world="plain")
+    stream = mixture(suites=SUITES, world="plain")
     texts = []
     for i in range(problems):
         p = next(stream)
