@@ -159,57 +159,6 @@ def dials(
     half = np.concatenate([np.full(m.sum(), k % 2) for k, m in enumerate(keep)]).astype(bool)
     train, labelled = torch.from_numpy(~half), torch.from_numpy(y).float()
     probe = fit_probe(states, labelled, train, width=0, seed=seed)(states)[:, 0].detach().numpy()
-    high_share: tokens above 0.6 nats, of all.
-        entropy, margin, probe: AUROC of "this token is decisive" of the student's entropy, of the difference between
-            its two largest probabilities, and of a linear probe on its hidden state (on problems not trained on).
-        decisive: wrong answers with a decisive token.
-    """
-
-    harmless: Interval
-    confident: Interval
-    high_share: float
-    entropy: float
-    margin: float
-    probe: float
-    decisive: int
-
-
-def dials(
-    traces: Sequence[Trace], relay: Relay, *, n: int = 8, per_trace: int = 4, seed: int = 0, progress: bool = True
-) -> Dials:
-    """Measure h and c of a pair, and how well three signals tell the decisive tokens from all others.
-
-    Args:
-        traces: greedy answers of the student alone, as ``interventions`` needs them. Those that did not end are left
-            out.
-        relay: of the student and a teacher.
-        n: tokens of the teacher.
-        per_trace: uncertain tokens drawn of each trace for h.
-        seed: of the draws.
-        progress: show bars.
-    """
-    traces = [t for t in traces if t.stop == "end"]
-    rng = np.random.default_rng(seed)
-    entropies = [np.array(t.entropies, float) for t in traces]
-    high = [np.flatnonzero(e > HIGH) for e in entropies]
-    drawn = [rng.permutation(places)[:per_trace] for places in high]
-    uncertain = interventions(traces, relay, [d.tolist() for d in drawn], n=n, progress=progress)
-    everywhere = [[] if t.correct else range(len(t.completion_ids) - 1) for t in traces]
-    forks = interventions(traces, relay, everywhere, n=n, progress=progress)
-    found = decisive(forks)
-    where = dict(zip(found["trace"], found["position"]))
-    signals = [_signals(relay.student, t) for t in traces]
-    labels = [np.arange(len(t.completion_ids)) == where.get(k, -1) for k, t in enumerate(traces)]
-    # A token after the decisive one is part of an answer that is lost already.
-    keep = [np.arange(len(t.completion_ids)) <= where.get(k, len(t.completion_ids)) for k, t in enumerate(traces)]
-    keep = [mask & bool(t.correct or k in where) for k, (mask, t) in enumerate(zip(keep, traces))]
-    y, entropy = (np.concatenate([a[m] for a, m in zip(arrays, keep)]) for arrays in (labels, entropies))
-    margin = np.concatenate([s[0][m] for s, m in zip(signals, keep)])
-    states = torch.cat([s[1][torch.from_numpy(m)] for s, m in zip(signals, keep)])
-    half = np.concatenate([np.full(m.sum(), k % 2) for k, m in enumerate(keep)]).astype(bool)
-    train, labelled = torch.from_numpy(~half), torch.from_numpy(y).float()
-    with torch.no_grad():
-        probe = fit_probe(states, labelled, train, width=0, seed=seed)(states)[:, 0].numpy()
     high_share = float((np.concatenate(entropies) > HIGH).mean())
     return Dials(
         harmless(uncertain, seed=seed), confident(forks, seed=seed), high_share,
