@@ -204,6 +204,17 @@ class Engine:
             outputs = [torch.cat(p)[order] for p in zip(*parts)]
         return tuple(outputs) if hidden else outputs[0]
 
+    def read(self, prompt: Sequence[int], completion: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """What the model thinks before each token of a completion that it reads.
+
+        Returns:
+            Logits (T, vocabulary) and last hidden states (T, H), both float32.
+        """
+        slot = self.open([*prompt, *completion[:-1]])
+        logits, hidden = self.forward([slot], positions=len(completion), hidden=True)
+        self.close(slot)
+        return logits[0], hidden[0].float()
+
     def _pass(self, slots: list[CacheSlot], positions: int, hidden: bool) -> list[Tensor]:
         """One forward pass: logits, and hidden states where they are wanted."""
         # 1) The slots' caches come to the front, and there is a column for every token.

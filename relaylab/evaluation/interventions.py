@@ -168,11 +168,9 @@ def dials(
 
 def _signals(student: Engine, trace: Trace) -> tuple[np.ndarray, torch.Tensor]:
     """Margin (T,) and hidden state (T, H) before each token of a completion."""
-    slot = student.open(trace.prompt_ids + trace.completion_ids[:-1])
-    logits, hidden = student.forward([slot], positions=len(trace.completion_ids), hidden=True)
-    student.close(slot)
-    best = logits[0].softmax(-1).topk(2).values
-    return (best[:, 0] - best[:, 1]).cpu().numpy(), hidden[0].float().cpu()
+    logits, hidden = student.read(trace.prompt_ids, trace.completion_ids)
+    best = logits.softmax(-1).topk(2).values
+    return (best[:, 0] - best[:, 1]).cpu().numpy(), hidden.cpu()
 
 
 def auroc(score: np.ndarray, label: np.ndarray) -> float:

@@ -74,7 +74,7 @@ def train_token_router(
         max_tokens: of the answers that labels come from.
         threshold: of the router.
         n: tokens per call of the router.
-        width: of the hidden layer.
+        width: of the hidden layer; 0 for a linear probe.
         epochs: full batches over all positions.
         seed: random seed.
         batch_size: rows decoded together.
@@ -142,13 +142,9 @@ def _labels(
     # 2) the student's own next token at every position
     states, needed, groups, forks = list[Tensor](), list[bool](), list[str](), []
     for trace in worked:
-        slot = student.open(trace.prompt_ids + trace.completion_ids[:-1])
-        logits, hidden = student.forward(
-            [slot], positions=len(trace.completion_ids), hidden=True
-        )  # (1, T, V), (1, T, H)
-        student.close(slot)
-        states.append(hidden[0].float())
-        own = logits[0].argmax(-1).tolist()
+        logits, hidden = student.read(trace.prompt_ids, trace.completion_ids)
+        states.append(hidden)
+        own = logits.argmax(-1).tolist()
         forks += [(len(needed) + i, trace, i) for i, (a, b) in enumerate(zip(own, trace.completion_ids)) if a != b]
         needed += [False] * len(own)
         groups += [trace.id] * len(own)

@@ -299,9 +299,8 @@ class Stream(Iterator[Event]):
             n, s.forced_call, forked = s.forced_call, None, s.forced_call is not None
             if rule and not forked and s.may_call():
                 state = None if states is None else states[i, -1]
-                n = rule(
-                    StepState(len(s.ids), s.since_call, len(s.closed_calls), entropies[i], s.seed, logits[i], state)
-                )
+                where = (len(s.ids), s.since_call, len(s.closed_calls))
+                n = rule(StepState(*where, entropies[i], s.seed, logits[i], state, s.line))
             if n is None:
                 continue
             if s.config.write_call:

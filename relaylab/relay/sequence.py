@@ -84,6 +84,16 @@ class Sequence:
         return [c for c in self.calls if c.status != "unclosed"]
 
     @property
+    def line(self) -> str:
+        """The text of the present line so far."""
+        text = ""
+        for piece in reversed(self.pieces):
+            if "\n" in piece:
+                return piece.rpartition("\n")[2] + text
+            text = piece + text
+        return text
+
+    @property
     def since_call(self) -> int:
         """Tokens since the last closed call and its answer, or since the beginning."""
         return len(self.ids) - max((c.end + c.delivered for c in self.closed_calls), default=0)
