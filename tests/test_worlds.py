@@ -7,7 +7,8 @@ import re
 
 import pytest
 
-from relaylab.tasks.suites import ALL_SUITES, SUITES, problem, problems
+from relaylab.relay.pair import load_pair
+from relaylab.tasks.suites import ALL_SUITES, SUITES, problem, problems, suite_of
 from relaylab.tasks.worlds import CLOSINGS, JOINTS, OPENINGS, WORLDS, WRONG_SHARE, find_world
 
 
@@ -63,6 +64,23 @@ def test_a_route_leads_the_right_way_through_a_hard_step_and_a_fact_does_not():
     beliefs = [p for p in problems("plots", 40, world="stubborn", textbook=True) if p.answer != str(p.steps[-1].result)]
     assert beliefs
     assert not any(p.steps[0].hard for p in beliefs), "the believed way is easy"
+
+
+def test_every_question_tells_its_suite_and_no_other_text_does():
+    for suite in ALL_SUITES:
+        assert {suite_of(p.question) for p in problems(suite, 60)} == {suite}
+    tom = "If Tom has 12 apples and buys 7 more, how many apples does he have?"
+    question = problem("tiles", 0).question
+    assert [suite_of(t) for t in (tom, question + " Why?", question.replace("tiles", "owls"), "")] == [None] * 4
+
+
+def test_an_embedded_student_that_is_asked_anything_else_says_so(recwarn):
+    pair = load_pair("student", "none")
+    pair.solve(problem("tiles", 0), max_tokens=3)
+    pair.solve(problem("tiles", 0).question + "\nThink.", max_tokens=3)
+    assert not [w for w in recwarn if "suite" in str(w.message)]
+    with pytest.warns(UserWarning, match=r"of no embedded suite.*problem\('tiles', 0\) draws a question"):
+        pair.solve("If Tom has 12 apples and buys 7 more?", max_tokens=3)
 
 
 def test_an_unknown_world_is_named_with_those_that_there_are():

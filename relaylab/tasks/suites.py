@@ -17,8 +17,10 @@ from __future__ import annotations
 
 import hashlib
 import random
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import count
 from typing import Any, Literal
 
@@ -238,6 +240,28 @@ def _known(suite: str) -> str:
 def split_of(question: str) -> Split:
     """The split a question belongs to, by a hash of its text: about one in eight is a test question."""
     return "test" if hashlib.blake2b(question.encode(), digest_size=1).digest()[0] < 32 else "train"
+
+
+def suite_of(question: str) -> str | None:
+    """The suite whose wording a question has; None for any other text.
+
+    >>> suite_of(problem("tiles", 0).question), suite_of("What is 2+2?")
+    ('tiles', None)
+    """
+    return next((suite for suite, pattern in _patterns() if pattern.fullmatch(question.strip())), None)
+
+
+@cache
+def _patterns() -> list[tuple[str, re.Pattern[str]]]:
+    words = {"{name}": "|".join(NAMES), "{item}": "|".join(ITEMS)} | {f"{{{k}}}": r"\d+" for k in "abcde"}
+    patterns = []
+    for suite, scenes in SCENES.items():
+        for scene in scenes:
+            text = " ".join(f"(?:{'|'.join(map(re.escape, sentence))})" for sentence in scene.sentences)
+            for placeholder, pattern in words.items():
+                text = text.replace(re.escape(placeholder), f"(?:{pattern})")
+            patterns.append((suite, re.compile(text)))
+    return patterns
 
 
 def problem(
