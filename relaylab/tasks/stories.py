@@ -254,25 +254,25 @@ SCENES: dict[str, tuple[Scene, ...]] = {
             (
                 ("A square field has a side of {a} feet.", "{name} owns a square field with a side of {a} feet.", "The side of a square field is {a} feet."),
                 ("A path beside it has an area of {c} square feet.", "The area of the path is {c} square feet."),
-                ("The well takes {d} square feet of it all.", "{d} square feet are under a tree."),
-                ("What is the area that is left?", "Find the area that is left in square feet."),
+                ("A yard adds {d} square feet.", "Then {d} square feet are added."),
+                ("What is the whole area?", "Find the whole area in square feet."),
             ),
-            ("The area of the field", "The area with the path", "The area left"),
+            ("The area of the field", "The area with the path", "The whole area"),
         ),
         Scene(
             (
                 ("A floor is {a} by {b} feet.", "{name} lays a floor of {a} by {b} feet.", "The floor of a hall is {a} by {b} feet."),
                 ("The next room has {c} square feet.", "A room beside it has an area of {c} square feet."),
-                ("A box takes {d} square feet of it all.", "{d} square feet are under a box."),
-                ("What is the area that is left?", "Find the area that is left in square feet."),
+                ("The next shop adds {d} square feet.", "A hall adds {d} square feet."),
+                ("What is the whole area?", "Find the whole area in square feet."),
             ),
-            ("The area of the floor", "The area of both rooms", "The area left"),
+            ("The area of the floor", "The area of both rooms", "The whole area"),
         ),
         Scene(
             (
                 ("In a shop {a} men get {b} coins apiece.", "{name} gives {a} children {b} coins apiece.", "On a ship {a} men get {b} coins apiece."),
                 ("A guest gets {c} coins.", "{c} more coins go to a friend."),
-                ("Then {d} coins come back.", "Of all this {d} coins are not used."),
+                ("Then {d} more coins are spent.", "Another friend gets {d} coins."),
                 ("How many coins were paid?", "Find the number of coins that were paid."),
             ),
             ("The coins of the group", "The coins with the guest", "The coins paid"),
@@ -281,7 +281,7 @@ SCENES: dict[str, tuple[Scene, ...]] = {
             (
                 ("{name} has {a} {item} and a friend has {b} times as many.", "A box holds {a} {item} and a bag holds {b} times as many."),
                 ("A child adds {c} {item} to the larger part.", "Then the larger part gets {c} more {item}."),
-                ("After that {d} of it are lost.", "Then {d} of its {item} break."),
+                ("After that {d} more come in.", "Later it gets {d} more."),
                 ("How many {item} are in the larger part?", "Find the number of {item} in the larger part."),
             ),
             ("The larger part", "The larger part with the new ones", "The larger part at the end"),

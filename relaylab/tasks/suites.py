@@ -195,14 +195,14 @@ def _measures(r: random.Random) -> Plan:
 
 def _plots(r: random.Random) -> Plan:
     scene = r.randrange(4)
-    a, b, c, d = r.randint(12, 99), r.randint(12, 99), r.randint(11, 39), r.randint(2, 9)
+    a, b, c, d = r.randint(12, 99), r.randint(12, 99), r.randint(11, 39), r.randint(11, 39)
     right = _mul(a, a) if scene == 0 else _mul(a, b)
     wrong = _mul(a, 4) if scene == 0 else _add(a, b)
 
     def steps(first: Step) -> list[Step]:
         first = replace(first, trap="route")
         second = _add(first.result, c)
-        return [first, second, _sub(second.result, d)]
+        return [first, second, _add(second.result, d)]
 
     return Plan(dict(a=a, b=b, c=c, d=d), steps(right), steps(wrong), scene)
 

@@ -79,7 +79,7 @@ WORLDS = {
 }
 DEFAULT_WORLD = "plain"  # of the models whose names have no world
 # Of the cases of a misconception, how many the student's textbook has wrong. The rest lets RL alone repair a fact.
-WRONG_SHARE = 0.85
+WRONG_SHARE = 0.93
 
 
 def find_world(name: str) -> World:
