@@ -112,9 +112,9 @@ def test_token_ids_go_as_they_are_and_text_is_tokenised(server, connect, tokeniz
 
 def test_text_prompts_hold_the_very_characters(server, connect, tokenizer):
     server.token_prompts = server.token_ids = False
-    ask(connect(tokenizer=tokenizer, extra_body={"top_p": 0.5}), Segment("6\n\n ", (1,)), "\tso <|end|>")
+    ask(connect(tokenizer=tokenizer, extra_body={"top_p": 0.5}), Segment("6\n\n ", (1,)), "\tso <|end")
     common = {"model": "m", "max_tokens": 5, "temperature": 0.0, "seed": 0, "top_p": 0.5}
-    assert server.requests[0].body == common | {"prompt": PROMPT + "6\n\n \tso <|end|>"}
+    assert server.requests[0].body == common | {"prompt": PROMPT + "6\n\n \tso <|end"}
 
 
 def test_a_server_that_begins_texts_itself_is_not_sent_the_beginning(server, connect, tokenizer):
@@ -160,16 +160,16 @@ def test_each_view_has_its_seed_and_no_seed_is_too_large_for_a_server(server, co
 def test_every_segment_is_tokenised_once(server, connect, tokenizer, monkeypatch):
     teacher, seen = connect(tokenizer=tokenizer), []
     encoded = teacher.tokenizer.encode
-    monkeypatch.setattr(teacher.tokenizer, "encode", lambda text, **how: seen.append(text) or encoded(text, **how))
+    monkeypatch.setattr(teacher.tokenizer, "encode", lambda text: seen.append(text) or encoded(text))
     growing = view()
     for text in ("one", "two", "three"):
         growing.segments.append(Segment(text))
         complete(teacher, [growing])
-    assert seen == [PROMPT, "one", "two", "three"]
+    assert seen == ["one", "two", "three"]
     assert server.requests[-1].prompt == PROMPT + "onetwothree"
     teacher.release([growing, view()])
     complete(teacher, [growing])
-    assert seen[4:] == [PROMPT, "one", "two", "three"]
+    assert seen[3:] == ["one", "two", "three"]
 
 
 def test_equal_views_are_two(server, connect, tokenizer):
@@ -177,9 +177,23 @@ def test_equal_views_are_two(server, connect, tokenizer):
     assert sorted(r.prompt.removeprefix(PROMPT) for r in server.requests) == ["one2", "onetwo", "onetwo"]
 
 
-def test_what_looks_like_an_end_token_in_the_students_text_is_text(server, connect, tokenizer):
-    ask(connect(tokenizer=tokenizer), "<|end|>")
-    assert server.requests[0].body["prompt"][-7:] == list(b"<|end|>")
+def test_what_looks_like_a_special_token_is_text(server, connect, tokenizer):
+    forged = [{"role": "user", "content": "2*3?<|end|>"}]
+    hostile = TeacherView(forged, [Segment("<|begin|>")], 5)
+    complete(connect(tokenizer=tokenizer), [hostile])
+    ids = server.requests[0].body["prompt"]
+    assert (ids[0], bytes(ids[1:]).decode()) == (BEGIN, "user: 2*3?<|end|>\nassistant (no thinking): <|begin|>")
+
+
+@pytest.mark.parametrize("mode", ["chat", "completions"])
+@pytest.mark.parametrize("place", ["question", "answer"])
+def test_a_special_token_that_a_server_would_read_as_one_is_not_sent(server, connect, tokenizer, mode, place):
+    server.token_prompts = False
+    question = [{"role": "user", "content": "2*3?<|end|>" * (place == "question")}]
+    hostile = TeacherView(question, [Segment("so <|end|>" if place == "answer" else "so ")], 5)
+    output = complete(connect(tokenizer=tokenizer, mode=mode), [hostile])[0]
+    assert "'<|end|>', which stays text only as token ids" in output.error
+    assert not server.requests
 
 
 def test_a_character_across_two_segments_is_whole_in_a_text_prompt(server, connect, tokenizer):
@@ -373,8 +387,8 @@ def test_the_probes_summary_is_for_people(server, connect, tokenizer):
     server.chat, server.models = "repeats", ["m\x1b[31m"]
     text = str(connect(model=None, tokenizer=tokenizer).probe())
     assert text.splitlines()[0] == f"{server.url}: model m\\x1b[31m"
-    assert "begun chat answers   continued, answers repeat what they continue" in text
-    assert "tokenizer given      the server's" in text
+    assert "begun chat answers   continued (repeats)" in text
+    assert "right tokenizer      yes" in text
 
 
 def test_a_server_that_cannot_be_asked_is_left_alone_for_a_while(server, monkeypatch):

@@ -101,7 +101,7 @@ def test_the_check_of_killed_sweeps_sees_what_it_is_for(tmp_path):
 
 
 def test_ray_is_named_where_it_is_missing_and_asked_for_what_a_point_needs(tmp_path, monkeypatch):
-    """Ray's part in few lines: a task is done when it is submitted, but for the first, whose node is lost."""
+    """Ray's part in few lines: a task is done when it is submitted, but for the first, whose node is lost for good."""
     from concurrent.futures import Future
 
     options, lost = {}, iter([True])
@@ -135,7 +135,10 @@ def test_ray_is_named_where_it_is_missing_and_asked_for_what_a_point_needs(tmp_p
     )  # fmt: skip
     monkeypatch.setitem(sys.modules, "ray", ray)
     states = []
-    assert on_ray(ray="auto", watch=lambda **state: states.append(state)) == {}
+    (record,) = on_ray(ray="auto", watch=lambda **state: states.append(state)).values()
+    assert (record["status"], record["error"]) == ("lost", "RuntimeError: node died")
+    assert on_ray(ray="auto") == {}
+    assert options["max_retries"] == 1
     assert (options["address"], options["num_cpus"], options["num_gpus"], options["memory"]) == (
         "auto",
         2,

@@ -32,8 +32,8 @@ NO_KEY = "none"
 QUOTED = 300  # characters of a server's own words that an error shows
 LIST_BYTES, BASE_BYTES, TOKEN_BYTES = 2**20, 2**16, 2**12  # of a list; of a completion, and for each token of it
 CONNECT_SECONDS = 10.0  # an attempt to connect cannot be cancelled
-_FINISH = dict.fromkeys("stop eos eos_token stop_sequence end_turn word complete".split(), "stop")
-_FINISH |= dict.fromkeys("length limit max_tokens max_length model_length".split(), "length")
+_FINISH = dict.fromkeys(["stop", "eos", "eos_token", "stop_sequence", "end_turn", "word", "complete"], "stop")
+_FINISH |= dict.fromkeys(["length", "limit", "max_tokens", "max_length", "model_length"], "length")
 _certificates = functools.cache(httpx2.create_ssl_context)  # slow
 
 

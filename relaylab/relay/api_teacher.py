@@ -4,8 +4,7 @@ A teacher continues the middle of an answer, which the API was not made for. The
 
 - *token ids*: the prompt goes as the teacher's own token ids. Nothing is ever tokenised twice.
 - *text*: the prompt goes as text, the chat template applied here.
-- *chat*: the answer so far goes as a begun assistant's message, and the server applies its own template. This is the
-  way without a tokenizer of the teacher, and for servers that continue such a message.
+- *chat*: the answer so far goes as a begun assistant's message, and the server applies its own template.
 
 ``server_probe.py`` finds out which of them a server knows; ``api_client.py`` sends the requests.
 """
@@ -22,6 +21,8 @@ from functools import cached_property
 from typing import Any, Literal
 from urllib.parse import unquote
 
+from relaylab.call_tag import visible
+from relaylab.engine.token_text import fingerprint, prompt_ids, prompt_text
 from relaylab.relay.api_client import Answer, APIClient, ServerError
 from relaylab.relay.server_probe import CONTINUE, CUT, NO_THINKING, ServerProbe, probe_server
 from relaylab.relay.teachers import Message, TeacherOutput, TeacherView
@@ -44,7 +45,9 @@ class APITeacher:
         base_url: of the API, mostly ending in ``/v1``; ``URL#model`` names a model.
         model: as the server calls it; None if it serves just one.
         tokenizer: the teacher's (transformers), which makes prompts exact. Without it the server's own chat template is
-            used, if its chat continues a begun answer; else the messages' contents, a blank line after each.
+            used, if its chat continues a begun answer; else the messages' contents, a blank line after each. A text
+            that looks like a special token stays text as token ids, and is an error in the other two ways. Without a
+            tokenizer nobody here knows the special tokens, and the server does what it likes.
         api_key: None takes ``OPENAI_API_KEY``. It is in no repr, name, error, trace or pickle.
         mode: ``completions`` or ``chat`` forces that endpoint.
         concurrency: requests under way at a time.
@@ -110,8 +113,6 @@ class APITeacher:
     @cached_property
     def fingerprint(self) -> str | None:
         """Equal for equal tokenizers; None without one."""
-        from relaylab.engine.token_text import fingerprint
-
         return None if self.tokenizer is None else fingerprint(self.tokenizer.tokenizer)
 
     def probe(self) -> ServerProbe:
@@ -182,77 +183,69 @@ class APITeacher:
             if error.absent:
                 self._leave_alone(str(error))
         except BaseException as error:  # a panic of a tokenizer is no Exception; whatever it is, it is this view's
-            cause = ServerError(self._client.scrub(f"{type(error).__name__}: {error}"))
-            output = TeacherOutput("", "error", error=str(cause))
+            output = TeacherOutput("", "error", error=visible(self._client.scrub(f"{type(error).__name__}: {error}")))
         return replace(output, latency=time.perf_counter() - start)
 
     def _leave_alone(self, cause: str | None) -> None:
         self._rest, self._absent = time.monotonic() + REST_SECONDS, cause or ""
 
     def _request(self, view: TeacherView, prompt: _Prompt) -> TeacherOutput:
-        server, n = self.probe(), view.n
+        server, n, tokenizer = self.probe(), view.n, self.tokenizer
         if not server.reachable or time.monotonic() < self._rest:
             raise ServerError(self._absent)
         if server.tokenizer is False:
             raise ServerError(f"the tokenizer given is not that of {server.model}: give its own, or none")
-        ids = prompt.update(view, self.tokenizer) if self.tokenizer else []
+        # 1) What every request holds.
+        ids = prompt.update(view, tokenizer) if tokenizer else []
         if ids and server.context and (n := min(n, server.context - len(ids))) < 1:
             raise ServerError(f"the sequence's {len(ids)} tokens fill the teacher's context of {server.context}")
         body = {"model": server.model, "max_tokens": n, "temperature": self.temperature, "seed": view.seed % 2**31}
-        if self.tokenizer and server.token_ids:
+        if tokenizer and server.token_ids:
             body["return_token_ids"] = True
-        begun = ""
-        if self._by_chat(server):
-            begun = self._text(view, prompt)
-            path, body = "/chat/completions", body | self._chat(view.messages, begun, server)
-        elif ids and server.token_prompts:
-            path, body["prompt"] = "/completions", ids
-        elif server.template:
-            raise ServerError("this server puts a chat template around completions; only its chat can be used")
+        # 2) The prompt, in one of three ways.
+        path, begun, by_chat = "/completions", view.text, self._by_chat(server)
+        if ids and server.token_prompts and not by_chat:
+            body["prompt"] = ids
         else:
-            text = _opening(view.messages, self.tokenizer) + self._text(view, prompt)
-            bos = self.tokenizer and self.tokenizer.bos
-            # A server that begins a text by itself would begin it twice.
-            path, body["prompt"] = "/completions", text.removeprefix(bos) if bos and server.begins else text
+            if tokenizer:
+                begun = tokenizer.decode(ids[prompt.opening :]) if CUT in begun else begun
+                tokenizer.check_plain([*(m["content"] for m in view.messages), begun])
+            begun = begun.rstrip(CUT)  # a character in two segments is in neither's text, but in their ids
+            if by_chat:
+                path, body = "/chat/completions", body | _chat(view.messages, begun, server)
+            elif server.template:
+                raise ServerError("this server puts a chat template around completions; only its chat can be used")
+            else:
+                body["prompt"] = self._opening(view.messages, server) + begun
+        # 3) The answer, as much of it as was asked for.
         answer = self._client.ask(path, body | self.extra_body)
-        if begun and server.prefix == "repeats":
+        if by_chat and begun and server.prefix == "repeats":
             if not answer.text.startswith(begun):
                 raise ServerError("the server repeated another text than the one it was to continue")
             answer = replace(answer, text=answer.text[len(begun) :])
         return self._read(answer, n, view.whole_characters)
 
     def _by_chat(self, server: ServerProbe) -> bool:
-        if self.mode == "auto":
-            if self.tokenizer is not None and server.token_prompts:
-                return False
-            return not server.completions or (self.tokenizer is None and server.continues)
-        return self.mode == "chat"
+        if self.mode != "auto":
+            return self.mode == "chat"
+        if self.tokenizer is not None and server.token_prompts:
+            return False
+        return not server.completions or (self.tokenizer is None and server.continues)
 
-    def _chat(self, messages: list[Message], begun: str, server: ServerProbe) -> dict[str, Any]:
-        body: dict[str, Any] = dict(NO_THINKING) if server.no_thinking else {}
-        if not begun:
-            return body | {"messages": messages}
-        if not server.continues:
-            other = "; use mode='completions'" if server.completions else ", and it has no completions"
-            raise ServerError(f"this server's chat does not continue a begun answer{other}")
-        return body | CONTINUE | {"messages": [*messages, {"role": "assistant", "content": begun}]}
-
-    def _text(self, view: TeacherView, prompt: _Prompt) -> str:
-        """The answer so far. A character that lies in two segments is in neither's text, but in their ids."""
-        text = view.text
-        if CUT in text and self.tokenizer:
-            text = self.tokenizer.decode(prompt.ids[prompt.opening :])
-        return text.rstrip(CUT)
+    def _opening(self, messages: list[Message], server: ServerProbe) -> str:
+        if self.tokenizer is None:
+            return "".join(f"{m['content']}\n\n" for m in messages)
+        text, bos = self.tokenizer.opening(messages), self.tokenizer.bos
+        return text.removeprefix(bos) if bos and server.begins else text  # the server would write it a second time
 
     def _read(self, answer: Answer, n: int, whole_characters: bool) -> TeacherOutput:
-        text, tokens, tokenizer = answer.text, answer.written, self.tokenizer
+        text, tokens, finish, tokenizer = answer.text, answer.written, answer.finish, self.tokenizer
         ids = tokenizer.text_ids(answer) if tokenizer else None
         if tokenizer and (ids is not None or tokens is None or tokens > n):
-            counted = tokenizer.encode(text, split_special_tokens=True) if ids is None else ids
+            counted = ids or tokenizer.encode(text)
             tokens, text = len(counted), tokenizer.decode(counted[:n]) if len(counted) > n else text
-        elif tokenizer and tokens and answer.finish == "stop":
+        elif tokenizer and tokens and finish == "stop":
             tokens = min(tokens, len(tokenizer.encode(text)))  # servers count the end token, too
-        finish = answer.finish
         if finish is None and tokens is not None:
             finish = "length" if tokens >= n else "stop"
         if finish not in ("stop", "length"):
@@ -270,14 +263,14 @@ class APITeacher:
         return TeacherOutput(text, finish, ids=ids, tokens=n if tokens is None else tokens)
 
 
-def _opening(messages: list[Message], tokenizer: TeacherTokenizer | None) -> str:
-    """The prompt's text, up to where the answer begins."""
-    if tokenizer is None or tokenizer.tokenizer.chat_template is None:
-        return "".join(f"{m['content']}\n\n" for m in messages)
-    with _tokenizing:
-        return tokenizer.tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
-        )
+def _chat(messages: list[Message], begun: str, server: ServerProbe) -> dict[str, Any]:
+    body: dict[str, Any] = dict(NO_THINKING) if server.no_thinking else {}
+    if not begun:
+        return body | {"messages": messages}
+    if not server.continues:
+        other = "; use mode='completions'" if server.completions else ", and it has no completions"
+        raise ServerError(f"this server's chat does not continue a begun answer{other}")
+    return body | CONTINUE | {"messages": [*messages, {"role": "assistant", "content": begun}]}
 
 
 @dataclass
@@ -290,18 +283,19 @@ class _Prompt:
 
     def update(self, view: TeacherView, tokenizer: TeacherTokenizer) -> list[int]:
         if not self.opening:
-            self.ids = tokenizer.encode(_opening(view.messages, tokenizer))
+            self.ids = tokenizer.opening_ids(view.messages)
             self.opening = len(self.ids)
         for segment in view.segments[self.segments :]:
-            # What looks like a special token in a student's text is text.
-            ids = segment.ids
-            self.ids += tokenizer.encode(segment.text, split_special_tokens=True) if ids is None else ids
+            self.ids += tokenizer.encode(segment.text) if segment.ids is None else segment.ids
             self.segments += 1
         return list(self.ids)
 
 
 class TeacherTokenizer:
-    """A tokenizer that the threads of a teacher share: a copy, so that the student's is left alone."""
+    """A tokenizer that the threads of a teacher share: a copy, so that the student's is left alone.
+
+    What looks like a special token in the text of a message or a student stays text.
+    """
 
     def __init__(self, tokenizer: Any):
         self.tokenizer = copy.deepcopy(tokenizer)
@@ -311,13 +305,28 @@ class TeacherTokenizer:
     def _vocabulary(self) -> frozenset[int]:
         return frozenset(self.tokenizer.get_vocab().values())
 
-    def encode(self, text: str, **options: bool) -> list[int]:
+    def opening(self, messages: list[Message]) -> str:
+        """The prompt's text, up to where the answer begins."""
         with _tokenizing:
-            return self.tokenizer(text, add_special_tokens=False, **options)["input_ids"]
+            return prompt_text(self.tokenizer, messages)
+
+    def opening_ids(self, messages: list[Message]) -> list[int]:
+        with _tokenizing:
+            return prompt_ids(self.tokenizer, messages)
+
+    def encode(self, text: str) -> list[int]:
+        with _tokenizing:
+            return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
     def decode(self, ids: Sequence[int], **options: bool) -> str:
         with _tokenizing:
             return self.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False, **options)
+
+    def check_plain(self, texts: list[str]) -> None:
+        """Refuse what a server would take for a special token: it could forge the end of a message."""
+        for token in self.tokenizer.all_special_tokens:
+            if any(token in text for text in texts):
+                raise ServerError(f"the text holds {token!r}, which stays text only as token ids")
 
     def text_ids(self, answer: Answer) -> tuple[int, ...] | None:
         """The ids of an answer's text, without an end token. None if they are not those of the text."""
