@@ -108,13 +108,13 @@ def notebooks_run(
 def _option(text: str, parameters: Mapping[str, Parameter]) -> tuple[str, Any]:
     """NAME=VALUE of the command line. For a text, 8B, 007 and no are texts; quotes are YAML's."""
     from relaylab.settings import read_yaml
-    from relaylab.sweep.notebook import types_of
 
     name, equals, value = text.partition("=")
     if not equals:
         raise ValueError(f"-p {text}: write NAME=VALUE")
-    if name in parameters and "str" in types_of(parameters[name]) and value[:1] not in tuple("'\""):
-        return name, None if value == "null" and "None" in types_of(parameters[name]) else value
+    types = parameters[name].types if name in parameters else []
+    if "str" in types and value[:1] not in tuple("'\""):
+        return name, None if value == "null" and "None" in types else value
     return name, read_yaml(value, f"-p {name}")
 
 

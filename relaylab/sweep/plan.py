@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -49,17 +49,15 @@ class SweepFile(BaseModel):
     retries: int = Field(0, ge=0)
     resources: Resources = {}
 
-    def factors(self) -> Iterator[tuple[str, list[Level]]]:
-        """(name, levels) of every factor: each line of the grid, each zip, each list."""
-        for name, values in self.grid.items():
-            yield name, [(label(value), {name: value}) for value in values]
-        for columns in self.zips:
+    def factors(self) -> dict[str, list[Level]]:
+        """The levels of every factor: each line of the grid, each zip, each list. A line of the grid is a zip of one."""
+        factors = {}
+        for columns in [*({name: values} for name, values in self.grid.items()), *self.zips]:
             if len({len(values) for values in columns.values()}) != 1:
                 raise ValueError(f"zips: {', '.join(columns)} must have as many values as each other")
             rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-            yield ", ".join(columns), [(", ".join(map(label, row.values())), row) for row in rows]
-        for name, levels in self.lists.items():
-            yield name, list(levels.items())
+            factors[", ".join(columns)] = [(", ".join(map(label, row.values())), row) for row in rows]
+        return factors | {name: list(levels.items()) for name, levels in self.lists.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +104,7 @@ def read_plan(path: str | Path, size: str | None = None) -> Plan:
     notebook = (path.parent / file.notebook).resolve()
     parameters = read_parameters(notebook)
     defaults = {name: parameter.default for name, parameter in parameters.items()}
-    factors = dict(file.factors())
+    factors = file.factors()
     seeds = list(range(file.seeds)) if isinstance(file.seeds, int) else file.seeds or [None]
     _check_names(path, file, factors, defaults)
     if (count := math.prod(map(len, factors.values())) * len(seeds)) > MAX_POINTS:
