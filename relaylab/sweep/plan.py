@@ -50,7 +50,7 @@ class SweepFile(BaseModel):
     resources: Resources = {}
 
     def factors(self) -> dict[str, list[Level]]:
-        """The levels of every factor: each line of the grid, each zip, each list. A line of the grid is a zip of one."""
+        """The levels of every factor: each line of the grid (a zip of one), each zip, each list."""
         factors = {}
         for columns in [*({name: values} for name, values in self.grid.items()), *self.zips]:
             if len({len(values) for values in columns.values()}) != 1:

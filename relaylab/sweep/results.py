@@ -127,7 +127,7 @@ def read_results(
     if missing := [name for name in ("key", "seed", "planned", *collect) if name not in table]:
         raise ValueError(f"{path} has no column {missing[0]!r}; it must be a sweep's results.csv with {list(collect)}")
     table = table[table["planned"] == "True"].reset_index(drop=True)
-    settings = [name for name in table if name not in (*COLUMNS, "code", *wanted)]
+    settings = [str(name) for name in table if name not in (*COLUMNS, "code", *wanted)]
     factor = next((name for name in settings if table[name].nunique() > 1), None)
     if factor is None:
         raise ValueError(f"nothing varies in the planned rows of {path}; a sweep compares at least two levels")
@@ -141,8 +141,8 @@ def read_results(
 def _results(plan: Plan, table: pd.DataFrame) -> list[str]:
     """The columns that are results and numbers."""
     settings = {*COLUMNS, *plan.factors, *(name for point in plan.points for name in point.parameters)}
-    numbers = (name for name in table if name not in settings and pd.api.types.is_numeric_dtype(table[name]))
-    return [name for name in numbers if table[name].notna().any()]
+    others = [str(name) for name in table if name not in settings]
+    return [n for n in others if pd.api.types.is_numeric_dtype(table[n]) and table[n].notna().any()]
 
 
 def _labelled(plan: Plan, table: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:

@@ -242,7 +242,8 @@ def _on_ray(plan: Plan, address: str, common: dict[str, Any]) -> Iterator[Pool]:
 
     if address == "local" and not places():
         raise ValueError(_nowhere(plan))
-    task = ray.remote(run_point).options(num_cpus=cpus, num_gpus=gpus, memory=memory or None, max_retries=plan.retries)
+    task: Any = ray.remote(run_point)
+    task = task.options(num_cpus=cpus, num_gpus=gpus, memory=memory or None, max_retries=plan.retries)
     references = []
 
     def submit(point: Point) -> Future:
