@@ -198,10 +198,11 @@ class Calls:
     def keywords(self) -> dict[str, Any]:
         from relaylab.relay.call_rules import CallEvery, CallWhenUnsure
 
-        if self.call_when_unsure is not None and self.call_every is not None:
+        unsure, every = self.call_when_unsure, self.call_every
+        if unsure is not None and every is not None:
             raise ValueError("name --call-when-unsure or --call-every, not both")
-        rule = None if self.call_every is None else CallEvery(self.call_every, self.call_tokens)
-        rule = rule if self.call_when_unsure is None else CallWhenUnsure(self.call_when_unsure, self.call_tokens)
+        rule = CallEvery(every, self.call_tokens) if every is not None else None
+        rule = CallWhenUnsure(unsure, self.call_tokens) if unsure is not None else rule
         return given_only(call_rule=rule, record=self.record)
 
 
@@ -249,7 +250,7 @@ class Questions:
 
 def _import_file(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None or path.stem in sys.modules or path.stem in sys.stdlib_module_names:
+    if spec is None or spec.loader is None or path.stem in {*sys.modules, *sys.stdlib_module_names}:
         raise ValueError(f"--import {path}: give a Python file whose name is not that of another module")
     sys.modules[path.stem] = module = importlib.util.module_from_spec(spec)
     try:

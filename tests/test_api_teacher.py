@@ -157,21 +157,6 @@ def test_each_view_has_its_seed_and_no_seed_is_too_large_for_a_server(server, co
     assert {r.body["max_tokens"]: r.body["seed"] for r in server.requests} == {1: 7, 2: 8, 3: 9}
 
 
-def test_every_segment_is_tokenised_once(server, connect, tokenizer, monkeypatch):
-    teacher, seen = connect(tokenizer=tokenizer), []
-    encoded = teacher.tokenizer.encode
-    monkeypatch.setattr(teacher.tokenizer, "encode", lambda text: seen.append(text) or encoded(text))
-    growing = view()
-    for text in ("one", "two", "three"):
-        growing.segments.append(Segment(text))
-        complete(teacher, [growing])
-    assert seen == ["one", "two", "three"]
-    assert server.requests[-1].prompt == PROMPT + "onetwothree"
-    teacher.release([growing, view()])
-    complete(teacher, [growing])
-    assert seen[3:] == ["one", "two", "three"]
-
-
 def test_equal_views_are_two(server, connect, tokenizer):
     complete(connect(tokenizer=tokenizer), [view("one", "two"), view("one", "2"), view("one", "two")])
     assert sorted(r.prompt.removeprefix(PROMPT) for r in server.requests) == ["one2", "onetwo", "onetwo"]

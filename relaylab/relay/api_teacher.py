@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Collection, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal
 from urllib.parse import unquote
@@ -101,14 +101,13 @@ class APITeacher:
         return f"APITeacher({self._client.url!r}, model={self.model!r})"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in vars(self).items() if k not in ("_probing", "_answers", "_prompts")}
+        return {k: v for k, v in vars(self).items() if k not in ("_probing", "_answers")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self._probing = threading.Lock()
         self._rest, self._absent = 0.0, ""  # until when the server is left alone, and why
         self._answers: dict[TeacherView, Future[TeacherOutput]] = {}
-        self._prompts: dict[TeacherView, _Prompt] = {}
 
     @cached_property
     def fingerprint(self) -> str | None:
@@ -140,9 +139,8 @@ class APITeacher:
         if any(view.n < 1 for view in views):
             raise ValueError(f"a teacher is asked for at least one token, not {min(view.n for view in views)}")
         for view in views:
-            prompt = self._prompts.setdefault(view, _Prompt())
             present = replace(view, segments=list(view.segments))
-            self._answers[view] = self._client.start(self._answer, present, prompt, time.perf_counter())
+            self._answers[view] = self._client.start(self._answer, present, time.perf_counter())
 
     def poll(self, views: Collection[TeacherView], *, wait: bool = False) -> list[tuple[TeacherView, TeacherOutput]]:
         """Of these views, those whose answers are there. An interrupt of the waiting cancels their requests."""
@@ -160,8 +158,6 @@ class APITeacher:
     def release(self, views: Sequence[TeacherView]) -> None:
         """Forget these views, and cancel their requests."""
         self._client.cancel([answer for view in views if (answer := self._answers.pop(view, None))])
-        for view in views:
-            self._prompts.pop(view, None)
 
     def close(self) -> None:
         """Cancel all requests and close the connections. The teacher opens new ones if it is used again."""
@@ -175,9 +171,9 @@ class APITeacher:
 
     # One answer, in a thread of the client ----------------------------------------------------------------------------
 
-    def _answer(self, view: TeacherView, prompt: _Prompt, start: float) -> TeacherOutput:
+    def _answer(self, view: TeacherView, start: float) -> TeacherOutput:
         try:
-            output = self._request(view, prompt)
+            output = self._request(view)
         except ServerError as error:
             output = TeacherOutput("", "error", error=str(error))
             if error.absent:
@@ -189,14 +185,15 @@ class APITeacher:
     def _leave_alone(self, cause: str | None) -> None:
         self._rest, self._absent = time.monotonic() + REST_SECONDS, cause or ""
 
-    def _request(self, view: TeacherView, prompt: _Prompt) -> TeacherOutput:
+    def _request(self, view: TeacherView) -> TeacherOutput:
         server, n, tokenizer = self.probe(), view.n, self.tokenizer
         if not server.reachable or time.monotonic() < self._rest:
             raise ServerError(self._absent)
         if server.tokenizer is False:
             raise ServerError(f"the tokenizer given is not that of {server.model}: give its own, or none")
         # 1) What every request holds.
-        ids = prompt.update(view, tokenizer) if tokenizer else []
+        written = tokenizer.segment_ids(view) if tokenizer else []
+        ids = tokenizer.opening_ids(view.messages) + written if tokenizer else []
         if ids and server.context and (n := min(n, server.context - len(ids))) < 1:
             raise ServerError(f"the sequence's {len(ids)} tokens fill the teacher's context of {server.context}")
         body = {"model": server.model, "max_tokens": n, "temperature": self.temperature, "seed": view.seed % 2**31}
@@ -208,7 +205,7 @@ class APITeacher:
             body["prompt"] = ids
         else:
             if tokenizer:
-                begun = tokenizer.decode(ids[prompt.opening :]) if CUT in begun else begun
+                begun = tokenizer.decode(written) if CUT in begun else begun
                 tokenizer.check_plain([*(m["content"] for m in view.messages), begun])
             begun = begun.rstrip(CUT)  # a character in two segments is in neither's text, but in their ids
             if by_chat:
@@ -273,24 +270,6 @@ def _chat(messages: list[Message], begun: str, server: ServerProbe) -> dict[str,
     return body | CONTINUE | {"messages": [*messages, {"role": "assistant", "content": begun}]}
 
 
-@dataclass
-class _Prompt:
-    """The tokens of one view: ``opening`` of the prompt, then those of its segments. Each is tokenised once."""
-
-    ids: list[int] = field(default_factory=list)
-    opening: int = 0
-    segments: int = 0
-
-    def update(self, view: TeacherView, tokenizer: TeacherTokenizer) -> list[int]:
-        if not self.opening:
-            self.ids = tokenizer.opening_ids(view.messages)
-            self.opening = len(self.ids)
-        for segment in view.segments[self.segments :]:
-            self.ids += tokenizer.encode(segment.text) if segment.ids is None else segment.ids
-            self.segments += 1
-        return list(self.ids)
-
-
 class TeacherTokenizer:
     """A tokenizer that the threads of a teacher share: a copy, so that the student's is left alone.
 
@@ -313,6 +292,10 @@ class TeacherTokenizer:
     def opening_ids(self, messages: list[Message]) -> list[int]:
         with _tokenizing:
             return prompt_ids(self.tokenizer, messages)
+
+    def segment_ids(self, view: TeacherView) -> list[int]:
+        """The answer so far. Each segment is tokenised by itself, so its ids never change."""
+        return [i for s in view.segments for i in (self.encode(s.text) if s.ids is None else s.ids)]
 
     def encode(self, text: str) -> list[int]:
         with _tokenizing:
