@@ -68,20 +68,10 @@ class APITeacher:
     """
 
     def __init__(
-        self,
-        base_url: str,
-        model: str | None = None,
-        *,
-        tokenizer: Any = None,
-        api_key: str | None = None,
-        mode: Literal["auto", "completions", "chat"] = "auto",
-        concurrency: int = 16,
-        timeout: float = 60.0,
-        retries: int = 4,
-        temperature: float = 0.0,
-        name: str | None = None,
-        extra_body: dict[str, Any] | None = None,
-    ):
+        self, base_url: str, model: str | None = None, *, tokenizer: Any = None, api_key: str | None = None,
+        mode: Literal["auto", "completions", "chat"] = "auto", concurrency: int = 16, timeout: float = 60.0,
+        retries: int = 4, temperature: float = 0.0, name: str | None = None, extra_body: dict[str, Any] | None = None,
+    ):  # fmt: skip
         if mode not in ("auto", "completions", "chat"):
             raise ValueError(f"mode is auto, completions or chat, not {mode!r}")
         if taken := OURS & set(extra_body or {}):
@@ -121,13 +111,9 @@ class APITeacher:
         """
         with self._probing:
             if self._server is None and time.monotonic() >= self._rest:
-                seen = probe_server(
-                    self._client, model=self.model, tokenizer=self.tokenizer, temperature=self.temperature
-                )
-                if seen.reachable:
-                    self._server = seen
-                else:
-                    self._leave_alone(seen.error)
+                seen = probe_server(self._client, self.model, self.tokenizer, self.temperature)
+                self._server = seen if seen.reachable else None
+                self._leave_alone(seen.error)
             return self._server or ServerProbe(self._client.url, error=self._absent)
 
     def submit(self, views: Sequence[TeacherView]) -> None:
@@ -182,8 +168,9 @@ class APITeacher:
             output = TeacherOutput("", "error", error=visible(self._client.scrub(f"{type(error).__name__}: {error}")))
         return replace(output, latency=time.perf_counter() - start)
 
-    def _leave_alone(self, cause: str | None) -> None:
-        self._rest, self._absent = time.monotonic() + REST_SECONDS, cause or ""
+    def _leave_alone(self, error: str | None) -> None:
+        if error is not None:
+            self._rest, self._absent = time.monotonic() + REST_SECONDS, error
 
     def _request(self, view: TeacherView) -> TeacherOutput:
         server, n, tokenizer = self.probe(), view.n, self.tokenizer

@@ -71,9 +71,7 @@ class ServerProbe:
         return "\n".join(map(visible, rows))
 
 
-def probe_server(
-    client: APIClient, *, model: str | None = None, tokenizer: Any = None, temperature: float = 0.0
-) -> ServerProbe:
+def probe_server(client: APIClient, model: str | None, tokenizer: Any, temperature: float) -> ServerProbe:
     """Find out what a server can do, in at most eight small requests.
 
     Args:

@@ -19,11 +19,9 @@ from relaylab.sweep.run import Store
 def collect(plan: Plan, out: str | Path) -> pd.DataFrame:
     """Collect the finished points of a folder or URL into ``results.csv`` and ``results.parquet``.
 
-    The columns hold no times, so that the same sweep gives the same files.
-
     Returns:
         One row per point: key, levels, parameters, seed, version, commit, ``planned`` (whether it is of this plan and
-        not of an earlier one), and the results. The order is the plan's, then the key's.
+        not of an earlier one), and the results. The order is the plan's, then the key's. There are no times in it.
     """
     store = Store(out)
     order = {point.key: i for i, point in enumerate(plan.points)}
@@ -154,13 +152,11 @@ def _labelled(plan: Plan, table: pd.DataFrame, names: Sequence[str]) -> pd.DataF
 def _over_seeds(values: pd.Series) -> tuple[Interval, int]:
     """The mean of one value per seed (an index level), and the number of seeds. Below two seeds, no interval."""
     seeds = values.groupby(level="seed").mean().to_numpy()
-    if len(seeds) < 2:
-        return Interval(float(seeds[0]) if len(seeds) else float("nan"), float("nan"), float("nan")), len(seeds)
-    if np.ptp(seeds) == 0:
-        return Interval(float(seeds[0]), float(seeds[0]), float(seeds[0])), len(seeds)
-    # All resamples at once: a report has hundreds of intervals.
-    low, high = bootstrap((seeds,), np.mean, n_resamples=RESAMPLES, method="percentile", rng=0).confidence_interval
-    return Interval(float(seeds.mean()), float(low), float(high)), len(seeds)
+    mean = float(seeds.mean()) if len(seeds) else float("nan")
+    low = high = mean if len(seeds) > 1 else float("nan")
+    if len(seeds) > 1 and np.ptp(seeds):  # all resamples at once: a report has hundreds of intervals
+        low, high = bootstrap((seeds,), np.mean, n_resamples=RESAMPLES, method="percentile", rng=0).confidence_interval
+    return Interval(mean, float(low), float(high)), len(seeds)
 
 
 def _missing(value: Any) -> bool:

@@ -94,14 +94,7 @@ def run_point(
     point: Point, plan: Plan, out: str, *, threads: int = 1, child: Sequence[str] = CHILD,
     stop: threading.Event | None = None,
 ) -> Record:  # fmt: skip
-    """Run one point, unless it is finished; up to ``1 + plan.retries`` times.
-
-    Args:
-        point: which one.
-        plan: the sweep; its other points may be left out.
-        out: the sweep's folder or URL.
-        threads, child: see ``run_sweep``.
-        stop: an event that kills its processes.
+    """Run one point of a plan, unless it is finished; up to ``1 + plan.retries`` times. ``stop`` kills its processes.
 
     Returns:
         Its record (``notebook.execute``). Further statuses: ``found`` (it was finished), ``busy`` (another sweep runs
