@@ -22,7 +22,6 @@ from typing import Any, Literal
 from urllib.parse import unquote
 
 from relaylab.call_tag import visible
-from relaylab.engine.token_text import fingerprint, prompt_ids, prompt_text
 from relaylab.relay.api_client import Answer, APIClient, ServerError
 from relaylab.relay.server_probe import CONTINUE, CUT, NO_THINKING, ServerProbe, probe_server
 from relaylab.relay.teachers import Message, TeacherOutput, TeacherView
@@ -102,6 +101,8 @@ class APITeacher:
     @cached_property
     def fingerprint(self) -> str | None:
         """Equal for equal tokenizers; None without one."""
+        from relaylab.engine.token_text import fingerprint  # transformers is slow to import
+
         return None if self.tokenizer is None else fingerprint(self.tokenizer.tokenizer)
 
     def probe(self) -> ServerProbe:
@@ -273,10 +274,14 @@ class TeacherTokenizer:
 
     def opening(self, messages: list[Message]) -> str:
         """The prompt's text, up to where the answer begins."""
+        from relaylab.engine.token_text import prompt_text
+
         with _tokenizing:
             return prompt_text(self.tokenizer, messages)
 
     def opening_ids(self, messages: list[Message]) -> list[int]:
+        from relaylab.engine.token_text import prompt_ids
+
         with _tokenizing:
             return prompt_ids(self.tokenizer, messages)
 

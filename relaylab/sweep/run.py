@@ -16,6 +16,7 @@ import threading
 import time
 import traceback
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
@@ -151,7 +152,7 @@ def run_sweep(
     finished = store.records()
     todo = [point for point in plan.points if point.key not in finished]
     done, seconds = len(plan.points) - len(todo), [record["seconds"] for record in finished.values()]
-    failures, warned = dict[str, Record](), False
+    failures, losses, warned = dict[str, Record](), Counter[str](), False
     common = {"plan": replace(plan, points=(), factors={}), "out": store.out, "threads": threads, "child": tuple(child)}
     with _on_ray(plan, ray, common) if ray else _local(workers, common) as (submit, places):
         running = {submit(point): point for point in todo[:limit]}
@@ -168,14 +169,16 @@ def run_sweep(
                     record = future.result()
                 except Exception as error:  # of Ray: its worker or its node died
                     record = {"status": "lost", "error": f"{type(error).__name__}: {error}"}
-                if record["status"] == "busy":
+                lost = record["status"] == "lost"
+                if record["status"] == "busy" or (lost and losses[point.key] < plan.retries):
+                    losses[point.key] += lost
                     running[submit(point)] = point
                 elif record["status"] in ("done", "found"):
                     done += 1
                     seconds += [record["seconds"]] if record["status"] == "done" else []
                 else:
                     failures[point.key] = record
-                    if record["status"] == "lost":  # so it left no record of its own
+                    if lost:  # so it left no record of its own
                         with suppress(OSError):
                             text = json.dumps({"key": point.key, "seconds": 0.0} | record, indent=1)
                             store.write(f"points/{point.key}/{FAILED}", text)
@@ -236,7 +239,7 @@ def _on_ray(plan: Plan, address: str, common: dict[str, Any]) -> Iterator[Pool]:
     if address == "local" and not places():
         raise ValueError(_nowhere(plan))
     task: Any = ray.remote(run_point)
-    task = task.options(num_cpus=cpus, num_gpus=gpus, memory=memory or None, max_retries=plan.retries)
+    task = task.options(num_cpus=cpus, num_gpus=gpus, memory=memory or None, max_retries=0)
     references = []
 
     def submit(point: Point) -> Future:
