@@ -50,11 +50,7 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
 
 
 def read_json(path: str | os.PathLike) -> Any:
-    """The value of a JSON file.
-
-    Raises:
-        ValueError: for a file that is empty or no JSON; the message names it.
-    """
+    """The value of a JSON file. A ValueError names a file that is empty or no JSON."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -62,11 +58,7 @@ def read_json(path: str | os.PathLike) -> Any:
 
 
 def check_replaceable(out: str | os.PathLike, *, marker: str) -> None:
-    """Before long work: could ``replaced_folder`` replace ``out``?
-
-    Raises:
-        ValueError: where ``out`` holds something else than relaylab wrote.
-    """
+    """Before long work: a ValueError if ``out`` holds something else than ``replaced_folder`` may replace."""
     out = Path(out)
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / marker).exists())):
         raise ValueError(f"{out} is not empty and relaylab did not make it; choose another folder")
@@ -104,11 +96,7 @@ def replaced_folder(out: str | os.PathLike, *, marker: str) -> Iterator[Path]:
 
 @contextmanager
 def locked(path: str | os.PathLike) -> Iterator[None]:
-    """Nobody else writes ``path`` meanwhile.
-
-    Raises:
-        ValueError: if another process does.
-    """
+    """Nobody else writes ``path`` meanwhile; a ValueError if another process does already."""
     from filelock import FileLock, Timeout  # slow to import, and most commands only read
 
     path = Path(path)
