@@ -118,13 +118,7 @@ def _estimate(name: str, terms: list[Term], free: int | None) -> Estimate:
 
 
 def diagnose(api: str | None = None, *, runs: str | Path = "runs", machine: Machine | None = None) -> dict[str, Check]:
-    """All checks by name.
-
-    Args:
-        api: the address of a server to ask as well.
-        runs: the folder that results go to; it is not made.
-        machine: instead of this one.
-    """
+    """All checks by name, of a server at the address ``api`` as well. The folder ``runs`` is not made."""
     machine = machine or survey()
     checks: dict[str, Callable[[], Check]] = {
         "python": lambda: Check(sys.version_info >= (3, 11), f"{platform.python_version()}, {sys.executable}", "3.11"),

@@ -71,14 +71,7 @@ def _options_of(kind: Any) -> list[inspect.Parameter]:
 
 
 def command(app: typer.Typer, name: str, *, resumes: bool = False, **settings: Any) -> Callable[[Callable], Callable]:
-    """Register a function as a command.
-
-    Args:
-        app: where to register it.
-        name: of the command.
-        resumes: what an interrupt says.
-        settings: of ``typer.Typer.command``.
-    """
+    """Register a function as a command of ``app``, with ``settings`` of typer. ``resumes``: what an interrupt says."""
 
     def register(function: Callable) -> Callable:
         signature = inspect.signature(function, eval_str=True).parameters.values()
@@ -226,13 +219,7 @@ class Questions:
         return suffixes.pop() if self.prompt_suffix is None else self.prompt_suffix
 
     def load(self, default: int | None, *, split: Literal["train", "test"] = "test", seed: int = 0) -> list[Problem]:
-        """The problems, without the suffix.
-
-        Args:
-            default: for ``limit``.
-            split: of the embedded suites.
-            seed: draws the problems.
-        """
+        """The problems, without the suffix: ``default`` of them if there is no ``--limit``."""
         from relaylab.tasks.benchmarks import load_benchmark
         from relaylab.tasks.data import load_problems
         from relaylab.tasks.suites import SUITES, problems
