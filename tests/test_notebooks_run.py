@@ -45,12 +45,8 @@ def test_the_parameters_cell_is_read_without_running_it(tmp_path):
     parameters = read_parameters(notebook(tmp_path / "n.ipynb", PARAMETERS, "raise SystemExit"))
     assert list(parameters) == ["steps", "beta", "names", "cap", "loose", "rate", "half"]
     assert parameters["steps"] == Parameter("steps", "int", 3)
-    assert [parameters[name].default for name in ("beta", "names", "cap", "half")] == [
-        0.01,
-        ["a", "b"],
-        None,
-        "steps / 2",
-    ]
+    defaults = [parameters[name].default for name in ("beta", "names", "cap", "half")]
+    assert defaults == [0.01, ["a", "b"], None, "steps / 2"]
     assert read_parameters(notebook(tmp_path / "none.ipynb", "x = 1", tags=())) == {}
 
 

@@ -227,7 +227,7 @@ class APITeacher:
         text, tokens, finish, tokenizer = answer.text, answer.written, answer.finish, self.tokenizer
         ids = tokenizer.text_ids(answer) if tokenizer else None
         if tokenizer and (ids is not None or tokens is None or tokens > n):
-            counted = ids or tokenizer.encode(text)
+            counted = tokenizer.encode(text) if ids is None else ids
             tokens, text = len(counted), tokenizer.decode(counted[:n]) if len(counted) > n else text
         elif tokenizer and tokens and finish == "stop":
             tokens = min(tokens, len(tokenizer.encode(text)))  # servers count the end token, too
