@@ -185,6 +185,7 @@ def _filter(
     """The data filter of stage 2: how often does the teacher solve each problem?"""
     _check_different(out, questions.data, "--out", "--data")
     problems = questions.load(100, split="train")
+    teacher.choose()
     teacher.start(teacher.teacher)
     from relaylab.training.data_filter import keep, pass_rates
 
@@ -214,6 +215,7 @@ def _evaluate(
 ) -> None:
     """Decode the same problems with every method: traces, a table and a summary."""
     problems = questions.load(None, seed=seed)
+    teacher.choose(student)
     teacher.start(student, teacher.teacher)
     from relaylab.evaluation.evaluate import evaluate
     from relaylab.evaluation.stats import summary

@@ -149,7 +149,7 @@ class Models(Process):
 class Teachers(Models):
     """The teacher, and how models are loaded and run."""
 
-    teacher: Annotated[str, option("An embedded name, a directory, a hub id, a server's URL, or 'none'.")] = "teacher"
+    teacher: Annotated[str, option("An embedded name, a directory, a hub id, a URL, 'none'; default: the student's.")] = ""
     teacher_model: Annotated[str | None, option("The server's model; or write URL#model.")] = None
     tokenizer: Annotated[str | None, option("The model whose tokenizer the server uses.")] = None
     teacher_temperature: Annotated[float | None, option("Default: 0, which is greedy; filter: 1.", min=0)] = None
@@ -170,8 +170,15 @@ class Teachers(Models):
             raise ConnectionError(f"the teacher does not answer: {server}")
         return teacher
 
+    def choose(self, student: str = "") -> None:
+        """Without a name, the teacher is the one that an embedded student was trained with."""
+        from relaylab.engine.load import default_teacher
+
+        self.teacher = self.teacher or default_teacher(student)
+
     def pair(self, student: str) -> Pair:
         """The student and the teacher. The teacher comes first: a server that is down is noticed at once."""
+        self.choose(student)
         self.start(student, self.teacher)
         from relaylab.relay.pair import load_pair
 

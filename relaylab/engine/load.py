@@ -43,6 +43,15 @@ def embedded() -> dict[str, Path]:
     return {folder.relative_to(WEIGHTS).as_posix(): folder for folder in folders}
 
 
+def default_teacher(student: str | Path) -> str:
+    """The teacher that an embedded student was trained with: that of its world; ``teacher`` for any other student.
+
+    >>> default_teacher("lifelike/relay"), default_teacher("relay")
+    ('lifelike/teacher', 'teacher')
+    """
+    return "lifelike/teacher" if "/" in str(student) and str(student) in embedded() else "teacher"
+
+
 def resolve(name: str | Path) -> str:
     """The path or hub id that a name stands for: an embedded name first, then a directory, else a hub id as it is."""
     here = embedded()

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from relaylab import files
 from relaylab.engine.engine import Engine
-from relaylab.engine.load import embedded, load_engine, load_tokenizer, relay_defaults
+from relaylab.engine.load import default_teacher, embedded, load_engine, load_tokenizer, relay_defaults
 from relaylab.relay.config import RelayConfig
 from relaylab.relay.events import Done
 from relaylab.relay.local_teacher import LocalTeacher
@@ -225,7 +225,7 @@ def load_teacher(
 
 def load_pair(
     student: str | Path = "relay",
-    teacher: str | Path | Teacher = "teacher",
+    teacher: str | Path | Teacher | None = None,
     *,
     teacher_options: dict[str, Any] | None = None,
     **options: Any,
@@ -236,7 +236,7 @@ def load_pair(
 
     Args:
         student: an embedded name, a directory or a hub id.
-        teacher: as for ``load_teacher``.
+        teacher: as for ``load_teacher``; by default the one that an embedded student was trained with.
         teacher_options: for the teacher alone.
         options: ``device`` and ``dtype`` of the student and of a local teacher.
 
@@ -244,6 +244,7 @@ def load_pair(
     Pair(student='relay', teacher='none')
     """
     engine = load_engine(student, **options)
+    teacher = default_teacher(student) if teacher is None else teacher
     if isinstance(teacher, (str, Path)):
         shared = {} if is_url(str(teacher)) or teacher == "none" else options
         teacher = load_teacher(str(teacher), **shared | (teacher_options or {}))
