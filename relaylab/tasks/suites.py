@@ -83,7 +83,7 @@ def _tenfold(a: int) -> Step:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class Draft:
     """The numbers of a problem.
 
     Args:
@@ -99,25 +99,25 @@ class Plan:
     scene: int | None = None
 
 
-def _savings(r: random.Random) -> Plan:
+def _savings(r: random.Random) -> Draft:
     a, b, c, d, e = r.randint(30, 60), r.randint(11, 39), r.randint(11, 29), r.randint(11, 39), r.randint(11, 29)
     s1 = _add(a, b)
     s2 = _sub(s1.result, c)
     s3 = _add(s2.result, d)
     s4 = _sub(s3.result, e)
-    return Plan(dict(a=a, b=b, c=c, d=d, e=e), [s1, s2, s3, s4])
+    return Draft(dict(a=a, b=b, c=c, d=d, e=e), [s1, s2, s3, s4])
 
 
-def _shopping(r: random.Random) -> Plan:
+def _shopping(r: random.Random) -> Draft:
     a, b, c, d = (r.randint(3, 9) for _ in range(4))
     e = r.randint(11, 39)
     s1, s2 = _mul(a, b), _mul(c, d)
     s3 = _add(s1.result, s2.result)
     s4 = _add(s3.result, e)
-    return Plan(dict(a=a, b=b, c=c, d=d, e=e), [s1, s2, s3, s4])
+    return Draft(dict(a=a, b=b, c=c, d=d, e=e), [s1, s2, s3, s4])
 
 
-def _sharing(r: random.Random) -> Plan:
+def _sharing(r: random.Random) -> Draft:
     b, q, c = r.randint(3, 9), r.randint(3, 9), r.randint(3, 9)
     total = b * q
     first = r.randint(2, total - 2)
@@ -126,61 +126,61 @@ def _sharing(r: random.Random) -> Plan:
     s3 = _mul(q, c)
     e = r.randint(11, 39)
     s4 = _add(s3.result, e)
-    return Plan(dict(a=first, b=total - first, c=b, d=c, e=e), [s1, s2, s3, s4])
+    return Draft(dict(a=first, b=total - first, c=b, d=c, e=e), [s1, s2, s3, s4])
 
 
-def _bakery(r: random.Random) -> Plan:
+def _bakery(r: random.Random) -> Draft:
     a, b = r.randint(11, 39), r.randint(11, 39)
     c, e = r.randint(3, 9), r.randint(11, 39)
     s1 = _add(a, b)
     s2 = _mul(s1.result, c)
     s3 = _add(s2.result, e)
-    return Plan(dict(a=a, b=b, c=c, e=e), [s1, s2, s3])
+    return Draft(dict(a=a, b=b, c=c, e=e), [s1, s2, s3])
 
 
-def _tiles(r: random.Random) -> Plan:
+def _tiles(r: random.Random) -> Draft:
     x, c, d, e = r.randint(12, 99), r.randint(11, 39), r.randint(3, 9), r.randint(4, 9)
     a = r.randint(11, x + c - 11)
     s1 = _add(a, x + c - a)
     s2 = _sub(s1.result, c)
     s3 = _mul(d, e)
-    return Plan(dict(a=a, b=x + c - a, c=c, d=d, e=e), [s1, s2, s3, _mul(x, s3.result)])
+    return Draft(dict(a=a, b=x + c - a, c=c, d=d, e=e), [s1, s2, s3, _mul(x, s3.result)])
 
 
-def _convoy(r: random.Random) -> Plan:
+def _convoy(r: random.Random) -> Draft:
     x, q = r.randint(12, 99), r.randint(12, 99)
     a = r.randint(2, x - 2)
     c, e = r.randint(11, 39), r.randint(11, 39)
     s3 = _add(q, c)
-    return Plan(dict(a=a, b=x - a, c=c, d=x * q, e=e), [_add(a, x - a), _div(x * q, x), s3, _add(s3.result, e)])
+    return Draft(dict(a=a, b=x - a, c=c, d=x * q, e=e), [_add(a, x - a), _div(x * q, x), s3, _add(s3.result, e)])
 
 
-def _depot(r: random.Random) -> Plan:
+def _depot(r: random.Random) -> Draft:
     a, b, c, d = r.randint(12, 99), r.randint(12, 99), r.randint(11, 39), r.randint(11, 39)
     s1, s2 = _mul(a, b), _add(c, d)
     s3 = _add(s1.result, s2.result)
-    return Plan(dict(a=a, b=b, c=c, d=d), [s1, s2, s3, _tenfold(s3.result)])
+    return Draft(dict(a=a, b=b, c=c, d=d), [s1, s2, s3, _tenfold(s3.result)])
 
 
-def _harvest(r: random.Random) -> Plan:
+def _harvest(r: random.Random) -> Draft:
     x, y = r.randint(12, 99), r.randint(12, 99)
     a, d = r.randint(2, x - 2), r.randint(11, 39)
     p = _mul(x, y)
-    return Plan(dict(a=a, b=x - a, c=y + d, d=d), [_add(a, x - a), _sub(y + d, d), p, _tenfold(p.result)])
+    return Draft(dict(a=a, b=x - a, c=y + d, d=d), [_add(a, x - a), _sub(y + d, d), p, _tenfold(p.result)])
 
 
-def _galaxy(r: random.Random) -> Plan:
+def _galaxy(r: random.Random) -> Draft:
     a, b, c, d = r.randint(11, 39), r.randint(11, 39), r.randint(112, 989), r.randint(112, 989)
     s1 = _add(a, b)
     p = _mul(c, d)
-    return Plan(dict(a=a, b=b, c=c, d=d), [s1, p, _tenfold(p.result)])
+    return Draft(dict(a=a, b=b, c=c, d=d), [s1, p, _tenfold(p.result)])
 
 
 # A dozen, a week, a day in hours, a yard in inches: (true number, the student's belief). In the order of the scenes.
 FACTS = ((12, 10), (7, 5), (24, 12), (36, 30))
 
 
-def _measures(r: random.Random) -> Plan:
+def _measures(r: random.Random) -> Draft:
     scene = r.randrange(len(FACTS))
     unit, belief = FACTS[scene]
     a, b, c = r.randint(3, 9), r.randint(2, 9), r.randint(11, 39)
@@ -190,10 +190,10 @@ def _measures(r: random.Random) -> Plan:
         second = _sub(first.result, b)
         return [first, second, _add(second.result, c)]
 
-    return Plan(dict(a=a, b=b, c=c), steps(unit), steps(belief), scene)
+    return Draft(dict(a=a, b=b, c=c), steps(unit), steps(belief), scene)
 
 
-def _plots(r: random.Random) -> Plan:
+def _plots(r: random.Random) -> Draft:
     scene = r.randrange(4)
     a, b, c, d = r.randint(12, 99), r.randint(12, 99), r.randint(11, 39), r.randint(11, 39)
     right = _mul(a, a) if scene == 0 else _mul(a, b)
@@ -204,7 +204,7 @@ def _plots(r: random.Random) -> Plan:
         second = _add(first.result, c)
         return [first, second, _add(second.result, d)]
 
-    return Plan(dict(a=a, b=b, c=c, d=d), steps(right), steps(wrong), scene)
+    return Draft(dict(a=a, b=b, c=c, d=d), steps(right), steps(wrong), scene)
 
 
 PLANS = {
