@@ -21,7 +21,7 @@ from functools import lru_cache
 
 from relaylab.tasks import verifier
 from relaylab.tasks.normalise import SMALL_NUMBERS, TEXT, normalise, spaces
-from relaylab.tasks.quantities import Quantity, agree, read_quantity, read_unit, split_unit, unit_ratio
+from relaylab.tasks.quantities import Quantity, agree, is_compound, read_quantity, read_unit, split_unit, unit_ratio
 from relaylab.tasks.verifier import Reason
 
 _PLAIN = re.compile(r"-?\d{1,40}(?:\.\d{1,40})?")
@@ -86,7 +86,7 @@ def _expression(written: str, answer: str, unit: str, tolerance: float) -> Reaso
         return _letter(written, answer)
     ours, theirs = _unnamed(normalise(written), normalise(answer))
     ours, theirs = _as_set(ours, theirs), _as_set(theirs, ours)
-    left, right = split_answers(ours), split_answers(theirs)
+    left, right = ([side] if is_compound(side) else split_answers(side) for side in (ours, theirs))
     if len(left) == len(right) == 1:
         return _single(ours, theirs, unit, tolerance)
     if not _brackets(theirs) and len(left) != len(right):
@@ -101,12 +101,12 @@ def _expression(written: str, answer: str, unit: str, tolerance: float) -> Reaso
 
 def _single(written: str, answer: str, unit: str, tolerance: float) -> Reason:
     written, answer = _unnamed(written, answer)
-    if re.sub(r"\s", "", written) == re.sub(r"\s", "", answer) != "":
+    if _squeezed(written) == _squeezed(answer) != "":
         return "equal"  # some references take seconds to be compared with themselves
     if (words := _WORDS.fullmatch(answer)) and (ours := _WORDS.fullmatch(written)):
         return _reason(len({re.sub("^(?:an?|the) ", "", side[1].lower()) for side in (words, ours)}) == 1)
-    if (a := _congruence(written)) and (b := _congruence(answer)):
-        return _reason(a == b)
+    if b := _congruence(answer):
+        return _reason(_congruence(written) == b)
     if b := _based(answer):  # math-verify reads 52_9 as 52
         a = _based(written) or (written, b[1])
         return _reason(a == b)
@@ -132,9 +132,15 @@ def _value(written: str, answer: str, unit: str, tolerance: float) -> Reason:
         ratio /= 100
     if ratio != 1:
         ours = rf"({ours}) \cdot \frac{{{ratio.numerator}}}{{{ratio.denominator}}}"
-    if re.sub(r"\s", "", ours) == re.sub(r"\s", "", theirs) != "":
+    if _squeezed(ours) == _squeezed(theirs) != "":
         return "equal"
+    if re.search(r"\d \d", ours):  # math-verify reads `5 40` as 540
+        return "unparsable"
     return verifier.verify(_readable(ours), _readable(theirs), tolerance)
+
+
+def _squeezed(text: str) -> str:
+    return re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", text)
 
 
 def _readable(text: str) -> str:
@@ -240,10 +246,11 @@ def split_answers(text: str) -> list[str]:
 
 
 def _both_signs(part: str) -> list[str]:
-    if r"\pm" not in part:
+    if not re.search(r"\\pm(?![A-Za-z])", part):
         return [part]
-    both = (part.replace(r"\pm", a).replace(r"\mp", b) for a, b in ("+-", "-+"))
-    return [re.sub(r"(?<=[(,\s])\+ *(?=[\d\\])", "", each).strip().removeprefix("+").strip() for each in both]
+    signs = ({"p": a, "m": b} for a, b in ("+-", "-+"))
+    both = (re.sub(r"\\([pm])[mp](?![A-Za-z])", lambda m, sign=sign: sign[m[1]], part) for sign in signs)
+    return [re.sub(r"(?<=[(,])\s*\+\s*", "", each).strip().removeprefix("+").strip() for each in both]
 
 
 def _without_dots(parts: list[str]) -> list[str]:
@@ -271,6 +278,7 @@ def _in_order(ours: Sequence[str], theirs: Sequence[str], unit: str, tolerance: 
 
 def _as_set(text: str, other: str) -> str:
     """Inequalities of one name as a union of intervals, if the other side is a set; `]0, 1]` as `(0, 1]`."""
+    text = re.sub(r"^\\\{\s*[A-Za-z]\s*(?::|\||\\mid(?![A-Za-z]))(.*)\\\}$", r"\1", text)
     pieces = re.split(r"\\cup", text)
     if all(re.fullmatch(r"\s*[\[\](].*,.*[\[\])]\s*|\s*\\\{.*", piece) for piece in pieces):
         return r" \cup ".join(re.sub(r"\[$", ")", re.sub(r"^\]", "(", piece.strip())) for piece in pieces)

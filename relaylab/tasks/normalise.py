@@ -22,14 +22,15 @@ SMALL_NUMBERS = (
 ).split()  # noqa: SIM905
 SCALES = {"dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 
-_SIGNS = {
+_SIGNS = str.maketrans({
     **dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2212", "-"),
     **{"\u00d7": r"\times ", "\u00b7": r"\cdot ", "\u22c5": r"\cdot ", "\u00f7": "/", "\u2044": "/", "\u2215": "/"},
     **{"\u00b1": r"\pm ", "\u2213": r"\mp ", "\u00b0": r"^\circ", "\u221e": r"\infty ", "\u03c0": r"\pi "},
     **{"\u2264": r"\le ", "\u2265": r"\ge ", "\u2260": r"\ne ", "\u2208": r"\in ", "\u2205": r"\emptyset "},
     **{"\u222a": r"\cup ", "\u2229": r"\cap ", "\u2261": r"\equiv ", "\u2248": r"\approx ", "\u2220": r"\angle "},
     **{"\u03b8": r"\theta ", "\u03b1": r"\alpha ", "\u03b2": r"\beta ", "\u03c9": r"\omega ", "\u03bb": r"\lambda "},
-}
+    **{"\u211d": r"\mathbb{R}", "\u2124": r"\mathbb{Z}", "\u221a": r"\sqrt "},
+})
 _UP, _DOWN = "\u2070\u00b9\u00b2\u00b3\u2074-\u2079\u207a\u207b\u207f", "\u2080-\u2089"
 
 
@@ -39,7 +40,7 @@ def signs(text: str) -> str:
     text = re.sub(rf"[{_UP}]+", lambda m: f"^{{{m[0]}}}", text)
     text = re.sub(rf"[{_DOWN}]+", lambda m: f"_{{{m[0]}}}", text)
     text = re.sub("[\u00bc-\u00be\u2150-\u215e]", _vulgar, text)
-    return "".join(_SIGNS.get(letter, letter) for letter in unicodedata.normalize("NFKC", text))
+    return unicodedata.normalize("NFKC", text.translate(_SIGNS))
 
 
 def _vulgar(match: re.Match[str]) -> str:
@@ -63,6 +64,9 @@ def delimiters(text: str) -> str:
         (r"(?<=[^<>=!])==(?=[^=])", "="),
         (r"\+/?-(?=\s*[\d\\])", r"\\pm "),
         (r"\^?\s*\{?\s*\\(?:circ|degree)(?![A-Za-z])\s*\}?", r"^\\circ "),
+        (r"\\mathbb\s*([A-Z])(?![A-Za-z])", r"\\mathbb{\1}"),
+        (r"\\(max|min|gcd)\s*\\\{(.*?)\\\}", r"\\\1(\2)"),
+        (r"\\(sin|cos|tan|cot|sec|csc)\s*\(?\s*(\d+(?:\.\d+)?)\s*\^\\circ\s*\)?", r"\\\1(\2\\pi/180)"),
         (r"\\lbrace(?![A-Za-z])", r"\\{"),
         (r"\\rbrace(?![A-Za-z])", r"\\}"),
         (r"\\langle(?![A-Za-z])", "("),
@@ -101,7 +105,7 @@ def texts(text: str) -> str:
 
 
 def _text(match: re.Match[str]) -> str:
-    inner = match[1].replace(r"\_", "_").replace(r"\&", "&")
+    inner = re.sub(r"\^\{(-?\d)\}", r"^\1", match[1].replace(r"\_", "_").replace(r"\&", "&"))
     core = inner.strip()
     if re.fullmatch(FUNCTIONS, core):
         return rf"\{core} "
@@ -184,7 +188,8 @@ def letters(text: str) -> str:
     text = re.sub(r"\\dot\s*(?:\{([^{}]*)\}|(\w))", lambda m: rf"\frac{{d {m[1] or m[2]}}}{{d t}}", text)
     text = re.sub(r"\\ddot\s*(?:\{([^{}]*)\}|(\w))", lambda m: rf"\frac{{d^2 {m[1] or m[2]}}}{{d t^2}}", text)
     operators = "log|lim|sum|prod|int|max|min|inf|sup|bigcup|bigcap|gcd|text|oint|mathbb"
-    name = rf"(?<![A-Za-z\\])(\\(?!(?:{operators})(?![A-Za-z]))[A-Za-z]+|[A-Za-z])\s*_\s*(?:{GROUP}|([A-Za-z0-9]|\\[a-z]+))"
+    command = rf"\\(?!(?:{operators})(?![A-Za-z]))[A-Za-z]+"
+    name = rf"({command}|(?<![A-Za-z\\])[A-Za-z])\s*_\s*(?:{GROUP}|([A-Za-z0-9]|\\[a-z]+))"
     return re.sub(r"\s+", " ", re.sub(name, _subscripted, text)).strip()
 
 

@@ -34,9 +34,9 @@ _KNOWN = {
     for entry in entries.split(",")
     for name in entry.split()[:-1]
 }
-_WORDS = "(?:" + "|".join(sorted((re.escape(n) for n in _KNOWN if n[0].isalpha()), key=len, reverse=True)) + ")s?"
+_WORDS = "(?:(?:" + "|".join(sorted((re.escape(n) for n in _KNOWN if n[0].isalpha()), key=len, reverse=True)) + ")s?|square|cubic|sq|per)"
 _SYMBOLS = r"\\?[%$]|[\u20ac\u00a3\u20b9\u00a5]|\^\\circ(?:\s?[CFK](?![A-Za-z]))?"
-_JOINING = r"\\text\{(?!\s*(?:and|or|base|mod|if|when|\()(?![A-Za-z]))[^{}]*\}"
+_JOINING = r"\\text\{(?!\s*(?:and|or|base|mod|if|when|\()(?![A-Za-z]))(?:[^{}]|\{[^{}]*\})*+\}"
 _NO_UNIT = r"(?!(?:pi|sqrt|sin|cos|tan|cot|log|exp|and|or|mod|over|choose|infty|base)(?![A-Za-z]))"
 
 
@@ -47,7 +47,7 @@ def _tail(word: str) -> re.Pattern[str]:
 
 _ANY = _tail(r"(?:[A-Za-z]{3,}+|" + _WORDS + ")")  # after a number
 _SURE = _tail(rf"(?=[A-Za-z]{{2}}){_WORDS}")  # after an expression: a letter or an unknown word may be a variable
-_MONEY = re.compile(rf"([-+]?)\s*(?:\\text\{{\s*)?(\\\$|[\u20ac\u00a3\u20b9\u00a5]|USD|EUR|GBP|Rs\.?)\s*\}}?\s*(?=[-\d.\\])")
+_MONEY = re.compile(rf"([-+]?)\s*(?:\\text\{{\s*)?(?:US)?(\\\$|[\u20ac\u00a3\u20b9\u00a5]|USD|EUR|GBP|Rs\.?)\s*\}}?\s*(?=[-\d.\\])")
 _PART = re.compile(rf"(square |sq\.? |cubic )?([A-Za-z]+|{_SYMBOLS})(?:\^(-?\d)| (squared|cubed))?")
 _VALUE = re.compile(
     r"(?P<sign>[-+]?)\s*(?:\\frac\s*(?:\{\s*(?P<top>-?\d+)\s*\}\s*\{\s*(?P<under>\d+)\s*\}|(?P<t>\d)\s*(?P<u>\d))"
@@ -81,8 +81,9 @@ class Quantity:
 
 def read_unit(text: str) -> Unit | None:
     """The unit of a text that holds nothing else, or None if that is empty."""
+    text = re.sub(r"\s*\^\{?\s*(-?\d)\s*\}?", r"^\1", text)
     text = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text)
-    text = re.sub(r"\\cdot|[.,()](?!\d)", " ", re.sub(r"\s*\^\{?\s*(-?\d)\s*\}?", r"^\1", text))
+    text = re.sub(r"\\cdot|[.,()](?!\d)", " ", re.sub(r"\s+\^", "^", text))
     dims: dict[str, int] = {}
     heads: dict[str, int] | None = None
     factor, words, known, sign = Fraction(1), set(), True, 1
@@ -156,6 +157,11 @@ def _fraction(value: re.Match[str]) -> Fraction | None:
 
 def _power(exponent: str) -> Fraction:
     return Fraction(10) ** int(exponent.replace(" ", ""))
+
+
+def is_compound(text: str) -> bool:
+    """Whether a text is one quantity in several units, as *3 hours and 30 minutes*."""
+    return _compound(text) is not None
 
 
 def _compound(text: str) -> Quantity | None:

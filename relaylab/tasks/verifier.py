@@ -160,11 +160,16 @@ def _serve() -> None:
 
 @lru_cache(maxsize=512)
 def _parsed(text: str) -> list[Any]:
+    import sympy
     from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse
 
     rules = replace(LatexExtractionConfig().normalization_config, units=False)  # a last `t` is no tonne: see quantities
     configs = [LatexExtractionConfig(normalization_config=rules), ExprExtractionConfig()]
-    return parse(rf"\boxed{{{text}}}", configs, parsing_timeout=0)
+    found = parse(rf"\boxed{{{text}}}", configs, parsing_timeout=0)
+    if found and isinstance(found[0], sympy.Basic):
+        i = {symbol: sympy.I for symbol in found[0].free_symbols if symbol.name == "i"}  # a symbol to math-verify
+        found[0] = found[0].xreplace(i)
+    return found
 
 
 def _decide(written: str, answer: str, tolerance: float) -> Reason:
