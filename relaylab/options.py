@@ -242,7 +242,7 @@ class Questions:
         if bool(self.suite) + bool(self.benchmark or self.data) != 1:
             raise ValueError("name either --suite, --benchmark or --data")
         if (self.question_field or self.answer_field) and (self.benchmark or not self.data):
-            raise ValueError("--question-field and --answer-field are for a file of your own: --data without --benchmark")
+            raise ValueError("--question-field and --answer-field are for --data without --benchmark")
         if self.suite:
             self.suite = [*SUITES] if self.suite == ["all"] else self.suite
             return [p for s in self.suite for p in problems(s, limit or 200, split=split, seed=seed)]

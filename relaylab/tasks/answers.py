@@ -1,4 +1,4 @@
-r"""Does a text answer *this* problem? A problem says how its answers are compared: ``kind``, ``unit``, ``tolerance``."""
+"""Does a text answer *this* problem, by its kind of answer, its unit and its tolerance?"""
 
 from __future__ import annotations
 
@@ -28,7 +28,5 @@ def grade_problem_details(text: str, problem: Problem) -> Grade:
     Grade(correct=True, extracted='(b)', reason='equal')
     """
     if problem.kind not in KINDS:
-        raise ValueError(
-            f"{problem.id}: unknown kind of answer {problem.kind!r}; it is one of {', '.join(KINDS)}"
-        )
+        raise ValueError(f"{problem.id}: unknown kind of answer {problem.kind!r}; it is one of {', '.join(KINDS)}")
     return grade_details(text, problem.answer, kind=problem.kind, unit=problem.unit, tolerance=problem.tolerance)

@@ -60,10 +60,12 @@ class Benchmark:
     training: bool = False
 
 
-_GSM8K = dict(hub="openai/gsm8k", config="main", kind="number")
-_AIME = dict(question="problem", id="id", kind="number", samples=32)
-_BBEH = dict(hub="BBEH/bbeh", split="train", question="input", answer="target", level="task", kind="text")
-_CHOICE = dict(options="options", suffix=LETTER_SUFFIX, kind="letter")
+_GSM8K: dict[str, Any] = dict(hub="openai/gsm8k", config="main", kind="number")
+_AIME: dict[str, Any] = dict(question="problem", id="id", kind="number", samples=32)
+_BBEH: dict[str, Any] = dict(
+    hub="BBEH/bbeh", split="train", question="input", answer="target", level="task", kind="text"
+)
+_CHOICE: dict[str, Any] = dict(options="options", suffix=LETTER_SUFFIX, kind="letter")
 _DAPO = "open-r1/DAPO-Math-17k-Processed"  # BytedTsinghua-SIA/DAPO-Math-17k with every question once
 
 BENCHMARKS: dict[str, Benchmark] = {

@@ -1,13 +1,13 @@
 r"""Are two answers the same? What that means depends on the kind of answer.
 
-- ``expression``, ``number``: equal values, whatever the spelling; a number within a tolerance. Lists without brackets are
-  compared like ``several``.
+- ``expression``, ``number``: equal values, whatever the spelling; a number within a tolerance. Lists without brackets
+  are compared like ``several``.
 - ``several``: as many answers as the reference has, in any order.
 - ``letter``: the letter of an option, alone or before its text.
 - ``text``: words without regard to case, quotes and brackets; of a list, every entry in its place.
 
-Both sides are written in one spelling (``normalise.py``). Numbers are compared exactly (``quantities.py``). What is left
-is for math-verify (``verifier.py``). ``benchmarks/grading_forms.py`` counts what is accepted.
+Both sides are written in one spelling (``normalise.py``). Numbers are compared exactly (``quantities.py``). The rest is
+for math-verify (``verifier.py``). ``benchmarks/grading_forms.py`` counts what is accepted.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from __future__ import annotations
 import re
 import time
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from functools import lru_cache
+from itertools import pairwise
 
 from relaylab.tasks import verifier
 from relaylab.tasks.normalise import SMALL_NUMBERS, TEXT, normalise, spaces
@@ -128,7 +130,7 @@ def _value(written: str, answer: str, unit: str, tolerance: float) -> Reason:
     ratio = unit_ratio(ours_unit, their_unit)
     if ratio is None:
         return "unequal"
-    if ours_unit and ours_unit.dims == (("percent", 1),) and their_unit is None:
+    if ours_unit and ours_unit.dims == {"percent": 1} and their_unit is None:
         ratio /= 100
     if ratio != 1:
         ours = rf"({ours}) \cdot \frac{{{ratio.numerator}}}{{{ratio.denominator}}}"
@@ -260,7 +262,7 @@ def _without_dots(parts: list[str]) -> list[str]:
         return parts
     numbers, end = [int(part) for part in begin], parts[places[0] + 1 :]
     step = numbers[1] - numbers[0] if len(numbers) > 1 else 1
-    if not step or any(b - a != step for a, b in zip(numbers, numbers[1:], strict=False)):
+    if not step or any(b - a != step for a, b in pairwise(numbers)):
         return parts
     if end and all(re.fullmatch(r"-?\d{1,9}", part) for part in end):
         whole = range(numbers[0], int(end[-1]) + (1 if step > 0 else -1), step)
@@ -312,14 +314,7 @@ def _interval(text: str) -> str | None:
 
 def _matched(ours: list[str], theirs: list[str], same: Callable[[str, str], Reason]) -> Reason:
     """Whether the two lists, of one length, can be paired off. Equal texts are, before anything is compared."""
-    left = list(theirs)
-    for part in ours:
-        if part in left:
-            left.remove(part)
-    rest = list(ours)
-    for part in theirs:
-        if part in rest:
-            rest.remove(part)
+    rest, left = (list((Counter(a) - Counter(b)).elements()) for a, b in ((ours, theirs), (theirs, ours)))
     if not rest:
         return "equal"
     end = time.monotonic() + verifier.WALL_SECONDS  # each comparison has its bound; this is the one of all together

@@ -171,7 +171,7 @@ def read_row(
     if not asked:
         raise ValueError(f"{where}: no question; name its column {_one_of(question)} (it has {_names(row)})")
     if (longest := max(map(len, (asked, told, solution)))) > MAX_CHARACTERS:
-        raise ValueError(f"{where}: a text of {longest:,} characters; shorten it to {MAX_CHARACTERS:,} or remove the row")
+        raise ValueError(f"{where}: a text of {longest:,} characters; at most {MAX_CHARACTERS:,}, or remove the row")
     if "####" in told:
         worked, _, told = told.rpartition("####")
         solution, told = solution or worked.strip(), told.strip()

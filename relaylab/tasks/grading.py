@@ -26,8 +26,7 @@ class Grade:
         correct: whether ``reason`` is ``equal``.
         extracted: what the box holds.
         reason: ``equal``; ``unequal``; ``no_box`` (no complete box in the text); ``unparsable`` (one of the two is no
-            more than a string, and the strings differ); ``too_long`` (above ``MAX_LENGTH``); ``timeout`` (the comparison
-            ran over its time or broke the worker).
+            more than a string, and the strings differ); ``too_long`` (over ``MAX_LENGTH``); ``timeout``.
     """
 
     correct: bool

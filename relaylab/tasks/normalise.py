@@ -13,24 +13,26 @@ from fractions import Fraction
 
 GROUP = r"\{((?:[^{}]|\{[^{}]*\})*+)\}"  # what one pair of braces holds, at most two levels deep
 FONTS = r"text(?:bf|it|rm|sf|tt|normal|up)?|math(?:rm|bf|it|sf|tt|normal)|mbox|operatorname\*?|boldsymbol|bm|emph|rm|bf"
+_INNER = re.compile(rf"\\(?:{FONTS})\s*\{{([^{{}}]*)\}}")
 TEXT = re.compile(rf"\\(?:{FONTS})\s*{GROUP}")
 FUNCTIONS = "arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|log|ln|exp|max|min|gcd|sqrt"
 GREEK = "alpha|beta|gamma|delta|epsilon|theta|lambda|mu|nu|pi|rho|sigma|tau|phi|omega"
-SMALL_NUMBERS = (
+SMALL_NUMBERS = re.findall(
+    r"\w+",
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-    "eighteen nineteen twenty"
-).split()  # noqa: SIM905
+    "eighteen nineteen twenty",
+)
 SCALES = {"dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 
-_SIGNS = str.maketrans({
-    **dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2212", "-"),
-    **{"\u00d7": r"\times ", "\u00b7": r"\cdot ", "\u22c5": r"\cdot ", "\u00f7": "/", "\u2044": "/", "\u2215": "/"},
-    **{"\u00b1": r"\pm ", "\u2213": r"\mp ", "\u00b0": r"^\circ", "\u221e": r"\infty ", "\u03c0": r"\pi "},
-    **{"\u2264": r"\le ", "\u2265": r"\ge ", "\u2260": r"\ne ", "\u2208": r"\in ", "\u2205": r"\emptyset "},
-    **{"\u222a": r"\cup ", "\u2229": r"\cap ", "\u2261": r"\equiv ", "\u2248": r"\approx ", "\u2220": r"\angle "},
-    **{"\u03b8": r"\theta ", "\u03b1": r"\alpha ", "\u03b2": r"\beta ", "\u03c9": r"\omega ", "\u03bb": r"\lambda "},
-    **{"\u211d": r"\mathbb{R}", "\u2124": r"\mathbb{Z}", "\u221a": r"\sqrt "},
-})
+_SIGNS = str.maketrans(
+    dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2212", "-")
+    | {"\u00d7": r"\times ", "\u00b7": r"\cdot ", "\u22c5": r"\cdot ", "\u00f7": "/", "\u2044": "/", "\u2215": "/"}
+    | {"\u00b1": r"\pm ", "\u2213": r"\mp ", "\u00b0": r"^\circ", "\u221e": r"\infty ", "\u03c0": r"\pi "}
+    | {"\u2264": r"\le ", "\u2265": r"\ge ", "\u2260": r"\ne ", "\u2208": r"\in ", "\u2205": r"\emptyset "}
+    | {"\u222a": r"\cup ", "\u2229": r"\cap ", "\u2261": r"\equiv ", "\u2248": r"\approx ", "\u2220": r"\angle "}
+    | {"\u03b8": r"\theta ", "\u03b1": r"\alpha ", "\u03b2": r"\beta ", "\u03c9": r"\omega ", "\u03bb": r"\lambda "}
+    | {"\u211d": r"\mathbb{R}", "\u2124": r"\mathbb{Z}", "\u221a": r"\sqrt "}
+)
 _UP, _DOWN = "\u2070\u00b9\u00b2\u00b3\u2074-\u2079\u207a\u207b\u207f", "\u2080-\u2089"
 
 
@@ -99,8 +101,8 @@ def _ungrouped(match: re.Match[str]) -> str:
 
 def texts(text: str) -> str:
     r"""``\text{}`` around words alone: numbers, money, single letters and functions stand without it."""
-    for _ in range(2):  # \text{\textbf{B}}
-        text = TEXT.sub(_text, text)
+    for pattern in (_INNER, TEXT):  # \text{\textbf{B}}
+        text = pattern.sub(_text, text)
     return re.sub(r"\s+", " ", text).strip()
 
 
@@ -118,7 +120,7 @@ def remarks(text: str) -> str:
     r"""No words around an answer: *The answer is*, *for all x*, a full stop."""
     said = r"(?i:the )?(?i:final |correct )?(?i:answer|option|choice)(?i: is)?\s*[:=]?\s*"
     text = re.sub(rf"^\s*(?:(\\(?:{FONTS})\s*\{{)\s*)?{said}(\}})?", lambda m: (m[1] or "") if not m[2] else "", text)
-    text = re.sub(rf"[ ,(]*(?:\\(?:{FONTS})\s*\{{)?[ ,(]*\b(?:for (?:all|any|every|each|some)|where)\b.*$", "", text)
+    text = re.sub(rf"(?<=\S)[ ,(]*(?:\\(?:{FONTS})\s*\{{)?[ ,(]*\b(?:for (?:all|any|every|each|some)|where)\b.*$", "", text)
     text = re.sub(r",?\s*\\forall.*$", "", text)
     text = re.sub(r"^(?:=|\\implies|\\Rightarrow|\\therefore)\s*", "", text.strip())
     return re.sub(r"(?<=[\w})\]])\s*[.,;]$", "", text.strip()).strip()

@@ -1,20 +1,20 @@
 r"""Numbers with their units, exactly. All functions take texts that ``normalise`` has written.
 
-Units are compared where both sides have one: 15 cm is not 15 m, and 1.6 km is 1600 m. A reference without a unit accepts
-any. A percentage agrees with the hundredth of its number, or with a plain reference above 1 (*what percentage ...?*).
+Units are compared if both sides have one: 15 cm is not 15 m, and 1.6 km is 1600 m. A reference without a unit accepts
+any. A percentage is a hundredth of its number, or equals a plain reference above 1 (*what percentage ...?*).
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 from fractions import Fraction
 
 # Each dimension: names of a unit and its size.
 _TABLE = {
-    "length": "m meter metre 1, cm centimeter centimetre 1/100, mm millimeter millimetre 1/1000, km kilometer kilometre "
-    "1000, nm nanometer 1/1000000000, in inch inches 127/5000, ft foot feet 381/1250, yd yard 1143/1250, mi mile miles "
-    "201168/125",
+    "length": "m meter metre 1, cm centimeter centimetre 1/100, mm millimeter millimetre 1/1000, km kilometer "
+    "kilometre 1000, in inch inches 127/5000, ft foot feet 381/1250, yd yard 1143/1250, mi mile miles 201168/125",
     "time": "s sec second 1, ms millisecond 1/1000, min minute 60, h hr hour 3600, day 86400, week 604800",
     "months": "month 1, yr year 12",
     "mass": "g gram 1, kg kilogram 1000, mg milligram 1/1000, lb lbs pound 45359237/100000, oz ounce 45359237/1600000",
@@ -24,7 +24,7 @@ _TABLE = {
     "sterling": "\u00a3 gbp GBP 1",
     "rupees": "\u20b9 rs Rs rupee 1",
     "yen": "\u00a5 yen JPY 1",
-    "angle": r"^\circ deg degree \degree 1",
+    "angle": r"^\circ deg degree 1",
     "radians": "rad radian 1",
     "percent": r"% \% percent percentage pct 1/100",
 }
@@ -34,36 +34,39 @@ _KNOWN = {
     for entry in entries.split(",")
     for name in entry.split()[:-1]
 }
-_WORDS = "(?:(?:" + "|".join(sorted((re.escape(n) for n in _KNOWN if n[0].isalpha()), key=len, reverse=True)) + ")s?|square|cubic|sq|per)"
-_SYMBOLS = r"\\?[%$]|[\u20ac\u00a3\u20b9\u00a5]|\^\\circ(?:\s?[CFK](?![A-Za-z]))?"
-_JOINING = r"\\text\{(?!\s*(?:and|or|base|mod|if|when|\()(?![A-Za-z]))(?:[^{}]|\{[^{}]*\})*+\}"
+_NAMES = "|".join(sorted((name for name in _KNOWN if name[0].isalpha()), key=len, reverse=True))
+_WORD = rf"(?:(?:{_NAMES})s?|square|cubic|sq|per)"
+_COINS = r"\u20ac\u00a3\u20b9\u00a5"
+_SYMBOL = rf"\\?[%$]|[{_COINS}]|\^\\circ(?:\s?[CFK](?![A-Za-z]))?"
+_TEXT = r"\\text\{(?!\s*(?:and|or|base|mod|if|when|\()(?![A-Za-z]))(?:[^{}]|\{[^{}]*\})*+\}"
 _NO_UNIT = r"(?!(?:pi|sqrt|sin|cos|tan|cot|log|exp|and|or|mod|over|choose|infty|base)(?![A-Za-z]))"
 
 
 def _tail(word: str) -> re.Pattern[str]:
-    factor = rf"(?:{_SYMBOLS}|{_JOINING}|(?<![A-Za-z\\]){_NO_UNIT}{word}(?![A-Za-z])|/|\\cdot|\.)(?:\^\{{?-?\d\}}?)?"
+    factor = rf"(?:{_SYMBOL}|{_TEXT}|(?<![A-Za-z\\]){_NO_UNIT}{word}(?![A-Za-z])|/|\\cdot|\.)(?:\^\{{?-?\d\}}?)?"
     return re.compile(rf"(?:\s*{factor})++\s*$")
 
 
-_ANY = _tail(r"(?:[A-Za-z]{3,}+|" + _WORDS + ")")  # after a number
-_SURE = _tail(rf"(?=[A-Za-z]{{2}}){_WORDS}")  # after an expression: a letter or an unknown word may be a variable
-_MONEY = re.compile(rf"([-+]?)\s*(?:\\text\{{\s*)?(?:US)?(\\\$|[\u20ac\u00a3\u20b9\u00a5]|USD|EUR|GBP|Rs\.?)\s*\}}?\s*(?=[-\d.\\])")
-_PART = re.compile(rf"(square |sq\.? |cubic )?([A-Za-z]+|{_SYMBOLS})(?:\^(-?\d)| (squared|cubed))?")
+_ANY = _tail(rf"(?:[A-Za-z]{{3,}}+|{_WORD})")  # after a number
+_SURE = _tail(rf"(?=[A-Za-z]{{2}}){_WORD}")  # after an expression: a letter or an unknown word may be a variable
+_MONEY = re.compile(rf"([-+]?)\s*(?:\\text\{{\s*)?(?:US)?(\\\$|[{_COINS}]|USD|EUR|GBP|Rs\.?)\s*\}}?\s*(?=[-\d.\\])")
+_PART = re.compile(rf"(square |sq\.? |cubic )?([A-Za-z]+|{_SYMBOL})(?:\^(-?\d)| (squared|cubed))?")
+_AMOUNT = r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)\.?"
 _VALUE = re.compile(
-    r"(?P<sign>[-+]?)\s*(?:\\frac\s*(?:\{\s*(?P<top>-?\d+)\s*\}\s*\{\s*(?P<under>\d+)\s*\}|(?P<t>\d)\s*(?P<u>\d))"
-    r"|(?P<a>\d+)\s*/\s*(?P<b>\d+)|10\s*\^\s*\{?\s*(?P<power>-?\s*\d{1,4})\s*\}?|(?P<mantissa>\d+(?:\.\d*)?)"
-    r"(?:\s*(?:\\times|\\cdot|x)\s*(?P<scale>10*(?![\d^ .]))?(?:10\s*\^\s*\{?\s*(?P<ten>-?\s*\d{1,4})\s*\}?)?)?)"
+    r"(?P<sign>[-+]?)\s*\{?(?:\\frac\{(?P<top>-?\d+)\}\{(?P<under>\d+)\}|(?P<a>\d+)\s*/\s*(?P<b>\d+)"
+    r"|10\s*\^\s*\{?\s*(?P<power>-?\s*\d{1,4})\s*\}?|(?P<mantissa>\d+(?:\.\d*)?)(?:\s*(?:\\times|\\cdot|x)\s*"
+    r"(?:10\s*\^\s*\{?\s*(?P<ten>-?\s*\d{1,4})\s*\}?|(?P<scale>\d+)(?!\s*\^)))?)\}?"
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """dims: of known words, each with its power; empty if a word is unknown. head: those before *per*."""
+    """dims: powers of dimensions; empty if a word is unknown. factor: in units of size 1. head: dims before *per*."""
 
-    dims: tuple[tuple[str, int], ...] = ()
-    factor: Fraction = Fraction(1)
-    head: tuple[tuple[str, int], ...] = ()
-    words: frozenset[str] = frozenset()
+    dims: Counter[str]
+    factor: Fraction
+    head: Counter[str]
+    words: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +79,7 @@ class Quantity:
 
     @property
     def percent(self) -> bool:
-        return self.unit is not None and self.unit.dims == (("percent", 1),)
+        return self.unit is not None and self.unit.dims == {"percent": 1}
 
 
 def read_unit(text: str) -> Unit | None:
@@ -84,27 +87,23 @@ def read_unit(text: str) -> Unit | None:
     text = re.sub(r"\s*\^\{?\s*(-?\d)\s*\}?", r"^\1", text)
     text = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text)
     text = re.sub(r"\\cdot|[.,()](?!\d)", " ", re.sub(r"\s+\^", "^", text))
-    dims: dict[str, int] = {}
-    heads: dict[str, int] | None = None
-    factor, words, known, sign = Fraction(1), set(), True, 1
+    dims, factor, words, known, sign = Counter[str](), Fraction(1), set[str](), True, 1
+    head: Counter[str] | None = None
     for piece in re.split(r"(/|\bper\b)", " ".join(text.split())):
         if piece in ("/", "per"):
-            sign = -1
-            heads = dict(dims) if piece == "per" and heads is None else heads
+            sign, head = -1, dims.copy() if piece == "per" and head is None else head
             continue
         for before, word, power, after in _PART.findall(piece):
             stem = word.removesuffix("s") if len(word) > 2 else word
-            entry = _KNOWN.get(word) or _KNOWN.get(stem)
+            dimension, size = _KNOWN.get(word) or _KNOWN.get(stem) or ("", Fraction(1))
             times = int(power or {"c": 3, "s": 2}.get((before or after)[:1], 1)) * sign
+            known &= bool(dimension)
+            dims[dimension] += times
+            factor *= size**times
             words.add(stem.lower())
-            known = known and entry is not None
-            if entry is not None:
-                dims[entry[0]] = dims.get(entry[0], 0) + times
-                factor *= entry[1] ** times
     if not words:
         return None
-    table = tuple(sorted(dims.items())) if known else ()
-    return Unit(table, factor, tuple(sorted((heads or dims).items())), frozenset(words))
+    return Unit(dims if known else Counter(), factor, dims if head is None else head, frozenset(words))
 
 
 def split_unit(text: str, *, loose: bool = False) -> tuple[str, Unit | None]:
@@ -112,7 +111,7 @@ def split_unit(text: str, *, loose: bool = False) -> tuple[str, Unit | None]:
 
     >>> body, unit = split_unit(r"15 \text{cm}^{2}")
     >>> body, unit.dims
-    ('15', (('length', 2),))
+    ('15', Counter({'length': 2}))
     """
     money = _MONEY.match(text)
     if money:
@@ -133,7 +132,7 @@ def read_quantity(text: str, *, loose: bool = True) -> Quantity | None:
     if (compound := _compound(text)) is not None:
         return compound
     body, unit = split_unit(text, loose=loose)
-    if not (value := _VALUE.fullmatch(body.strip().strip("{}") if body.startswith("{") else body.strip())):
+    if not (value := _VALUE.fullmatch(body.strip())):
         return None
     number = _fraction(value)
     return None if number is None else Quantity((number,), unit, unit is None and value["mantissa"] is not None)
@@ -141,18 +140,14 @@ def read_quantity(text: str, *, loose: bool = True) -> Quantity | None:
 
 def _fraction(value: re.Match[str]) -> Fraction | None:
     part = value.groupdict()
-    top, under = part["top"] or part["t"] or part["a"], part["under"] or part["u"] or part["b"]
-    if top is not None:
-        if int(under) == 0:
-            return None
-        number = Fraction(int(top), int(under))
-    elif part["power"] is not None:
+    top, under = part["top"] or part["a"], part["under"] or part["b"]
+    if top:
+        number = Fraction(int(top), int(under)) if int(under) else None
+    elif part["power"]:
         number = _power(part["power"])
-    elif value[0].rstrip().endswith(("x", r"\times", r"\cdot")):
-        return None
     else:
         number = Fraction(part["mantissa"].rstrip(".")) * int(part["scale"] or 1) * _power(part["ten"] or "0")
-    return -number if part["sign"] == "-" else number
+    return -number if number is not None and part["sign"] == "-" else number
 
 
 def _power(exponent: str) -> Fraction:
@@ -166,13 +161,13 @@ def is_compound(text: str) -> bool:
 
 def _compound(text: str) -> Quantity | None:
     text = re.sub(r"\\text\{|\}|\band\b|,(?!\d)|\\ ", " ", text)
-    parts = re.findall(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)\.?", text)
-    if len(parts) < 2 or re.sub(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)\.?", "", text).strip():
+    parts = re.findall(_AMOUNT, text)
+    units = [unit for _, word in parts if (unit := read_unit(word))]
+    if len(parts) < 2 or re.sub(_AMOUNT, "", text).strip() or len(units) < len(parts):
         return None
-    units = [read_unit(word) for _, word in parts]
-    if any(unit is None or unit.dims != units[0].dims or not unit.dims for unit in units):
+    if not units[0].dims or any(unit.dims != units[0].dims for unit in units):
         return None
-    total = sum((Fraction(number) * unit.factor for (number, _), unit in zip(parts, units, strict=True)), Fraction(0))
+    total = sum((Fraction(n) * unit.factor for (n, _), unit in zip(parts, units, strict=True)), Fraction(0))
     return Quantity(tuple(total / unit.factor for unit in units), units[0])
 
 
@@ -191,9 +186,8 @@ def agree(written: Quantity, answer: Quantity, tolerance: Fraction) -> bool:
     ratio = unit_ratio(written.unit, answer.unit)
     if ratio is None:
         return False
-    if ratio == 1 or len(written.values) == 1:
-        return any(near(value * ratio, right) for value in written.values)
-    return near(written.values[0] * ratio, right)
+    values = written.values if answer.unit is None else written.values[:1]
+    return any(near(value * ratio, right) for value in values)
 
 
 def unit_ratio(written: Unit | None, answer: Unit | None) -> Fraction | None:
