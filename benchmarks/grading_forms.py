@@ -17,16 +17,15 @@ import random
 import time
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from relaylab.tasks.grading import Grade, grade_details
 
 FORMS = Path(__file__).with_suffix(".txt")
 
 
-@dataclass(frozen=True)
-class Pair:
+class Pair(NamedTuple):
     """An answer, and whether a reader would take it for the reference."""
 
     group: str

@@ -136,7 +136,7 @@ def _value(written: str, answer: str, unit: str, tolerance: float) -> Reason:
         ours = rf"({ours}) \cdot \frac{{{ratio.numerator}}}{{{ratio.denominator}}}"
     if _squeezed(ours) == _squeezed(theirs) != "":
         return "equal"
-    if re.search(r"\d \d", ours):  # math-verify reads `5 40` as 540
+    if re.search(r"\d \d", ours):  # math-verify reads `5 40` as 45
         return "unparsable"
     return verifier.verify(_readable(ours), _readable(theirs), tolerance)
 

@@ -120,7 +120,8 @@ def remarks(text: str) -> str:
     r"""No words around an answer: *The answer is*, *for all x*, a full stop."""
     said = r"(?i:the )?(?i:final |correct )?(?i:answer|option|choice)(?i: is)?\s*[:=]?\s*"
     text = re.sub(rf"^\s*(?:(\\(?:{FONTS})\s*\{{)\s*)?{said}(\}})?", lambda m: (m[1] or "") if not m[2] else "", text)
-    text = re.sub(rf"(?<=\S)[ ,(]*(?:\\(?:{FONTS})\s*\{{)?[ ,(]*\b(?:for (?:all|any|every|each|some)|where)\b.*$", "", text)
+    begin = rf"(?<=\S)[ ,(]*(?:\\(?:{FONTS})\s*\{{)?[ ,(]*"
+    text = re.sub(rf"{begin}\b(?:for (?:all|any|every|each|some)|where)\b.*$", "", text)
     text = re.sub(r",?\s*\\forall.*$", "", text)
     text = re.sub(r"^(?:=|\\implies|\\Rightarrow|\\therefore)\s*", "", text.strip())
     return re.sub(r"(?<=[\w})\]])\s*[.,;]$", "", text.strip()).strip()
