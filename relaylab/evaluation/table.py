@@ -35,7 +35,7 @@ def read_table(out: str | Path) -> pd.DataFrame:
     path = Path(out) / "table.csv"
     if not path.exists():
         raise ValueError(f"{out} holds no evaluation: {path.name} is not there; run relaylab evaluate --out {out}")
-    missing = dict.fromkeys(("mean_n", "first_call", "correct"), "")
+    missing = {name: [""] for name in ("mean_n", "first_call", "correct")}
     try:
         table = pd.read_csv(path, keep_default_na=False, na_values=missing)
         if lacking := [c for c in NEEDED if c not in table]:
