@@ -226,6 +226,8 @@ class Questions:
     data: Annotated[Path | None, option("A JSONL, JSON or CSV file; with --benchmark, its file or a folder.")] = None
     limit: Annotated[int | None, option("Problems of each suite or benchmark, or of the file.", min=1)] = None
     prompt_suffix: Annotated[str | None, option("Put after each question. A benchmark brings its own.")] = None
+    question_field: Annotated[str, option("The column of --data with the question.")] = ""
+    answer_field: Annotated[str, option("The column of --data with the answer.")] = ""
 
     @property
     def suffix(self) -> str:
@@ -245,13 +247,16 @@ class Questions:
         limit = self.limit or default
         if bool(self.suite) + bool(self.benchmark or self.data) != 1:
             raise ValueError("name either --suite, --benchmark or --data")
+        if (self.question_field or self.answer_field) and (self.benchmark or not self.data):
+            raise ValueError("--question-field and --answer-field are for --data without --benchmark")
         if self.suite:
             groups = {"all": SUITES, "lifelike": ALL_SUITES}
             self.suite = [one for name in self.suite for one in groups.get(name, (name,))]
             return [p for s in self.suite for p in problems(s, limit or 200, split=split, seed=seed)]
         if self.benchmark:
             return [p for b in self.benchmark for p in load_benchmark(b, path=self.data, limit=limit, seed=seed)]
-        return load_problems(self.data or "", limit=limit)
+        fields = {"question_field": self.question_field, "answer_field": self.answer_field}
+        return load_problems(self.data or "", limit=limit, **fields)
 
 
 def _import_file(path: Path) -> ModuleType:

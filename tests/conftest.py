@@ -23,12 +23,15 @@ settings.load_profile("relaylab")
 @pytest.fixture
 def impatient(monkeypatch) -> Iterator[None]:
     """A short limit for a grade, so that hostile answers cost the tests less. Results of other limits are forgotten."""
-    from relaylab.tasks import grading
+    from relaylab.tasks import compare, verifier
 
-    monkeypatch.setattr(grading, "CPU_SECONDS", 0.25)
-    grading._verify.cache_clear()
+    monkeypatch.setattr(verifier, "CPU_SECONDS", 0.25)
+    caches = verifier.verify, compare._expression
+    for cached in caches:
+        cached.cache_clear()
     yield
-    grading._verify.cache_clear()
+    for cached in caches:
+        cached.cache_clear()
 
 
 @pytest.fixture

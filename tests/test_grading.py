@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relaylab.tasks import grading
-from relaylab.tasks.grading import Grade, extract_boxed, grade, grade_details, grade_many
+from relaylab.tasks import verifier
+from relaylab.tasks.grading import Grade, extract_boxed, grade, grade_details
 
 SLACK = 15.0  # seconds that a busy machine may add to a bounded time
 
@@ -154,14 +154,8 @@ def test_reasons():
     assert grade_details("It is 5.", "5") == Grade(False, None, "no_box")
     assert grade_details(boxed("9" * 3000), "5").reason == "too_long"
     assert grade_details(boxed("5"), "9" * 3000).reason == "too_long"
-    assert grade_details(boxed("((("), "5").reason == "unparsable"
+    assert grade_details(boxed("((("), "x").reason == "unparsable"
     assert grade_details(boxed(""), "").reason == "unparsable"
-
-
-def test_grade_many():
-    assert grade_many([boxed("4"), "4", boxed("x+x")], ["4", "4", "2x"]) == [True, False, True]
-    with pytest.raises(ValueError, match="shorter"):
-        grade_many([boxed("4")] * 2, ["4"])
 
 
 def random_number(r: random.Random) -> str:
@@ -171,23 +165,13 @@ def random_number(r: random.Random) -> str:
     return r.choice(["", "", "-"]) + whole + decimals
 
 
-def test_the_fast_path_agrees_with_math_verify():
-    r, compared = random.Random(0), 0
-    while compared < 400:
-        a = random_number(r)
-        b = r.choice([random_number(r), a + "0" if "." in a else a + ".0", a.replace(",", ""), a[:-1] + "5"])
-        if grading._number(a) is not None and grading._number(b) is not None:
-            assert grading._compare(a, b) == grading._verify(a, b), (a, b)
-            compared += 1
-
-
 def test_plain_numbers_are_fast_and_need_no_worker():
     text = "Tiles of a row: 12+34=46.\nAll: 46*12=552.\nThe tiles left: 552-2=550.\nThe answer is \\boxed{550}."
-    grading._stop()
+    verifier._stop()
     start = time.process_time()
     assert all(grade(text, "550") for _ in range(4000))
     assert time.process_time() - start < 4000 / 20_000
-    assert grading._worker is None
+    assert verifier._worker is None
 
 
 HOSTILE = [
@@ -243,7 +227,7 @@ def test_hostile_answers(answer, impatient):
     start = time.monotonic()
     result = grade_details(boxed(answer), "5")
     assert not result.correct
-    assert time.monotonic() - start < grading.CPU_SECONDS + SLACK
+    assert time.monotonic() - start < verifier.CPU_SECONDS + SLACK
     assert grade(boxed("x+x"), "2x")  # and the next answer is graded as ever
 
 
@@ -298,8 +282,8 @@ def test_threads_share_a_worker():
 
 def test_a_dead_worker_is_replaced():
     assert grade(boxed("x+y"), "y+x")
-    grading._worker.process.kill()
-    grading._worker.process.wait()
+    verifier._worker.process.kill()
+    verifier._worker.process.wait()
     assert grade(boxed("x+z"), "z+x")
 
 
@@ -310,10 +294,10 @@ def test_an_interrupt_leaves_no_reply_behind(monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(grading._Worker, "ask", interrupted)
+        patch.setattr(verifier._Worker, "ask", interrupted)
         with pytest.raises(KeyboardInterrupt):
             grade(boxed("a+c"), "c+a")
-    assert grading._worker is None
+    assert verifier._worker is None
     assert grade(boxed("a+d"), "d+a")
 
 
@@ -328,8 +312,8 @@ def test_a_script_without_main_guard_grades_prints_nothing_more_and_leaves_no_pr
     done = run_script(
         tmp_path,
         r"""
-        from relaylab.tasks import grading
-        print(grading.grade(r"\boxed{x+x}", "2x"), grading._worker.process.pid)
+        from relaylab.tasks import grading, verifier
+        print(grading.grade(r"\boxed{x+x}", "2x"), verifier._worker.process.pid)
         """,
     )
     answer, pid = done.stdout.split()
@@ -345,12 +329,12 @@ def test_a_forked_child_grades_with_its_own_worker(tmp_path):
         tmp_path,
         r"""
         import os
-        from relaylab.tasks import grading
+        from relaylab.tasks import grading, verifier
         assert grading.grade(r"\boxed{x+x}", "2x")
-        grading._lock.acquire()  # a thread may hold it at the fork
+        verifier._lock.acquire()  # a thread may hold it at the fork
         child = os.fork()
         if child:
-            grading._lock.release()
+            verifier._lock.release()
             assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         assert grading.grade(r"\boxed{y+y}", "2y")
         """,
@@ -374,8 +358,8 @@ def test_without_math_verify_the_error_says_what_to_install(tmp_path):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux enforces the limit on memory")
 def test_a_worker_short_of_memory_answers_and_retires():
-    code = "from relaylab.tasks import grading; grading.MEMORY_BYTES = 100 << 20; grading._serve()"
-    questions = [None, ["2^{1600000000}", "x", 20], ["never read", "x", 20]]
+    code = "from relaylab.tasks import verifier; verifier.MEMORY_BYTES = 100 << 20; verifier._serve()"
+    questions = [None, ["2^{1600000000}", "x", 0, 20], ["never read", "x", 0, 20]]
     done = subprocess.run(
         [sys.executable, "-c", code],
         input="".join(json.dumps(question) + "\n" for question in questions),

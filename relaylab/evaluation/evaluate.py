@@ -96,6 +96,7 @@ def evaluate(
             "training": _digest(training),
             "suffix": suffix,
             "problems": [p.id for p in problems],
+            "problem_texts": _digest(problems),
             "weights": _weights(models, [s for _, s in chosen]),
         },
     )
@@ -162,7 +163,7 @@ def _weights(models: ModelCache, systems: Sequence[System]) -> dict[str, str]:
 
 
 def _digest(problems: Sequence[Problem]) -> str:
-    text = json.dumps([[p.id, p.question] for p in problems]).encode()
+    text = json.dumps([[p.id, p.question, p.answer] for p in problems]).encode()
     return hashlib.blake2b(text, digest_size=8).hexdigest() if problems else ""
 
 

@@ -60,10 +60,12 @@ class Benchmark:
     training: bool = False
 
 
-_GSM8K = dict(hub="openai/gsm8k", config="main", kind="number")
-_AIME = dict(question="problem", id="id", kind="number", samples=32)
-_BBEH = dict(hub="BBEH/bbeh", split="train", question="input", answer="target", level="task", kind="text")
-_CHOICE = dict(options="options", suffix=LETTER_SUFFIX, kind="letter")
+_GSM8K: dict[str, Any] = dict(hub="openai/gsm8k", config="main", kind="number")
+_AIME: dict[str, Any] = dict(question="problem", id="id", kind="number", samples=32)
+_BBEH: dict[str, Any] = dict(
+    hub="BBEH/bbeh", split="train", question="input", answer="target", level="task", kind="text"
+)
+_CHOICE: dict[str, Any] = dict(options="options", suffix=LETTER_SUFFIX, kind="letter")
 _DAPO = "open-r1/DAPO-Math-17k-Processed"  # BytedTsinghua-SIA/DAPO-Math-17k with every question once
 
 BENCHMARKS: dict[str, Benchmark] = {
@@ -217,10 +219,14 @@ def _hub(bench: Benchmark) -> Iterator[tuple[str, Any]]:
         rows = datasets.load_dataset(bench.hub, bench.config, split=bench.split)
     except Exception as error:  # of the hub, of its HTTP library, of the cache: what helps is the same
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
-        remedy = f"go online once (it is cached then), or give path, a local file with {bench.question}, {bench.answer}"
-        raise ConnectionError(
-            f"{bench.title}: {bench.hub} could not be loaded from the hub ({said}); {remedy}"
-        ) from error
+        if re.search(r"(?i)gated|\b40[13]\b|restricted|authenticat", f"{type(error).__name__} {error}"):
+            page = f"https://huggingface.co/datasets/{bench.hub}"
+            remedy = f"it is gated: accept its terms at {page} and log in with `hf auth login`"
+        else:
+            remedy = "go online once (it is cached then)"
+        remedy += f", or give path, a local file with {bench.question}, {bench.answer}"
+        told = f"{bench.title}: {bench.hub} could not be loaded from the hub ({said}); {remedy}"
+        raise ConnectionError(told) from error
     for number, row in enumerate(rows):
         if _counts(bench, row):
             yield f"{bench.hub}, row {number}", row

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
+import re
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -21,13 +23,22 @@ from relaylab.tasks.suites import Problem
 QUESTION = ("question", "problem", "input", "prompt")
 ANSWER = ("answer", "target", "final_answer")
 ID = ("id", "unique_id", "idx")
+MAX_CHARACTERS = 1_000_000  # of a question, an answer or a solution: beyond it tokenizers run out of memory
 
 
-def load_problems(path: str | os.PathLike, *, limit: int | None = None) -> list[Problem]:
+def load_problems(
+    path: str | os.PathLike, *, limit: int | None = None, question_field: str = "", answer_field: str = ""
+) -> list[Problem]:
     r"""The problems of a ``.jsonl``, ``.json`` (a list of objects) or ``.csv`` file (with a header), in its order.
 
     ``suite`` is the file's name without its ending; ``id`` the row's ``id``, ``unique_id`` or ``idx``, or else the
-    suite and the line. ``limit`` stops after so many problems, and reads no further.
+    suite and the line.
+
+    Args:
+        path: of the file.
+        limit: read no more problems.
+        question_field: the column of the question, instead of the usual names.
+        answer_field: the column of the answer.
 
     >>> import pathlib, tempfile
     >>> path = pathlib.Path(tempfile.mkdtemp()) / "mine.jsonl"
@@ -35,16 +46,19 @@ def load_problems(path: str | os.PathLike, *, limit: int | None = None) -> list[
     >>> [(p.id, p.question, p.answer, p.solution) for p in load_problems(path)]
     [('mine-1', '2+2?', '4', '2+2=4')]
 
-    Raises ValueError, with file, line and remedy, for a row that is broken or has no question or no answer, for an id
-    that comes twice, and for a file without rows; OSError where the file cannot be read.
+    Raises:
+        ValueError: with file, line and remedy, for a row that is broken or has no question or no answer, for an id that
+            comes twice, and for a file without rows.
+        OSError: for a file that it cannot read.
     """
     path = Path(path)
     if limit is not None and limit < 1:
         raise ValueError(f"limit is {limit}; it must be at least 1, or None for all rows")
+    questions, answers = (question_field,) if question_field else QUESTION, (answer_field,) if answer_field else ANSWER
     found: dict[str, Problem] = {}
     for unit, number, row in islice(read_rows(path), limit):
         where = f"{path}, {unit} {number}"
-        question, answer, solution = read_row(row, where)
+        question, answer, solution = read_row(row, where, question=questions, answer=answers)
         problem = Problem(
             id=_first(row, ID) or f"{path.stem}-{number}",
             suite=path.stem,
@@ -118,34 +132,58 @@ _READERS = {".jsonl": _jsonl, ".json": _json, ".csv": _csv}
 
 def _parse(text: str, where: str, remedy: str) -> Any:
     try:
-        return json.loads(text)
+        value = json.loads(text, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where}: not JSON ({error}); {remedy}") from error
+    if re.search(r"\\u[dD][89a-fA-F]", text):
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            half = ascii(error.object[error.start])
+            raise ValueError(f"{where}: {half} is half of a surrogate pair; write both halves or remove it") from None
+    return value
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON; write the value or remove the row")
 
 
 def read_row(
     row: Any, where: str, *, question: Sequence[str] = QUESTION, answer: Sequence[str] = ANSWER
 ) -> tuple[str, str, str]:
-    r"""Question, answer and worked solution of a row; ``question`` and ``answer`` name the columns, the first has it.
+    r"""Question, answer and worked solution of a row.
+
+    Args:
+        row: an object with named columns.
+        where: the place of the row, for errors.
+        question: columns; the first that has text counts.
+        answer: columns, likewise.
 
     >>> read_row({"problem": "2+2?", "solution": r"It is \boxed{4}."}, "line 1")
     ('2+2?', '4', 'It is \\boxed{4}.')
 
-    Raises ValueError, which begins with ``where``, for a row without question or answer.
+    Raises:
+        ValueError: for a row without question or answer, or with a text that is too long.
     """
     if not isinstance(row, dict):
         raise ValueError(f"{where}: a JSON {type(row).__name__}; each row must be an object with named columns")
     asked, told, solution = _first(row, question), _first(row, answer), text_of(row.get("solution"))
     if not asked:
-        raise ValueError(f"{where}: no question; name its column one of {', '.join(question)} (it has {_names(row)})")
+        raise ValueError(f"{where}: no question; name its column {_one_of(question)} (it has {_names(row)})")
+    if (longest := max(map(len, (asked, told, solution)))) > MAX_CHARACTERS:
+        raise ValueError(f"{where}: a text of {longest:,} characters; at most {MAX_CHARACTERS:,}, or remove the row")
     if "####" in told:
         worked, _, told = told.rpartition("####")
         solution, told = solution or worked.strip(), told.strip()
     told = told or (extract_boxed(solution) or "").strip()
     if not told:
-        columns = f"name its column one of {', '.join(answer)}, or put it into \\boxed{{}} in the column solution"
+        columns = f"name its column {_one_of(answer)}, or put it into \\boxed{{}} in the column solution"
         raise ValueError(f"{where}: no answer; {columns} (it has {_names(row)})")
     return asked, told, solution
+
+
+def _one_of(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"one of {', '.join(names)}"
 
 
 def _names(row: dict) -> str:
@@ -157,10 +195,13 @@ def _first(row: dict, names: Sequence[str]) -> str:
 
 
 def text_of(value: Any) -> str:
-    """Text of a cell: numbers as people write them (27.0 is 27), a list as its entries and commas, all else empty."""
+    """Text of a cell: numbers as people write them (27.0 is 27), a list as its entries and commas, all else empty.
+
+    NaN and infinities are empty, too: they are missing values.
+    """
     if isinstance(value, list):
         parts = [text_of(part) for part in value]
         return ", ".join(parts) if all(parts) else ""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
+    if isinstance(value, float):
+        value = int(value) if value.is_integer() else value if math.isfinite(value) else ""
     return str(value).strip() if isinstance(value, str | int | float) and not isinstance(value, bool) else ""

@@ -69,8 +69,8 @@ AT_MOST = {
 # What decides nothing of a run. Teachers and problems are recorded as what these settings led to.
 UNBOUND = {
     "output_dir", "disable_tqdm", "use_cpu", "report_to", "run_name", "project", "debug", "max_excluded", "teacher",
-    "include_num_input_tokens_seen", "teacher_options", "suites", "num_problems", "data", "data_seed",
-    "filter_batch_size",
+    "include_num_input_tokens_seen", "teacher_options", "suites", "num_problems", "data", "data_seed", "question_field",
+    "filter_batch_size", "answer_field",
 }  # fmt: skip
 
 
@@ -88,6 +88,8 @@ class RelayGRPOConfig(GRPOConfig):
         suites: the embedded suites that the problems are drawn from, in turn, by ``data_seed``.
         num_problems: of the suites (900 by default) or of the file (all by default).
         data: a file of problems, instead of the suites.
+        question_field: the column of ``data`` with the question; by default the usual names.
+        answer_field: the column of ``data`` with the answer.
         prompt_suffix: put after each question.
         filter_threshold: train on problems that the first teacher solves at least so often; 0 trains on all.
         filter_samples: teacher answers a problem.
@@ -143,6 +145,8 @@ class RelayGRPOConfig(GRPOConfig):
     suites: list[str] = field(default_factory=lambda: list(SUITES))
     num_problems: int | None = None
     data: str | None = None
+    question_field: str = ""
+    answer_field: str = ""
     prompt_suffix: str = ""
     filter_threshold: float = 0.0
     filter_samples: int = 10

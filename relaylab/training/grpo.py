@@ -195,7 +195,8 @@ def _teacher(name: str, options: dict[str, Any]) -> Teacher:
 
 def _problems(config: RelayGRPOConfig) -> list[Problem]:
     if config.data:
-        return load_problems(config.data, limit=config.num_problems)
+        fields = {"question_field": config.question_field, "answer_field": config.answer_field}
+        return load_problems(config.data, limit=config.num_problems, **fields)
     return list(islice(mixture(seed=config.data_seed, suites=tuple(config.suites)), config.num_problems or 900))
 
 
