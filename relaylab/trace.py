@@ -173,7 +173,8 @@ class Trace:
             raise ValueError(f"this is a trace of version {version!r}; this relaylab reads version {VERSION}")
         if unknown := set(data) - {f.name for f in fields(cls)}:
             raise ValueError(f"unknown trace fields {sorted(unknown)}")
-        return cls(**data | {"calls": [Call(**c) for c in data.get("calls", [])]})
+        data["calls"] = [Call(**c) for c in data.get("calls", [])]
+        return cls(**data)
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), ensure_ascii=True, separators=(",", ":"))
@@ -221,7 +222,8 @@ def to_dataset(traces: Iterable[Trace]) -> datasets.Dataset:
 def from_dataset(dataset: datasets.Dataset) -> Iterator[Trace]:
     """The traces of a dataset made by ``to_dataset``."""
     for row in dataset:
-        yield Trace.from_dict(row | {k: json.loads(row[k]) for k in NESTED})
+        values: Any = row
+        yield Trace.from_dict(values | {k: json.loads(values[k]) for k in NESTED})
 
 
 def to_frame(traces: Iterable[Trace]) -> pandas.DataFrame:

@@ -25,7 +25,7 @@ ORDER = [
 RANK = {name: rank for rank, name in enumerate(ORDER)}
 # The package itself is a facade over everything; only a door may look at it from inside.
 FACADE, DOORS = "relaylab", ORDER[:8]
-SHARED_NAMES = {"main", "outcome", "plain", "report"}  # an entry point each; to do: the other three
+SHARED_NAMES = {"main"}  # an entry point each
 NEVER = {"views": {"torch", "transformers"}, "trace": {"torch", "transformers"}, "call_tag": {"torch", "transformers"}}
 
 

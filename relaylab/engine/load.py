@@ -23,7 +23,8 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import cached_file, logging
+from transformers.utils import logging
+from transformers.utils.hub import cached_file
 
 from relaylab.engine.engine import Engine
 
@@ -90,21 +91,22 @@ def load_model(
     if str(name) in embedded():  # they load in milliseconds; a bar in every notebook cell would be noise
         logging.disable_progress_bar()
     device = device or _device()
+    model: Any
     adapter = Path(path) / "adapter_config.json"
     if quantize is not None:
         _check_quantize(quantize, device, path if adapter.exists() else "")
         model = AutoModelForCausalLM.from_pretrained(path, **_four_bit(dtype or torch.bfloat16, device))
         return model.eval(), AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    dtype = dtype or (torch.float32 if device == "cpu" else "auto")
-    options: dict[str, Any] = {"dtype": dtype} | SAFE
+    options: dict[str, Any] = {"dtype": dtype or (torch.float32 if device == "cpu" else "auto")} | SAFE
     if adapter.exists():
         from peft import PeftModel
 
         if not (Path(path) / "adapter_model.safetensors").exists():  # PEFT would look for a pickle next
             raise ValueError(f"{path} holds an adapter without adapter_model.safetensors")
         base = resolve(json.loads(adapter.read_text())["base_model_name_or_path"])
-        model = AutoModelForCausalLM.from_pretrained(base, **options)
-        model = PeftModel.from_pretrained(model, path).merge_and_unload()
+        plain: Any = AutoModelForCausalLM.from_pretrained(base, **options)
+        merged: Any = PeftModel.from_pretrained(plain, path)
+        model = merged.merge_and_unload()
         path = base if not (Path(path) / "tokenizer.json").exists() else path
     else:
         model = AutoModelForCausalLM.from_pretrained(path, **options)

@@ -111,7 +111,7 @@ def thresholds(trigger: str, run: EvalRun, alone: Sequence[Trace], quantiles: Se
         return sorted({float(v) for v in np.quantile(values, [1 - q for q in quantiles])})
     begins = [[i for i in range(len(t.pieces)) if i == 0 or "\n" in t.pieces[i - 1]] for t in alone]
     looked_at = begins if getattr(default, "line", False) else [range(len(t.pieces)) for t in alone]
-    values = [t.entropies[i] for t, places in zip(alone, looked_at) for i in places if t.entropies]
+    values = [t.entropies[i] or 0.0 for t, places in zip(alone, looked_at) for i in places if t.entropies]
     return sorted({float(v) for v in np.quantile(values, quantiles)})
 
 

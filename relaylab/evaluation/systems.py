@@ -28,7 +28,7 @@ import random
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields, replace
 from statistics import fmean
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from tqdm.auto import tqdm
@@ -248,7 +248,8 @@ class Speculative(System):
             with torch.random.fork_rng(devices=[]), torch.inference_mode():
                 torch.manual_seed(seed)
                 ids = torch.tensor([prompt], device=teacher.device)
-                written = teacher.model.generate(
+                model: Any = teacher.model
+                written = model.generate(
                     ids,
                     attention_mask=torch.ones_like(ids),
                     assistant_model=student.model,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +45,7 @@ class TokenRouter:
         return f"TokenRouter(threshold={self.threshold}, n={self.n}, positions={self.positions})"
 
     def __call__(self, state: StepState) -> int | None:
+        assert state.hidden is not None
         return self.n if self.probability(state.hidden) > self.threshold else None
 
     @torch.inference_mode()
@@ -121,7 +123,7 @@ def fit_probe(
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    first: nn.Linear = layers[0]
+    first: Any = layers[0]
     with torch.no_grad():  # fold the scaling into the first layer
         first.bias -= first.weight @ (mean / std)
         first.weight /= std

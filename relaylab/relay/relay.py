@@ -174,7 +174,7 @@ class Stream(Iterator[Event]):
 
     def __init__(self, relay: Relay, sequences: list[Sequence]):
         self._relay, self._sequences = relay, sequences
-        self._events = self._decode()
+        self._events: Any = self._decode()
 
     def __next__(self) -> Event:
         return next(self._events)
@@ -248,7 +248,7 @@ class Stream(Iterator[Event]):
             part, wanted = active[first : first + most], counts[first : first + most]
             hidden = getattr(relay.call_rule, "uses_hidden", False)
             output = relay.student.forward([s.slot for s in part], positions=max(wanted), hidden=hidden)
-            logits, states = output if hidden else (output, None)
+            logits, states = output if isinstance(output, tuple) else (output, None)
             before = [len(s.ids) for s in part]
             # 1) Where a call rule or a fork wants a call, it is written.
             called = set()
@@ -327,6 +327,7 @@ class Stream(Iterator[Event]):
         if fresh := [s for s in waiting if gather and not s.submitted]:
             relay.teacher.submit([s.start_teacher_turn() for s in fresh])
             for s in fresh:
+                assert s.waiting is not None
                 yield CallOpened(s.index, replace(s.waiting))
         by_view = {s.view: s for s in waiting if s.submitted}
         failed = []
@@ -360,5 +361,7 @@ def _record(part: list[Sequence], before: list[int], wanted: list[int], logits: 
     chosen = logp.gather(-1, targets.to(logp.device)[..., None])[..., 0].tolist()
     for i, (s, span, n) in enumerate(zip(part, spans, wanted)):
         many = span.stop - span.start
+        assert s.logprobs is not None
+        assert s.entropies is not None
         s.logprobs[span] = chosen[i][-n:][:many]
         s.entropies[span] = entropy[i, -n:].tolist()[:many]

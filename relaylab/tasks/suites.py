@@ -18,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import count
@@ -70,8 +70,13 @@ def _sub(a: int, b: int) -> Step:
 
 def _mul(a: int, b: int) -> Step:
     digits = sorted((len(str(a)), len(str(b))), reverse=True)
-    kind = {(1, 1): "product_1x1", (2, 1): "product_2x1", (2, 2): "product_2x2", (3, 3): "product_3x3"}[tuple(digits)]
-    return Step(f"{a}*{b}", a * b, kind)
+    kinds: dict[tuple[int, ...], str] = {
+        (1, 1): "product_1x1",
+        (2, 1): "product_2x1",
+        (2, 2): "product_2x2",
+        (3, 3): "product_3x3",
+    }
+    return Step(f"{a}*{b}", a * b, kinds[tuple(digits)])
 
 
 def _div(a: int, b: int) -> Step:
@@ -207,7 +212,7 @@ def _plots(r: random.Random) -> Draft:
     return Draft(dict(a=a, b=b, c=c, d=d), steps(right), steps(wrong), scene)
 
 
-PLANS = {
+PLANS: dict[str, tuple[Level, Callable[[random.Random], Draft]]] = {
     "savings": ("easy", _savings),
     "shopping": ("easy", _shopping),
     "sharing": ("easy", _sharing),

@@ -123,8 +123,8 @@ def write_line(r: random.Random, world: World, label: str, step: Step, place: in
         opening = f"{r.choice(OPENINGS[2 if last else min(place, 1)])}, "
         label = label[0].lower() + label[1:]
     if world.choices >= 2:
-        singular, plural, _ = r.choices(JOINTS, [weight for *_, weight in JOINTS])[0]
+        singular, plural, _ = r.choices(JOINTS, [weight for _, _, weight in JOINTS])[0]
         joint = singular if SINGULAR.match(label) else plural
     if world.choices >= 3:
-        closing = r.choices(*zip(*CLOSINGS))[0]
+        closing, _ = r.choices(CLOSINGS, [weight for _, weight in CLOSINGS])[0]
     return f"{opening}{label}{joint} {step.expression}={step.result}{closing}"

@@ -356,7 +356,8 @@ def warmup(
         # An adapter that begins as zero and is switched off is the untouched student.
         zero = base_model(student) == str(student) and (lora or {}).get("init_lora_weights", True) in (True, "gaussian")
         reference = None if isinstance(model, PeftModel) and zero else copy.deepcopy(model)
-        trainer = DistillTrainer(model, reference, tokenizer.pad_token_id, **options)
+        pad_id: Any = tokenizer.pad_token_id
+        trainer = DistillTrainer(model, reference, pad_id, **options)
     else:
         trainer = SFTTrainer(model=model, **options)
     trainer.remove_callback(PrinterCallback)

@@ -73,7 +73,7 @@ def make(name: str, out: str | Path, *, device: str = "cpu", steps: int | None =
         pretraining = replace(RECIPES[name], steps=steps or RECIPES[name].steps)
         work = _work(out, asdict(pretraining))
         base = Path(resolve(pretraining.base)) if pretraining.base else None
-        tokenizer = train_tokenizer(pretraining.vocabulary) if base is None else load_tokenizer(base)
+        tokenizer: Any = train_tokenizer(pretraining.vocabulary) if base is None else load_tokenizer(base)
         record, model = pretrain(pretraining, tokenizer, work, base=base, device=device), "model"
     elif name in WARMUPS:
         recipe = WARMUPS[name] | ({"max_steps": steps} if steps else {})
