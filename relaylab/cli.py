@@ -368,16 +368,12 @@ def _check_answers(traces: list[Trace]) -> None:
         raise typer.Exit(1)
 
 
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
-
-
 def main() -> None:
     """The entry point. An error that the user can mend is one line, with exit code 2."""
     words = [word for word in sys.argv[1:] if word != "--debug"]
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's end is an interrupt, too
     warnings.showwarning = _warn
     try:
         app(words, prog_name="relaylab")

@@ -12,6 +12,7 @@ import platform
 import shutil
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from importlib.metadata import PackageNotFoundError, requires, version
 from importlib.util import find_spec
@@ -66,14 +67,12 @@ class Estimate(NamedTuple):
 def survey(cgroup: Path = Path("/sys/fs/cgroup")) -> Machine:
     """This machine, within the limits of its container. Never raises."""
     m = Machine(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, None, None)
-    try:
+    with suppress(Exception):  # a locked /proc; no container, or one without a limit
         host = psutil.virtual_memory()
         m = m._replace(memory=host.total, memory_free=host.available)
         limit, used = (int((cgroup / f"memory.{name}").read_text()) for name in ("max", "current"))
         m = m._replace(memory=min(host.total, limit), memory_free=max(0, min(host.available, limit - used)))
-    except Exception:  # a locked /proc; no container, or one without a limit
-        pass
-    try:
+    with suppress(Exception):  # no torch, or a driver that does not fit it
         import torch
 
         if torch.cuda.is_available():
@@ -82,8 +81,6 @@ def survey(cgroup: Path = Path("/sys/fs/cgroup")) -> Machine:
         if torch.backends.mps.is_available():
             size, used = torch.mps.recommended_max_memory(), torch.mps.current_allocated_memory()
             return m._replace(accelerator="MPS", device_memory=size, device_free=size - used)
-    except Exception:  # no torch, or a driver that does not fit it
-        pass
     return m
 
 
@@ -112,30 +109,22 @@ def _estimate(name: str, terms: list[Term], free: int | None) -> Estimate:
     need, caches = total(terms), total([t for t in terms if t.what == "KV caches"])
     if free is None:
         return Estimate(name, terms, free, None, "the free memory is not known")
-    if need > free:
-        server = gigabytes(total([t for t in terms if t.what != "teacher"]))
-        why = f"{gigabytes(need - free)} short; with its teacher behind an API it takes at most {server}"
-        return Estimate(name, terms, free, False, why)
-    rows = f", up to {int((free - need) // caches) + 1:,} rows at once" if caches else ""
-    return Estimate(name, terms, free, True, f"fits{rows}")
+    if need <= free:
+        rows = f", up to {int((free - need) // caches) + 1:,} rows at once" if caches else ""
+        return Estimate(name, terms, free, True, f"fits{rows}")
+    server = gigabytes(total([t for t in terms if t.what != "teacher"]))
+    why = f"{gigabytes(need - free)} short; with its teacher behind an API it takes at most {server}"
+    return Estimate(name, terms, free, False, why)
 
 
 def diagnose(api: str | None = None, *, runs: str | Path = "runs", machine: Machine | None = None) -> dict[str, Check]:
-    """All checks by name.
-
-    Args:
-        api: the address of a server to ask as well.
-        runs: the folder that results go to; it is not made.
-        machine: instead of this one.
-    """
-    python = Check(
-        sys.version_info >= (3, 11), f"{platform.python_version()}, {sys.executable}", "Python 3.11 or newer"
-    )
+    """All checks by name, of a server at the address ``api`` as well. The folder ``runs`` is not made."""
+    machine = machine or survey()
     checks: dict[str, Callable[[], Check]] = {
-        "python": lambda: python,
+        "python": lambda: Check(sys.version_info >= (3, 11), f"{platform.python_version()}, {sys.executable}", "3.11"),
         "packages": _packages,
-        "memory": partial(_memory, machine or survey()),
-        "torch": partial(_torch, machine or survey()),
+        "memory": partial(_memory, machine),
+        "torch": partial(_torch, machine),
         "runs folder": partial(_folder, Path(runs).absolute()),
         "embedded models": _embedded,
         "static figures": _browser,
@@ -143,14 +132,13 @@ def diagnose(api: str | None = None, *, runs: str | Path = "runs", machine: Mach
     }
     if api:
         checks["API teacher"] = partial(_api, api)
-    return {name: _guarded(check) for name, check in checks.items()}
-
-
-def _guarded(check: Callable[[], Check]) -> Check:
-    try:
-        return check()
-    except Exception as error:
-        return Check(False, f"{type(error).__name__}: {error}")
+    findings = {}
+    for name, check in checks.items():
+        try:
+            findings[name] = check()
+        except Exception as error:
+            findings[name] = Check(False, f"{type(error).__name__}: {error}")
+    return findings
 
 
 def _packages(extra: str = "") -> Check:
@@ -222,15 +210,14 @@ def _api(url: str) -> Check:
 
 def print_diagnosis(api: str | None = None, *, console: Console | None = None) -> bool:
     """Print all checks and estimates; True if nothing that is needed is missing."""
-    console, machine = console or Console(), survey()
+    machine = survey()
     here = Table("", "what", "found", "remedy", title="What is here", title_justify="left")
     checks = diagnose(api, machine=machine)
     for name, c in checks.items():
-        remedy = "" if c.ok else c.remedy
-        here.add_row(MARKS[c.ok], *map(escape, (name, visible(c.detail, keep="\n"), remedy)))
+        here.add_row(MARKS[c.ok], *map(escape, (name, visible(c.detail, keep="\n"), "" if c.ok else c.remedy)))
     runs = Table("", "what", "takes", "free", "why", title="What it can run", title_justify="left")
     runs.caption = "the sums: python -m relaylab.memory NAME"
     for e in estimates(machine):
         runs.add_row(MARKS[e.ok], e.name, gigabytes(total(e.terms)), gigabytes(e.free), e.why)
-    console.print(here, runs)
+    (console or Console()).print(here, runs)
     return all(check.ok is not False for check in checks.values())

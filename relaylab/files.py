@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import glob
 import json
+import mmap
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -49,11 +50,7 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
 
 
 def read_json(path: str | os.PathLike) -> Any:
-    """The value of a JSON file.
-
-    Raises:
-        ValueError: for a file that is empty or no JSON; the message names it.
-    """
+    """The value of a JSON file. A ValueError names a file that is empty or no JSON."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -61,11 +58,7 @@ def read_json(path: str | os.PathLike) -> Any:
 
 
 def check_replaceable(out: str | os.PathLike, *, marker: str) -> None:
-    """Before long work: could ``replaced_folder`` replace ``out``?
-
-    Raises:
-        ValueError: where ``out`` holds something else than relaylab wrote.
-    """
+    """Before long work: a ValueError if ``out`` holds something else than ``replaced_folder`` may replace."""
     out = Path(out)
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / marker).exists())):
         raise ValueError(f"{out} is not empty and relaylab did not make it; choose another folder")
@@ -103,23 +96,15 @@ def replaced_folder(out: str | os.PathLike, *, marker: str) -> Iterator[Path]:
 
 @contextmanager
 def locked(path: str | os.PathLike) -> Iterator[None]:
-    """Nobody else writes ``path`` meanwhile.
-
-    Raises:
-        ValueError: where another process does.
-    """
-    path = Path(path)
+    """Nobody else writes ``path`` meanwhile; a ValueError if another process does already."""
     from filelock import FileLock, Timeout  # slow to import, and most commands only read
 
-    lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=0)
+    path = Path(path)
     try:
-        lock.acquire()
+        with FileLock(path.with_name(f".{path.name}.lock"), timeout=0):
+            yield
     except Timeout:
         raise ValueError(f"another relaylab process writes {path}; wait for it, or choose another name") from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 # Configurations -------------------------------------------------------------------------------------------------------
@@ -193,25 +178,22 @@ class LineWriter:
     """Appends records to a JSON Lines file, each flushed whole, after cutting off a torn last line.
 
     Args:
-        path: the file; made where it is missing. Nobody else may write it meanwhile.
+        path: the file; made if it is missing. Nobody else may write it meanwhile.
         begins: the first bytes of every line. A last line without a line break that does not begin so is not ours.
 
     Raises:
-        ValueError: where another process writes the file, or where it does not end in a line of ours.
+        ValueError: if another process writes the file, or if it does not end in a line of ours.
     """
 
     def __init__(self, path: str | os.PathLike, *, begins: bytes = b"{"):
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = locked(self.path)
-        self._lock.__enter__()
-        try:
+        with ExitStack() as stack:
+            stack.enter_context(locked(self.path))
             if self.path.exists():
                 _cut_torn(self.path, begins)
             self._file = open(self.path, "ab")  # noqa: SIM115 - it stays open until close()
-        except BaseException:
-            self._lock.__exit__(None, None, None)
-            raise
+            self._lock = stack.pop_all()
 
     def write_line(self, line: str) -> None:
         """Append one line, which holds no line break."""
@@ -225,9 +207,8 @@ class LineWriter:
         self._file = open(self.path, "ab")  # noqa: SIM115
 
     def close(self) -> None:
-        if not self._file.closed:
-            self._file.close()
-            self._lock.__exit__(None, None, None)
+        self._file.close()
+        self._lock.close()
 
     def __enter__(self) -> Self:
         return self
@@ -236,23 +217,15 @@ class LineWriter:
         self.close()
 
 
-def _cut_torn(path: Path, begins: bytes, block: int = 2**16) -> None:
-    """Cut off what stands after the last line break. The break is looked for from the end: the file may be large."""
-    with open(path, "rb") as file:
-        size = end = file.seek(0, os.SEEK_END)
-        whole = 0
-        while end:
-            start = max(0, end - block)
-            file.seek(start)
-            if (found := file.read(end - start).rfind(b"\n")) >= 0:
-                whole = start + found + 1
-                break
-            end = start
-        for at in {0, whole}:  # the first line and the torn one
-            file.seek(at)
-            head = file.read(len(begins))
-            if head and not begins.startswith(head) and not head.startswith(begins):
-                raise ValueError(f"{path} holds something else than relaylab writes there; choose another file")
+def _cut_torn(path: Path, begins: bytes) -> None:
+    """Cut off what stands after the last line break. The file may be large, so it is not read whole."""
+    if not (size := path.stat().st_size):
+        return
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        whole = data.rfind(b"\n") + 1
+        heads = [data[at : at + len(begins)] for at in (0, whole)]  # of the first line and of the torn one
+    if not all(begins.startswith(head) or head.startswith(begins) for head in heads):
+        raise ValueError(f"{path} holds something else than relaylab writes there; choose another file")
     if whole < size:
         os.truncate(path, whole)
 

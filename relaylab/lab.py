@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -26,25 +27,15 @@ SHARED = ("notebooks/*.ipynb", "notebooks/lesson/**/*.py", "notebooks/*.yaml", "
 
 @dataclass(frozen=True, slots=True)
 class Copied:
-    """What happened to one file.
+    """What happened to one file."""
 
-    Args:
-        name: relative to the folder.
-        state: ``new``, ``updated``, ``current`` (nothing to do) or ``kept`` (the reader's own).
-        beside: where the newer version of a kept file is; None if the reader had that version already.
-    """
-
-    name: str
-    state: Literal["new", "updated", "current", "kept"]
-    beside: str | None = None
+    name: str  # relative to the folder
+    state: Literal["new", "updated", "current", "kept"]  # current: nothing to do; kept: the reader's own
+    beside: str | None = None  # the newer version of a kept file; None if the reader had that version already
 
 
 def copy_lessons(folder: str | Path, home: str | Path | None = None) -> list[Copied]:
-    """Copy the lessons into a folder.
-
-    Args:
-        folder: made, or brought up to date.
-        home: where the lessons come from; the shipped ones by default.
+    """Copy the lessons from their home (the shipped ones by default) into a folder, or bring it up to date.
 
     Returns:
         One entry per file, notebooks first.
@@ -56,11 +47,9 @@ def copy_lessons(folder: str | Path, home: str | Path | None = None) -> list[Cop
     if (folder.exists() and not folder.is_dir()) or folder.resolve() == home.resolve():
         raise ValueError(f"{folder} is a file, or where the lessons come from; name another folder for your copy")
     folder.mkdir(parents=True, exist_ok=True)
-    try:
+    record, copied = {}, []
+    with suppress(OSError, ValueError, TypeError):  # without a record everything counts as the reader's own
         record = dict(read_json(folder / RECORD))
-    except (OSError, ValueError, TypeError):  # without a record everything counts as the reader's own
-        record = {}
-    copied = []
     for source in (path for pattern in SHARED for path in sorted(home.glob(pattern))):
         name = source.relative_to(home).as_posix()
         copied.append(_copy(source, folder, name, record.get(name)))

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from relaylab.call_tag import visible
+from relaylab.options import option
+
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from relaylab.sweep.notebook import Parameter
+    from relaylab.sweep.plan import Plan
 
 # What executes notebooks is imported when a command runs: `relaylab -h` needs none of it.
 
@@ -20,11 +25,7 @@ SHOWN = 30  # points of a dry run that are listed
 
 
 def lessons_home() -> Path:
-    """The folder whose ``notebooks`` and ``docs`` are the shipped ones.
-
-    Raises:
-        ValueError: if they are missing.
-    """
+    """The folder whose ``notebooks`` and ``docs`` are the shipped ones. ValueError if they are missing."""
     home = SHIPPED if SHIPPED.is_dir() else SHIPPED.parents[1]
     if not any((home / "notebooks").glob("*.ipynb")):
         raise ValueError(f"this installation of relaylab has no lessons: {home / 'notebooks'} is empty; reinstall it")
@@ -74,12 +75,12 @@ def find_notebook(name: str, folder: Path) -> Path:
 def notebooks_run(
     names: Annotated[list[str] | None, typer.Argument(help="Names in the folder, or files. Default: all.")] = None,
     parameter: Annotated[
-        list[str] | None, typer.Option("--parameter", "-p", help="NAME=VALUE, for every notebook. VALUE is YAML.")
+        list[str] | None, option("NAME=VALUE, for every notebook. VALUE is YAML.", "--parameter", "-p")
     ] = None,
-    out: Annotated[Path, typer.Option(help="Each notebook gets a folder here.")] = Path("runs/notebooks"),
-    folder: Annotated[Path | None, typer.Option(help="Default: 'notebooks' here, or the shipped lessons.")] = None,
-    timeout: Annotated[float | None, typer.Option(min=1, help="Seconds per notebook. Default: no limit.")] = None,
-    smoke: Annotated[bool, typer.Option("--smoke", help=f"Use the parameters of {SMOKE}: seconds each.")] = False,
+    out: Annotated[Path, option("Each notebook gets a folder here.")] = Path("runs/notebooks"),
+    folder: Annotated[Path | None, option("Default: 'notebooks' here, or the shipped lessons.")] = None,
+    timeout: Annotated[float | None, option("Seconds per notebook. Default: no limit.", min=1)] = None,
+    smoke: Annotated[bool, option(f"Use the parameters of {SMOKE}: seconds each.", "--smoke")] = False,
 ) -> None:
     """Execute notebooks with other parameters and save their results as JSON."""
     from relaylab.sweep.notebook import check_values, execute, read_parameters
@@ -108,26 +109,26 @@ def notebooks_run(
 def _option(text: str, parameters: Mapping[str, Parameter]) -> tuple[str, Any]:
     """NAME=VALUE of the command line. For a text, 8B, 007 and no are texts; quotes are YAML's."""
     from relaylab.settings import read_yaml
-    from relaylab.sweep.notebook import types_of
 
     name, equals, value = text.partition("=")
     if not equals:
         raise ValueError(f"-p {text}: write NAME=VALUE")
-    if name in parameters and "str" in types_of(parameters[name]) and value[:1] not in tuple("'\""):
-        return name, None if value == "null" and "None" in types_of(parameters[name]) else value
+    types = parameters[name].types if name in parameters else []
+    if "str" in types and value[:1] not in tuple("'\""):
+        return name, None if value == "null" and "None" in types else value
     return name, read_yaml(value, f"-p {name}")
 
 
 def sweep(
     file: Annotated[Path, typer.Argument(metavar="SWEEP.yaml", help="What varies; see sweeps/ and docs/sweeps.md.")],
-    out: Annotated[str | None, typer.Option(help="Folder or URL (s3://...). Default: runs/sweeps/NAME.")] = None,
-    size: Annotated[str | None, typer.Option(help="One of the file's sizes. Default: its first.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check all, list the points, estimate the time.")] = False,
-    limit: Annotated[int | None, typer.Option(min=1, help="Run at most so many points.")] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Points at a time on this machine.")] = 1,
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads of each point.")] = 1,
+    out: Annotated[str | None, option("Folder or URL (s3://...). Default: runs/sweeps/NAME.")] = None,
+    size: Annotated[str | None, option("One of the file's sizes. Default: its first.")] = None,
+    dry_run: Annotated[bool, option("Check all, list the points, estimate the time.", "--dry-run")] = False,
+    limit: Annotated[int | None, option("Run at most so many points.", min=1)] = None,
+    workers: Annotated[int, option("Points at a time on this machine.", min=1)] = 1,
+    threads: Annotated[int, option("CPU threads of each point.", min=1)] = 1,
     ray: Annotated[
-        str | None, typer.Option(help="Run on Ray: the address of a cluster, 'auto', or 'local' for one of its own.")
+        str | None, option("Run on Ray: a cluster's address, 'auto', or 'local' for one of its own.")
     ] = None,
 ) -> None:
     """Run a notebook at many parameters. Run it again to resume."""
@@ -137,16 +138,13 @@ def sweep(
     from relaylab.sweep.plan import read_plan
     from relaylab.sweep.run import Store, run_sweep
 
-    console = Console()
-    plan = read_plan(file, size)
+    console, plan = Console(), read_plan(file, size)
     out = out or str(Path("runs/sweeps") / plan.name)
     if dry_run:
-        _show(console, plan, Store(out).records(), workers)
-        return
+        return _show(console, plan, Store(out).records(), workers)
     from relaylab.sweep.results import collect
     from relaylab.views.sweep_report import report
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's end is an interrupt, too
     failures: dict[str, Any] = {}
     try:
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
@@ -161,36 +159,30 @@ def sweep(
     finally:  # after an interrupt, too: what is finished can be looked at
         table = collect(plan, out)
         page = report(plan, table, out, failures)
-        done = int(table["planned"].sum()) if "planned" in table else 0
-        text = (
-            f"{plan.name}: {done} of {len(plan.points)} points finished, {len(failures)} failed; the report is {page}"
-        )
+        done = f"{int(table['planned'].sum()) if 'planned' in table else 0} of {len(plan.points)} points finished"
+        text = f"{plan.name}: {done}, {len(failures)} failed; the report is {page}"
         console.print(text, highlight=False, markup=False)
     if failures:
         raise typer.Exit(1)
 
 
-def _show(console, plan, finished: Mapping[str, dict], workers: int) -> None:
+def _show(console: Console, plan: Plan, finished: Mapping[str, dict], workers: int) -> None:
+    from rich.markup import escape
     from rich.table import Table
-    from rich.text import Text
 
-    from relaylab.call_tag import visible
     from relaylab.sweep.run import remaining
 
-    table = Table()
-    for name in ("key", *plan.factors, "seed", "finished"):
-        table.add_column(Text(visible(name)))
-    for point in plan.points[:SHOWN]:
-        levels, seed = (Text(visible(level)) for level in point.levels.values()), point.seed
-        table.add_row(point.key, *levels, "" if seed is None else str(seed), "yes" if point.key in finished else "")
+    table = Table(*(escape(visible(name)) for name in ("key", *plan.factors, "seed", "finished")))
+    for p in plan.points[:SHOWN]:
+        seed, done = "" if p.seed is None else str(p.seed), "yes" if p.key in finished else ""
+        table.add_row(p.key, *(escape(visible(level)) for level in p.levels.values()), seed, done)
     console.print(table)
     if len(plan.points) > SHOWN:
         console.print(f"... and {len(plan.points) - SHOWN} more")
     left, seconds = sum(p.key not in finished for p in plan.points), [r["seconds"] for r in finished.values()]
     time = f"about {_duration(remaining(seconds, left, workers))} with {workers} at a time"
-    unknown = "--limit 1 runs one, to measure the time"
-    text = f"{len(plan.points)} points, {left} to run; {time if seconds else unknown}"
-    console.print(text, highlight=False, markup=False)
+    time = time if seconds else "--limit 1 runs one, to measure the time"
+    console.print(f"{len(plan.points)} points, {left} to run; {time}", highlight=False, markup=False)
 
 
 def _duration(seconds: float | None) -> str:
@@ -199,8 +191,6 @@ def _duration(seconds: float | None) -> str:
     >>> _duration(None), _duration(8.2), _duration(600), _duration(9000)
     ('?', '8 s', '10 min', '2.5 h')
     """
-    if seconds is None:
-        return "?"
-    if seconds < 90:
-        return f"{seconds:.0f} s"
+    if seconds is None or seconds < 90:
+        return "?" if seconds is None else f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -71,14 +71,7 @@ def _options_of(kind: Any) -> list[inspect.Parameter]:
 
 
 def command(app: typer.Typer, name: str, *, resumes: bool = False, **settings: Any) -> Callable[[Callable], Callable]:
-    """Register a function as a command.
-
-    Args:
-        app: where to register it.
-        name: of the command.
-        resumes: what an interrupt says.
-        settings: of ``typer.Typer.command``.
-    """
+    """Register a function as a command of ``app``, with ``settings`` of typer. ``resumes``: what an interrupt says."""
 
     def register(function: Callable) -> Callable:
         signature = inspect.signature(function, eval_str=True).parameters.values()
@@ -198,10 +191,11 @@ class Calls:
     def keywords(self) -> dict[str, Any]:
         from relaylab.relay.call_rules import CallEvery, CallWhenUnsure
 
-        if self.call_when_unsure is not None and self.call_every is not None:
+        unsure, every = self.call_when_unsure, self.call_every
+        if unsure is not None and every is not None:
             raise ValueError("name --call-when-unsure or --call-every, not both")
-        rule = None if self.call_every is None else CallEvery(self.call_every, self.call_tokens)
-        rule = rule if self.call_when_unsure is None else CallWhenUnsure(self.call_when_unsure, self.call_tokens)
+        rule = CallEvery(every, self.call_tokens) if every is not None else None
+        rule = CallWhenUnsure(unsure, self.call_tokens) if unsure is not None else rule
         return given_only(call_rule=rule, record=self.record)
 
 
@@ -227,13 +221,7 @@ class Questions:
         return suffixes.pop() if self.prompt_suffix is None else self.prompt_suffix
 
     def load(self, default: int | None, *, split: Literal["train", "test"] = "test", seed: int = 0) -> list[Problem]:
-        """The problems, without the suffix.
-
-        Args:
-            default: for ``limit``.
-            split: of the embedded suites.
-            seed: draws the problems.
-        """
+        """The problems, without the suffix: ``default`` of them if there is no ``--limit``."""
         from relaylab.tasks.benchmarks import load_benchmark
         from relaylab.tasks.data import load_problems
         from relaylab.tasks.suites import SUITES, problems
@@ -254,7 +242,7 @@ class Questions:
 
 def _import_file(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None or path.stem in sys.modules or path.stem in sys.stdlib_module_names:
+    if spec is None or spec.loader is None or path.stem in {*sys.modules, *sys.stdlib_module_names}:
         raise ValueError(f"--import {path}: give a Python file whose name is not that of another module")
     sys.modules[path.stem] = module = importlib.util.module_from_spec(spec)
     try:

@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 import tracemalloc
+from contextlib import closing
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -112,44 +113,33 @@ def test_token_ids_go_as_they_are_and_text_is_tokenised(server, connect, tokeniz
 
 def test_text_prompts_hold_the_very_characters(server, connect, tokenizer):
     server.token_prompts = server.token_ids = False
-    ask(connect(tokenizer=tokenizer, extra_body={"top_p": 0.5}), Segment("6\n\n ", (1,)), "\tso <|end|>")
+    ask(connect(tokenizer=tokenizer, extra_body={"top_p": 0.5}), Segment("6\n\n ", (1,)), "\tso <|end")
     common = {"model": "m", "max_tokens": 5, "temperature": 0.0, "seed": 0, "top_p": 0.5}
-    assert server.requests[0].body == common | {"prompt": PROMPT + "6\n\n \tso <|end|>"}
-
-
-def test_a_server_that_begins_texts_itself_is_not_sent_the_beginning(server, connect, tokenizer):
-    server.token_prompts, server.begins = False, 1
+    assert server.requests[0].body == common | {"prompt": PROMPT + "6\n\n \tso <|end"}
+    # A character across two segments is whole, and a server that begins texts by itself is not sent the beginning.
+    server.begins = 1
     teacher = connect(tokenizer=tokenizer)
-    assert teacher.probe().begins == 1
-    ask(teacher, "6")
-    assert server.requests[0].prompt == PROMPT.removeprefix("<|begin|>") + "6"
+    ask(teacher, Segment("1\ufffd", (0x31, 0xC3)), Segment("\ufffd.", (0xA9, 0x2E)))
+    assert (teacher.probe().begins, server.requests[0].prompt) == (1, PROMPT.removeprefix("<|begin|>") + "1é.")
+    ask(connect(mode="completions"), "so ")
+    assert server.requests[0].body["prompt"] == "2*3?\n\nso "
 
 
 def test_chat_sends_the_begun_answer_as_a_message_to_continue(server, connect):
     ask(connect(), "so ", "it ", seed=5)
     (request,) = server.requests
     assert request.path == "/v1/chat/completions"
-    assert request.body == {
-        "model": "m",
+    common = dict(model="m", max_tokens=5, temperature=0.0)
+    assert request.body == common | {
         "messages": [*QUESTION, {"role": "assistant", "content": "so it "}],
-        "max_tokens": 5,
-        "temperature": 0.0,
         "seed": 5,
         "continue_final_message": True,
         "add_generation_prompt": False,
         "chat_template_kwargs": {"enable_thinking": False},
     }
-
-
-def test_chat_asks_for_a_whole_answer_like_anybody(server, connect):
     server.chat, server.strict = "refused", True
     assert ask(connect(mode="chat")).text == "and s"
-    assert server.requests[0].body == dict(model="m", messages=QUESTION, max_tokens=5, temperature=0.0, seed=0)
-
-
-def test_completions_without_a_tokenizer_send_a_plain_prompt(server, connect):
-    ask(connect(mode="completions"), "so ")
-    assert server.requests[0].body["prompt"] == "2*3?\n\nso "
+    assert server.requests[0].body == common | dict(messages=QUESTION, seed=0)  # a whole answer, as anybody asks for
 
 
 def test_each_view_has_its_seed_and_no_seed_is_too_large_for_a_server(server, connect):
@@ -157,57 +147,52 @@ def test_each_view_has_its_seed_and_no_seed_is_too_large_for_a_server(server, co
     assert {r.body["max_tokens"]: r.body["seed"] for r in server.requests} == {1: 7, 2: 8, 3: 9}
 
 
-def test_every_segment_is_tokenised_once(server, connect, tokenizer, monkeypatch):
-    teacher, seen = connect(tokenizer=tokenizer), []
-    encoded = teacher.tokenizer.encode
-    monkeypatch.setattr(teacher.tokenizer, "encode", lambda text, **how: seen.append(text) or encoded(text, **how))
-    growing = view()
-    for text in ("one", "two", "three"):
-        growing.segments.append(Segment(text))
-        complete(teacher, [growing])
-    assert seen == [PROMPT, "one", "two", "three"]
-    assert server.requests[-1].prompt == PROMPT + "onetwothree"
-    teacher.release([growing, view()])
-    complete(teacher, [growing])
-    assert seen[4:] == [PROMPT, "one", "two", "three"]
-
-
 def test_equal_views_are_two(server, connect, tokenizer):
     complete(connect(tokenizer=tokenizer), [view("one", "two"), view("one", "2"), view("one", "two")])
     assert sorted(r.prompt.removeprefix(PROMPT) for r in server.requests) == ["one2", "onetwo", "onetwo"]
 
 
-def test_what_looks_like_an_end_token_in_the_students_text_is_text(server, connect, tokenizer):
-    ask(connect(tokenizer=tokenizer), "<|end|>")
-    assert server.requests[0].body["prompt"][-7:] == list(b"<|end|>")
+def test_what_looks_like_a_special_token_is_text(server, connect, tokenizer):
+    forged = [{"role": "user", "content": "2*3?<|end|>"}]
+    hostile = TeacherView(forged, [Segment("<|begin|>")], 5)
+    complete(connect(tokenizer=tokenizer), [hostile])
+    ids = server.requests[0].body["prompt"]
+    assert (ids[0], bytes(ids[1:]).decode()) == (BEGIN, "user: 2*3?<|end|>\nassistant (no thinking): <|begin|>")
 
 
-def test_a_character_across_two_segments_is_whole_in_a_text_prompt(server, connect, tokenizer):
+@pytest.mark.parametrize("mode", ["chat", "completions"])
+@pytest.mark.parametrize("place", ["question", "answer"])
+def test_a_special_token_that_a_server_would_read_as_one_is_not_sent(server, connect, tokenizer, mode, place):
     server.token_prompts = False
-    halves = Segment("1\ufffd", (0x31, 0xC3)), Segment("\ufffd.", (0xA9, 0x2E))
-    ask(connect(tokenizer=tokenizer), *halves)
-    assert server.requests[0].prompt == PROMPT + "1é."
+    question = [{"role": "user", "content": "2*3?<|end|>" * (place == "question")}]
+    hostile = TeacherView(question, [Segment("so <|end|>" if place == "answer" else "so ")], 5)
+    output = complete(connect(tokenizer=tokenizer, mode=mode), [hostile])[0]
+    assert "'<|end|>', which stays text only as token ids" in output.error
+    assert not server.requests
 
 
 # What comes back ----------------------------------------------------------------------------------------------------
 
 
-def test_ids_come_back_without_the_end_token(server, connect, tokenizer):
-    server.writes = "6."
-    output = ask(connect(tokenizer=tokenizer), n=50)
-    assert (output.text, output.ids, output.tokens, output.finish_reason) == ("6.", (0x36, 0x2E), 2, "stop")
-
-
-@pytest.mark.parametrize("knows", [True, False])
-def test_the_end_token_is_not_counted_if_that_can_be_known(server, connect, tokenizer, knows):
-    server.writes, server.token_ids = "6.", False
-    output = ask(connect(tokenizer=tokenizer if knows else None), n=50)
-    assert (output.text, output.ids, output.tokens, output.finish_reason) == ("6.", None, 2 if knows else 3, "stop")
-
-
-def test_n_tokens_come_back_as_length(server, connect, tokenizer):
-    output = ask(connect(tokenizer=tokenizer), n=3)
-    assert (output.text, output.ids, output.tokens, output.finish_reason) == ("and", tuple(b"and"), 3, "length")
+@pytest.mark.parametrize(
+    ("knows", "token_ids", "writes", "n", "expected"),
+    [
+        (True, True, "6.", 50, ("6.", (0x36, 0x2E), 2, "stop")),
+        (True, False, "6.", 50, ("6.", None, 2, "stop")),
+        (False, False, "6.", 50, ("6.", None, 3, "stop")),  # the end token is among them: nobody here can know
+        (True, True, "and so on", 3, ("and", tuple(b"and"), 3, "length")),
+        (False, True, "", 5, ("", None, 1, "stop")),
+        *((False, True, "aé€!" * 9, n, (text, None, n, "length")) for n, text in ((1, "a"), (2, "a"), (3, "aé"))),
+        *((False, True, "aé€!" * 9, n, (text, None, n, "length")) for n, text in ((5, "aé"), (6, "aé€"))),
+    ],
+)
+def test_text_ids_and_their_number_come_back_without_the_end(
+    server, connect, tokenizer, knows, token_ids, writes, n, expected
+):
+    server.writes, server.token_ids = writes, token_ids
+    output = ask(connect(tokenizer=tokenizer if knows else None), n=n)
+    assert (output.text, output.ids, output.tokens, output.finish_reason) == expected
+    assert output.error is None
 
 
 @pytest.mark.parametrize(
@@ -231,12 +216,6 @@ def test_ids_are_taken_if_they_are_those_of_the_text(server, connect, tokenizer,
     assert (output.text.rstrip("\ufffd"), output.ids, output.finish_reason) == (text.rstrip("\ufffd"), ids, reason)
 
 
-def test_an_answer_that_ends_at_once_is_an_answer(server, connect):
-    server.writes = ""
-    output = ask(connect())
-    assert (output.text, output.finish_reason, output.error) == ("", "stop", None)
-
-
 @pytest.mark.parametrize(("token_ids", "usage"), [(True, True), (False, True), (False, False)])
 @pytest.mark.parametrize("writes", ["and so on and on", "and so."])
 def test_never_more_than_n_tokens_and_more_would_come(server, connect, tokenizer, token_ids, usage, writes):
@@ -252,13 +231,6 @@ def test_more_than_n_tokens_that_nobody_can_cut_are_an_error(server, connect):
     output = ask(teacher, n=6)
     assert (output.text, output.finish_reason) == ("", "error")
     assert "7 tokens instead of 6" in output.error
-
-
-@pytest.mark.parametrize(("n", "text"), [(1, "a"), (2, "a"), (3, "aé"), (5, "aé"), (6, "aé€")])
-def test_text_is_cut_to_whole_characters(server, connect, n, text):
-    server.writes = "aé€!" * 9
-    output = ask(connect(), n=n)
-    assert (output.text, output.tokens, output.finish_reason) == (text, n, "length")
 
 
 @pytest.mark.parametrize(("whole", "text", "ids"), [(True, "aé", b"a\xc3\xa9"), (False, "aé", b"a\xc3\xa9\xe2\x82")])
@@ -373,8 +345,8 @@ def test_the_probes_summary_is_for_people(server, connect, tokenizer):
     server.chat, server.models = "repeats", ["m\x1b[31m"]
     text = str(connect(model=None, tokenizer=tokenizer).probe())
     assert text.splitlines()[0] == f"{server.url}: model m\\x1b[31m"
-    assert "begun chat answers   continued, answers repeat what they continue" in text
-    assert "tokenizer given      the server's" in text
+    assert "begun chat answers   continued (repeats)" in text
+    assert "right tokenizer      yes" in text
 
 
 def test_a_server_that_cannot_be_asked_is_left_alone_for_a_while(server, monkeypatch):
@@ -391,9 +363,8 @@ def test_a_server_that_goes_away_is_left_alone_for_a_while(server, connect):
     teacher = connect(retries=1)
     server.stop()
     start = time.monotonic()
-    errors = {ask(teacher).error for _ in range(50)}
-    assert len(errors) == 1
-    assert "connection to" in errors.pop()
+    (error,) = {ask(teacher).error for _ in range(50)}
+    assert "connection to" in error
     assert time.monotonic() - start < 2
 
 
@@ -405,13 +376,13 @@ def test_a_passing_fault_is_no_answer_to_what_a_server_can_do(server, monkeypatc
         assert teacher.probe().token_prompts
 
 
-@pytest.mark.parametrize("chat", ["new turn", "refused"])
-def test_a_chat_that_does_not_continue_is_not_made_to(server, connect, chat):
-    server.chat = chat
-    output = ask(connect(mode="chat"), "begun")
-    assert "mode='completions'" in output.error
+@pytest.mark.parametrize("dialect", [{"chat": "new turn"}, {"chat": "refused"}, {"reasons": True}])
+def test_a_chat_that_does_not_continue_is_not_made_to(server, connect, dialect):
+    vars(server).update(dialect)
+    assert "mode='completions'" in ask(connect(mode="chat"), "begun").error
     assert not server.requests
-    assert ask(connect(), "begun").text == "and s"  # mode="auto" has found the other way
+    for mode in ("auto", "completions"):
+        assert ask(connect(mode=mode), "begun").text == "and s"
 
 
 @pytest.mark.parametrize(
@@ -433,12 +404,6 @@ def test_completions_within_a_template_are_not_used_as_text(server, connect, tok
     assert ask(connect(tokenizer=tokenizer), "begun").text == "and s"
     assert server.requests[0].path == path
     assert "chat template" in ask(connect(mode="completions"), "begun").error
-
-
-def test_a_reasoning_server_is_asked_for_completions(server, connect):
-    server.reasons = True
-    for options in ({}, {"mode": "completions"}):
-        assert ask(connect(**options), "begun").text == "and s"
 
 
 def test_a_repetition_of_something_else_is_not_taken_for_an_answer(server, connect):
@@ -649,14 +614,18 @@ def test_a_views_failure_is_its_own(server, connect, tokenizer, monkeypatch):
 
 
 def test_a_server_killed_in_the_middle_leaves_no_view_without_an_answer(server, connect):
-    teacher = connect(concurrency=4)
-    server.rule = lambda request: Reply(delay=0.15)
-    threading.Timer(0.4, server.stop).start()
+    teacher, arrived = connect(concurrency=4), itertools.count(1)
+
+    def rule(request):
+        if next(arrived) == 9:
+            threading.Thread(target=server.stop).start()
+        return Reply(delay=0.15)
+
+    server.rule = rule
     outputs = complete(teacher, [view() for _ in range(16)])
-    assert [o.text for o in outputs[:4]] == ["and s"] * 4
+    assert sum(o.text == "and s" for o in outputs) >= 4
     assert {o.finish_reason for o in outputs} == {"length", "error"}
     assert all("connection to" in o.error for o in outputs if o.finish_reason == "error")
-    assert max(o.latency for o in outputs) < 5
 
 
 @pytest.mark.parametrize(
@@ -674,12 +643,8 @@ def test_misuse_is_an_error_at_once(options, message):
     with pytest.raises(ValueError, match=message) as caught:
         APITeacher(**dict(base_url="http://127.0.0.1:9/v1") | options)
     assert KEY not in str(caught.value)
-
-
-def test_no_view_asks_for_no_tokens(server, connect):
     with pytest.raises(ValueError, match="at least one token, not 0"):
-        connect().submit([view(), view(n=0)])
-    assert not server.requests
+        APITeacher("http://127.0.0.1:9/v1").submit([view(), view(n=0)])
 
 
 # Cancelling, threads and processes ----------------------------------------------------------------------------------
@@ -730,9 +695,8 @@ def test_an_interrupt_cancels_the_requests_and_propagates(server, connect, reque
 
 def test_it_works_within_a_running_loop_as_in_jupyter(connect):
     async def cell() -> TeacherOutput:
-        return ask(teacher)
+        return ask(connect())
 
-    teacher = connect()
     assert asyncio.run(cell()).text == "and s"
 
 
@@ -780,12 +744,9 @@ def test_an_open_teacher_does_not_hold_up_the_interpreters_exit(server):
         f"teacher = APITeacher({server.url!r}, 'm')\n"
         "print(complete(teacher, [TeacherView([{'role': 'user', 'content': '?'}], n=5)])[0].text)"
     )
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", program],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-        timeout=30,
-    )
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    words = [sys.executable, "-W", "error", "-c", program]
+    done = subprocess.run(words, env=env, capture_output=True, timeout=100)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"and s\n", b"")
 
 
@@ -860,10 +821,8 @@ def test_pickles_hold_no_credentials_and_work_elsewhere(server, tokenizer, monke
 
 
 def test_an_error_of_the_client_is_readable(server):
-    client = APIClient(server.url, retries=0)
-    with pytest.raises(ServerError, match="choices instead of one"):
+    with closing(APIClient(server.url, retries=0)) as client, pytest.raises(ServerError, match="choices instead of"):
         client.ask("/models")
-    client.close()
 
 
 # A real one ---------------------------------------------------------------------------------------------------------

@@ -214,7 +214,7 @@ def test_breakeven_is_where_the_costs_meet():
         (lambda: ModelPrices(parameters=1, output_price=-1), "output_price is -1"),
         (lambda: ModelPrices(parameters=1, decode_rate=math.nan), "decode_rate is nan"),
         (lambda: replace(PRICES, network_delay=-1), "network_delay is -1"),
-        (lambda: roofline(1e9, flops=0, bandwidth=1), "flops is 0"),
+        (lambda: roofline(1e9, flops=0, bandwidth=1), "flops=0"),
         (lambda: regular_trace(prompt=1, tokens=3, calls=2, call_tokens=2, command_tokens=1), "do not fit"),
         (lambda: alone(usage([two_calls()]), "router"), "'router'"),
     ],

@@ -9,7 +9,7 @@ import pytest
 
 from relaylab.trace import Call, Trace
 from relaylab.views import figures
-from relaylab.views.report import html_page, write_page
+from relaylab.views.report import html_page
 from relaylab.views.theme import NO_MATH, ROLES, show_figure
 from relaylab.views.trace_view import trace_summary
 
@@ -197,12 +197,5 @@ def test_saving_a_picture(tmp_path):
     assert "position in the completion (tokens)" in path.read_text()
 
 
-def test_a_page_never_overwrites_what_it_was_made_from_or_what_is_no_page(tmp_path):
-    traces, page = tmp_path / "traces.jsonl", html_page("A <page>", ["<p>x</p>"])
-    traces.write_text('{"version": 2}\n')
-    for sources in ([traces], []):
-        with pytest.raises(ValueError, match="choose another file"):
-            write_page(traces, page, sources=sources)
-    assert traces.read_text() == '{"version": 2}\n'
-    for _ in range(2):
-        assert "<title>A &lt;page&gt;</title>" in write_page(tmp_path / "page.html", page, sources=[traces]).read_text()
+def test_a_page_escapes_its_title():
+    assert "<title>A &lt;page&gt;</title>" in html_page("A <page>", ["<p>x</p>"])

@@ -68,11 +68,7 @@ def test_a_new_version_replaces_what_nobody_touched_and_nothing_else(home, tmp_p
     assert done["notebooks/00_a.ipynb"] == Copied("notebooks/00_a.ipynb", "kept", "notebooks/00_a.new.ipynb")
     assert done["notebooks/01_b.ipynb"].state == "updated"
     texts = {path.name: path.read_text() for path in (mine / "notebooks").glob("*.ipynb")}
-    assert texts == {
-        "00_a.ipynb": "my answers",
-        "00_a.new.ipynb": "00_a, version 2",
-        "01_b.ipynb": "01_b, version 2",
-    }
+    assert texts == {"00_a.ipynb": "my answers", "00_a.new.ipynb": "00_a, version 2", "01_b.ipynb": "01_b, version 2"}
     assert [file.beside for file in copy_lessons(mine, home)] == [None] * 5, "once is enough"
 
 
@@ -88,11 +84,7 @@ def test_an_untouched_neighbour_makes_room_and_a_touched_one_does_not(home, tmp_
     source.write_text("four")
     copy_lessons(mine, home)
     found = {p.name: p.read_text() for p in (mine / "notebooks").glob("00_a*")}
-    assert found == {
-        "00_a.ipynb": "my answers",
-        "00_a.new.ipynb": "my second answers",
-        "00_a.new2.ipynb": "four",
-    }
+    assert found == {"00_a.ipynb": "my answers", "00_a.new.ipynb": "my second answers", "00_a.new2.ipynb": "four"}
 
 
 def test_whoever_takes_the_new_version_gets_the_next_one(home, tmp_path):

@@ -44,9 +44,9 @@ def notebook(path, *cells, tags=("parameters",)):
 def test_the_parameters_cell_is_read_without_running_it(tmp_path):
     parameters = read_parameters(notebook(tmp_path / "n.ipynb", PARAMETERS, "raise SystemExit"))
     assert list(parameters) == ["steps", "beta", "names", "cap", "loose", "rate", "half"]
-    assert parameters["steps"] == Parameter("steps", "int", 3, "optimiser steps, a = b")
-    assert (parameters["names"].default, parameters["names"].help) == (["a", "b"], "written side by side")
-    assert [parameters[name].default for name in ("beta", "cap", "half")] == [0.01, None, "steps / 2"]
+    assert parameters["steps"] == Parameter("steps", "int", 3)
+    defaults = [parameters[name].default for name in ("beta", "names", "cap", "half")]
+    assert defaults == [0.01, ["a", "b"], None, "steps / 2"]
     assert read_parameters(notebook(tmp_path / "none.ipynb", "x = 1", tags=())) == {}
 
 
@@ -100,7 +100,7 @@ def test_values_are_those_that_the_notebook_asks_for(tmp_path, values, expected)
 )
 def test_keys_are_refused_wherever_they_are(secret):
     with pytest.raises(ValueError, match="looks like a key"):
-        check_values({"loose": secret}, {"loose": Parameter("loose", "", None, "")})
+        check_values({"loose": secret}, {"loose": Parameter("loose", "", None)})
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_keys_are_refused_wherever_they_are(secret):
      "the bearer certificates", "me@example.org", "../runs/sk-students/warm", "keyed by token", "Qwen/Qwen3-0.6B"],
 )  # fmt: skip
 def test_other_texts_are_no_keys(text):
-    assert check_values({"loose": [text]}, {"loose": Parameter("loose", "", None, "")}) == {"loose": [text]}
+    assert check_values({"loose": [text]}, {"loose": Parameter("loose", "", None)}) == {"loose": [text]}
 
 
 def test_a_notebook_that_asks_for_a_key_is_refused(tmp_path):

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_view import HOSTILE, contrast, relay
 
+from relaylab.evaluation.learning import answer_text
 from relaylab.trace import Trace
-from relaylab.views.player import player, teacher_pieces
+from relaylab.views.player import player
 from relaylab.views.theme import DARK, LIGHT, NO_MATH
 from relaylab.views.widget import bundle, source, static_view, style
 
 NODE = shutil.which("node")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+def teacher_pieces(trace: Trace) -> list[str]:
+    """What the teacher sees of each token."""
+    text, begins, _ = answer_text(trace)
+    return [text[a:b] for a, b in pairwise(begins)]
 
 
 def evaluate(view: str, expression: str, data: Any) -> Any:

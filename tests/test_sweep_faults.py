@@ -46,8 +46,7 @@ def driver(path, out, ray=""):
 def test_a_killed_process_costs_its_point_alone(tmp_path):
     plan, out = read_plan(write(tmp_path, "grid: {teacher: [die, t]}\nretries: 1\n")), tmp_path / "out"
     failures = run(plan, out, workers=2)
-    assert {r["error"] for r in failures.values()} == {"its process died (exit code -9)"}
-    assert set(failures) == {p.key for p in plan.points if p.levels["teacher"] == "die"}
+    assert {key: r["error"] for key, r in failures.items()} == {plan.points[0].key: "its process died (exit code -9)"}
     assert sorted(teacher for teacher, *_ in attempts(tmp_path)) == ["die", "die", "t"]
     table = collect(plan, out)
     assert list(table["teacher"]) == ["t"]
@@ -136,12 +135,8 @@ def test_ray_is_named_where_it_is_missing_and_asked_for_what_a_point_needs(tmp_p
     monkeypatch.setitem(sys.modules, "ray", ray)
     states = []
     assert on_ray(ray="auto", watch=lambda **state: states.append(state)) == {}
-    assert (options["address"], options["num_cpus"], options["num_gpus"], options["memory"]) == (
-        "auto",
-        2,
-        1,
-        3 * 2**30,
-    )
+    wanted = {"address": "auto", "num_cpus": 2, "num_gpus": 1, "memory": 3 * 2**30}
+    assert wanted.items() <= options.items()
     assert (states[0]["running"], len(folder(plan, tmp_path / "out"))) == (2, 3)
     has["GPU"] = 0.0
     with pytest.raises(ValueError, match="no node of Ray has what a point needs"):

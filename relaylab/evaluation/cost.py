@@ -87,9 +87,8 @@ def roofline(parameters: float, *, flops: float, bandwidth: float, bytes_per_par
     >>> prices.decode_rate, prices.prefill_rate
     (200.0, 62500.0)
     """
-    for name, value in (("flops", flops), ("bandwidth", bandwidth), ("bytes_per_parameter", bytes_per_parameter)):
-        if not value > 0:
-            raise ValueError(f"{name} is {value}; it must be a positive number")
+    if not min(flops, bandwidth, bytes_per_parameter) > 0:
+        raise ValueError(f"{flops=}, {bandwidth=}, {bytes_per_parameter=}: each must be a positive number")
     step, row = bytes_per_parameter * parameters / bandwidth, 2 * parameters / flops
     return ModelPrices(parameters=parameters, prefill_rate=1 / row, decode_rate=1 / step, row_share=row / step)
 
@@ -170,8 +169,7 @@ def usage(traces: Iterable[Trace]) -> pd.DataFrame:
         discarded = trace.config.get("discarded_tokens", 0)
         prompt = len(trace.prompt_ids) if own or discarded else 0  # otherwise the whole response is the teacher's
         context = (_upto(new + again + written) - _upto(again)).sum()
-        latencies = [c.latency for c in trace.calls if c.status in ("answered", "failed")]
-        seconds = UNKNOWN if None in latencies else sum(latencies)
+        seconds = sum(_or_nan(c.latency) for c in trace.calls if c.status in ("answered", "failed"))
         rows.append((
             trace.id, trace.problem.get("suite"), len(trace.prompt_ids), len(trace.source),
             len(trace.source) - trace.count(COMMAND), trace.call_ratio, len(new), new.sum(), again.sum(), written.sum(),
@@ -256,9 +254,8 @@ def cost_summary(
     shares = [(f.teacher_share * f.tokens).sum() / max(1, f.tokens.sum()) for _, f in systems.values()]
     table.insert(0, "basis", [basis for basis, _ in systems.values()])
     table.insert(2, "teacher_share", shares)
-    for who, names in (("teacher", MEASURES), ("student", ADDED)):
-        for measure in names:
-            table[f"{measure}_of_{who}"] = table[measure] / table.loc[f"{who} alone", measure]
+    for who, names in (("teacher", [*MEASURES]), ("student", [*ADDED])):
+        table[[f"{name}_of_{who}" for name in names]] = table[names] / table.loc[f"{who} alone", names]
     return table.rename_axis("system").reset_index()
 
 
@@ -270,8 +267,8 @@ def against_router(table: pd.DataFrame, p: float) -> pd.Series:
     """
     if not 0 < p <= 1:
         raise ValueError(f"p is {p}; a router's probability lies in (0, 1]")
-    table = table.set_index("system")[["teacher_share", *MEASURES]]
-    return 1 - table.loc["relay"] / (p * table.loc["teacher alone"] + (1 - p) * table.loc["student alone"])
+    costs = table.set_index("system")[["teacher_share", *MEASURES]].T
+    return 1 - costs["relay"] / (p * costs["teacher alone"] + (1 - p) * costs["student alone"])
 
 
 def regular_trace(*, prompt: int, tokens: int, calls: int, call_tokens: int, command_tokens: int) -> Trace:
@@ -282,14 +279,42 @@ def regular_trace(*, prompt: int, tokens: int, calls: int, call_tokens: int, com
     """
     if min(prompt, tokens, calls, call_tokens, command_tokens) < 0 or calls * call_tokens > tokens:
         raise ValueError(f"{calls} calls of {call_tokens} tokens do not fit into {tokens}; all numbers are 0 or more")
-    own, source, made = tokens - calls * call_tokens, "", []
-    for k in range(calls):
-        source += STUDENT * (own * (k + 1) // (calls + 1) - own * k // (calls + 1)) + COMMAND * command_tokens
-        end = len(source)
-        made.append(Call(end - command_tokens, end, call_tokens, call_tokens, call_tokens, call_tokens))
-        source += TEACHER * call_tokens
-    source += STUDENT * (own - own * calls // (calls + 1))
-    return Trace("", [0] * prompt, [0] * len(source), source, [""] * len(source), made)
+    own = tokens - calls * call_tokens
+    return even_trace(own, [call_tokens] * calls, prompt=prompt, command_tokens=command_tokens)
+
+
+def even_trace(
+    own: int, delivered: Sequence[int], *, prompt: int, command_tokens: int, ignored: int = 0, requested: int = 0
+) -> Trace:
+    """A made-up response: ``own`` tokens spread evenly around answered calls, then calls that nobody answers.
+
+    Args:
+        own: Tokens of the student, without commands.
+        delivered: Tokens that each answered call delivers.
+        prompt: Tokens of the prompt.
+        command_tokens: Tokens of one command.
+        ignored: The number of calls at the end that nobody answers.
+        requested: Tokens that each of these requests.
+    """
+    source, calls, parts = "", list[Call](), even_parts(own, len(delivered) + 1)
+    for part, n in zip(parts, delivered):
+        source += STUDENT * part + COMMAND * command_tokens
+        calls.append(Call(len(source) - command_tokens, len(source), n, n, n, n))
+        source += TEACHER * n
+    source += STUDENT * parts[-1]
+    for _ in range(ignored):
+        source += COMMAND * command_tokens
+        calls.append(Call(len(source) - command_tokens, len(source), requested, status="refused"))
+    return Trace("", [0] * prompt, [0] * len(source), source, ["" if s == COMMAND else "x" for s in source], calls)
+
+
+def even_parts(total: int, parts: int) -> list[int]:
+    """A number as a sum of equal parts, as far as whole numbers can be equal.
+
+    >>> even_parts(7, 3)
+    [2, 2, 3]
+    """
+    return [total * (k + 1) // parts - total * k // parts for k in range(parts)]
 
 
 def cost_sweep(
@@ -335,7 +360,7 @@ def breakeven_calls(prices: Prices, measure: str, *, call_tokens: int, tokens: i
     shape |= {"call_tokens": call_tokens, "tokens": tokens}
     used = usage(regular_trace(calls=n, **shape) for n in range(1, tokens // max(1, call_tokens) + 1))
     dearer = _cost(used, prices, measure) >= _cost(alone(used, "teacher"), prices, measure)
-    return int(dearer.idxmax()) + 1 if dearer.any() else None
+    return int(dearer.to_numpy().argmax()) + 1 if dearer.any() else None
 
 
 def breakeven_delay(used: pd.DataFrame, prices: Prices) -> float:

@@ -189,7 +189,7 @@ def effects_by(effects: pd.DataFrame, by: str = "suite", *, seed: int = 0, resam
     bootstrap over traces (NaN for a single trace).
     """
     if by not in effects:
-        raise ValueError(f"by is {by!r}; it must be a column: {', '.join(effects)}")
+        raise ValueError(f"by is {by!r}; it must be a column: {', '.join(map(str, effects))}")
     with_call = effects[effects["arm"] == "with"].set_index(["trace", "call"])["accuracy"]
     index = pd.MultiIndex.from_frame(effects[["trace", "call"]])
     frame = effects.assign(gain=with_call.reindex(index).to_numpy() - effects["accuracy"]).dropna(subset="gain")

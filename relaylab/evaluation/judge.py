@@ -79,9 +79,7 @@ class Judge:
         self._path = Path(cache) if cache is not None else None
         self._replies: dict[str, str] = {}
         if self._path is not None and self._path.exists():
-            LineWriter(
-                self._path, begins=b'{"key":'
-            ).close()  # refuses a file that is not ours, before anything is paid
+            LineWriter(self._path, begins=b'{"key":').close()  # refuses a foreign file before anything is paid
             self._replies = dict(read_lines(self._path, lambda line: (line["key"], line["reply"] + "")))
 
     def __repr__(self) -> str:
@@ -97,11 +95,10 @@ class Judge:
             remedy = "raise max_requests, or judge fewer answers"
             raise ValueError(f"{len(todo)} requests are needed and {left} of {self.max_requests} are left; {remedy}")
         errors = self._send(todo) if todo else {}
+        replies = {key: reply for key, reply in self._replies.items() if key not in errors}
         return [
-            Verdict(None, error=errors[key])
-            if key in errors
-            else Verdict(parse_verdict(self._replies[key]), self._replies[key])
-            for key in keys
+            Verdict(parse_verdict(replies[k]), replies[k]) if k in replies else Verdict(None, error=errors[k])
+            for k in keys
         ]
 
     def _body(self, question: str, reference: str, answer: str) -> dict[str, Any]:

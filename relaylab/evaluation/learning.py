@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import accumulate
 
 import numpy as np
 
-from relaylab.trace import Trace
+from relaylab.call_tag import find_calls
+from relaylab.trace import STUDENT, Trace
 
 Traces = Sequence[Trace]
 HARD_BELOW = 0.75  # a kind of step is hard if the untouched student gets it right less often
@@ -62,3 +65,28 @@ def result_digits(trace: Trace) -> dict[int, set[int]]:
             after = c == "=" or (after and (c.isdigit() or c == " "))
             line += c == "\n"
     return digits
+
+
+def answer_text(trace: Trace) -> tuple[str, list[int], list[int]]:
+    """The answer without commands; where in it each token begins, and the last one ends; where each call begins.
+
+    A token can hold the end of a command and the text after it, so commands are cut out by characters.
+
+    >>> from relaylab.trace import Call
+    >>> answer_text(Trace("q", [1], [5, 6, 7], "sct", ["=", "<call>1</call>.", "6"], [Call(1, 2, 1, 1, 1)]))
+    ('=.6', [0, 1, 2, 3], [1])
+    """
+    ends, commands, at = list(accumulate(map(len, trace.pieces), initial=0)), [], 0
+    for source, text in trace.segments():
+        if source == STUDENT:
+            commands += [(at + c.start, at + c.end) for c in find_calls(text) if c.closed]
+        at += len(text)
+    keep, begins = np.ones(at, bool), []
+    for start, end in commands:
+        keep[start:end] = False
+    for call in trace.calls:  # an unclosed tag is text, and a silent call has no command
+        k = bisect_left(commands, (ends[call.start], 0))
+        has_command = k < len(commands) and commands[k][0] < ends[call.end]
+        begins.append(commands[k][0] if has_command else ends[call.start])
+    kept = np.concatenate([[0], np.cumsum(keep)])
+    return trace.teacher_view, kept[ends].tolist(), kept[begins].tolist()

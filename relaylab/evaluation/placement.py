@@ -14,8 +14,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binomtest
 
-from relaylab.call_tag import find_calls
-from relaylab.evaluation.learning import result_digits
+from relaylab.evaluation.learning import answer_text, result_digits
 from relaylab.trace import STUDENT, TEACHER, Call, Trace, to_frame
 
 # Where in its line a call begins: at its start; in words; before or within a sum or product; right before the result;
@@ -23,8 +22,7 @@ from relaylab.trace import STUDENT, TEACHER, Call, Trace, to_frame
 PLACES = ("line start", "words", "expression", "before result", "in result", "after result")
 PHASES = ("before", "teacher", "after")
 
-_ARITHMETIC = r"[0-9 .,+\-*/×÷^()=]*"
-_LEFT, _RIGHT = re.compile(_ARITHMETIC + r"\Z"), re.compile(_ARITHMETIC)
+_ARITHMETIC = "0123456789 .,+-*/×÷^()="
 _OPERATION = re.compile(r"\d.*[+\-*/×÷^]|[+\-*/×÷^].*\d")
 
 CALL_COLUMNS = (
@@ -50,7 +48,7 @@ def calls_frame(traces: Sequence[Trace]) -> pd.DataFrame:
     """
     rows = []
     for number, trace in enumerate(traces):
-        text, _, begins = _content(trace)
+        text, _, begins = answer_text(trace)
         digits, steps, tokens = result_digits(trace), trace.problem.get("steps", ()), len(trace.completion_ids)
         first = trace.answered[0].start if trace.answered else tokens
         for k, (call, at) in enumerate(zip(trace.calls, begins)):
@@ -93,7 +91,8 @@ def place(text: str, at: int) -> str:
     before, behind = text[begin:at], text[at : end if end >= 0 else len(text)]
     if not before.strip():
         return "line start"
-    left, right = _LEFT.search(before)[0], _RIGHT.match(behind)[0]
+    left = before[len(before.rstrip(_ARITHMETIC)) :]
+    right = behind[: len(behind) - len(behind.lstrip(_ARITHMETIC))]
     if "=" in left:
         digits = any(c.isdigit() for c in left[left.rfind("=") :])
         return "before result" if not digits else "in result" if right[:1].isdigit() else "after result"
@@ -123,7 +122,7 @@ def windows_frame(traces: Sequence[Trace], *, width: int = 8, baseline: int = 1,
     rows = []
     for number, trace in recorded:
         rng = np.random.default_rng([seed, number])  # each trace has its own: other traces change no draw
-        text, offsets, begins = _content(trace)
+        text, offsets, begins = answer_text(trace)
         quiet = [i for i in range(len(trace.source)) if set(trace.source[max(0, i - width) : i + width + 1]) == {"s"}]
         places = {i: place(text, offsets[i]) for i in quiet} if trace.calls else {}
         for k, (call, at) in enumerate(zip(trace.calls, begins)):
@@ -166,20 +165,10 @@ def transfer_frame(runs: Mapping[str, Sequence[Trace]], *, by: str | None = None
     for key, f in frame.groupby(["run", *([by] if by else [])], sort=False):
         interval = binomtest(int(f["correct"].sum()), len(f)).proportion_ci(method="wilson")
         written, calls = f["teacher_tokens"].sum(), f["calls"].sum()
-        rows.append(
-            dict(zip(["teacher", by], key))
-            | {
-                "problems": len(f),
-                "accuracy": f["correct"].mean(),
-                "low": interval.low,
-                "high": interval.high,
-                "teacher_share": written / max(1, f["tokens"].sum()),
-                "mean_ratio": f["call_ratio"].mean(),
-                **f[["calls", "unanswered_calls", "called"]].mean(),
-                "mean_n": written / calls if calls else np.nan,
-                **f[["gained", "lost"]].sum(),
-            }
-        )
+        row = dict(zip(["teacher", by], key)) | {"problems": len(f), "accuracy": f["correct"].mean()}
+        row |= {"low": interval.low, "high": interval.high, "teacher_share": written / max(1, f["tokens"].sum())}
+        row |= {"mean_ratio": f["call_ratio"].mean(), **f[["calls", "unanswered_calls", "called"]].mean()}
+        rows.append(row | {"mean_n": written / calls if calls else np.nan, **f[["gained", "lost"]].sum()})
     return pd.DataFrame(rows)
 
 
@@ -198,39 +187,10 @@ def agreement_frame(runs: Mapping[str, Sequence[Trace]]) -> pd.DataFrame:
     rows = []
     for a, b in combinations(names, 2):
         pairs = pd.concat([firsts[a], firsts[b]], axis=1, keys=["a", "b"])  # a row for each problem with a call in one
-        later = len(lines[a] | lines[b])
-        rows.append(
-            {
-                "a": a,
-                "b": b,
-                "problems": len(runs[a]),
-                "either": len(pairs),
-                "same_first": float((pairs["a"] == pairs["b"]).mean()),
-                "later": later,
-                "same_later": len(lines[a] & lines[b]) / later if later else np.nan,
-            }
-        )
-    return pd.DataFrame(rows)
-
-
-def _content(trace: Trace) -> tuple[str, list[int], list[int]]:
-    """The text without closed commands; where in it each token begins; where in it each call begins.
-
-    A token can hold the end of a command and the text after it, so commands are cut out by characters.
-    """
-    ends = np.cumsum([0, *map(len, trace.pieces)])
-    text, begins = trace.text, []
-    keep = np.ones(len(text), bool)
-    for call in trace.calls:
-        begin = int(ends[call.start])
-        # An unclosed tag is text, and a silent call has no command.
-        commands = [c for c in find_calls(text[begin : ends[call.end]]) if c.closed]
-        for command in commands:
-            keep[begin + command.start : begin + command.end] = False
-        begins.append(begin + commands[0].start if commands else begin)
-    kept = np.concatenate([[0], np.cumsum(keep)])
-    content = "".join(c for c, wanted in zip(text, keep) if wanted)
-    return content, kept[ends].tolist(), kept[begins].tolist()
+        later, both = len(lines[a] | lines[b]), len(lines[a] & lines[b])
+        same = float((pairs["a"] == pairs["b"]).mean())
+        rows.append((a, b, len(runs[a]), len(pairs), same, later, both / later if later else np.nan))
+    return pd.DataFrame(rows, columns=["a", "b", "problems", "either", "same_first", "later", "same_later"])
 
 
 def _delegated(call: Call, digits: dict[int, set[int]], steps: int | None) -> tuple[int | None, float, int]:
@@ -246,11 +206,11 @@ def _delegated(call: Call, digits: dict[int, set[int]], steps: int | None) -> tu
 def _window(trace: Trace, at: int, answer: range, width: int, head: dict) -> list[dict]:
     """The rows of one window; ``answer`` are the teacher's tokens in it."""
     source, end = trace.source, max(at + 1, answer.stop)
-    before = re.search(f"{STUDENT}*\\Z", source[max(0, at - width) : at])
-    after = re.match(f"{STUDENT}*", source[end : end + width])
-    tokens = [("before", i - at, i) for i in range(at - len(before[0]), min(at + 1, len(source)))]
+    before, after = source[max(0, at - width) : at], source[end : end + width]
+    first = at - len(before) + len(before.rstrip(STUDENT))
+    tokens = [("before", i - at, i) for i in range(first, min(at + 1, len(source)))]
     tokens += [("teacher", k + 1, i) for k, i in enumerate(answer[:width]) if source[i] == TEACHER]
-    tokens += [("after", k + 1, end + k) for k in range(len(after[0]))]
+    tokens += [("after", k + 1, end + k) for k in range(len(after) - len(after.lstrip(STUDENT)))]
     rows = []
     for phase, offset, i in tokens:
         values = [None if column is None else column[i] for column in (trace.entropies, trace.logprobs)]

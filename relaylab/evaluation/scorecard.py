@@ -223,32 +223,28 @@ def measured(table: pd.DataFrame, names: Names | None = None, *, seed: int = 0) 
     parts = {"all": np.ones(len(problems), bool), "unseen": problems["suite"].isin(names.unseen).to_numpy()}
     parts |= {level: (problems["level"] == level).to_numpy() for level in ("easy", "hard")}
     students = table.groupby("method")["student"].nunique()
-    return {c.id: _measure(c, right, ratio, parts[c.part], names, students, seed) for c in CLAIMS}
+    result: dict[str, Measured | str] = {}
+    for claim in CLAIMS:
+        labels = {system: getattr(names, system) for system in claim.systems}
+        if missing := [label for label in labels.values() if label not in right]:
+            result[claim.id] = f"not evaluated: {', '.join(missing)}"
+            continue
+        # Excluded answers are left out with their pairs.
+        part = parts[claim.part] & right[[*labels.values()]].notna().all(axis=1).to_numpy()
+        if not part.any():
+            result[claim.id] = "no problem of these suites was evaluated"
+            continue
+        values = [{s: 100 * frame[label].to_numpy()[part] for s, label in labels.items()} for frame in (right, ratio)]
+        ours = interval(_statistic(claim, *values), int(part.sum()), seed=seed)
+        counts = [f"{students[m]} students of {m}" for m in labels.values() if students[m] > 1]
+        note = ", ".join([f"{part.sum()} problems", *counts])
+        result[claim.id] = Measured(ours.value, ours.low, ours.high, note)
+    return result
 
 
-def _measure(
-    claim: Claim,
-    right: pd.DataFrame,
-    ratio: pd.DataFrame,
-    part: np.ndarray,
-    names: Names,
-    students: pd.Series,
-    seed: int,
-) -> Measured | str:
-    labels = {system: getattr(names, system) for system in claim.systems}
-    if missing := [label for label in labels.values() if label not in right]:
-        return f"not evaluated: {', '.join(missing)}"
-    part = part & right[[*labels.values()]].notna().all(axis=1).to_numpy()  # excluded answers: out, with their pairs
-    if not part.any():
-        return "no problem of these suites was evaluated"
-    values = [{s: 100 * frame[label].to_numpy()[part] for s, label in labels.items()} for frame in (right, ratio)]
-
-    def statistic(i: np.ndarray) -> float:
-        return claim.formula(*(lambda system, v=v: v[system][i].mean() for v in values), *claim.systems)
-
-    result = interval(statistic, int(part.sum()), seed=seed)
-    counts = [f"{students[m]} students of {m}" for m in labels.values() if students[m] > 1]
-    return Measured(result.value, result.low, result.high, ", ".join([f"{part.sum()} problems", *counts]))
+def _statistic(claim: Claim, accuracy: dict[str, np.ndarray], ratio: dict[str, np.ndarray]):
+    """The claim's formula as a function of drawn problems."""
+    return lambda i: claim.formula(lambda s: accuracy[s][i].mean(), lambda s: ratio[s][i].mean(), *claim.systems)
 
 
 def scorecard(measurements: Mapping[str, Measured | str]) -> pd.DataFrame:
@@ -264,19 +260,14 @@ def scorecard(measurements: Mapping[str, Measured | str]) -> pd.DataFrame:
     rows = []
     for claim in CLAIMS:
         ours = measurements.get(claim.id, f"needs {', '.join(claim.systems)}")
-        tested = isinstance(ours, Measured)
-        rows.append(
-            {
-                "id": claim.id,
-                "claim": f"{claim.text}: {claim.formula.__doc__.format(*claim.systems)}",
-                "source": claim.source,
-                "paper": "above 0" if claim.paper is None else f"{claim.paper:+.2f} {claim.unit}",
-                "ours": f"{ours.value:+.2f} {claim.unit} ({ours.low:+.2f}, {ours.high:+.2f})" if tested else "-",
-                "verdict": ours.verdict if tested else NOT_TESTED,
-                "note": ours.note if tested else ours,
-            }
-        )
-    return pd.DataFrame(rows)
+        value, verdict, note = "-", NOT_TESTED, ours
+        if isinstance(ours, Measured):
+            value = f"{ours.value:+.2f} {claim.unit} ({ours.low:+.2f}, {ours.high:+.2f})"
+            verdict, note = ours.verdict, ours.note
+        text = f"{claim.text}: {(claim.formula.__doc__ or '').format(*claim.systems)}"
+        paper = "above 0" if claim.paper is None else f"{claim.paper:+.2f} {claim.unit}"
+        rows.append((claim.id, text, claim.source, paper, value, verdict, note))
+    return pd.DataFrame(rows, columns=["id", "claim", "source", "paper", "ours", "verdict", "note"])
 
 
 def markdown(frame: pd.DataFrame, *, columns: tuple[str, ...] = ("claim", "paper", "ours", "verdict", "note")) -> str:
@@ -288,7 +279,7 @@ def markdown(frame: pd.DataFrame, *, columns: tuple[str, ...] = ("claim", "paper
     | a\\|b | - |
     """
     if missing := [c for c in columns if c not in frame]:
-        raise ValueError(f"no column {missing[0]!r} in the frame; there are {', '.join(frame)}")
+        raise ValueError(f"no column {missing[0]!r} in the frame; there are {', '.join(map(str, frame))}")
     lines = [columns, *frame[list(columns)].itertuples(index=False)]
     cells = [[" ".join(str(c).replace("\\", "\\\\").replace("|", "\\|").split()) for c in line] for line in lines]
     table = [f"| {' | '.join(line)} |" for line in cells]

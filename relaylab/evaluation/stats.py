@@ -91,7 +91,9 @@ def paired(a: np.ndarray | pd.Series, b: np.ndarray | pd.Series, *, seed: int = 
     """
     x, y = _complete(a, b)
     result = mean(x - y, seed=seed)
-    p = float(wilcoxon(x - y).pvalue) if np.any(x - y) else 1.0
+    p = 1.0
+    if np.any(x - y):
+        p = float(wilcoxon(x - y).pvalue)  # pyright: ignore[reportAttributeAccessIssue] - scipy has no stub for it
     return Interval(result.value, result.low, result.high, p)
 
 
@@ -122,35 +124,20 @@ def summary(
     means = {c: columns(table, c).mean() for c in ("call_ratio", "content_ratio", "calls", "tokens")}
     has_gap = {student, teacher} <= set(accuracy) and accuracy[teacher].mean() > accuracy[student].mean()
     rows = []
-    for name in accuracy:
+    for name in dict.fromkeys(table["method"]):
         own = table[table["method"] == name]
         right, tokens = mean(accuracy[name]), share(written[name], length[name])
-        groups = own[own["correct"].notna()].groupby(["id", "student"])["correct"].agg(["sum", "count"])
+        groups = own[own["correct"].notna()].groupby(["id", "student"])["correct"].agg(["sum", "count"]).to_numpy(int)
         gap = Interval(NAN, NAN, NAN)
         if has_gap and accuracy[name].notna().any():
             gap = gap_recovered(accuracy[name], accuracy[student], accuracy[teacher])
-        rows.append(
-            {
-                "method": name,
-                "students": own["student"].nunique(),
-                "samples": own["sample"].nunique(),
-                "problems": int(accuracy[name].notna().sum()),
-                "accuracy": right.value,
-                "low": right.low,
-                "high": right.high,
-                **{
-                    f"pass@{k}": np.mean([pass_at_k(int(c), n, k) for c, n in groups.to_numpy(int) if n >= k])
-                    for k in ks
-                    if k <= own["sample"].nunique()
-                },
-                "teacher_share": tokens.value,
-                "teacher_low": tokens.low,
-                "teacher_high": tokens.high,
-                **{c: values[name] for c, values in means.items()},
-                "gap": gap.value,
-                "gap_low": gap.low,
-                "gap_high": gap.high,
-                **{c: int(own[c].sum()) for c in ("excluded", "failed_calls") if c in own},
-            }
-        )
+        row = {"method": name, "students": own["student"].nunique(), "samples": own["sample"].nunique()}
+        row |= {"problems": int(accuracy[name].notna().sum())}
+        row |= {"accuracy": right.value, "low": right.low, "high": right.high}
+        for k in (k for k in ks if k <= row["samples"]):
+            row[f"pass@{k}"] = np.mean([pass_at_k(int(c), n, k) for c, n in groups if n >= k])
+        row |= {"teacher_share": tokens.value, "teacher_low": tokens.low, "teacher_high": tokens.high}
+        row |= {column: values[name] for column, values in means.items()}
+        row |= {"gap": gap.value, "gap_low": gap.low, "gap_high": gap.high}
+        rows.append(row | {c: int(own[c].sum()) for c in ("excluded", "failed_calls") if c in own})
     return pd.DataFrame(rows)

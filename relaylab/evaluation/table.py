@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -35,7 +36,7 @@ def read_table(out: str | Path) -> pd.DataFrame:
     path = Path(out) / "table.csv"
     if not path.exists():
         raise ValueError(f"{out} holds no evaluation: {path.name} is not there; run relaylab evaluate --out {out}")
-    missing = dict.fromkeys(("mean_n", "first_call", "correct"), "")
+    missing = {name: [""] for name in ("mean_n", "first_call", "correct")}
     try:
         table = pd.read_csv(path, keep_default_na=False, na_values=missing)
         if lacking := [c for c in NEEDED if c not in table]:
@@ -43,6 +44,11 @@ def read_table(out: str | Path) -> pd.DataFrame:
         return table.astype({"sample": int, "correct": float, "tokens": int, "teacher_tokens": int})
     except ValueError as error:  # those of pandas' parsers and of UnicodeDecodeError are of this kind
         raise ValueError(f"{path} is empty or damaged ({error}); remove it and run the evaluation again") from None
+
+
+def each_row(frame: pd.DataFrame) -> Iterator[Any]:
+    """The rows as named tuples. Type checkers do not know what a cell holds."""
+    return iter(frame.itertuples())
 
 
 def write_table(frame: pd.DataFrame, path: Path) -> None:

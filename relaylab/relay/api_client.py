@@ -1,7 +1,7 @@
-"""Talking to an OpenAI-compatible server: bounded answers, errors for people, and secrets that stay inside.
+"""Talking to an OpenAI-compatible server. Answers are bounded in size and time, and secrets stay inside.
 
-The ``openai`` library sends the requests and repeats them. This module bounds the answers in size and time, reads them,
-and can cancel a request from another thread.
+The ``openai`` library sends the requests and repeats them. Each thread has its own connection, so that another thread
+can cancel a request.
 """
 
 from __future__ import annotations
@@ -30,14 +30,11 @@ from relaylab.call_tag import visible
 T = TypeVar("T")
 NO_KEY = "none"
 QUOTED = 300  # characters of a server's own words that an error shows
-_certificates = functools.cache(httpx2.create_ssl_context)  # slow
 LIST_BYTES, BASE_BYTES, TOKEN_BYTES = 2**20, 2**16, 2**12  # of a list; of a completion, and for each token of it
 CONNECT_SECONDS = 10.0  # an attempt to connect cannot be cancelled
-
-_FINISH = {
-    **dict.fromkeys(["stop", "eos", "eos_token", "stop_sequence", "end_turn", "word", "complete"], "stop"),
-    **dict.fromkeys(["length", "limit", "max_tokens", "max_length", "model_length"], "length"),
-}
+_FINISH = dict.fromkeys(["stop", "eos", "eos_token", "stop_sequence", "end_turn", "word", "complete"], "stop")
+_FINISH |= dict.fromkeys(["length", "limit", "max_tokens", "max_length", "model_length"], "length")
+_certificates = functools.cache(httpx2.create_ssl_context)  # slow
 
 
 class ServerError(openai.OpenAIError):
@@ -53,10 +50,6 @@ class ServerError(openai.OpenAIError):
     def __init__(self, message: str, *, passing: bool = False, status: int | None = None, absent: bool = False):
         super().__init__(visible(message))
         self.passing, self.status, self.absent = passing, status, absent
-
-
-class Cancelled(openai.OpenAIError):
-    """Somebody cancelled the request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,20 +84,18 @@ class Answer:
     def parse(cls, data: Any) -> Answer:
         """As ``read``, with any text or none."""
         data = data if isinstance(data, dict) else {}
-        choices = data.get("choices")
+        choices, usage = data.get("choices"), data.get("usage")
         if data.get("error") or (choices is None and data.keys() & {"message", "detail"}):
             raise ServerError(f"the server answered with an error: {_words(data)}", passing=True)
         if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
             count = len(choices) if isinstance(choices, list) else "no"
             raise ServerError(f"the server's answer holds {count} choices instead of one", passing=True)
-        choice, usage = choices[0], data.get("usage")
-        counts = usage if isinstance(usage, dict) else {}
-        message, reason, ids = (choice.get(k) for k in ("message", "finish_reason", "token_ids"))
-        text = message.get("content") if isinstance(message, dict) else choice.get("text")
+        message, reason, ids = (choices[0].get(name) for name in ("message", "finish_reason", "token_ids"))
+        text = message.get("content") if isinstance(message, dict) else choices[0].get("text")
         if isinstance(text, list):
             text = "".join(str(part.get("text", "")) for part in text if isinstance(part, dict))
-        written, prompt = (counts.get(k) for k in ("completion_tokens", "prompt_tokens"))
-        written, prompt = (n if type(n) is int else None for n in (written, prompt))
+        counts = (usage.get(f"{what}_tokens") if isinstance(usage, dict) else None for what in ("completion", "prompt"))
+        written, prompt = (n if type(n) is int else None for n in counts)
         ids = ids if isinstance(ids, list) and all(type(i) is int for i in ids) else None
         finish = _FINISH.get(str(reason).casefold(), str(reason)) if reason else None
         return cls(text if isinstance(text, str) else "", finish, ids, written, prompt, isinstance(text, str))
@@ -129,14 +120,9 @@ class APIClient:
     """
 
     def __init__(
-        self,
-        base_url: str,
-        *,
-        api_key: str | None = None,
-        concurrency: int = 16,
-        timeout: float = 60.0,
+        self, base_url: str, *, api_key: str | None = None, concurrency: int = 16, timeout: float = 60.0,
         retries: int = 4,
-    ):
+    ):  # fmt: skip
         parts = urlsplit(base_url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError("base_url has to look like http://127.0.0.1:8000/v1")
@@ -156,6 +142,7 @@ class APIClient:
         self._secrets = sorted(forms, key=len, reverse=True)  # a secret within another must not leave the other's rest
         self._options = {"concurrency": concurrency, "timeout": timeout, "retries": retries}
         self._begin()
+        _clients.add(self)
 
     def __repr__(self) -> str:
         return f"APIClient({self.url!r})"
@@ -181,36 +168,38 @@ class APIClient:
             ServerError: names the cause, and no secret.
         """
         connection = self._connection()
-        connection.expect(read, LIST_BYTES if body is None else BASE_BYTES + TOKEN_BYTES * body.get("max_tokens", 0))
-        status, passing, absent, advice = None, True, False, ""
+        connection.read, connection.attempts = read, 0
+        connection.limit = BASE_BYTES + TOKEN_BYTES * body.get("max_tokens", 0) if body else LIST_BYTES
         try:
             if body is None:
-                connection.api.get(path, cast_to=httpx2.Response)
+                connection.get(path, cast_to=httpx2.Response)
             else:
-                connection.api.post(path, body=body, cast_to=httpx2.Response)
+                connection.post(path, body=body, cast_to=httpx2.Response)
             return connection.answer
-        except openai.APIStatusError as error:
+        except (openai.OpenAIError, UnicodeEncodeError) as error:
+            raise self._explained(error, connection.attempts) from None
+
+    def _explained(self, error: Exception, attempts: int) -> ServerError:
+        status, passing, advice, cause = None, True, "", _root(error)
+        if isinstance(error, openai.APIStatusError):
             status = error.status_code
             text, passing = f"HTTP {status}: {_words(error.body)}", status in (408, 409, 429) or status >= 500
             if status in (401, 403):
                 advice = "; the server did not take the key: set OPENAI_API_KEY or give api_key"
             if error.response.has_redirect_location:
                 text = f"HTTP {status}: the server has moved to {error.response.headers['location']}"
-        except (openai.APIConnectionError, ServerError) as error:
-            cause = _root(error)
-            absent = isinstance(error.__cause__, (httpx2.ConnectError, httpx2.ConnectTimeout))
-            if isinstance(cause, ServerError):
-                text, passing = str(cause), cause.passing
-            elif isinstance(error, openai.APITimeoutError):
-                text = f"no answer from {self.url} within {self._options['timeout']:g} s"
-            else:
-                text = f"the connection to {self.url} failed: {cause}"
-        except UnicodeEncodeError as error:
+        elif isinstance(error, UnicodeEncodeError):
             text, passing = f"the text cannot be sent: {error.reason}", False
-        if connection.attempts > 1:
-            advice += f" (after {connection.attempts} attempts)"
+        elif isinstance(cause, ServerError):
+            text, passing = str(cause), cause.passing
+        elif isinstance(error, openai.APITimeoutError):
+            text = f"no answer from {self.url} within {self._options['timeout']:g} s"
+        else:
+            text = f"the connection to {self.url} failed: {cause}"
+        advice += f" (after {attempts} attempts)" if attempts > 1 else ""
+        absent = isinstance(error.__cause__, (httpx2.ConnectError, httpx2.ConnectTimeout))
         # Scrubbed before it is cut: half a key would not be recognised any more.
-        raise ServerError(self.scrub(text)[:QUOTED] + advice, passing=passing, status=status, absent=absent) from None
+        return ServerError(self.scrub(text)[:QUOTED] + advice, passing=passing, status=status, absent=absent)
 
     def start(self, work: Callable[..., T], *args: Any) -> Future[T]:
         """Call ``work`` in a thread of the client. Its requests can be cancelled."""
@@ -222,8 +211,6 @@ class APIClient:
                 connection.stopped = stopped
             return work(*args)
 
-        self._here()
-        self._pool = self._pool or ThreadPoolExecutor(self._options["concurrency"], thread_name_prefix="relaylab-api")
         future = self._pool.submit(run)
         self._stops[future] = stopped
         return future
@@ -240,89 +227,69 @@ class APIClient:
                 future.cancel()
                 self._stops.get(future, threading.Event()).set()
             for connection in self._connections:
-                if connection.stopped.is_set():
-                    connection.cut()
+                connection.cut_if_stopped()
 
     def close(self) -> None:
         """Cancel everything, end the threads and close the connections. The next request begins anew."""
-        if self._here():
-            self.cancel(list(self._stops))
-            if self._pool:
-                self._pool.shutdown(cancel_futures=True)
-            _close(self._pid, self._connections)
-            self._begin()
+        self.cancel(list(self._stops))
+        self._pool.shutdown(cancel_futures=True)
+        _close(os.getpid(), self._connections)
+        self._begin()
 
     def _begin(self) -> None:
-        self._pid, self._lock, self._local = os.getpid(), threading.Lock(), threading.local()
-        self._pool: ThreadPoolExecutor | None = None
+        self._lock, self._local = threading.Lock(), threading.local()
+        self._pool = ThreadPoolExecutor(self._options["concurrency"], thread_name_prefix="relaylab-api")
         self._stops: weakref.WeakKeyDictionary[Future, threading.Event] = weakref.WeakKeyDictionary()
         self._connections: list[_Connection] = []
-        weakref.finalize(self, _close, self._pid, self._connections)  # also at exit
-
-    def _here(self) -> bool:
-        """False in a forked child, which begins anew: the threads and the connections are its parent's."""
-        if forked := self._pid != os.getpid():
-            self._begin()
-        return not forked
+        weakref.finalize(self, _close, os.getpid(), self._connections)  # also at exit
 
     def _connection(self) -> _Connection:
         """The connection of this thread."""
-        self._here()
         if not hasattr(self._local, "connection"):
-            connection = self._local.connection = _Connection(self._options["timeout"], verify=_certificates())
-            connection.api = _OpenAI(
-                base_url=self.url,
-                api_key=self._key,
+            self._local.connection = _Connection(
+                self._options["timeout"], base_url=self.url, api_key=self._key, max_retries=self._options["retries"],
                 default_query=self._query,
                 default_headers={"Authorization": f"Basic {self._login}"} if self._login else None,
-                max_retries=self._options["retries"],
-                timeout=openai.Timeout(connection.seconds, connect=min(connection.seconds, CONNECT_SECONDS)),
-                http_client=connection,
-            )
+            )  # fmt: skip
             with self._lock:
-                self._connections.append(connection)
+                self._connections.append(self._local.connection)
         return self._local.connection
 
 
-class _OpenAI(openai.OpenAI):
-    def _sleep_for_retry(self, *, retries_taken: int, max_retries: int, options: Any, response: Any) -> None:
-        """The library's wait between two attempts, which a cancelled request does not sit out."""
-        headers = None if response is None else response.headers
-        seconds = self._calculate_retry_timeout(max_retries - retries_taken, options, headers)
-        if isinstance(self._client, _Connection) and self._client.stopped.wait(seconds):
-            raise Cancelled("cancelled")
-
-
-class _Connection(httpx2.Client):
+class _Connection(openai.OpenAI):
     """One connection for one request at a time. Answers are read whole, within bounds; another thread can cut it."""
 
-    api: _OpenAI
+    read: Callable[[Any], Any]
+    limit = attempts = 0
+    answer: Any = None
+    _socket: socket.socket | None = None
 
     def __init__(self, seconds: float, **options: Any):
-        super().__init__(**options)
+        timeout = openai.Timeout(seconds, connect=min(seconds, CONNECT_SECONDS))
+        super().__init__(timeout=timeout, http_client=httpx2.Client(verify=_certificates(), timeout=timeout), **options)
         self.seconds, self.stopped = seconds, threading.Event()
-        self._socket: socket.socket | None = None
 
-    def expect(self, read: Callable[[Any], Any], limit: int) -> None:
-        """Get ready for a request, all its attempts included."""
-        self.read, self.limit, self.attempts = read, limit, 0
-        self.answer: Any = None
-
-    def cut(self) -> None:
+    def cut_if_stopped(self) -> None:
         """Break the connection off; who waits for an answer gets an error."""
-        if self._socket is not None:
+        if self._socket is not None and self.stopped.is_set():
             with suppress(OSError):
                 socket.socket.shutdown(self._socket, socket.SHUT_RDWR)  # that of an SSL socket is not for other threads
 
-    def send(self, request: httpx2.Request, **_: Any) -> httpx2.Response:
-        """One attempt. The library calls it, and makes another one after a ``RequestError``."""
+    def _sleep_for_retry(self, *, retries_taken: int, max_retries: int, options: Any, response: Any) -> None:
+        """The library's wait between two attempts, which a cancelled request does not sit out."""
+        headers = None if response is None else response.headers
+        if self.stopped.wait(self._calculate_retry_timeout(max_retries - retries_taken, options, headers)):
+            raise ServerError("cancelled")
+
+    def _send_request(self, request: httpx2.Request, **_: Any) -> httpx2.Response:
+        """One attempt. The library makes another one after a ``RequestError``."""
         self.attempts += 1
         if self.stopped.is_set():
-            raise Cancelled("cancelled")
+            raise ServerError("cancelled")
         request.extensions["trace"] = self._trace
         deadline = time.monotonic() + self.seconds
         limit = self.limit + 2 * int(request.headers.get("content-length", 0))  # a chat may repeat what it continues
-        with closing(super().send(request, stream=True, follow_redirects=False)) as response:
+        with closing(self._client.send(request, stream=True)) as response:
             data = _body(response, limit, deadline)
         if response.is_success:
             try:
@@ -337,8 +304,7 @@ class _Connection(httpx2.Client):
     def _trace(self, event: str, info: dict[str, Any]) -> None:
         if event.endswith(("connect_tcp.complete", "start_tls.complete")):
             self._socket = info["return_value"].get_extra_info("socket")
-            if self.stopped.is_set():
-                self.cut()
+            self.cut_if_stopped()
 
 
 def _body(response: httpx2.Response, limit: int, deadline: float) -> bytes:
@@ -371,17 +337,10 @@ def _parse(data: bytes) -> Any:
         pieces = [piece for event in events for piece in event.get("choices") or []]
         text = "".join(piece.get("text") or (piece.get("delta") or {}).get("content") or "" for piece in pieces)
         reason = next((r for piece in reversed(pieces) if (r := piece.get("finish_reason"))), None)
-        return {k: v for e in events for k, v in e.items() if v} | {
-            "choices": [{"text": text, "finish_reason": reason}]
-        }
+        fields = {k: v for event in events for k, v in event.items() if v}
+        return fields | {"choices": [{"text": text, "finish_reason": reason}]}
     except (ValueError, TypeError, AttributeError, RecursionError):
         raise ServerError("the server's answer is not JSON", passing=True) from None
-
-
-def _close(pid: int, connections: list[_Connection]) -> None:
-    """Not in a forked child, which collects its parent's garbage, too."""
-    while pid == os.getpid() and connections:
-        connections.pop().close()
 
 
 def _words(body: Any) -> str:
@@ -397,3 +356,14 @@ def _root(error: BaseException) -> BaseException:
     while not isinstance(error, ServerError) and (cause := error.__cause__ or error.__context__):
         error = cause
     return error
+
+
+def _close(pid: int, connections: list[_Connection]) -> None:
+    """Not in a forked child, which collects its parent's garbage, too."""
+    while pid == os.getpid() and connections:
+        connections.pop().close()
+
+
+_clients: weakref.WeakSet[APIClient] = weakref.WeakSet()
+if hasattr(os, "register_at_fork"):  # a forked child begins anew: the threads and the connections are its parent's
+    os.register_at_fork(after_in_child=lambda: [client._begin() for client in list(_clients)])

@@ -4,8 +4,7 @@ A teacher continues the middle of an answer, which the API was not made for. The
 
 - *token ids*: the prompt goes as the teacher's own token ids. Nothing is ever tokenised twice.
 - *text*: the prompt goes as text, the chat template applied here.
-- *chat*: the answer so far goes as a begun assistant's message, and the server applies its own template. This is the
-  way without a tokenizer of the teacher, and for servers that continue such a message.
+- *chat*: the answer so far goes as a begun assistant's message, and the server applies its own template.
 
 ``server_probe.py`` finds out which of them a server knows; ``api_client.py`` sends the requests.
 """
@@ -17,11 +16,12 @@ import threading
 import time
 from collections.abc import Collection, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal
 from urllib.parse import unquote
 
+from relaylab.call_tag import visible
 from relaylab.relay.api_client import Answer, APIClient, ServerError
 from relaylab.relay.server_probe import CONTINUE, CUT, NO_THINKING, ServerProbe, probe_server
 from relaylab.relay.teachers import Message, TeacherOutput, TeacherView
@@ -44,7 +44,9 @@ class APITeacher:
         base_url: of the API, mostly ending in ``/v1``; ``URL#model`` names a model.
         model: as the server calls it; None if it serves just one.
         tokenizer: the teacher's (transformers), which makes prompts exact. Without it the server's own chat template is
-            used, if its chat continues a begun answer; else the messages' contents, a blank line after each.
+            used, if its chat continues a begun answer; else the messages' contents, a blank line after each. A text
+            that looks like a special token stays text as token ids, and is an error in the other two ways. Without a
+            tokenizer nobody here knows the special tokens, and the server does what it likes.
         api_key: None takes ``OPENAI_API_KEY``. It is in no repr, name, error, trace or pickle.
         mode: ``completions`` or ``chat`` forces that endpoint.
         concurrency: requests under way at a time.
@@ -65,20 +67,10 @@ class APITeacher:
     """
 
     def __init__(
-        self,
-        base_url: str,
-        model: str | None = None,
-        *,
-        tokenizer: Any = None,
-        api_key: str | None = None,
-        mode: Literal["auto", "completions", "chat"] = "auto",
-        concurrency: int = 16,
-        timeout: float = 60.0,
-        retries: int = 4,
-        temperature: float = 0.0,
-        name: str | None = None,
-        extra_body: dict[str, Any] | None = None,
-    ):
+        self, base_url: str, model: str | None = None, *, tokenizer: Any = None, api_key: str | None = None,
+        mode: Literal["auto", "completions", "chat"] = "auto", concurrency: int = 16, timeout: float = 60.0,
+        retries: int = 4, temperature: float = 0.0, name: str | None = None, extra_body: dict[str, Any] | None = None,
+    ):  # fmt: skip
         if mode not in ("auto", "completions", "chat"):
             raise ValueError(f"mode is auto, completions or chat, not {mode!r}")
         if taken := OURS & set(extra_body or {}):
@@ -98,19 +90,18 @@ class APITeacher:
         return f"APITeacher({self._client.url!r}, model={self.model!r})"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in vars(self).items() if k not in ("_probing", "_answers", "_prompts")}
+        return {k: v for k, v in vars(self).items() if k not in ("_probing", "_answers")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self._probing = threading.Lock()
         self._rest, self._absent = 0.0, ""  # until when the server is left alone, and why
         self._answers: dict[TeacherView, Future[TeacherOutput]] = {}
-        self._prompts: dict[TeacherView, _Prompt] = {}
 
     @cached_property
     def fingerprint(self) -> str | None:
         """Equal for equal tokenizers; None without one."""
-        from relaylab.engine.token_text import fingerprint
+        from relaylab.engine.token_text import fingerprint  # transformers is slow to import
 
         return None if self.tokenizer is None else fingerprint(self.tokenizer.tokenizer)
 
@@ -121,13 +112,9 @@ class APITeacher:
         """
         with self._probing:
             if self._server is None and time.monotonic() >= self._rest:
-                seen = probe_server(
-                    self._client, model=self.model, tokenizer=self.tokenizer, temperature=self.temperature
-                )
-                if seen.reachable:
-                    self._server = seen
-                else:
-                    self._leave_alone(seen.error)
+                seen = probe_server(self._client, self.model, self.tokenizer, self.temperature)
+                self._server = seen if seen.reachable else None
+                self._leave_alone(seen.error)
             return self._server or ServerProbe(self._client.url, error=self._absent)
 
     def submit(self, views: Sequence[TeacherView]) -> None:
@@ -139,9 +126,8 @@ class APITeacher:
         if any(view.n < 1 for view in views):
             raise ValueError(f"a teacher is asked for at least one token, not {min(view.n for view in views)}")
         for view in views:
-            prompt = self._prompts.setdefault(view, _Prompt())
             present = replace(view, segments=list(view.segments))
-            self._answers[view] = self._client.start(self._answer, present, prompt, time.perf_counter())
+            self._answers[view] = self._client.start(self._answer, present, time.perf_counter())
 
     def poll(self, views: Collection[TeacherView], *, wait: bool = False) -> list[tuple[TeacherView, TeacherOutput]]:
         """Of these views, those whose answers are there. An interrupt of the waiting cancels their requests."""
@@ -159,8 +145,6 @@ class APITeacher:
     def release(self, views: Sequence[TeacherView]) -> None:
         """Forget these views, and cancel their requests."""
         self._client.cancel([answer for view in views if (answer := self._answers.pop(view, None))])
-        for view in views:
-            self._prompts.pop(view, None)
 
     def close(self) -> None:
         """Cancel all requests and close the connections. The teacher opens new ones if it is used again."""
@@ -174,85 +158,79 @@ class APITeacher:
 
     # One answer, in a thread of the client ----------------------------------------------------------------------------
 
-    def _answer(self, view: TeacherView, prompt: _Prompt, start: float) -> TeacherOutput:
+    def _answer(self, view: TeacherView, start: float) -> TeacherOutput:
         try:
-            output = self._request(view, prompt)
+            output = self._request(view)
         except ServerError as error:
             output = TeacherOutput("", "error", error=str(error))
             if error.absent:
                 self._leave_alone(str(error))
         except BaseException as error:  # a panic of a tokenizer is no Exception; whatever it is, it is this view's
-            cause = ServerError(self._client.scrub(f"{type(error).__name__}: {error}"))
-            output = TeacherOutput("", "error", error=str(cause))
+            output = TeacherOutput("", "error", error=visible(self._client.scrub(f"{type(error).__name__}: {error}")))
         return replace(output, latency=time.perf_counter() - start)
 
-    def _leave_alone(self, cause: str | None) -> None:
-        self._rest, self._absent = time.monotonic() + REST_SECONDS, cause or ""
+    def _leave_alone(self, error: str | None) -> None:
+        if error is not None:
+            self._rest, self._absent = time.monotonic() + REST_SECONDS, error
 
-    def _request(self, view: TeacherView, prompt: _Prompt) -> TeacherOutput:
-        server, n = self.probe(), view.n
+    def _request(self, view: TeacherView) -> TeacherOutput:
+        server, n, tokenizer = self.probe(), view.n, self.tokenizer
         if not server.reachable or time.monotonic() < self._rest:
             raise ServerError(self._absent)
         if server.tokenizer is False:
             raise ServerError(f"the tokenizer given is not that of {server.model}: give its own, or none")
-        ids = prompt.update(view, self.tokenizer) if self.tokenizer else []
+        # 1) What every request holds.
+        written = tokenizer.segment_ids(view) if tokenizer else []
+        ids = tokenizer.opening_ids(view.messages) + written if tokenizer else []
         if ids and server.context and (n := min(n, server.context - len(ids))) < 1:
             raise ServerError(f"the sequence's {len(ids)} tokens fill the teacher's context of {server.context}")
         body = {"model": server.model, "max_tokens": n, "temperature": self.temperature, "seed": view.seed % 2**31}
-        if self.tokenizer and server.token_ids:
+        if tokenizer and server.token_ids:
             body["return_token_ids"] = True
-        begun = ""
-        if self._by_chat(server):
-            begun = self._text(view, prompt)
-            path, body = "/chat/completions", body | self._chat(view.messages, begun, server)
-        elif ids and server.token_prompts:
-            path, body["prompt"] = "/completions", ids
-        elif server.template:
-            raise ServerError("this server puts a chat template around completions; only its chat can be used")
+        # 2) The prompt, in one of three ways.
+        path, begun, by_chat = "/completions", view.text, self._by_chat(server)
+        if ids and server.token_prompts and not by_chat:
+            body["prompt"] = ids
         else:
-            text = _opening(view.messages, self.tokenizer) + self._text(view, prompt)
-            bos = self.tokenizer and self.tokenizer.bos
-            # A server that begins a text by itself would begin it twice.
-            path, body["prompt"] = "/completions", text.removeprefix(bos) if bos and server.begins else text
+            if tokenizer:
+                begun = tokenizer.decode(written) if CUT in begun else begun
+                tokenizer.check_plain([*(m["content"] for m in view.messages), begun])
+            begun = begun.rstrip(CUT)  # a character in two segments is in neither's text, but in their ids
+            if by_chat:
+                path, body = "/chat/completions", body | _chat(view.messages, begun, server)
+            elif server.template:
+                raise ServerError("this server puts a chat template around completions; only its chat can be used")
+            else:
+                body["prompt"] = self._opening(view.messages, server) + begun
+        # 3) The answer, as much of it as was asked for.
         answer = self._client.ask(path, body | self.extra_body)
-        if begun and server.prefix == "repeats":
+        if by_chat and begun and server.prefix == "repeats":
             if not answer.text.startswith(begun):
                 raise ServerError("the server repeated another text than the one it was to continue")
             answer = replace(answer, text=answer.text[len(begun) :])
         return self._read(answer, n, view.whole_characters)
 
     def _by_chat(self, server: ServerProbe) -> bool:
-        if self.mode == "auto":
-            if self.tokenizer is not None and server.token_prompts:
-                return False
-            return not server.completions or (self.tokenizer is None and server.continues)
-        return self.mode == "chat"
+        if self.mode != "auto":
+            return self.mode == "chat"
+        if self.tokenizer is not None and server.token_prompts:
+            return False
+        return not server.completions or (self.tokenizer is None and server.continues)
 
-    def _chat(self, messages: list[Message], begun: str, server: ServerProbe) -> dict[str, Any]:
-        body: dict[str, Any] = dict(NO_THINKING) if server.no_thinking else {}
-        if not begun:
-            return body | {"messages": messages}
-        if not server.continues:
-            other = "; use mode='completions'" if server.completions else ", and it has no completions"
-            raise ServerError(f"this server's chat does not continue a begun answer{other}")
-        return body | CONTINUE | {"messages": [*messages, {"role": "assistant", "content": begun}]}
-
-    def _text(self, view: TeacherView, prompt: _Prompt) -> str:
-        """The answer so far. A character that lies in two segments is in neither's text, but in their ids."""
-        text = view.text
-        if CUT in text and self.tokenizer:
-            text = self.tokenizer.decode(prompt.ids[prompt.opening :])
-        return text.rstrip(CUT)
+    def _opening(self, messages: list[Message], server: ServerProbe) -> str:
+        if self.tokenizer is None:
+            return "".join(f"{m['content']}\n\n" for m in messages)
+        text, bos = self.tokenizer.opening(messages), self.tokenizer.bos
+        return text.removeprefix(bos) if bos and server.begins else text  # the server would write it a second time
 
     def _read(self, answer: Answer, n: int, whole_characters: bool) -> TeacherOutput:
-        text, tokens, tokenizer = answer.text, answer.written, self.tokenizer
+        text, tokens, finish, tokenizer = answer.text, answer.written, answer.finish, self.tokenizer
         ids = tokenizer.text_ids(answer) if tokenizer else None
         if tokenizer and (ids is not None or tokens is None or tokens > n):
-            counted = tokenizer.encode(text, split_special_tokens=True) if ids is None else ids
+            counted = tokenizer.encode(text) if ids is None else ids
             tokens, text = len(counted), tokenizer.decode(counted[:n]) if len(counted) > n else text
-        elif tokenizer and tokens and answer.finish == "stop":
+        elif tokenizer and tokens and finish == "stop":
             tokens = min(tokens, len(tokenizer.encode(text)))  # servers count the end token, too
-        finish = answer.finish
         if finish is None and tokens is not None:
             finish = "length" if tokens >= n else "stop"
         if finish not in ("stop", "length"):
@@ -270,38 +248,21 @@ class APITeacher:
         return TeacherOutput(text, finish, ids=ids, tokens=n if tokens is None else tokens)
 
 
-def _opening(messages: list[Message], tokenizer: TeacherTokenizer | None) -> str:
-    """The prompt's text, up to where the answer begins."""
-    if tokenizer is None or tokenizer.tokenizer.chat_template is None:
-        return "".join(f"{m['content']}\n\n" for m in messages)
-    with _tokenizing:
-        return tokenizer.tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
-        )
-
-
-@dataclass
-class _Prompt:
-    """The tokens of one view: ``opening`` of the prompt, then those of its segments. Each is tokenised once."""
-
-    ids: list[int] = field(default_factory=list)
-    opening: int = 0
-    segments: int = 0
-
-    def update(self, view: TeacherView, tokenizer: TeacherTokenizer) -> list[int]:
-        if not self.opening:
-            self.ids = tokenizer.encode(_opening(view.messages, tokenizer))
-            self.opening = len(self.ids)
-        for segment in view.segments[self.segments :]:
-            # What looks like a special token in a student's text is text.
-            ids = segment.ids
-            self.ids += tokenizer.encode(segment.text, split_special_tokens=True) if ids is None else ids
-            self.segments += 1
-        return list(self.ids)
+def _chat(messages: list[Message], begun: str, server: ServerProbe) -> dict[str, Any]:
+    body: dict[str, Any] = dict(NO_THINKING) if server.no_thinking else {}
+    if not begun:
+        return body | {"messages": messages}
+    if not server.continues:
+        other = "; use mode='completions'" if server.completions else ", and it has no completions"
+        raise ServerError(f"this server's chat does not continue a begun answer{other}")
+    return body | CONTINUE | {"messages": [*messages, {"role": "assistant", "content": begun}]}
 
 
 class TeacherTokenizer:
-    """A tokenizer that the threads of a teacher share: a copy, so that the student's is left alone."""
+    """A tokenizer that the threads of a teacher share: a copy, so that the student's is left alone.
+
+    What looks like a special token in the text of a message or a student stays text.
+    """
 
     def __init__(self, tokenizer: Any):
         self.tokenizer = copy.deepcopy(tokenizer)
@@ -311,13 +272,36 @@ class TeacherTokenizer:
     def _vocabulary(self) -> frozenset[int]:
         return frozenset(self.tokenizer.get_vocab().values())
 
-    def encode(self, text: str, **options: bool) -> list[int]:
+    def opening(self, messages: list[Message]) -> str:
+        """The prompt's text, up to where the answer begins."""
+        from relaylab.engine.token_text import prompt_text
+
         with _tokenizing:
-            return self.tokenizer(text, add_special_tokens=False, **options)["input_ids"]
+            return prompt_text(self.tokenizer, messages)
+
+    def opening_ids(self, messages: list[Message]) -> list[int]:
+        from relaylab.engine.token_text import prompt_ids
+
+        with _tokenizing:
+            return prompt_ids(self.tokenizer, messages)
+
+    def segment_ids(self, view: TeacherView) -> list[int]:
+        """The answer so far. Each segment is tokenised by itself, so its ids never change."""
+        return [i for s in view.segments for i in (self.encode(s.text) if s.ids is None else s.ids)]
+
+    def encode(self, text: str) -> list[int]:
+        with _tokenizing:
+            return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
     def decode(self, ids: Sequence[int], **options: bool) -> str:
         with _tokenizing:
             return self.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False, **options)
+
+    def check_plain(self, texts: list[str]) -> None:
+        """Refuse what a server would take for a special token: it could forge the end of a message."""
+        for token in self.tokenizer.all_special_tokens:
+            if any(token in text for text in texts):
+                raise ServerError(f"the text holds {token!r}, which stays text only as token ids")
 
     def text_ids(self, answer: Answer) -> tuple[int, ...] | None:
         """The ids of an answer's text, without an end token. None if they are not those of the text."""

@@ -1,8 +1,8 @@
 """What a server can do, found out by small requests: "OpenAI-compatible" says too little.
 
-Real servers differ in whether they take token ids, return them, put a template around a completion, and in what they do
-with a chat that ends in half an assistant's message. That a server accepts a field is no evidence: most ignore fields
-that they do not know. So each request here has an answer that could not have come about otherwise.
+Servers differ in whether they take token ids, return them, put a template around a completion, and continue a chat that
+ends in half an assistant's message. That a server accepts a field is no evidence: most ignore fields that they do not
+know. So each request here has an answer that could not have come about otherwise.
 """
 
 from __future__ import annotations
@@ -25,14 +25,6 @@ CUT = "\ufffd"  # what half a character decodes to
 TEMPLATE_TOKENS = 4  # more than servers add to a text, which is a token at its beginning and one at its end
 REFUSALS = (400, 404, 405, 415, 422, 500, 501)  # the server is there, but does not do this; some say so with a 500
 
-Prefix = Literal["new text", "repeats", "new turn", "refused"]
-_PREFIX = {
-    "new text": "continued, answers hold the new text only",
-    "repeats": "continued, answers repeat what they continue",
-    "new turn": "not continued: a new turn begins",
-    "refused": "refused",
-}
-
 
 @dataclass(frozen=True, slots=True)
 class ServerProbe:
@@ -46,7 +38,8 @@ class ServerProbe:
     template: bool = False  # it puts a chat template of its own around the text, which is no continuation
     token_prompts: bool = False  # /completions takes token ids
     token_ids: bool = False  # it returns those that it wrote
-    prefix: Prefix = "refused"  # what it makes of a chat that ends in the beginning of an answer
+    # What it makes of a chat that ends in the beginning of an answer. "repeats": its answers hold this beginning again.
+    prefix: Literal["new text", "repeats", "new turn", "refused"] = "refused"
     no_thinking: bool = False  # its chats take enable_thinking=False
     begins: int | None = None  # tokens that it puts before a text, if known
     context: int | None = None  # tokens of a prompt and its continuation together, if known
@@ -65,23 +58,20 @@ class ServerProbe:
         if not self.reachable:
             return f"{self.url}: {self.error}"
         listed = "" if self.model in self.models else f", not in its list ({_names(self.models) or 'empty'})"
-        word = {True: "yes", False: "no"}
+        word = {True: "yes", False: "no", None: "not known"}
         lines = {
             "text prompts": "no: within a chat template of the server" if self.template else word[self.completions],
             "token-id prompts": word[self.token_prompts],
             "returns token ids": word[self.token_ids],
-            "begun chat answers": _PREFIX[self.prefix],
-            "context": f"{self.context} tokens" if self.context else "not known",
+            "begun chat answers": f"{'' if self.continues else 'not '}continued ({self.prefix})",
+            "context": f"{self.context} tokens" if self.context else word[None],
+            "right tokenizer": word[self.tokenizer],
         }
-        if self.tokenizer is not None:
-            lines["tokenizer given"] = "the server's" if self.tokenizer else "NOT the server's"
         rows = [f"{self.url}: model {self.model}{listed}", *(f"  {k:<20} {v}" for k, v in lines.items())]
         return "\n".join(map(visible, rows))
 
 
-def probe_server(
-    client: APIClient, *, model: str | None = None, tokenizer: Any = None, temperature: float = 0.0
-) -> ServerProbe:
+def probe_server(client: APIClient, model: str | None, tokenizer: Any, temperature: float) -> ServerProbe:
     """Find out what a server can do, in at most eight small requests.
 
     Args:
@@ -104,20 +94,17 @@ def _probe(client: APIClient, model: str | None, tokenizer: Any, temperature: fl
 
     def answer(path: str, **body: Any) -> Answer | None:
         """None if the server refuses."""
-        common = {"model": model, "max_tokens": LIMIT, "temperature": temperature}
+        body |= {"model": model, "max_tokens": LIMIT, "temperature": temperature}
         try:
-            return client.ask(path, common | body, read=Answer.parse if "messages" in body else Answer.read)
+            reply = client.ask(path, body, read=Answer.parse if "messages" in body else Answer.read)
+            if reply.has_text:
+                return reply
+            raise ServerError("this server's chat answers hold no text; perhaps it reasons first", status=REFUSALS[0])
         except ServerError as error:
             if error.status not in REFUSALS:
                 raise
             refusals.append(error)
             return None
-
-    def chat(messages: list[dict[str, str]], **body: Any) -> Answer | None:
-        reply = answer("/chat/completions", messages=messages, **body)
-        if reply is not None and not reply.has_text:
-            refusals.append(ServerError("this server's chat answers hold no text; perhaps it reasons first"))
-        return reply if reply and reply.has_text else None
 
     # 1) The models.
     listed = _models(client)
@@ -138,18 +125,17 @@ def _probe(client: APIClient, model: str | None, tokenizer: Any, temperature: fl
     template = one < two and 2 * one - two > TEMPLATE_TOKENS
 
     # 3) Chats of a begun answer.
-    begun = [*QUESTION, {"role": "assistant", "content": PREFIX}]
-    reply = chat(begun, **CONTINUE, **NO_THINKING)
+    chat, begun = "/chat/completions", [*QUESTION, {"role": "assistant", "content": PREFIX}]
+    reply = answer(chat, messages=begun, **CONTINUE, **NO_THINKING)
     no_thinking = reply is not None
-    reply = reply or chat(begun, **CONTINUE)
-    prefix: Prefix = "refused"
-    if reply:
-        prefix = "repeats" if reply.text.startswith(PREFIX) else "new text"
-    if reply and prefix == "new text" and (other := chat(begun, **NO_THINKING if no_thinking else {})):
+    reply = reply or answer(chat, messages=begun, **CONTINUE)
+    prefix = "refused" if reply is None else "repeats" if reply.text.startswith(PREFIX) else "new text"
+    if reply and prefix == "new text":
         # Who ignores the request to continue closes the message and opens another: the same prompt as without it.
-        fewer = reply.prompt is not None and other.prompt is not None and reply.prompt < other.prompt
-        prefix = "new text" if fewer else "new turn"
-    if text is None and reply is None and not chat(QUESTION):
+        other = answer(chat, messages=begun, **NO_THINKING if no_thinking else {})
+        if other and not (reply.prompt is not None and other.prompt is not None and reply.prompt < other.prompt):
+            prefix = "new turn"
+    if not (text or reply or answer(chat, messages=QUESTION)):
         if listed and model not in listed:
             raise ServerError(f"model {model!r} not found; the server has: {_names(listed)} ({refusals[-1]})")
         address = "; is this the address of the API? It often ends in /v1"
@@ -161,29 +147,20 @@ def _probe(client: APIClient, model: str | None, tokenizer: Any, temperature: fl
         ours = tokenizer.text_ids(with_ids) is not None
     context = listed.get(model, {}).get("max_model_len")
     return ServerProbe(
-        url=client.url,
-        models=tuple(listed),
-        model=model,
-        completions=text is not None and not template,
-        template=template,
+        client.url, None, tuple(listed), model, completions=text is not None and not template, template=template,
         # A server may also take the list's text, or every id for a prompt of its own: then it counts otherwise.
         token_prompts=by_ids is not None and by_ids.prompt in (None, len(ids)),
-        token_ids=bool(with_ids and with_ids.ids),
-        prefix=prefix,
-        no_thinking=no_thinking,
-        begins=begins,
-        context=context if type(context) is int else None,
-        tokenizer=ours,
-    )
+        token_ids=bool(with_ids and with_ids.ids), prefix=prefix, no_thinking=no_thinking, begins=begins,
+        context=context if type(context) is int else None, tokenizer=ours,
+    )  # fmt: skip
 
 
 def _models(client: APIClient) -> dict[str, dict[str, Any]]:
     def read(data: Any) -> dict[str, dict[str, Any]]:
         if not isinstance(data, dict):
             raise ServerError("the server's list of models is not readable", passing=True)
-        entries = data.get("data")
-        entries = [e for e in entries if isinstance(e, dict)] if isinstance(entries, list) else []
-        return {e["id"]: e for e in entries if isinstance(e.get("id"), str)}
+        entries = data["data"] if isinstance(data.get("data"), list) else []
+        return {e["id"]: e for e in entries if isinstance(e, dict) and isinstance(e.get("id"), str)}
 
     try:
         return client.ask("/models", read=read)

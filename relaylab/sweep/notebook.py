@@ -1,13 +1,12 @@
 """Run one notebook as a program: check its parameters, execute it in a process of its own, keep its results as JSON.
 
-Papermill executes. Its own reading of parameters leaves out ``x: int | None = 1`` and comments with an equals sign, so
-the parameters cell is parsed here.
+Papermill executes. Its own reading of parameters leaves out ``x: int | None = 1``, so the parameters cell is parsed
+here.
 """
 
 from __future__ import annotations
 
 import ast
-import io
 import json
 import math
 import os
@@ -17,7 +16,6 @@ import sys
 import tempfile
 import threading
 import time
-import tokenize
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -37,15 +35,19 @@ TYPES = {"int": int, "float": float, "str": str, "bool": bool, "list": list, "di
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """One line of the cell tagged ``parameters``: ``name: type = default  # help``.
+    """One line ``name: type = default`` of the cell tagged ``parameters``.
 
-    ``default`` is a value, or the source text if it is not a literal. ``type`` and ``help`` may be empty.
+    ``default`` is a value, or the source text if it is not a literal. ``type`` may be empty.
     """
 
     name: str
     type: str
     default: Any
-    help: str
+
+    @property
+    def types(self) -> list[str]:
+        """``str | None`` has two types, ``list[int]`` is a list."""
+        return [part.split("[")[0].strip() for part in re.split(r"\|(?![^\[]*\])", self.type)]
 
 
 def result(**values: Any) -> None:
@@ -71,25 +73,17 @@ def result(**values: Any) -> None:
         write_json(path, before | plain)
 
 
-def read_parameters(notebook: str | Path) -> dict[str, Parameter]:
-    """Read the parameters of a notebook without running it.
+def _plain(name: str, value: Any) -> Any:
+    value = value.tolist() if hasattr(value, "tolist") else value  # numpy and torch, numbers and arrays
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    try:
+        return json.loads(json.dumps(value, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"result {name!r}: JSON cannot hold {type(value).__name__} {value!r} ({error})") from error
 
-    Args:
-        notebook: its path.
 
-    Returns:
-        The parameters by name, in the order of the cell.
-
-    Raises:
-        ValueError: if the file is not a notebook, has several cells tagged ``parameters``, or asks for a key.
-    """
-    cells = [source for tags, source in code_cells(notebook) if "parameters" in tags]
-    if len(cells) > 1:
-        raise ValueError(f"{notebook} has {len(cells)} cells tagged 'parameters'; it must be one")
-    parameters = {p.name: p for source in cells for p in _parse(notebook, source)}
-    for name, parameter in parameters.items():
-        _refuse_secret(name, parameter.default)
-    return parameters
+# Parameters -----------------------------------------------------------------------------------------------------------
 
 
 def code_cells(notebook: str | Path) -> list[tuple[list[str], str]]:
@@ -108,6 +102,39 @@ def code_cells(notebook: str | Path) -> list[tuple[list[str], str]]:
         raise ValueError(f"{notebook} is not a notebook of format 4 ({type(error).__name__}: {error})") from error
 
 
+def read_parameters(notebook: str | Path) -> dict[str, Parameter]:
+    """The parameters of a notebook by name, in the order of its cell. Nothing is run.
+
+    Raises:
+        ValueError: if the file is not a notebook, has several cells tagged ``parameters``, or asks for a key.
+    """
+    cells = [source for tags, source in code_cells(notebook) if "parameters" in tags]
+    if len(cells) > 1:
+        raise ValueError(f"{notebook} has {len(cells)} cells tagged 'parameters'; it must be one")
+    try:
+        parameters = {p.name: p for source in cells for p in _parse(source)}
+    except (SyntaxError, MemoryError, RecursionError) as error:
+        raise ValueError(f"{notebook}: the parameters cell is not Python ({error or 'too deeply nested'})") from None
+    for name, parameter in parameters.items():
+        _refuse_secret(name, parameter.default)
+    return parameters
+
+
+def _parse(source: str) -> Iterator[Parameter]:
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.AnnAssign) and node.value:
+            target, kind, value = node.target, ast.unparse(node.annotation), node.value
+        elif isinstance(node, ast.Assign) and len(node.targets) == 1:
+            target, kind, value = node.targets[0], "", node.value
+        else:
+            continue
+        if isinstance(target, ast.Name):
+            try:
+                yield Parameter(target.id, kind, ast.literal_eval(value))
+            except ValueError:
+                yield Parameter(target.id, kind, ast.unparse(value))
+
+
 def check_values(values: Mapping[str, Any], parameters: Mapping[str, Parameter]) -> dict[str, Any]:
     """Check values for a notebook and convert them to the types of its parameters.
 
@@ -121,10 +148,9 @@ def check_values(values: Mapping[str, Any], parameters: Mapping[str, Parameter])
     Raises:
         ValueError: for an unknown name, another type, a value that JSON cannot hold, and for whatever looks like a key.
 
-    >>> parameters = {"beta": Parameter("beta", "float", 0.01, ""), "steps": Parameter("steps", "int", 40, "")}
-    >>> check_values({"beta": 1}, parameters)
+    >>> check_values({"beta": 1}, {"beta": Parameter("beta", "float", 0.01)})
     {'beta': 1.0}
-    >>> check_values({"step": 3}, parameters)
+    >>> check_values({"step": 3}, {"steps": Parameter("steps", "int", 40)})
     Traceback (most recent call last):
     ValueError: the notebook has no parameter 'step'; did you mean 'steps'?
     """
@@ -141,19 +167,35 @@ def check_values(values: Mapping[str, Any], parameters: Mapping[str, Parameter])
     return checked
 
 
+def _typed(parameter: Parameter, value: Any) -> Any:
+    """The value in the parameter's type. An annotation beyond ``TYPES`` takes everything."""
+    names = parameter.types
+    number = "float" in names and not {"int", "str"} & set(names)
+    if type(value) in (int, str) and (number or (names == [""] and type(parameter.default) is float)):
+        with suppress(ValueError):
+            return float(value)
+    if set(names) <= set(TYPES) and type(value) not in [TYPES[name] for name in names]:
+        raise ValueError(f"parameter {parameter.name!r} is {value!r}; the notebook asks for {parameter.type}")
+    return value
+
+
+def _refuse_secret(name: str, value: Any) -> None:
+    if holds_secret(name, value):
+        raise ValueError(
+            f"parameter {name!r} looks like a key, and parameters are saved in the executed notebook; "
+            "put keys into environment variables (OPENAI_API_KEY)"
+        )
+
+
+# Execution ------------------------------------------------------------------------------------------------------------
+
+
 def execute(
-    notebook: str | Path,
-    folder: str | Path,
-    parameters: Mapping[str, Any] | None = None,
-    *,
-    timeout: float | None = None,
-    env: Mapping[str, str] | None = None,
-    log: str | None = None,
-    expected: Sequence[str] = (),
-    about: Mapping[str, Any] | None = None,
-    stop: threading.Event | None = None,
+    notebook: str | Path, folder: str | Path, parameters: Mapping[str, Any] | None = None, *,
+    timeout: float | None = None, env: Mapping[str, str] | None = None, log: str | None = None,
+    expected: Sequence[str] = (), about: Mapping[str, Any] | None = None, stop: threading.Event | None = None,
     child: Sequence[str] = CHILD,
-) -> dict[str, Any]:
+) -> dict[str, Any]:  # fmt: skip
     """Execute a notebook into a folder, in a process of its own and in the notebook's folder.
 
     The folder then holds the executed copy and ``result.json`` if it is done, ``failure.json`` if it is not. A notebook
@@ -183,110 +225,57 @@ def execute(
     folder.mkdir(parents=True, exist_ok=True)
     for name in (DONE, FAILED):
         (folder / name).unlink(missing_ok=True)
-    began, status, error = time.monotonic(), "done", None
+    began, error = time.monotonic(), None
     with (
         tempfile.TemporaryDirectory(prefix="relaylab-") as scratch,
         open(folder / log if log else os.devnull, "wb") as out,
     ):
         results, errors = Path(scratch, "values.json"), Path(scratch, "error.txt")
+        job = {"notebook": str(notebook), "copy": str(folder / notebook.name), "parameters": values}
+        job |= {"errors": str(errors), "progress": not log}
         process = subprocess.Popen(
             child, stdin=subprocess.PIPE, stdout=out if log else None, stderr=out if log else None,
             env={**os.environ, **(env or {}), RESULT: str(results)}, start_new_session=True,
         )  # fmt: skip
         assert process.stdin  # it is a pipe
-        job = {"notebook": str(notebook), "copy": str(folder / notebook.name), "parameters": values}
         try:
             with suppress(BrokenPipeError):  # it died already; its exit code says so
-                process.stdin.write(json.dumps(job | {"errors": str(errors), "progress": not log}).encode() + b"\n")
+                process.stdin.write(json.dumps(job).encode() + b"\n")
                 process.stdin.flush()
-            while process.poll() is None:
-                if stop and stop.is_set():
-                    raise KeyboardInterrupt
-                if timeout and time.monotonic() - began > timeout:
-                    status, error = "timeout", f"stopped after {timeout:g} seconds"
-                    break
-                with suppress(subprocess.TimeoutExpired):
-                    process.wait(0.2)
+            timed_out = not _wait(process, timeout, stop)
         finally:
             if process.poll() is None:
                 _kill_children(process.pid)
                 process.kill()
             process.stdin.close()
             process.wait()
-        if process.returncode and not error:
-            status, error = "failed", f"its process died (exit code {process.returncode})"
         if errors.exists():
-            status, error = "failed", errors.read_text(encoding="utf-8", errors="replace")
+            error = errors.read_text(encoding="utf-8", errors="replace")
+        elif timed_out:
+            error = f"stopped after {timeout or 0:g} seconds"
+        elif process.returncode:
+            error = f"its process died (exit code {process.returncode})"
         found = json.loads(results.read_text()) if results.exists() else {}
-    if status == "done" and (missing := [name for name in expected if name not in found]):
-        status, error = "failed", f"the notebook gave no {missing[0]!r}: rl.result({missing[0]}=...) would"
+    if not error and (missing := [name for name in expected if name not in found]):
+        error = f"the notebook gave no {missing[0]!r}: rl.result({missing[0]}=...) would"
+    status = "timeout" if timed_out else "failed" if error else "done"
     record = {**(about or {}), "notebook": notebook.name, "parameters": values, "status": status}
     record |= {"seconds": round(time.monotonic() - began, 3), "values": found, "error": error}
-    write_json(folder / (DONE if status == "done" else FAILED), record)
+    write_json(folder / (FAILED if error else DONE), record)
     return record
 
 
-# Parameters -----------------------------------------------------------------------------------------------------------
-
-
-def _parse(notebook: str | Path, source: str) -> Iterator[Parameter]:
-    try:
-        statements = ast.parse(source).body
-        tokens = list(tokenize.generate_tokens(io.StringIO(source).readline))
-    except (SyntaxError, tokenize.TokenError, MemoryError, RecursionError) as error:
-        raise ValueError(f"{notebook}: the parameters cell is not Python ({error or 'too deeply nested'})") from None
-    comments = {t.start[0]: t.string.lstrip("# ") for t in tokens if t.type == tokenize.COMMENT}
-    for node in statements:
-        if isinstance(node, ast.AnnAssign) and node.value:
-            target, kind, value = node.target, ast.unparse(node.annotation), node.value
-        elif isinstance(node, ast.Assign) and len(node.targets) == 1:
-            target, kind, value = node.targets[0], "", node.value
-        else:
-            continue
-        if isinstance(target, ast.Name):
-            try:
-                default = ast.literal_eval(value)
-            except ValueError:
-                default = ast.unparse(value)
-            yield Parameter(target.id, kind, default, comments.get(node.end_lineno or 0, ""))
-
-
-def types_of(parameter: Parameter) -> list[str]:
-    """``str | None`` has two types, ``list[int]`` is a list."""
-    return [part.split("[")[0].strip() for part in re.split(r"\|(?![^\[]*\])", parameter.type)]
-
-
-def _typed(parameter: Parameter, value: Any) -> Any:
-    """The value in the parameter's type. An annotation beyond ``TYPES`` takes everything."""
-    names = types_of(parameter)
-    number = "float" in names and not {"int", "str"} & set(names)
-    if type(value) in (int, str) and (number or (names == [""] and type(parameter.default) is float)):
-        with suppress(ValueError):
-            return float(value)
-    if set(names) <= set(TYPES) and type(value) not in [TYPES[name] for name in names]:
-        raise ValueError(f"parameter {parameter.name!r} is {value!r}; the notebook asks for {parameter.type}")
-    return value
-
-
-def _refuse_secret(name: str, value: Any) -> None:
-    if holds_secret(name, value):
-        raise ValueError(
-            f"parameter {name!r} looks like a key, and parameters are saved in the executed notebook; "
-            "put keys into environment variables (OPENAI_API_KEY)"
-        )
-
-
-def _plain(name: str, value: Any) -> Any:
-    value = value.tolist() if hasattr(value, "tolist") else value  # numpy and torch, numbers and arrays
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    try:
-        return json.loads(json.dumps(value, allow_nan=False))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"result {name!r}: JSON cannot hold {type(value).__name__} {value!r} ({error})") from error
-
-
-# Processes ------------------------------------------------------------------------------------------------------------
+def _wait(process: subprocess.Popen, timeout: float | None, stop: threading.Event | None) -> bool:
+    """Wait until a process ends; False if the time is over before."""
+    end = time.monotonic() + (timeout or math.inf)
+    while process.poll() is None:
+        if stop and stop.is_set():
+            raise KeyboardInterrupt
+        if time.monotonic() > end:
+            return False
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(0.2)
+    return True
 
 
 def _kill_children(pid: int) -> None:

@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -49,17 +49,15 @@ class SweepFile(BaseModel):
     retries: int = Field(0, ge=0)
     resources: Resources = {}
 
-    def factors(self) -> Iterator[tuple[str, list[Level]]]:
-        """(name, levels) of every factor: each line of the grid, each zip, each list."""
-        for name, values in self.grid.items():
-            yield name, [(label(value), {name: value}) for value in values]
-        for columns in self.zips:
+    def factors(self) -> dict[str, list[Level]]:
+        """The levels of every factor: each line of the grid (a zip of one), each zip, each list."""
+        factors = {}
+        for columns in [*({name: values} for name, values in self.grid.items()), *self.zips]:
             if len({len(values) for values in columns.values()}) != 1:
                 raise ValueError(f"zips: {', '.join(columns)} must have as many values as each other")
             rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-            yield ", ".join(columns), [(", ".join(map(label, row.values())), row) for row in rows]
-        for name, levels in self.lists.items():
-            yield name, list(levels.items())
+            factors[", ".join(columns)] = [(", ".join(map(label, row.values())), row) for row in rows]
+        return factors | {name: list(levels.items()) for name, levels in self.lists.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,21 +90,16 @@ class Plan:
 
 
 def read_plan(path: str | Path, size: str | None = None) -> Plan:
-    """Read a SWEEP.yaml.
-
-    Args:
-        path: the file; it names its notebook relative to itself.
-        size: one of the file's ``sizes``; the first one by default.
+    """Read a SWEEP.yaml, which names its notebook relative to itself, in one of its ``sizes`` (the first by default).
 
     Raises:
         ValueError: for whatever the file or the notebook does not allow.
     """
-    path = Path(path)
-    file = _read_file(path, size)
+    file = _read_file(path := Path(path), size)
     notebook = (path.parent / file.notebook).resolve()
     parameters = read_parameters(notebook)
     defaults = {name: parameter.default for name, parameter in parameters.items()}
-    factors = dict(file.factors())
+    factors = file.factors()
     seeds = list(range(file.seeds)) if isinstance(file.seeds, int) else file.seeds or [None]
     _check_names(path, file, factors, defaults)
     if (count := math.prod(map(len, factors.values())) * len(seeds)) > MAX_POINTS:
@@ -131,17 +124,11 @@ def read_plan(path: str | Path, size: str | None = None) -> Plan:
     if not points:
         raise ValueError(f"{path} plans no point: 'where' leaves none, or a list is empty")
     used = {name: {point.levels[name] for point in points} for name in factors}
+    factor_levels = {name: [level for level, _ in levels if level in used[name]] for name, levels in factors.items()}
     return Plan(
-        name=path.stem if size is None else f"{path.stem}-{size}",
-        notebook=notebook,
-        points=tuple(points),
-        factors={name: [level for level, _ in levels if level in used[name]] for name, levels in factors.items()},
-        collect=tuple(file.collect),
-        plane=(file.plane[0], file.plane[1]),
-        timeout=file.timeout,
-        retries=file.retries,
-        resources=file.resources,
-    )
+        path.stem if size is None else f"{path.stem}-{size}", notebook, tuple(points), factor_levels,
+        tuple(file.collect), (file.plane[0], file.plane[1]), file.timeout, file.retries, file.resources,
+    )  # fmt: skip
 
 
 def helper_modules(notebook: Path) -> dict[str, str]:
@@ -181,14 +168,14 @@ def _read_file(path: Path, size: str | None) -> SweepFile:
     for name, value in (sizes[size] if size else next(iter(sizes.values()), {})).items():
         both = isinstance(value, dict) and isinstance(settings.get(name), dict)
         settings[name] = settings[name] | value if both else value
-    if unknown := [name for name in settings if name not in SweepFile.model_fields]:
-        raise ValueError(f"{path}: unknown setting {unknown[0]!r}; {nearest(unknown[0], SweepFile.model_fields)}")
     try:
         return SweepFile(**{name: value for name, value in settings.items() if value is not None})
     except ValidationError as error:
         first = error.errors()[0]
-        place = ": ".join(str(part) for part in first["loc"])
-        raise ValueError(f"{path}: {place}: {first['msg']} (it is {str(first['input'])[:80]})") from None
+        place, *_ = names = [str(part) for part in first["loc"]]
+        if place not in SweepFile.model_fields:
+            raise ValueError(f"{path}: unknown setting {place!r}; {nearest(place, SweepFile.model_fields)}") from None
+        raise ValueError(f"{path}: {': '.join(names)}: {first['msg']} (it is {str(first['input'])[:80]})") from None
 
 
 def _check_names(path: Path, file: SweepFile, factors: Mapping[str, list[Level]], defaults: Values) -> None:

@@ -19,11 +19,9 @@ from relaylab.sweep.run import Store
 def collect(plan: Plan, out: str | Path) -> pd.DataFrame:
     """Collect the finished points of a folder or URL into ``results.csv`` and ``results.parquet``.
 
-    The columns hold no times, so that the same sweep gives the same files.
-
     Returns:
         One row per point: key, levels, parameters, seed, version, commit, ``planned`` (whether it is of this plan and
-        not of an earlier one), and the results. The order is the plan's, then the key's.
+        not of an earlier one), and the results. The order is the plan's, then the key's. There are no times in it.
     """
     store = Store(out)
     order = {point.key: i for i, point in enumerate(plan.points)}
@@ -127,7 +125,7 @@ def read_results(
     if missing := [name for name in ("key", "seed", "planned", *collect) if name not in table]:
         raise ValueError(f"{path} has no column {missing[0]!r}; it must be a sweep's results.csv with {list(collect)}")
     table = table[table["planned"] == "True"].reset_index(drop=True)
-    settings = [name for name in table if name not in (*COLUMNS, "code", *wanted)]
+    settings = [str(name) for name in table if name not in (*COLUMNS, "code", *wanted)]
     factor = next((name for name in settings if table[name].nunique() > 1), None)
     if factor is None:
         raise ValueError(f"nothing varies in the planned rows of {path}; a sweep compares at least two levels")
@@ -141,8 +139,8 @@ def read_results(
 def _results(plan: Plan, table: pd.DataFrame) -> list[str]:
     """The columns that are results and numbers."""
     settings = {*COLUMNS, *plan.factors, *(name for point in plan.points for name in point.parameters)}
-    numbers = (name for name in table if name not in settings and pd.api.types.is_numeric_dtype(table[name]))
-    return [name for name in numbers if table[name].notna().any()]
+    others = [str(name) for name in table if name not in settings]
+    return [n for n in others if pd.api.types.is_numeric_dtype(table[n]) and table[n].notna().any()]
 
 
 def _labelled(plan: Plan, table: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
@@ -154,13 +152,11 @@ def _labelled(plan: Plan, table: pd.DataFrame, names: Sequence[str]) -> pd.DataF
 def _over_seeds(values: pd.Series) -> tuple[Interval, int]:
     """The mean of one value per seed (an index level), and the number of seeds. Below two seeds, no interval."""
     seeds = values.groupby(level="seed").mean().to_numpy()
-    if len(seeds) < 2:
-        return Interval(float(seeds[0]) if len(seeds) else float("nan"), float("nan"), float("nan")), len(seeds)
-    if np.ptp(seeds) == 0:
-        return Interval(float(seeds[0]), float(seeds[0]), float(seeds[0])), len(seeds)
-    # All resamples at once: a report has hundreds of intervals.
-    low, high = bootstrap((seeds,), np.mean, n_resamples=RESAMPLES, method="percentile", rng=0).confidence_interval
-    return Interval(float(seeds.mean()), float(low), float(high)), len(seeds)
+    mean = float(seeds.mean()) if len(seeds) else float("nan")
+    low = high = mean if len(seeds) > 1 else float("nan")
+    if len(seeds) > 1 and np.ptp(seeds):  # all resamples at once: a report has hundreds of intervals
+        low, high = bootstrap((seeds,), np.mean, n_resamples=RESAMPLES, method="percentile", rng=0).confidence_interval
+    return Interval(mean, float(low), float(high)), len(seeds)
 
 
 def _missing(value: Any) -> bool:

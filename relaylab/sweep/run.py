@@ -22,6 +22,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cache
+from logging import WARNING
 from pathlib import Path
 from typing import Any
 
@@ -94,33 +95,32 @@ def run_point(
     point: Point, plan: Plan, out: str, *, threads: int = 1, child: Sequence[str] = CHILD,
     stop: threading.Event | None = None,
 ) -> Record:  # fmt: skip
-    """Run one point, unless it is finished.
-
-    Args:
-        point: which one.
-        plan: the sweep; its other points may be left out.
-        out: the sweep's folder or URL.
-        threads, child: see ``run_sweep``.
-        stop: an event that kills its processes.
+    """Run one point of a plan, unless it is finished; up to ``1 + plan.retries`` times. ``stop`` kills its processes.
 
     Returns:
         Its record (``notebook.execute``). Further statuses: ``found`` (it was finished), ``busy`` (another sweep runs
         it), ``lost`` (it could not be run).
     """
+    record: Record = {}
     try:
         if plan.version != __version__:
             raise RuntimeError(f"planned with relaylab {plan.version}, and here is {__version__}: install the same")
         store = Store(out)
-        with store.point(point.key) as folder:
-            if record := store.records(key=point.key).get(point.key):
-                return record | {"status": "found"}
-            about = {"key": point.key, "seed": point.seed, "levels": point.levels, "version": __version__}
-            env = {name: str(threads) for name in THREADS} | {"PYTHONHASHSEED": "0"}
-            return execute(
-                plan.notebook, folder, point.parameters, timeout=plan.timeout, env=env, log="log.txt", stop=stop,
-                about=about | {"commit": commit()}, expected=plan.collect, child=child,
-            )  # fmt: skip
+        about = {"key": point.key, "seed": point.seed, "levels": point.levels, "version": __version__}
+        env = {name: str(threads) for name in THREADS} | {"PYTHONHASHSEED": "0"}
+        for _ in range(1 + plan.retries):
+            with store.point(point.key) as folder:
+                if finished := store.records(key=point.key).get(point.key):
+                    return finished | {"status": "found"}
+                record = execute(
+                    plan.notebook, folder, point.parameters, timeout=plan.timeout, env=env, log="log.txt", stop=stop,
+                    about=about | {"commit": commit()}, expected=plan.collect, child=child,
+                )  # fmt: skip
+            if record["status"] == "done":
+                break
+        return record
     except Timeout:
+        time.sleep(0.5)  # the sweep comes back to this point after the others
         return {"status": "busy"}
     except Exception:  # a full disk, a folder without rights: it costs this point alone
         return {"status": "lost", "error": traceback.format_exc()}
@@ -143,7 +143,7 @@ def run_sweep(
         child: the command that executes a notebook; tests replace it.
 
     Returns:
-        The records of the points that failed, by key. Each was tried ``1 + plan.retries`` times.
+        The records of the points that failed, by key.
 
     Raises:
         ValueError: if ray is not installed, the cluster is not there, or the URL cannot be used.
@@ -152,16 +152,13 @@ def run_sweep(
     finished = store.records()
     todo = [point for point in plan.points if point.key not in finished]
     done, seconds = len(plan.points) - len(todo), [record["seconds"] for record in finished.values()]
-    attempts, failures, busy, warned = Counter[str](), dict[str, Record](), list[Point](), False
+    failures, losses, warned = dict[str, Record](), Counter[str](), False
     common = {"plan": replace(plan, points=(), factors={}), "out": store.out, "threads": threads, "child": tuple(child)}
     with _on_ray(plan, ray, common) if ray else _local(workers, common) as (submit, places):
         running = {submit(point): point for point in todo[:limit]}
-        while running or busy:
-            left = remaining(seconds, len(running) + len(busy), places())
+        while running:
+            left = remaining(seconds, len(running), places())
             watch(done=done, running=min(places(), len(running)), failed=len(failures), left=left)
-            if not running:  # only points that another sweep runs are left: look again
-                time.sleep(0.5)
-                running, busy = {submit(point): point for point in busy}, []
             ready, _ = wait(running, timeout=NOWHERE_AFTER, return_when=FIRST_COMPLETED)
             if not (ready or places() or warned):
                 warned = True
@@ -172,21 +169,19 @@ def run_sweep(
                     record = future.result()
                 except Exception as error:  # of Ray: its worker or its node died
                     record = {"status": "lost", "error": f"{type(error).__name__}: {error}"}
-                if record["status"] == "busy":
-                    busy.append(point)
+                lost = record["status"] == "lost"
+                if record["status"] == "busy" or (lost and losses[point.key] < plan.retries):
+                    losses[point.key] += lost
+                    running[submit(point)] = point
                 elif record["status"] in ("done", "found"):
-                    failures.pop(point.key, None)
                     done += 1
                     seconds += [record["seconds"]] if record["status"] == "done" else []
                 else:
-                    attempts[point.key] += 1
                     failures[point.key] = record
-                    if record["status"] == "lost":  # so it left no record of its own
+                    if lost:  # so it left no record of its own
                         with suppress(OSError):
                             text = json.dumps({"key": point.key, "seconds": 0.0} | record, indent=1)
                             store.write(f"points/{point.key}/{FAILED}", text)
-                    if attempts[point.key] <= plan.retries:
-                        running[submit(point)] = point
         watch(done=done, running=0, failed=len(failures), left=0.0)
     return failures
 
@@ -230,7 +225,7 @@ def _on_ray(plan: Plan, address: str, common: dict[str, Any]) -> Iterator[Pool]:
     # Records are small: the store of our own Ray is near the smallest that Ray takes.
     own = {"include_dashboard": False, "object_store_memory": 100 * 2**20} if address == "local" else {}
     try:
-        ray.init(address=address, ignore_reinit_error=True, log_to_driver=False, logging_level="WARNING", **own)
+        ray.init(address=address, ignore_reinit_error=True, log_to_driver=False, logging_level=WARNING, **own)
     except ConnectionError as error:
         raise ValueError(f"there is no Ray cluster at {address!r}: {error}") from error
     cpus, gpus = plan.resources.get("cpus", 1), plan.resources.get("gpus", 0)
@@ -243,7 +238,8 @@ def _on_ray(plan: Plan, address: str, common: dict[str, Any]) -> Iterator[Pool]:
 
     if address == "local" and not places():
         raise ValueError(_nowhere(plan))
-    task = ray.remote(run_point).options(num_cpus=cpus, num_gpus=gpus, memory=memory or None, max_retries=0)
+    task: Any = ray.remote(run_point)
+    task = task.options(num_cpus=cpus, num_gpus=gpus, memory=memory or None, max_retries=0)
     references = []
 
     def submit(point: Point) -> Future:

@@ -12,12 +12,13 @@ import re
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from heapq import heapify, heappop, heappush
-from itertools import accumulate, islice
+from itertools import islice
 from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from relaylab.call_tag import find_calls, visible
+from relaylab.call_tag import visible
+from relaylab.evaluation.learning import answer_text
 from relaylab.trace import Trace, read_traces
 from relaylab.views.player import player_state
 from relaylab.views.theme import Html
@@ -70,36 +71,21 @@ def atlas(traces: Iterable[Trace], *, by: str | Sequence[Any] = "suite", name: s
         raise ValueError(f"{len(groups)} rows by {name} are more than {MAX_GROUPS}; label the traces more coarsely")
     suites, suite = _indexed([BY["suite"](t) for t in traces])
     lines = [_lines(t) for t in traces]
-    table = {
-        "group": group,
-        "suite": suite,
+    table: dict[str, list] = {"group": group, "suite": suite, "lines": [last for _, last in lines]}
+    table |= {
         "outcome": [{True: 0, False: 1, None: 2}[t.correct] for t in traces],
-        "tokens": [len(t.completion_ids) for t in traces],
-        "lines": [last for _, last in lines],
-        "calls": [len(t.calls) for t in traces],
         "id": [_short(t.id) for t in traces],
     }
+    table |= {"tokens": [len(t.completion_ids) for t in traces], "calls": [len(t.calls) for t in traces]}
     every = [call for t in traces for call in t.calls]
-    calls = {
-        "start": [c.start for c in every],
-        "line": [line for of_trace, _ in lines for line in of_trace],
-        "delivered": [c.delivered for c in every],
-        "answered": [int(c.status == "answered") for c in every],
-        "length": [c.end + c.delivered - c.start for c in every],
-    }
+    calls: dict[str, list] = {"start": [c.start for c in every], "line": [line for own, _ in lines for line in own]}
+    calls |= {"delivered": [c.delivered for c in every], "answered": [int(c.status == "answered") for c in every]}
+    calls |= {"length": [c.end + c.delivered - c.start for c in every]}
     cells = _cells(table, calls)
     chosen = _chosen(cells, table["tokens"], most=full, tokens=FULL_TOKENS)
-    state = {
-        "name": _short(name),
-        "columns": COLUMNS,
-        "groups": groups,
-        "suites": suites,
-        "outcomes": OUTCOMES,
-        "traces": table,
-        "calls": calls,
-        "full": {t: player_state(traces[t]) for t in chosen},
-        "note": _note(cells, chosen),
-    }
+    state = {"name": _short(name), "columns": COLUMNS, "groups": groups, "suites": suites, "outcomes": OUTCOMES}
+    state |= {"traces": table, "calls": calls, "full": {t: player_state(traces[t]) for t in chosen}}
+    state |= {"note": _note(cells, chosen)}
     label = _label(state)
     words = f"<p>{html.escape(label)} {html.escape(state['note'])}</p>{_words(state)}"
     return static_view("atlas", state, label=label, words=words)
@@ -166,17 +152,10 @@ def _short(text: str) -> str:
 
 
 def _lines(trace: Trace) -> tuple[list[int], int]:
-    """The line of the answer without commands in which each call begins, from 0; and the number of its lines."""
-    ends, text, lines = list(accumulate(map(len, trace.pieces), initial=0)), trace.text, []
-    line = at = 0
-    for call in trace.calls:
-        begin = ends[call.start]
-        commands = [c for c in find_calls(text[begin : ends[call.end]]) if c.closed]
-        start = begin + commands[0].start if commands else begin
-        line, at = line + text.count("\n", at, start), start
-        lines.append(line)
-        line -= sum(text.count("\n", begin + c.start, begin + c.end) for c in commands)
-    return lines, max([trace.teacher_view.rstrip("\n").count("\n") + 1, *(line + 1 for line in lines)])
+    """The line of the answer in which each call begins, from 0; and the number of its lines."""
+    text, _, begins = answer_text(trace)
+    lines = [text.count("\n", 0, begin) for begin in begins]
+    return lines, max([text.rstrip("\n").count("\n"), *lines]) + 1
 
 
 def _spans(counts: Sequence[int]) -> Iterable[tuple[int, range]]:

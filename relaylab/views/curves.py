@@ -69,17 +69,23 @@ def learning_curves(
         raise ValueError(f"smooth is {smooth}; a mean needs at least 1 step")
     present = list(dict.fromkeys(column for _, frame in runs for column in frame))
     if missing := [c for c in ("step", *columns) if c not in present]:
-        raise ValueError(f"no column {missing[0]!r} in the metrics; there are {', '.join(present)}")
+        raise ValueError(f"no column {missing[0]!r} in the metrics; there are {', '.join(map(str, present))}")
     known = [METRICS.get(c, (c.replace("_", " "), "as logged")) for c in columns]
     labels, units = [label for label, _ in known], [unit for _, unit in known]
     parts, sentences, names = [], [], [plain(name) for name, _ in runs]
-    for (name, frame), shown in zip(runs, names):
+    for (name, frame), shown_name in zip(runs, names):
         means = {}
         for column, label, unit in zip(columns, labels, units):
             if column in frame and len(frame):
                 values = frame[column].astype(float) * (100 if unit.startswith("%") else 1)
                 means[label] = values.rolling(smooth, min_periods=1).mean()
-                part = {"run": shown, "panel": label, "step": frame["step"], "logged": values, "mean": means[label]}
+                part = {
+                    "run": shown_name,
+                    "panel": label,
+                    "step": frame["step"],
+                    "logged": values,
+                    "mean": means[label],
+                }
                 parts.append(pd.DataFrame(part))
         if means:
             sentences.append(_curves_alt(name, frame["step"], means, dict(known)))
@@ -93,10 +99,13 @@ def learning_curves(
                   line_dash_map={name: DASHES[i % 6] for i, name in enumerate(names)})  # fmt: skip
     fig.update_traces(line_width=2.5, hovertemplate="%{y}", showlegend=False)
     shown: set[str] = set()
-    for line in fig.data:
+
+    def name_line(line: Any) -> None:
         panel = len(columns) - int(line.yaxis[1:] or 1)  # plotly.express counts rows from the bottom
         line.update(name=line.name or plain(labels[panel]), showlegend=several and line.name not in shown)
         shown.add(line.name)
+
+    fig.for_each_trace(name_line)
     dots = px.scatter(long, y="logged", **options).update_traces(showlegend=False, hoverinfo="skip", hovertemplate=None)
     dots.update_traces(marker={"size": 5, "opacity": 0.3 if several else 0.4})
     fig.add_traces(dots.data)

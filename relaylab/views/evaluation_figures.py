@@ -18,7 +18,8 @@ import plotly.graph_objects as go
 from relaylab.call_tag import visible
 from relaylab.evaluation.scorecard import random_router
 from relaylab.evaluation.stats import mean, summary
-from relaylab.views.figures import plain
+from relaylab.evaluation.table import each_row
+from relaylab.views.figures import error_bars, plain
 from relaylab.views.theme import GREY, OKABE_ITO, with_alt_text
 from relaylab.views.trace_view import plural
 
@@ -47,8 +48,8 @@ def accuracy_against_share(table: pd.DataFrame, *, student: str = "student", tea
     fig = px.line(
         frame.assign(share=100 * share, solved=100 * accuracy, method=frame["method"].map(plain)),
         x="share", y="solved", color="kind", symbol="kind", markers=True, hover_name="method", template="relaylab",
-        error_x=100 * (frame["teacher_high"] - share), error_x_minus=100 * (share - frame["teacher_low"]),
-        error_y=100 * (frame["high"] - accuracy), error_y_minus=100 * (accuracy - frame["low"]),
+        **error_bars("x", 100 * share, 100 * frame["teacher_low"], 100 * frame["teacher_high"]),
+        **error_bars("y", 100 * accuracy, 100 * frame["low"], 100 * frame["high"]),
         color_discrete_sequence=OKABE_ITO[:6], category_orders={"kind": kinds},
         labels={"share": "teacher tokens of all tokens (%)", "solved": "problems solved (%)"},
     )  # fmt: skip
@@ -82,15 +83,15 @@ def suite_bars(table: pd.DataFrame) -> go.Figure:
     frame = suite_accuracy(table)
     methods, across = list(dict.fromkeys(frame["method"])), min(3, frame["method"].nunique())
     words = "; ".join(
-        f"{visible(m)}: " + ", ".join(f"{visible(s)} {v:.0f} %" for s, v in zip(f["suite"], f["solved %"]))
+        f"{visible(str(m))}: " + ", ".join(f"{visible(s)} {v:.0f} %" for s, v in zip(f["suite"], f["solved %"]))
         for m, f in frame.groupby("method", sort=False)
     )
     frame = frame.assign(method=frame["method"].map(plain), suite=frame["suite"].map(plain))
     fig = px.bar(
         frame, x="suite", y="solved %", facet_col="method", facet_col_wrap=across, template="relaylab",
-        error_y=frame["high"] - frame["solved %"], error_y_minus=frame["solved %"] - frame["low"], labels={"suite": ""},
+        labels={"suite": ""}, **error_bars("y", frame["solved %"], frame["low"], frame["high"]),
     )  # fmt: skip
-    fig.for_each_annotation(lambda a: a.update(text=a.text.removeprefix("method="), font_size=14))
+    _name_panels(fig)
     fig.update_traces(hovertemplate="%{x}: %{y:.1f} %<extra></extra>", error_y_thickness=1)
     fig.update_yaxes(range=[0, 105], title_text="").update_yaxes(title_text="solved (%)", col=1)
     layout = {"height": 160 + 190 * -(-len(methods) // across)}
@@ -146,7 +147,7 @@ def window_figure(windows: pd.DataFrame, *, value: str = "entropy") -> go.Figure
         category_orders={"phase": list(phases.values())},
         labels={"offset": "tokens from the edge", "mean": f"{name} (nats)"},
     )  # fmt: skip
-    fig.for_each_annotation(lambda a: a.update(text=a.text.removeprefix("phase="), font_size=14))
+    _name_panels(fig)
     fig.update_xaxes(matches=None, tick0=0, dtick=1 if stats["offset"].nunique() <= 25 else 5)
     words = []
     for group, f in known.groupby("group"):
@@ -204,8 +205,8 @@ def effects_figure(effects: pd.DataFrame, *, by: str = "suite") -> go.Figure:
     fig = _grouped(f, by, "gain", "arm", {by: plain(by), "gain": "gain of the call (points of accuracy)"})
     fig.add_hline(y=0, line={"color": GREY, "dash": "dot", "width": 1})
     parts = [
-        f"over {visible(arm)} "
-        + ", ".join(f"{r.gain:+.0f} in {visible(str(getattr(r, by)))}" for r in rows.itertuples())
+        f"over {visible(str(arm))} "
+        + ", ".join(f"{r.gain:+.0f} in {visible(str(getattr(r, by)))}" for r in each_row(rows))
         for arm, rows in f.groupby("arm", sort=False)
     ]
     alt = f"Points of accuracy that a call adds: {'; '.join(parts)}."
@@ -229,7 +230,7 @@ def transfer_figure(transfer: pd.DataFrame, *, by: str | None = None) -> go.Figu
     words = "; ".join(
         f"{visible(str(r.teacher))}{f' in {visible(r.group)}' if by else ''} {100 * r.accuracy:.1f} % right, "
         f"{100 * r.teacher_share:.1f} % of the tokens"
-        for r in f.itertuples()
+        for r in each_row(f)
     )
     alt = f"One student with other teachers: {words}."
     return with_alt_text(fig, alt, "Transfer between teachers", height=560, showlegend=by is not None, **_GROUPED)
@@ -242,16 +243,16 @@ def agreement_figure(agreement: pd.DataFrame) -> go.Figure:
     names = list(dict.fromkeys([*agreement["a"], *agreement["b"]]))
     share = pd.DataFrame(np.nan, index=names, columns=names)
     words = []
-    for r in agreement.itertuples():
+    for r in each_row(agreement):
         share.loc[r.a, r.b] = share.loc[r.b, r.a] = 100 * r.same_later
         later = "none" if math.isnan(r.same_later) else f"{100 * r.same_later:.0f} %"
         first = f"(first calls alike in {100 * r.same_first:.0f} % of {r.either} problems)"
         words.append(f"{visible(r.a)} and {visible(r.b)} {later} of {r.later} lines {first}")
     fig = px.imshow(
-        share.rename(index=plain, columns=plain), zmin=0, zmax=100, text_auto=".0f", aspect="auto", template="relaylab",
+        share.rename(index=plain, columns=plain), zmin=0, zmax=100, aspect="auto", template="relaylab",
         color_continuous_scale=[(0, "rgba(0,114,178,.1)"), (1, OKABE_ITO[0])],
         labels={"x": "teacher", "y": "teacher", "color": "lines with a call in both (%)"},
-    ).update_traces(hoverongaps=False)  # fmt: skip
+    ).update_traces(hoverongaps=False, texttemplate="%{z:.0f}")  # fmt: skip
     fig.update_coloraxes(colorbar={"title_side": "right", "thickness": 12})
     alt = f"Agreement on where to call after a first answer: {'; '.join(words)}."
     return with_alt_text(fig, alt, "Do other teachers move the later calls?", height=460)
@@ -277,7 +278,7 @@ def cost_against_share(swept: pd.DataFrame, *, measure: str = "flops") -> go.Fig
     units = {"network_delay": "{:g} s per hand-off", "batch": "batch {}", "call_tokens": "{} tokens per call"}
     varied = [name for name in VARIED if f[name].nunique() > 1]
     f = f.assign(
-        setting=[", ".join(units[n].format(getattr(r, n)) for n in varied) for r in f.itertuples()],
+        setting=[", ".join(units[n].format(getattr(r, n)) for n in varied) for r in each_row(f)],
         cached=f["cache"].map({True: "cache kept", False: "no cache"}),
         share=100 * f["teacher_share"], cost=100 * f[measure],
     ).sort_values("teacher_share", kind="stable")  # fmt: skip
@@ -296,9 +297,11 @@ def cost_against_share(swept: pd.DataFrame, *, measure: str = "flops") -> go.Fig
     for key, line in f.groupby(["cached", "setting"], sort=False):
         x, y = line["share"], line["cost"]
         points = f"{y.iloc[0]:.3g} % at a share of {x.iloc[0]:.3g} %, {y.iloc[-1]:.3g} % at {x.iloc[-1]:.3g} %"
-        words.append(f"{', '.join(filter(None, key))}: {points}")
-    layout = {"height": 480 + 13 * len(fig.data), "legend": _below()}
-    return with_alt_text(fig, f"{'; '.join(words)}.", "What a share of the tokens costs", **layout)
+        words.append(f"{', '.join(filter(None, map(str, key)))}: {points}")
+    height = 480 + 13 * len(words)  # a line and its words, and the reference
+    return with_alt_text(
+        fig, f"{'; '.join(words)}.", "What a share of the tokens costs", height=height, legend=_below()
+    )
 
 
 def fleet_load(curve: pd.DataFrame) -> go.Figure:
@@ -363,12 +366,16 @@ def _counts(frame: pd.DataFrame, x: str, color: str, title: str, *, order: Itera
 def _grouped(f: pd.DataFrame, x: str, y: str, color: str, labels: dict[str, str], **facets: Any) -> go.Figure:
     """Marks with intervals low..high, side by side in each group of ``x``."""
     f = f.assign(**{name: f[name].astype(str).map(plain) for name in (x, color)})
-    up, down = (f["high"] - f[y]).fillna(0), (f[y] - f["low"]).fillna(0)
     orders = {x: list(dict.fromkeys(f[x])), color: list(dict.fromkeys(f[color]))}
-    fig = px.scatter(f, x=x, y=y, color=color, symbol=color, error_y=up, error_y_minus=down, labels=labels,
-                     category_orders=orders, template="relaylab", **facets)  # fmt: skip
+    fig = px.scatter(f, x=x, y=y, color=color, symbol=color, labels=labels, category_orders=orders,
+                     template="relaylab", **error_bars("y", f[y], f["low"], f["high"]), **facets)  # fmt: skip
     fig.update_traces(marker_size=10, error_y_thickness=1.5)
     return fig.for_each_trace(lambda marks: marks.update(offsetgroup=marks.name))
+
+
+def _name_panels(fig: go.Figure) -> None:
+    """Panels are called by their values alone; plotly.express writes ``column=value``."""
+    fig.for_each_annotation(lambda a: a.update(text=a.text.partition("=")[2], font_size=14))
 
 
 def _log_ticks(values: Iterable[float]) -> dict[str, Any]:

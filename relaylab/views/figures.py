@@ -43,6 +43,11 @@ def plain(text: str, limit: int = 60) -> str:
     return html.escape(visible(cut(text, limit)), quote=False).replace("$", "&#36;")
 
 
+def error_bars(axis: str, value: pd.Series, low: pd.Series, high: pd.Series) -> dict[str, Any]:
+    """Arguments of ``plotly.express`` for the interval low..high around a value; none where it is not known."""
+    return {f"error_{axis}": (high - value).fillna(0), f"error_{axis}_minus": (value - low).fillna(0)}
+
+
 def call_positions(traces: Iterable[Trace] | Trace, *, relative: bool = False) -> go.Figure:
     """Where the calls are: one row per trace, the earliest first call on top, traces without calls at the bottom.
 
@@ -92,15 +97,16 @@ def _spans(rows: list[Trace], scale: list[float], height: float) -> go.Figure:
     fig = px.bar(frame, x="length", y="y", base="start", color="name", orientation="h", custom_data="hover",
                  category_orders={"name": list(BARS)}, color_discrete_map={k: v[0] for k, v in BARS.items()},
                  template="relaylab")  # fmt: skip
-    for bar in fig.data:
-        color, thin, thick = BARS[bar.name]
-        student = bar.name == "student tokens"
+    for name, (color, thin, thick) in BARS.items():
+        student = name == "student tokens"
         # The outline keeps a bar visible that is thinner than a pixel.
-        bar.update(width=thick if named else thin, opacity=0.5 if student else 1, hovertemplate="%{customdata[0]}")
-        bar.update(marker_line={"width": 0 if student else 0.6, "color": color})
-        bar.update(showlegend=not named or "tokens" in bar.name)
+        fig.update_traces(
+            selector={"name": name}, width=thick if named else thin, opacity=0.5 if student else 1,
+            hovertemplate="%{customdata[0]}", marker_line={"width": 0 if student else 0.6, "color": color},
+            showlegend=not named or "tokens" in name,
+        )  # fmt: skip
     marks = frame[frame["name"].isin(["command", LOST])]
-    for name, f in marks.groupby("name"):
+    for name, f in ((str(name), f) for name, f in marks.groupby("name")):
         symbol = "x" if name == LOST else ROLES[COMMAND].symbol
         fig.add_scatter(
             name=name, mode="markers", x=f["start"], y=f["y"] - (0.42 if named else 0), legendgroup=name,

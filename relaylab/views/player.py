@@ -9,11 +9,12 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Sequence
-from itertools import groupby
+from itertools import pairwise
 from typing import Any
 
-from relaylab.call_tag import find_calls, visible
-from relaylab.trace import TEACHER, Call, Trace
+from relaylab.call_tag import visible
+from relaylab.evaluation.learning import answer_text
+from relaylab.trace import Call, Trace
 from relaylab.views.theme import ROLES, Html
 from relaylab.views.trace_view import call_facts, map_paths, trace_summary, turns
 from relaylab.views.widget import static_view
@@ -46,8 +47,9 @@ def player(traces: Trace | Sequence[Trace]) -> Html:
 
 def player_state(trace: Trace) -> dict[str, Any]:
     """A trace for the player: ``strip_state``, what the teacher sees where it differs, a map, and a summary."""
-    views = enumerate(zip(teacher_pieces(trace), trace.pieces))
-    view = {i: visible(text, "\n\t") for i, (text, piece) in views if text != piece}
+    text, begins, _ = answer_text(trace)
+    seen = enumerate(zip(pairwise(begins), trace.pieces))
+    view = {i: visible(text[a:b], "\n\t") for i, ((a, b), piece) in seen if text[a:b] != piece}
     return strip_state(trace) | {"view": view, "map": map_paths(trace), "summary": trace_summary(trace)}
 
 
@@ -70,46 +72,13 @@ def strip_state(trace: Trace) -> dict[str, Any]:
     }
 
 
-def teacher_pieces(trace: Trace) -> list[str]:
-    """What the teacher sees of each token; joined they are ``trace.teacher_view``.
-
-    >>> teacher_pieces(Trace("q", [1], [5, 6, 7], "sct", ["=", "<call>1</call>.", "6"], [Call(1, 2, 1, 1, 1)]))
-    ['=', '.', '6']
-    """
-    pieces = list(trace.pieces)
-    for is_teacher, run in groupby(range(len(pieces)), key=lambda i: trace.source[i] == TEACHER):
-        if is_teacher:
-            continue
-        turn = list(run)
-        text = "".join(trace.pieces[i] for i in turn)
-        removed = [(c.start, c.end) for c in find_calls(text) if c.closed]
-        begin = k = 0
-        for i in turn:
-            end = begin + len(trace.pieces[i])
-            while k < len(removed) and removed[k][1] <= begin:
-                k += 1
-            rest, at = "", begin
-            for low, high in removed[k:]:
-                if low >= end:
-                    break
-                rest, at = rest + text[at : max(at, low)], min(end, high)
-            pieces[i] = rest + text[at:end]
-            begin = end
-    return pieces
-
-
 def call_words(call: Call) -> str:
     """A call in one line, safe to lay out."""
     facts = call_facts(call)
     requested = "no number" if call.requested is None else facts["requested"]
-    parts = [
-        f"asked for {requested}",
-        f"granted {facts['granted']}",
-        f"delivered {facts['delivered']}",
-        facts["result"],
-    ]
-    teacher = f"teacher {call.teacher}" if call.teacher else ""
-    return visible("; ".join(filter(None, [*parts, teacher, facts["time"], facts["note"]])))
+    parts = [f"asked for {requested}", f"granted {facts['granted']}", f"delivered {facts['delivered']}"]
+    parts += [facts["result"], f"teacher {call.teacher}" if call.teacher else "", facts["time"], facts["note"]]
+    return visible("; ".join(filter(None, parts)))
 
 
 def _question(trace: Trace) -> str:

@@ -34,47 +34,18 @@ _STYLE = (
 )
 
 
-def html_page(title: str, parts: Iterable[str], *, plotly: bool = False) -> str:
-    """A whole page in the colours of the reader's system, from HTML fragments.
+def html_page(title: str, parts: Iterable[str]) -> str:
+    """A whole page in the colours of the reader's system, with plotly.js for the figures of ``show_figure``.
 
     Args:
         title: Its title, as text.
-        parts: The fragments, escaped by the caller.
-        plotly: Put plotly.js into the page, for figures of ``show_figure``.
+        parts: Its HTML fragments, escaped by the caller.
     """
-    library = load_plotly().html if plotly else ""
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="color-scheme" content="light dark">'
-        f"<title>{html.escape(visible(title))}</title><style>{page_css('body')}{_STYLE}</style>{library}"
+        f"<title>{html.escape(visible(title))}</title><style>{page_css('body')}{_STYLE}</style>{load_plotly().html}"
         f'<body class="{NO_MATH}">{"".join(parts)}</body></html>\n'
     )
-
-
-def write_page(path: str | Path, page: str, *, sources: Iterable[str | Path] = ()) -> Path:
-    """Write a page, but never over a file that is no page.
-
-    Args:
-        path: The file to write.
-        page: The page, from ``html_page``.
-        sources: The files that the page was made from.
-
-    Raises:
-        ValueError: The file is one of the sources, or exists and is no HTML page.
-
-    >>> import tempfile
-    >>> path = Path(tempfile.mkdtemp()) / "page.html"
-    >>> write_page(path, html_page("A page", [])).name, write_page(path, html_page("Again", [])).name
-    ('page.html', 'page.html')
-    """
-    path = Path(path)
-    if any(path.resolve() == Path(source).resolve() for source in sources):
-        raise ValueError(f"{path} is what the page is made from; choose another file")
-    if path.exists():
-        with open(path, "rb") as file:
-            if not file.read(64).lstrip().lower().startswith((b"<!doctype html", b"<html")):
-                raise ValueError(f"{path} exists and is no HTML page; choose another file")
-    write_whole(path, page)
-    return path
 
 
 def report(out: str | Path, *, student: str = "student", teacher: str = "teacher") -> Path:
@@ -119,7 +90,8 @@ def report(out: str | Path, *, student: str = "student", teacher: str = "teacher
         _table(versus),
         *(show_figure(fig).html for fig in figures.values()),
     ]
-    return write_page(out / "report.html", html_page("relaylab: evaluation", parts, plotly=True))
+    write_whole(out / "report.html", html_page("relaylab: evaluation", parts))
+    return out / "report.html"
 
 
 def comparisons(table: pd.DataFrame, main: str) -> pd.DataFrame:
@@ -148,7 +120,7 @@ def _for_people(methods: pd.DataFrame) -> pd.DataFrame:
     shown = methods[["method", "students", "samples", "problems"]].copy()
     intervals = methods[["accuracy", "low", "high"]].to_numpy()
     shown["accuracy %"] = [f"{100 * v:.1f} ({100 * a:.1f}, {100 * b:.1f})" for v, a, b in intervals]
-    for name in (c for c in methods if c.startswith("pass@")):
+    for name in (c for c in map(str, methods) if c.startswith("pass@")):
         shown[f"{name} %"] = (100 * methods[name]).round(1)
     shown["teacher tokens %"] = (100 * methods["teacher_share"]).round(2)
     shown["call ratio %"] = (100 * methods["call_ratio"]).round(2)

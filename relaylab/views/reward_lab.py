@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import html
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import pandas as pd
 
-from relaylab.trace import COMMAND, STUDENT, TEACHER, Call, Trace
+from relaylab.evaluation.cost import even_parts, even_trace
+from relaylab.evaluation.table import each_row
+from relaylab.trace import STUDENT, Trace
 from relaylab.training.rewards import Ratio, advantages, kind_of, ratios, score
 from relaylab.views.theme import Html
 from relaylab.views.widget import static_view
@@ -22,7 +25,7 @@ MAX_ROLLOUTS = 8
 MAX_TOKENS = 10_000  # of one sort in a rollout, and requested by a call that nobody answers
 CAP = "exploration_cap"  # the option of ``score`` that caps what an unsolvable group earns by calling
 # By the name on the page: the scheme of ``score`` and its options.
-SCHEMES = {
+SCHEMES: dict[str, tuple[str, dict[str, Any]]] = {
     "outcome": ("outcome", {}),
     "simple": ("simple", {}),
     "difficulty-aware": ("difficulty_aware", {"bonus": 1.5, "penalty": -1.0, CAP: 1.0}),
@@ -68,19 +71,9 @@ class Rollout:
 
     def trace(self, *, command_tokens: int = 6, requested: int = 8) -> Trace:
         """The rollout as a graded trace. Each ignored call requests ``requested`` tokens."""
-        source, calls = "", []
-        for k in range(self.calls + self.ignored):
-            answered = k < self.calls
-            source += STUDENT * (_share(self.own, k, self.calls) if answered or k == self.calls else 0)
-            n = _share(self.teacher, k, self.calls - 1) if answered else 0
-            start = len(source)
-            source += COMMAND * command_tokens + TEACHER * n
-            status = "answered" if answered else "refused"
-            calls.append(Call(start, start + command_tokens, n if answered else requested, n, n, n, status))
-        if not self.ignored:
-            source += STUDENT * _share(self.own, self.calls, self.calls)
-        pieces = ["" if s == COMMAND else "x" for s in source]
-        return Trace("", [0], [0] * len(source), source, pieces, calls, correct=self.correct)
+        delivered = even_parts(self.teacher, self.calls) if self.calls else []
+        made = {"prompt": 1, "command_tokens": command_tokens, "ignored": self.ignored, "requested": requested}
+        return replace(even_trace(self.own, delivered, **made), correct=self.correct)
 
 
 EXAMPLE = (
@@ -127,7 +120,8 @@ def reward_table(
         if scheme == "released":
             rewards = score([traces, other][: 1 + batch_solved], released_code=True)[0]
         else:
-            rewards = score([traces], scheme, **options, **({} if scheme == "outcome" else {"ratio": ratio}))[0]
+            measured: dict[str, Any] = {} if scheme == "outcome" else {"ratio": ratio}
+            rewards = score([traces], scheme, **options, **measured)[0]
         for k, (share, reward, advantage) in enumerate(zip(rho, rewards, advantages(rewards)), 1):
             rows.append({"scheme": name, "rollout": k, "rho": share, "reward": reward, "advantage": advantage})
     return pd.DataFrame(rows)
@@ -141,15 +135,15 @@ def reward_lab(
     >>> reward_lab([Rollout(correct=True, own=10), Rollout(correct=False, own=10)])
     Reward lab: a solvable group of 2 rollouts. Highest advantage under outcome: rollout 1 (+0.71); under simple: ...
     """
-    settings = {"ratio": ratio, "command_tokens": command_tokens, "requested": requested}
+    settings: dict[str, Any] = {"ratio": ratio, "command_tokens": command_tokens, "requested": requested}
     table = reward_table(group, **settings)
     kind = kind_of(_traces(group, command_tokens, requested))
     best = table.loc[table.groupby("scheme", sort=False)["advantage"].idxmax()]
-    highest = "; ".join(f"under {r.scheme}: rollout {r.rollout} ({r.advantage:+.2f})" for r in best.itertuples())
+    highest = "; ".join(f"under {r.scheme}: rollout {r.rollout} ({r.advantage:+.2f})" for r in each_row(best))
     label = f"Reward lab: a {kind} group of {len(group)} rollouts. Highest advantage {highest}."
     words = f"<p>{html.escape(label)} rho is measured by: {ratio}.</p>"
     for k, (rollout, rows) in enumerate(zip(group, (r for _, r in table.groupby("rollout"))), 1):
-        paid = "; ".join(f"{r.scheme} {r.reward:.2f}, advantage {r.advantage:+.2f}" for r in rows.itertuples())
+        paid = "; ".join(f"{r.scheme} {r.reward:.2f}, advantage {r.advantage:+.2f}" for r in each_row(rows))
         words += (
             f"<p>Rollout {k}, {'right' if rollout.correct else 'wrong'}, {rollout.own} own tokens, {rollout.teacher} "
             f"of the teacher in {rollout.calls} answered calls, {rollout.ignored} calls that nobody answered, rho "
@@ -172,8 +166,3 @@ def _traces(group: Sequence[Rollout], command_tokens: int, requested: int) -> li
             f"command_tokens and requested are {command_tokens} and {requested}; they must be in 1 .. {MAX_TOKENS}"
         )
     return [rollout.trace(command_tokens=command_tokens, requested=requested) for rollout in group]
-
-
-def _share(tokens: int, k: int, last: int) -> int:
-    """The tokens of part k of 0 .. last when they are spread evenly."""
-    return tokens * (k + 1) // (last + 1) - tokens * k // (last + 1)

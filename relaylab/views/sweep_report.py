@@ -15,11 +15,12 @@ import plotly.express as px
 import plotly.graph_objects as go
 
 from relaylab.call_tag import visible
+from relaylab.evaluation.table import each_row
 from relaylab.sweep.notebook import DONE, FAILED
 from relaylab.sweep.plan import Plan
 from relaylab.sweep.results import effects, plane
 from relaylab.sweep.run import Store
-from relaylab.views.figures import plain
+from relaylab.views.figures import error_bars, plain
 from relaylab.views.report import html_page
 from relaylab.views.theme import OKABE_ITO, show_figure, with_alt_text
 
@@ -53,14 +54,15 @@ def report(plan: Plan, table: pd.DataFrame, out: str | Path, failures: Mapping[s
         f"Notebook <code>{_text(name)}</code>.</p>"
     ]
     if len(rows):
-        difference = [
-            "" if r.level == r.against else _number(r.difference, r.difference_low, r.difference_high)
-            for r in rows.itertuples()
-        ]
-        means = [_number(r.mean, r.low, r.high) for r in rows.itertuples()]
-        shown = rows[["factor", "level", "result", "points", "seeds"]].assign(mean=means, difference=difference)
-        parts += [INTERVALS, _table(shown.assign(to=rows["against"]).map(_text))]
-        parts += [show_figure(fig).html for fig in effect_figures(rows)]
+        shown = rows[["factor", "level", "result", "points", "seeds"]].assign(
+            mean=[_number(r.mean, r.low, r.high) for r in each_row(rows)],
+            difference=[
+                "" if r.level == r.against else _number(r.difference, r.difference_low, r.difference_high)
+                for r in each_row(rows)
+            ],
+            to=rows["against"],
+        )
+        parts += [INTERVALS, _table(shown.map(_text)), *(show_figure(fig).html for fig in effect_figures(rows))]
     if len(corners := plane(plan, table)):
         parts.append(show_figure(plane_figure(plan, corners)).html)
     for title, points in (("Failures", bad), ("Finished points", done)):
@@ -73,20 +75,22 @@ def report(plan: Plan, table: pd.DataFrame, out: str | Path, failures: Mapping[s
             last = f"{record['seconds']:.1f} s" if points is done else _failure(record)
             lines.append({"notebook": link} | levels | {"": last})
         parts += [f"<h2>{title}</h2>", _table(pd.DataFrame(lines))] if lines else []
-    return store.write("report.html", html_page(plan.name, parts, plotly=True))
+    return store.write("report.html", html_page(plan.name, parts))
 
 
 def effect_figures(rows: pd.DataFrame) -> list[go.Figure]:
     """One figure per factor and result of ``effects``: the mean of each level with its interval."""
     figures = []
-    for (factor, result), group in rows.groupby(["factor", "result"], sort=False):
-        levels = [plain(level, 40) for level in group["level"]]
-        fig = px.scatter(x=levels, y=group["mean"], **_bars("y", group["mean"], group["low"], group["high"]))
-        means = "; ".join(f"{r.level}: {_number(r.mean, r.low, r.high)}" for r in group.itertuples())
-        alt = f"{visible(result)} by {visible(factor)}, with 95 % intervals over seeds. {visible(means)}."
+    for keys, group in rows.groupby(["factor", "result"], sort=False):
+        factor, result = map(str, keys)
+        bars = error_bars("y", group["mean"], group["low"], group["high"])
+        fig = px.scatter(x=[plain(level, 40) for level in group["level"]], y=group["mean"], **bars)
+        fig.update_traces(marker_size=10)
         fig.update_xaxes(title_text=plain(factor), type="category").update_yaxes(title_text=plain(result))
+        means = "; ".join(f"{r.level}: {_number(r.mean, r.low, r.high)}" for r in each_row(group))
+        alt = f"{visible(result)} by {visible(factor)}, with 95 % intervals over seeds. {visible(means)}."
         figures.append(with_alt_text(fig, alt, f"{plain(result)} by {plain(factor)}", height=380))
-    return [fig.update_traces(marker_size=10) for fig in figures]
+    return figures
 
 
 def plane_figure(plan: Plan, corners: pd.DataFrame) -> go.Figure:
@@ -99,12 +103,11 @@ def plane_figure(plan: Plan, corners: pd.DataFrame) -> go.Figure:
     (x, y), first = plan.plane, next(iter(plan.factors), "")
     names = [", ".join(f"{f}={row[f]}" for f in plan.factors) for _, row in corners.iterrows()]
     frame = corners.assign(level=[plain(v, 40) for v in corners[first]] if first else "all")
-    bars = {
-        k: v for axis in "xy" for k, v in _bars(axis, *(frame[axis + end] for end in ("", "_low", "_high"))).items()
-    }
+    x_bars, y_bars = (error_bars(a, frame[a], frame[f"{a}_low"], frame[f"{a}_high"]) for a in "xy")
     fig = px.scatter(
         frame, x="x", y="y", color="level", symbol="level", hover_name=[plain(name, 200) for name in names],
-        color_discrete_sequence=OKABE_ITO, labels={"x": plain(x), "y": plain(y), "level": plain(first)}, **bars,
+        color_discrete_sequence=OKABE_ITO, labels={"x": plain(x), "y": plain(y), "level": plain(first)},
+        **x_bars, **y_bars,
     )  # fmt: skip
     best = frame["y"].to_numpy().argmax()
     alt = f"{y} against {x} of {len(frame)} combinations, means over seeds. Highest {y}: "
@@ -128,13 +131,9 @@ def effects_shown(rows: pd.DataFrame) -> pd.DataFrame:
 
     columns = {}
     for name, group in rows.groupby("result", sort=False):
-        columns[name, "%"] = [f"{100 * r.mean:.1f} ({r.seeds} seeds)" for r in group.itertuples()]
-        columns[name, f"points against {group['against'].iloc[0]}"] = [difference(r) for r in group.itertuples()]
+        columns[name, "%"] = [f"{100 * r.mean:.1f} ({r.seeds} seeds)" for r in each_row(group)]
+        columns[name, f"points against {group['against'].iloc[0]}"] = [difference(r) for r in each_row(group)]
     return pd.DataFrame(columns, index=list(dict.fromkeys(rows["level"])))
-
-
-def _bars(axis: str, mean: pd.Series, low: pd.Series, high: pd.Series) -> dict[str, pd.Series]:
-    return {f"error_{axis}": (high - mean).fillna(0), f"error_{axis}_minus": (mean - low).fillna(0)}
 
 
 def _failure(record: Mapping[str, Any]) -> str:

@@ -161,19 +161,22 @@ class Widget(anywidget.AnyWidget):
         if not os.environ.get(EXECUTED):
             super().open()
 
+    def _widget_bundle(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        return super()._repr_mimebundle_() or ({}, {})
+
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any] | tuple[dict[str, Any], dict[str, Any]]:
         """The record, and the widget if it is connected: for programs that take only one output."""
         bundle = self.record()._repr_mimebundle_()
         if self.comm is None:
             return bundle
-        data, metadata = super()._repr_mimebundle_()
+        data, metadata = self._widget_bundle()
         return data | bundle, metadata
 
     def _ipython_display_(self) -> None:
         from IPython.display import display
 
         if self.comm is not None:
-            data, metadata = super()._repr_mimebundle_()
+            data, metadata = self._widget_bundle()
             display(data | {"text/html": "", "text/plain": ""}, metadata=metadata, raw=True)
         display(self.record(), display_id=self.mark)
         self._displayed = True
