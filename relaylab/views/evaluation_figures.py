@@ -48,8 +48,8 @@ def accuracy_against_share(table: pd.DataFrame, *, student: str = "student", tea
     fig = px.line(
         frame.assign(share=100 * share, solved=100 * accuracy, method=frame["method"].map(plain)),
         x="share", y="solved", color="kind", symbol="kind", markers=True, hover_name="method", template="relaylab",
-        **error_bars("x", 100 * share, 100 * frame["teacher_low"], 100 * frame["teacher_high"]),
-        **error_bars("y", 100 * accuracy, 100 * frame["low"], 100 * frame["high"]),
+        error_x=100 * (frame["teacher_high"] - share), error_x_minus=100 * (share - frame["teacher_low"]),
+        error_y=100 * (frame["high"] - accuracy), error_y_minus=100 * (accuracy - frame["low"]),
         color_discrete_sequence=OKABE_ITO[:6], category_orders={"kind": kinds},
         labels={"share": "teacher tokens of all tokens (%)", "solved": "problems solved (%)"},
     )  # fmt: skip
