@@ -19,7 +19,7 @@ from relaylab.call_tag import visible
 from relaylab.evaluation.scorecard import random_router
 from relaylab.evaluation.stats import mean, summary
 from relaylab.evaluation.table import each_row
-from relaylab.views.figures import error_bars, plain
+from relaylab.views.figures import error_bars, name_panels, plain
 from relaylab.views.theme import GREY, OKABE_ITO, with_alt_text
 from relaylab.views.trace_view import plural
 
@@ -91,7 +91,7 @@ def suite_bars(table: pd.DataFrame) -> go.Figure:
         frame, x="suite", y="solved %", facet_col="method", facet_col_wrap=across, template="relaylab",
         labels={"suite": ""}, **error_bars("y", frame["solved %"], frame["low"], frame["high"]),
     )  # fmt: skip
-    _name_panels(fig)
+    name_panels(fig)
     fig.update_traces(hovertemplate="%{x}: %{y:.1f} %<extra></extra>", error_y_thickness=1)
     fig.update_yaxes(range=[0, 105], title_text="").update_yaxes(title_text="solved (%)", col=1)
     layout = {"height": 160 + 190 * -(-len(methods) // across)}
@@ -147,7 +147,7 @@ def window_figure(windows: pd.DataFrame, *, value: str = "entropy") -> go.Figure
         category_orders={"phase": list(phases.values())},
         labels={"offset": "tokens from the edge", "mean": f"{name} (nats)"},
     )  # fmt: skip
-    _name_panels(fig)
+    name_panels(fig)
     fig.update_xaxes(matches=None, tick0=0, dtick=1 if stats["offset"].nunique() <= 25 else 5)
     words = []
     for group, f in known.groupby("group"):
@@ -371,11 +371,6 @@ def _grouped(f: pd.DataFrame, x: str, y: str, color: str, labels: dict[str, str]
                      template="relaylab", **error_bars("y", f[y], f["low"], f["high"]), **facets)  # fmt: skip
     fig.update_traces(marker_size=10, error_y_thickness=1.5)
     return fig.for_each_trace(lambda marks: marks.update(offsetgroup=marks.name))
-
-
-def _name_panels(fig: go.Figure) -> None:
-    """Panels are called by their values alone; plotly.express writes ``column=value``."""
-    fig.for_each_annotation(lambda a: a.update(text=a.text.partition("=")[2], font_size=14))
 
 
 def _log_ticks(values: Iterable[float]) -> dict[str, Any]:
