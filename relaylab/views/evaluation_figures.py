@@ -94,9 +94,9 @@ def suite_bars(table: pd.DataFrame) -> go.Figure:
     name_panels(fig)
     fig.update_traces(hovertemplate="%{x}: %{y:.1f} %<extra></extra>", error_y_thickness=1)
     fig.update_yaxes(range=[0, 105], title_text="").update_yaxes(title_text="solved (%)", col=1)
-    layout = {"height": 160 + 190 * -(-len(methods) // across)}
     fig.update_xaxes(tickangle=-60)
-    return with_alt_text(fig, f"Accuracy by suite. {words}.", "Accuracy by suite", showlegend=False, **layout)
+    height = 160 + 190 * -(-len(methods) // across)
+    return with_alt_text(fig, f"Accuracy by suite. {words}.", "Accuracy by suite", showlegend=False, height=height)
 
 
 def position_figure(calls: pd.DataFrame) -> go.Figure:
@@ -168,9 +168,8 @@ def delivery_figure(calls: pd.DataFrame) -> go.Figure:
     calls = _some(calls.dropna(subset="requested"), "calls that request a number of tokens")
     log = bool(calls["requested"].max() > 100)
     counts = calls.groupby(["outcome", "requested", "delivered"], observed=True).size().rename("calls").reset_index()
-    counts = counts.assign(
-        outcome=counts["outcome"].astype(str).map(plain), requested=counts["requested"].astype(float)
-    )
+    counts["outcome"] = counts["outcome"].astype(str).map(plain)
+    counts["requested"] = counts["requested"].astype(float)
     drawn = counts.assign(y=counts["delivered"].clip(lower=0.5) if log else counts["delivered"])
     fig = px.scatter(
         drawn, x="requested", y="y", color="outcome", symbol="outcome", size="calls", log_x=log, log_y=log,
@@ -189,8 +188,7 @@ def delivery_figure(calls: pd.DataFrame) -> go.Figure:
 
 def verdict_figure(verdicts: pd.DataFrame, *, by: str = "suite") -> go.Figure:
     """Which calls were needed, wasted or harmful, one bar per group; from ``counterfactual.verdicts``."""
-    _some(verdicts, "calls")
-    fig = _counts(verdicts, by, "verdict", by, order=list(dict.fromkeys(verdicts[by].astype(str))))
+    fig = _counts(_some(verdicts, "calls"), by, "verdict", by, order=list(dict.fromkeys(verdicts[by].astype(str))))
     accuracy = [f"{100 * verdicts[name].mean():.1f} %" for name in ("with", "against")]
     counts = f"{plural(len(verdicts), 'call')}: {_counted(verdicts['verdict'].astype(str))}"
     alt = f"{counts}. Mean accuracy {accuracy[0]} with the call, {accuracy[1]} otherwise."
