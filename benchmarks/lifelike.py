@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -47,7 +48,7 @@ def main() -> None:
     parser.add_argument("--others", nargs="*", default=["grpo"], help="students without a teacher, of this world")
     parser.add_argument("--count", type=int, default=100, help="test problems per suite")
     parser.add_argument("--start", type=int, default=0, help="number of each suite's first problem")
-    parser.add_argument("--quick", action="store_true", help="fewer problems for the dials and the thresholds")
+    parser.add_argument("--quick", action="store_true", help="fewer problems and candidates, and no dials")
     parser.add_argument("--out", type=Path, help="runs/WORLD")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -55,14 +56,17 @@ def main() -> None:
     student, teacher = f"{world}/student", "lifelike/teacher"
     few = 6 if args.quick else 20
 
-    print("## Dials\n")
-    pair = Relay(load_engine(student), LocalTeacher(load_engine(teacher)), max_tokens=160, batch_size=128)
-    alone = Pair(pair.student, NoTeacher())
-    greedy = dict(temperature=0.0, max_tokens=160, batch_size=128, record=True)
-    print(dials(alone.decode(drawn(few, start=5000), **greedy), pair), "\n")
+    if not args.quick:
+        print("## Dials\n")
+        pair = Relay(load_engine(student), LocalTeacher(load_engine(teacher)), max_tokens=160, batch_size=128)
+        alone = Pair(pair.student, NoTeacher())
+        greedy = dict(temperature=0.0, max_tokens=160, batch_size=128, record=True)
+        print(dials(alone.decode(drawn(few, start=5000), **greedy), pair), "\n")
 
     print("## Thresholds\n")
-    options = dict(student=student, teacher=teacher, router_problems=drawn(few, split="train", seed=7))
+    options: dict[str, Any] = dict(student=student, teacher=teacher, router_problems=drawn(few, split="train", seed=7))
+    if args.quick:
+        options |= dict(triggers=("entropy", "line", "probe"), lengths=(3, 8), quantiles=(0.8, 0.9, 0.95, 0.98))
     chosen = calibrate(drawn(few, split="train", seed=8), out / "thresholds", **options)
     print(percent(chosen, "accuracy", "teacher_share").to_string(index=False), "\n")
 
