@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--others", nargs="*", default=["grpo"], help="students without a teacher, of this world")
     parser.add_argument("--count", type=int, default=100, help="test problems per suite")
     parser.add_argument("--start", type=int, default=0, help="number of each suite's first problem")
-    parser.add_argument("--quick", action="store_true", help="fewer problems and candidates, and no dials")
+    parser.add_argument("--quick", action="store_true", help="fewer problems and candidates")
     parser.add_argument("--out", type=Path, help="runs/WORLD")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -56,12 +56,11 @@ def main() -> None:
     student, teacher = f"{world}/student", "lifelike/teacher"
     few = 6 if args.quick else 20
 
-    if not args.quick:
-        print("## Dials\n")
-        pair = Relay(load_engine(student), LocalTeacher(load_engine(teacher)), max_tokens=160, batch_size=128)
-        alone = Pair(pair.student, NoTeacher())
-        greedy = dict(temperature=0.0, max_tokens=160, batch_size=128, record=True)
-        print(dials(alone.decode(drawn(few, start=5000), **greedy), pair), "\n")
+    print("## Dials\n")
+    pair = Relay(load_engine(student), LocalTeacher(load_engine(teacher)), max_tokens=160, batch_size=128)
+    alone = Pair(pair.student, NoTeacher())
+    greedy: dict[str, Any] = dict(temperature=0.0, max_tokens=160, batch_size=128, record=True)
+    print(dials(alone.decode(drawn(few, start=5000), **greedy), pair), "\n")
 
     print("## Thresholds\n")
     options: dict[str, Any] = dict(student=student, teacher=teacher, router_problems=drawn(few, split="train", seed=7))
