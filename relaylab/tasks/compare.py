@@ -138,7 +138,7 @@ def _value(written: str, answer: str, unit: str, tolerance: float) -> Reason:
         return "equal"
     if re.search(r"\d \d", ours):  # math-verify reads `5 40` as 45
         return "unparsable"
-    return verifier.verify(_readable(ours), _readable(theirs), tolerance)
+    return verifier.ask_math_verify(_readable(ours), _readable(theirs), tolerance)
 
 
 def _squeezed(text: str) -> str:

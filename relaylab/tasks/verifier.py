@@ -31,7 +31,7 @@ Reason = Literal["equal", "unequal", "no_box", "unparsable", "too_long", "timeou
 
 # Groups of rollouts repeat their answers; so do hostile ones, which cost seconds each.
 @lru_cache(maxsize=4096)
-def verify(written: str, answer: str, tolerance: float = 0.0) -> Reason:
+def ask_math_verify(written: str, answer: str, tolerance: float = 0.0) -> Reason:
     """Whether two expressions are equal.
 
     Raises:
