@@ -62,6 +62,7 @@ class Benchmark:
 
 _GSM8K: dict[str, Any] = dict(hub="openai/gsm8k", config="main", kind="number")
 _AIME: dict[str, Any] = dict(question="problem", id="id", kind="number", samples=32)
+_AMC: dict[str, Any] = {**_AIME, "question": "question"}
 _BBEH: dict[str, Any] = dict(
     hub="BBEH/bbeh", split="train", question="input", answer="target", level="task", kind="text"
 )
@@ -87,7 +88,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         ),
         Benchmark("aime24", "AIME-2024", "HuggingFaceH4/aime_2024", split="train", **_AIME),
         Benchmark("aime25", "AIME-2025", "math-ai/aime25", **_AIME),
-        Benchmark("amc23", "AMC-23", "math-ai/amc23", **_AIME | {"question": "question"}),
+        Benchmark("amc23", "AMC-23", "math-ai/amc23", **_AMC),
         Benchmark("bbeh", "BBEH", **_BBEH),
         Benchmark("bbeh_mini", "BBEH mini", only="mini", **_BBEH),
         Benchmark("mmlu_pro", "MMLU-Pro", "TIGER-Lab/MMLU-Pro", id="question_id", level="category", **_CHOICE),

@@ -44,7 +44,7 @@ _CONGRUENCE = re.compile(
 )
 _LETTER = re.compile(
     r"(?:(?:the )?(?:(?:final |correct )?(?:option|choice|answer)(?: is)?\s*:?\s*)+)?"
-    r"[(\[]?\s*([A-Za-z])\s*(?:[)\]]?[.:]?|[)\].:]\s*\S.*)",
+    r"[(\[]?\s*([A-Za-z])\s*(?:[)\]]?[.:]?|[)\].:]\s*(?!(?:and|or)\b)[^\s,;&/].*)",
     re.DOTALL | re.IGNORECASE,
 )
 _QUOTES = str.maketrans(dict.fromkeys("\"'`\u2018\u2019\u201c\u201d*"))

@@ -79,13 +79,8 @@ def learning_curves(
             if column in frame and len(frame):
                 values = frame[column].astype(float) * (100 if unit.startswith("%") else 1)
                 means[label] = values.rolling(smooth, min_periods=1).mean()
-                part = {
-                    "run": shown_name,
-                    "panel": label,
-                    "step": frame["step"],
-                    "logged": values,
-                    "mean": means[label],
-                }
+                part = {"run": shown_name, "panel": label, "step": frame["step"], "logged": values}
+                part |= {"mean": means[label]}
                 parts.append(pd.DataFrame(part))
         if means:
             sentences.append(_curves_alt(name, frame["step"], means, dict(known)))

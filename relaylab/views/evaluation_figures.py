@@ -19,7 +19,7 @@ from relaylab.call_tag import visible
 from relaylab.evaluation.scorecard import random_router
 from relaylab.evaluation.stats import mean, summary
 from relaylab.evaluation.table import each_row
-from relaylab.views.figures import error_bars, plain
+from relaylab.views.figures import error_bars, name_panels, plain
 from relaylab.views.theme import GREY, OKABE_ITO, with_alt_text
 from relaylab.views.trace_view import plural
 
@@ -48,8 +48,8 @@ def accuracy_against_share(table: pd.DataFrame, *, student: str = "student", tea
     fig = px.line(
         frame.assign(share=100 * share, solved=100 * accuracy, method=frame["method"].map(plain)),
         x="share", y="solved", color="kind", symbol="kind", markers=True, hover_name="method", template="relaylab",
-        **error_bars("x", 100 * share, 100 * frame["teacher_low"], 100 * frame["teacher_high"]),
-        **error_bars("y", 100 * accuracy, 100 * frame["low"], 100 * frame["high"]),
+        error_x=100 * (frame["teacher_high"] - share), error_x_minus=100 * (share - frame["teacher_low"]),
+        error_y=100 * (frame["high"] - accuracy), error_y_minus=100 * (accuracy - frame["low"]),
         color_discrete_sequence=OKABE_ITO[:6], category_orders={"kind": kinds},
         labels={"share": "teacher tokens of all tokens (%)", "solved": "problems solved (%)"},
     )  # fmt: skip
@@ -91,12 +91,12 @@ def suite_bars(table: pd.DataFrame) -> go.Figure:
         frame, x="suite", y="solved %", facet_col="method", facet_col_wrap=across, template="relaylab",
         labels={"suite": ""}, **error_bars("y", frame["solved %"], frame["low"], frame["high"]),
     )  # fmt: skip
-    _name_panels(fig)
+    name_panels(fig)
     fig.update_traces(hovertemplate="%{x}: %{y:.1f} %<extra></extra>", error_y_thickness=1)
     fig.update_yaxes(range=[0, 105], title_text="").update_yaxes(title_text="solved (%)", col=1)
-    layout = {"height": 160 + 190 * -(-len(methods) // across)}
     fig.update_xaxes(tickangle=-60)
-    return with_alt_text(fig, f"Accuracy by suite. {words}.", "Accuracy by suite", showlegend=False, **layout)
+    height = 160 + 190 * -(-len(methods) // across)
+    return with_alt_text(fig, f"Accuracy by suite. {words}.", "Accuracy by suite", showlegend=False, height=height)
 
 
 def position_figure(calls: pd.DataFrame) -> go.Figure:
@@ -147,7 +147,7 @@ def window_figure(windows: pd.DataFrame, *, value: str = "entropy") -> go.Figure
         category_orders={"phase": list(phases.values())},
         labels={"offset": "tokens from the edge", "mean": f"{name} (nats)"},
     )  # fmt: skip
-    _name_panels(fig)
+    name_panels(fig)
     fig.update_xaxes(matches=None, tick0=0, dtick=1 if stats["offset"].nunique() <= 25 else 5)
     words = []
     for group, f in known.groupby("group"):
@@ -168,9 +168,8 @@ def delivery_figure(calls: pd.DataFrame) -> go.Figure:
     calls = _some(calls.dropna(subset="requested"), "calls that request a number of tokens")
     log = bool(calls["requested"].max() > 100)
     counts = calls.groupby(["outcome", "requested", "delivered"], observed=True).size().rename("calls").reset_index()
-    counts = counts.assign(
-        outcome=counts["outcome"].astype(str).map(plain), requested=counts["requested"].astype(float)
-    )
+    counts["outcome"] = counts["outcome"].astype(str).map(plain)
+    counts["requested"] = counts["requested"].astype(float)
     drawn = counts.assign(y=counts["delivered"].clip(lower=0.5) if log else counts["delivered"])
     fig = px.scatter(
         drawn, x="requested", y="y", color="outcome", symbol="outcome", size="calls", log_x=log, log_y=log,
@@ -189,8 +188,7 @@ def delivery_figure(calls: pd.DataFrame) -> go.Figure:
 
 def verdict_figure(verdicts: pd.DataFrame, *, by: str = "suite") -> go.Figure:
     """Which calls were needed, wasted or harmful, one bar per group; from ``counterfactual.verdicts``."""
-    _some(verdicts, "calls")
-    fig = _counts(verdicts, by, "verdict", by, order=list(dict.fromkeys(verdicts[by].astype(str))))
+    fig = _counts(_some(verdicts, "calls"), by, "verdict", by, order=list(dict.fromkeys(verdicts[by].astype(str))))
     accuracy = [f"{100 * verdicts[name].mean():.1f} %" for name in ("with", "against")]
     counts = f"{plural(len(verdicts), 'call')}: {_counted(verdicts['verdict'].astype(str))}"
     alt = f"{counts}. Mean accuracy {accuracy[0]} with the call, {accuracy[1]} otherwise."
@@ -371,11 +369,6 @@ def _grouped(f: pd.DataFrame, x: str, y: str, color: str, labels: dict[str, str]
                      template="relaylab", **error_bars("y", f[y], f["low"], f["high"]), **facets)  # fmt: skip
     fig.update_traces(marker_size=10, error_y_thickness=1.5)
     return fig.for_each_trace(lambda marks: marks.update(offsetgroup=marks.name))
-
-
-def _name_panels(fig: go.Figure) -> None:
-    """Panels are called by their values alone; plotly.express writes ``column=value``."""
-    fig.for_each_annotation(lambda a: a.update(text=a.text.partition("=")[2], font_size=14))
 
 
 def _log_ticks(values: Iterable[float]) -> dict[str, Any]:

@@ -48,6 +48,11 @@ def error_bars(axis: str, value: pd.Series, low: pd.Series, high: pd.Series) -> 
     return {f"error_{axis}": (high - value).fillna(0), f"error_{axis}_minus": (value - low).fillna(0)}
 
 
+def name_panels(fig: go.Figure) -> None:
+    """Panels are called by their values alone; plotly.express writes ``column=value``."""
+    fig.for_each_annotation(lambda a: a.update(text=a.text.partition("=")[2], font_size=14))
+
+
 def call_positions(traces: Iterable[Trace] | Trace, *, relative: bool = False) -> go.Figure:
     """Where the calls are: one row per trace, the earliest first call on top, traces without calls at the bottom.
 

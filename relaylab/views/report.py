@@ -63,7 +63,7 @@ def report(out: str | Path, *, student: str = "student", teacher: str = "teacher
         The page.
 
     Raises:
-        ValueError: The folder holds no evaluation.
+        ValueError: The folder holds no evaluation, or its ``report.html`` is no HTML page.
     """
     out = Path(out)
     table = read_table(out)
@@ -90,8 +90,11 @@ def report(out: str | Path, *, student: str = "student", teacher: str = "teacher
         _table(versus),
         *(show_figure(fig).html for fig in figures.values()),
     ]
-    write_whole(out / "report.html", html_page("relaylab: evaluation", parts))
-    return out / "report.html"
+    path = out / "report.html"
+    if path.exists() and not path.read_bytes()[:64].lstrip().lower().startswith((b"<!doctype html", b"<html")):
+        raise ValueError(f"{path} exists and is no HTML page; choose another file")
+    write_whole(path, html_page("relaylab: evaluation", parts))
+    return path
 
 
 def comparisons(table: pd.DataFrame, main: str) -> pd.DataFrame:
