@@ -59,6 +59,7 @@ class Engine:
         self.tokenizer = tokenizer
         self.text = TokenText(tokenizer)
         self.name = name
+        self.source: str | None = None  # what it was loaded from, if from files
         self.vocabulary = config.vocab_size
         self.context = context_of(config)
         self.device, self.dtype = model.device, model.dtype

@@ -27,6 +27,7 @@ from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
 from relaylab.engine.engine import Engine
+from relaylab.files import read_json
 
 # PEFT 0.21 and TRL 1.16 ask transformers 5.23 by a name that goes in version 6; a user can do nothing about it.
 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
@@ -103,14 +104,36 @@ def load_model(
 
         if not (Path(path) / "adapter_model.safetensors").exists():  # PEFT would look for a pickle next
             raise ValueError(f"{path} holds an adapter without adapter_model.safetensors")
-        base = resolve(json.loads(adapter.read_text())["base_model_name_or_path"])
+        base = base_of(path)
         plain: Any = AutoModelForCausalLM.from_pretrained(base, **options)
-        merged: Any = PeftModel.from_pretrained(plain, path)
-        model = merged.merge_and_unload()
+        adapted: Any = PeftModel.from_pretrained(plain, path)
+        if not hasattr(adapted.base_model, "merge_and_unload"):
+            kind = adapted.peft_config["default"].peft_type
+            raise ValueError(
+                f"{path} holds an adapter of type {kind.value}, which cannot be merged into its base model"
+            )
+        model = adapted.merge_and_unload()
         path = base if not (Path(path) / "tokenizer.json").exists() else path
     else:
         model = AutoModelForCausalLM.from_pretrained(path, **options)
     return model.to(device).eval(), AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+
+
+def base_of(adapter: str | Path) -> str:
+    """The path or hub id of an adapter's base model, as its ``adapter_config.json`` names it.
+
+    Raises:
+        ValueError: if it names none, or one that is not there.
+    """
+    file = Path(adapter) / "adapter_config.json"
+    config = read_json(file)
+    base = config.get("base_model_name_or_path") if isinstance(config, dict) else None
+    if not isinstance(base, str) or not base:
+        raise ValueError(f"{file} names no base model; set base_model_name_or_path")
+    try:
+        return resolve(base)
+    except ValueError as error:
+        raise ValueError(f"the base model that {file} names is not there: {error}") from None
 
 
 def _device() -> str:
@@ -152,7 +175,9 @@ def load_engine(name: str | Path, **options: Any) -> Engine:
     path = Path(name).resolve()
     called = (path.parent.name if path.name == "student" else path.name) if Path(name).is_dir() else str(name)
     quantize = options.get("quantize")
-    return Engine(model, tokenizer, name=f"{called} ({quantize})" if quantize else called)
+    engine = Engine(model, tokenizer, name=f"{called} ({quantize})" if quantize else called)
+    engine.source = str(name)
+    return engine
 
 
 def embedded_tokenizer() -> PreTrainedTokenizerBase:
@@ -193,7 +218,7 @@ def fingerprint_weights(model: str | Path | torch.nn.Module) -> str:
         digest.update(f"{file.name} {_file_digest(str(file), status.st_mtime_ns, status.st_size)}".encode())
     adapter = path / "adapter_config.json"
     if adapter.exists():
-        digest.update(fingerprint_weights(json.loads(adapter.read_text())["base_model_name_or_path"]).encode())
+        digest.update(fingerprint_weights(base_of(path)).encode())
     return digest.hexdigest()[:16]
 
 

@@ -16,7 +16,6 @@ import re
 from typing import Any
 
 import numpy as np
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from relaylab.call_tag import OPEN, format_call
@@ -172,8 +171,13 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]
     token in a message stays text.
 
     Raises:
-        ValueError: where the template fails or leaves nothing.
+        ValueError: where the template fails or leaves nothing, and for text that is no Unicode.
     """
+    try:
+        "".join(m["content"] for m in messages).encode()
+    except UnicodeEncodeError as error:
+        half = ascii(error.object[error.start])
+        raise ValueError(f"a question holds {half}, half of a surrogate pair, which is no character") from None
     special = [t for t in tokenizer.all_special_tokens if any(t in m["content"] for m in messages)]
     # Contents with special tokens are put in by marks and encoded apart.
     marks = {f"\ue000{i}\ue001": m["content"] for i, m in enumerate(messages)} if special else {}
@@ -201,5 +205,5 @@ def prompt_text(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str
             messages, add_generation_prompt=True, tokenize=False, enable_thinking=False
         )
         return str(text)
-    except TemplateError as error:
+    except Exception as error:  # a template is a program: besides TemplateError it can raise TypeError and others
         raise ValueError(f"the chat template of {tokenizer.name_or_path!r} fails: {error}") from error

@@ -17,7 +17,14 @@ from tqdm.auto import tqdm
 
 from relaylab import files
 from relaylab.engine.engine import Engine
-from relaylab.engine.load import default_teacher, embedded, load_engine, load_tokenizer, relay_defaults
+from relaylab.engine.load import (
+    default_teacher,
+    embedded,
+    fingerprint_weights,
+    load_engine,
+    load_tokenizer,
+    relay_defaults,
+)
 from relaylab.relay.config import RelayConfig
 from relaylab.relay.events import Done
 from relaylab.relay.local_teacher import LocalTeacher
@@ -167,9 +174,12 @@ def problem_seed(seed: int, name: str) -> int:
 def relay_config(relay: Relay, seed: int) -> dict[str, Any]:
     """All that decides the traces of a relay, as JSON can hold it; of the teacher, what it tells of itself."""
     teacher = {k: getattr(relay.teacher, k, None) for k in ("temperature", "top_p", "top_k", "fingerprint")}
+    engine = getattr(relay.teacher, "engine", None)
     return {
         "student": relay.student.name,
+        "student_weights": fingerprint_weights(relay.student.source or relay.student.model),
         "teacher": relay.teacher.name,
+        "teacher_weights": engine and fingerprint_weights(engine.source or engine.model),
         "seed": seed,
         **asdict(relay.config),
         # Where an object has no repr of its own, its address is not the same in the next run.

@@ -28,7 +28,7 @@ from relaylab.relay.config import RelayConfig
 from relaylab.relay.events import CallClosed, CallOpened, Done, Event, TokenEvent
 from relaylab.relay.sequence import Sequence
 from relaylab.relay.teachers import Message, NoTeacher, Teacher
-from relaylab.trace import Trace
+from relaylab.trace import TEACHER, Trace
 
 Prompt = str | list[Message]
 
@@ -117,7 +117,7 @@ class Relay:
         Args:
             call: the student calls for so many tokens here. A resized call is a fork at its start with another n.
             write_call: write the command, or let the teacher take over silently; the relay's own way by default.
-            forbid: the token at ``at`` must not come again, and no call may begin there or shortly after.
+            forbid: the student's token at ``at`` must not come again, and no call may begin there or shortly after.
             seed: with the trace's own seed (the default), tokens after the change use the same random numbers.
             prompt: the messages, if they were more than the one question of ``trace.prompt``.
 
@@ -127,9 +127,16 @@ class Relay:
         return self.forks([trace], [at], call=call, write_call=write_call, forbid=forbid, seed=seed, prompt=prompt)
 
     def forks(self, traces: Many[Trace], at: Many[int], **change: Any) -> Stream:
-        """``fork`` of many traces in one stream, each at its own position, all with the same change."""
-        pairs = zip(traces, at, strict=True)
-        return Stream(self, [self._forked(i, trace, place, **change) for i, (trace, place) in enumerate(pairs)])
+        """``fork`` of many traces in one stream, each at its own position.
+
+        ``change`` holds for all of them; ``call`` and ``write_call`` may also be lists with one value per trace.
+        """
+        lists = {name: values for name, values in change.items() if name != "prompt" and isinstance(values, list)}
+        if wrong := next((name for name, values in lists.items() if len(values) != len(traces)), None):
+            raise ValueError(f"{len(lists[wrong])} values of {wrong} for {len(traces)} traces")
+        pairs = enumerate(zip(traces, at, strict=True))
+        own = [{name: values[i] for name, values in lists.items()} for i in range(len(traces))]
+        return Stream(self, [self._forked(i, trace, place, **change | own[i]) for i, (trace, place) in pairs])
 
     def _forked(
         self,
@@ -149,7 +156,7 @@ class Relay:
         sequence.take_over(trace, at)
         if forbid:
             sequence.no_call_before = at + FORBIDDEN_SPAN
-            if at < len(trace.completion_ids):
+            if at < len(trace.completion_ids) and trace.source[at] != TEACHER:
                 sequence.banned = (at, trace.completion_ids[at])
         elif call is not None:
             if self.forbid_calls or sequence.turn == "done":
