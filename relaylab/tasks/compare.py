@@ -43,8 +43,8 @@ _CONGRUENCE = re.compile(
     r"\s*(?:\{(\d+)\}|(\d+))\s*\)?"
 )
 _LETTER = re.compile(
-    r"(?:(?:the )?(?:(?:final |correct )?(?:option|choice|answer)(?: is)?\s*:?\s*)+)?"
-    r"[(\[]?\s*([A-Za-z])\s*(?:[)\]]?[.:]?|[)\].:]\s*(?!(?:and|or)\b)[^\s,;&/].*)",
+    r"(?:(?:the )?(?:final |correct )?(?:option|choice|answer)(?: is)?\s*+:?\s*+){0,3}+"
+    r"[(\[]?\s*+([A-Za-z])\s*+(?:[)\]]?[.:]?|[)\].:]\s*+(?!(?:and|or)\b)[^\s,;&/].*)",
     re.DOTALL | re.IGNORECASE,
 )
 _QUOTES = str.maketrans(dict.fromkeys("\"'`\u2018\u2019\u201c\u201d*"))
@@ -370,6 +370,8 @@ def _words(text: str) -> list[Fraction | str]:
 
 
 def _number(word: str) -> Fraction | None:
+    if _PLAIN.fullmatch(word):
+        return Fraction(word)
     if not re.fullmatch(r"[-\u2212]?[\d.][\d.,/ ^{}]*", word):  # `1 egg` is not `1 spoon`
         return None
     quantity = read_quantity(normalise(word))
