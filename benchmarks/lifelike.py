@@ -89,11 +89,10 @@ def main() -> None:
         spent = figures.loc[nearest, "teacher_share"]
         print(f"relay - {nearest} (spends {100 * spent:.1f} %): {difference} p={difference.p:.1g}  [{trigger}]")
     by_suite = table.assign(suite=table["id"].str.split("-").str[0])
+    calls = by_suite[by_suite["method"] == ours].groupby("suite", sort=False)["calls"].mean()
+    print("\ncalls of the relay:", ", ".join(f"{suite} {value:.2f}" for suite, value in calls.items()))
     wide = by_suite.pivot_table(index="suite", columns="method", values="correct", sort=False)
-    print(
-        "\n",
-        (100 * wide[["student", "teacher", *[c for c in wide if c.startswith(("relay", "teacher-free"))]]]).round(0),
-    )
+    print("\n", (100 * wide).round(0).to_string())
 
 
 if __name__ == "__main__":

@@ -75,6 +75,8 @@ def test_each_trigger_gets_its_best_candidate_within_the_budget(tmp_path):
         assert system(row.method).label == row.method, "evaluate reads it"
     assert set(chosen["trigger"]) >= {"entropy", "margin"}
     assert pd.read_csv(tmp_path / "thresholds.csv")["method"].tolist() == chosen["method"].tolist()
+    with pytest.raises(ValueError, match="problems"):
+        calibrate(problems("tiles", 2, split="train"), tmp_path, triggers=["entropy"], progress=False)
 
 
 def test_what_has_no_threshold_is_refused(tmp_path):

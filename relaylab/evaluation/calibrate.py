@@ -15,10 +15,12 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
+from relaylab.engine.load import fingerprint_weights
 from relaylab.evaluation.eval_run import EvalRun, ModelCache
 from relaylab.evaluation.stats import share
 from relaylab.evaluation.systems import SYSTEMS, system
 from relaylab.evaluation.token_router import TokenRouter
+from relaylab.files import bind_folder, plain
 from relaylab.relay.config import RelayConfig
 from relaylab.relay.teachers import Teacher
 from relaylab.tasks.suites import Problem
@@ -68,13 +70,16 @@ def calibrate(
         that no candidate brings within a budget has no row there.
 
     Raises:
-        ValueError: for a trigger without a threshold, and for a router without problems.
+        ValueError: for a trigger without a threshold, a router without problems, and if ``out`` is of other problems,
+            models or settings.
     """
     if unknown := [t for t in triggers if not hasattr(SYSTEMS.get(t), "threshold")]:
         raise ValueError(f"{unknown[0]!r} has no threshold to calibrate; there are {', '.join(TRIGGERS)}")
-    folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
     models = ModelCache(teacher, router_problems, max_tokens, untrained=student)
+    texts = [[[p.id, p.question, p.answer] for p in part] for part in (problems, router_problems)]
+    config = {"student": student, "weights": fingerprint_weights(student), "teacher": models.teacher.name}
+    config |= {"seed": seed, "max_tokens": max_tokens, "problems": texts[0], "router_problems": texts[1]}
+    folder = bind_folder(out, plain(config))
     run = EvalRun(models, problems, folder, RelayConfig(max_tokens=max_tokens), seed, batch_size, progress=False)
     alone = run.traces(SYSTEMS["student"])
     candidates = [

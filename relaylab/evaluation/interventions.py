@@ -86,7 +86,7 @@ def _box(trace: Trace) -> str | None:
 
 
 def harmless(frame: pd.DataFrame, *, threshold: float = HIGH, seed: int = 0) -> Interval:
-    """h: the share of interventions at tokens above ``threshold`` nats that leave the answer as it was."""
+    """h: the share of interventions above ``threshold`` nats that leave the answer as it was; a mean over answers."""
     high = frame[frame["entropy"] > threshold]
     return mean(high.groupby("trace")["same"].mean(), seed=seed)
 

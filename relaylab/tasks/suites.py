@@ -1,13 +1,13 @@
 """The embedded suites: endless, seeded word problems with worked solutions, for models small enough to ship.
 
-Nine suites, graded by the arithmetic they need. In the *easy* ones every step is one that a very small model learns; in
-the *hard* ones exactly one step is a product of two two-digit numbers, written down without intermediate lines, while
-everything around it stays easy; *beyond* asks for products that neither embedded model has
-the capacity for. All suites are in the training data of both models in the same proportions: what a model cannot do, it
-could not learn.
+Eleven suites, graded by the arithmetic they need. In the *easy* ones every step is one that a very small model learns.
+In the *hard* ones exactly one step is a product of two two-digit numbers, written down without intermediate lines, and
+everything around it is easy. *beyond* asks for products that no embedded model has the capacity for. The models
+without a world were trained on these nine in the same proportions: what one of them cannot do, it could not learn.
+*fact* and *route* have misconceptions: a world's textbook for the student is wrong there (``worlds.py``).
 
-A problem is a function of (suite, split, seed, index). The split is decided by a hash of the question's text, so no
-question of one split can appear in the other. Arithmetic facts (47*83) are shared between the splits; questions are
+A problem is a function of (suite, split, seed, index, world). The split is decided by a hash of the question's text, so
+no question of one split can appear in the other. Arithmetic facts (47*83) are shared between the splits; questions are
 not.
 
 This module does not grade (``grading.py``) and does not know any model.

@@ -73,10 +73,12 @@ RECIPES = {
 }
 # Trained on from these into the worlds, with the suites that have misconceptions.
 _WORLD: dict[str, Any] = dict(suites=ALL_SUITES, learning_rate=2e-3)
-for _seed, _world in enumerate(("lifelike", "plain", "wordy", "stubborn"), 11):
-    RECIPES[f"{_world}/student"] = Recipe(
-        1500, _seed, base="student", worlds=(_world,), textbook=True, drills=(0.3, 0.3, 0.3), **_WORLD
+RECIPES |= {
+    f"{world}/student": Recipe(
+        1500, seed, base="student", worlds=(world,), textbook=True, drills=(0.3, 0.3, 0.3), **_WORLD
     )
+    for seed, world in enumerate(("lifelike", "plain", "wordy", "stubborn"), 11)
+}
 RECIPES["lifelike/teacher"] = Recipe(
     550, 15, width=128, layers=4, base="teacher", worlds=("lifelike", "lifelike", "lifelike", "plain"),
     drills=(0.2, 0.2, 0.2), **_WORLD,

@@ -75,7 +75,7 @@ def write_manifest(*, count: int) -> None:
             "scores": {s.suite: {"level": s.level, "right": s.right, "count": s.count} for s in scores},
         }
         if (path / "relay_config.json").exists():  # trained to call: with the teacher it is another
-            teacher = load_teacher("lifelike/teacher" if "/" in name else "teacher")
+            teacher = load_teacher(zoo.default_teacher(name))
             entries[name]["relay_scored_with"] = f"the same command  (greedy, with {teacher.name}, caps as in training)"
             config = RelayConfig(**read_json(path / "relay_config.json"))
             entries[name]["relay_scores"] = relay_scores(engine, teacher, config, count=count, suites=suites)
