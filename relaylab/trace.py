@@ -179,7 +179,8 @@ class Trace:
             raise ValueError(f"this is a trace of version {version!r}; this relaylab reads version {VERSION}")
         if wrong := _wrong_type(fields):
             raise ValueError(wrong)
-        return cls(**fields | {"calls": [Call(**c) for c in fields.get("calls", [])]})
+        fields["calls"] = [Call(**c) for c in fields.get("calls", [])]
+        return cls(**fields)
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), ensure_ascii=True, separators=(",", ":"))
@@ -261,7 +262,8 @@ def to_dataset(traces: Iterable[Trace]) -> datasets.Dataset:
 
 def from_dataset(dataset: datasets.Dataset) -> Iterator[Trace]:
     """The traces of a dataset made by ``to_dataset``."""
-    for row in dataset:
+    rows: Any = dataset
+    for row in rows:
         yield Trace.from_dict(row | {k: json.loads(row[k]) for k in NESTED})
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
@@ -73,8 +74,8 @@ class Engine:
         # While any module has a hook, the modules have to be called: no faster pass then.
         self._hooks = [hooks for m in model.modules() for hooks in (m._forward_hooks, m._forward_pre_hooks)]
         self._fast = fast_forward(model)
-        capture = graphs and self._fast and self.device.type == "cuda" and not getattr(model, "is_quantized", False)
-        self._graphs = StepGraphs(model, self._fast, self.cache) if capture else None
+        capture = graphs and self.device.type == "cuda" and not getattr(model, "is_quantized", False)
+        self._graphs = StepGraphs(model, self._fast, self.cache) if capture and self._fast else None
         if self._fast:
             with suppress(AttributeError, IndexError, TypeError, RuntimeError):  # some part of it is another than known
                 if self._error() <= 1:
@@ -169,8 +170,14 @@ class Engine:
 
     # Forward passes ---------------------------------------------------------------------------------------------------
 
+    @overload
+    def forward(self, slots: Sequence[CacheSlot], *, positions: int = 1, hidden: Literal[False] = False) -> Tensor: ...
+
+    @overload
+    def forward(self, slots: Sequence[CacheSlot], *, positions: int = 1, hidden: bool) -> Any: ...
+
     @torch.inference_mode()
-    def forward(self, slots: Sequence[CacheSlot], *, positions: int = 1, hidden: bool = False):
+    def forward(self, slots: Sequence[CacheSlot], *, positions: int = 1, hidden: bool = False) -> Any:
         """Run the slots' pending tokens, at least one each.
 
         Args:
@@ -191,9 +198,9 @@ class Engine:
             raise ValueError(f"a sequence of {longest} tokens does not fit the model's context of {self.context}")
         if len(set(slots)) != len(slots):
             raise ValueError("a slot is named twice")
-        groups, parts = _groups(slots), []
+        groups, parts = _groups(slots), list[list[Tensor]]()
         for group in groups:
-            part, passes = [slots[i] for i in group], []
+            part, passes = [slots[i] for i in group], list[list[Tensor]]()
             while part[0].pending:  # one pass, or as many as the tokens of a slot alone need
                 passes.append(self._pass(part, positions, hidden))
             outputs = [torch.cat(p, 1)[:, -positions:] if len(p) > 1 else p[0] for p in zip(*passes)]

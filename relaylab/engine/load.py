@@ -23,7 +23,8 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import cached_file, logging
+from transformers.utils import logging
+from transformers.utils.hub import cached_file
 
 from relaylab.engine.engine import Engine
 from relaylab.files import read_json
@@ -86,8 +87,7 @@ def load_model(
         _check_quantize(quantize, device, path if adapter.exists() else "")
         model = AutoModelForCausalLM.from_pretrained(path, **_four_bit(dtype or torch.bfloat16, device))
         return model.eval(), AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    dtype = dtype or (torch.float32 if device == "cpu" else "auto")
-    options: dict[str, Any] = {"dtype": dtype} | SAFE
+    options: dict[str, Any] = {"dtype": dtype or (torch.float32 if device == "cpu" else "auto")} | SAFE
     if adapter.exists():
         from peft import PeftModel
 
@@ -104,6 +104,7 @@ def load_model(
         path = base if not (Path(path) / "tokenizer.json").exists() else path
     else:
         model = AutoModelForCausalLM.from_pretrained(path, **options)
+    model: Any = model
     return model.to(device).eval(), AutoTokenizer.from_pretrained(path, trust_remote_code=False)
 
 

@@ -13,6 +13,7 @@ import functools
 import hashlib
 import json
 import re
+from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -31,7 +32,7 @@ def _byte_alphabet() -> dict[str, int]:
     return {chr(b): b for b in plain} | {chr(256 + i): b for i, b in enumerate(rest)}
 
 
-def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+def fingerprint(tokenizer: Any) -> str:
     """A digest of what turns text into ids and back; equal for tokenizers that can exchange ids."""
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     parts = {k: state.get(k) for k in ("added_tokens", "normalizer", "pre_tokenizer", "model", "decoder")}
@@ -54,7 +55,7 @@ class TokenText:
             raise ValueError(
                 f"{type(tokenizer).__name__} is not backed by the tokenizers library; use a fast tokenizer"
             )
-        self.tokenizer = tokenizer
+        self.tokenizer: Any = tokenizer
         self.fingerprint = fingerprint(tokenizer)
         self.size = len(tokenizer)
         self.bytes = self._table()
@@ -186,7 +187,7 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]
     return ids
 
 
-def prompt_text(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> str:
+def prompt_text(tokenizer: Any, messages: list[dict[str, str]]) -> str:
     """The text of a prompt, up to where the answer begins.
 
     Raises:

@@ -38,7 +38,7 @@ class StepState:
 
 
 class CallRule(Protocol):
-    uses_entropy: bool
+    """Any function will do. One with ``uses_entropy = True`` is given the entropy of the next token."""
 
     def __call__(self, moment: StepState) -> int | None: ...
 

@@ -205,7 +205,8 @@ def load_teacher(
         from relaylab.relay.api_teacher import APITeacher  # the client is slow to import and seldom needed
 
         own = load_tokenizer(tokenizer) if tokenizer else None
-        return APITeacher(name, model, tokenizer=own, temperature=temperature, **options)
+        server: Any = APITeacher(name, model, tokenizer=own, temperature=temperature, **options)
+        return server
     return LocalTeacher(load_engine(name, **options), temperature=temperature)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import codecs
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 from relaylab.call_tag import Command
 from relaylab.engine.engine import Engine
@@ -52,7 +52,7 @@ class Sequence:
         self._text, self._end_ids, self._shared = student.text, student.end_ids, shared
         self.index, self.messages, self.prompt_ids, self.config, self.seed = index, messages, prompt_ids, config, seed
         self.uniforms = Uniforms(seed)
-        self.slot: CacheSlot | None = None  # the student's
+        self.slot: CacheSlot = None  # type: ignore[assignment] # the student's, once decoding begins
         self.view = TeacherView(messages, seed=seed, whole_characters=not shared)
         self.ids: list[int] = []
         self.source: list[str] = []
@@ -61,6 +61,7 @@ class Sequence:
         self.logprobs: list[float | None] | None = [] if record else None
         self.entropies: list[float | None] | None = [] if record else None
         self.stop = ""
+        self.id, self.problem = "", dict[str, Any]()  # those of the trace that a fork goes on from
         self.waiting: Call | None = None  # the call that the teacher has to answer
         self.submitted = False  # whether the teacher works on it
         self.forced_call: int | None = None  # a fork's call, to be written before the next token
@@ -163,7 +164,7 @@ class Sequence:
         self.ids.append(token)
         self.source.append(source)
         self.pieces.append(piece)
-        if self.logprobs is not None:
+        if self.logprobs is not None and self.entropies is not None:
             self.logprobs.append(None)
             self.entropies.append(None)
 
@@ -171,6 +172,7 @@ class Sequence:
 
     def start_teacher_turn(self) -> TeacherView:
         """Show the teacher what the student wrote since the last hand-off, without the calls."""
+        assert self.waiting is not None
         self._end_student_turn()
         self.submitted, self.view.n = True, self.waiting.granted
         return self.view
@@ -190,7 +192,7 @@ class Sequence:
             # The caps were applied when the call was granted; another tokenizer counts other tokens.
             allowed = call.granted if self._shared else self._allowance()
             exact = self._shared and output.ids is not None
-            every = list(output.ids) if exact else self._text.encode(output.text)
+            every = list(output.ids or ()) if exact else self._text.encode(output.text)
             ids = every[:allowed]
             cut = len(ids) < len(every)
             text = "".join(self._text.pieces(ids)) if cut else output.text
@@ -250,6 +252,7 @@ class Sequence:
         Raises:
             ValueError: where the trace was made with another tokenizer.
         """
+        self.id, self.problem = trace.id, trace.problem
         ids, ended = trace.completion_ids[:at], at == len(trace.completion_ids) and trace.stop in ("end", "teacher_end")
         end_token = ended and trace.stop == "end" and bool(ids)
         body = ids[:-1] if end_token else ids
@@ -313,6 +316,8 @@ class Sequence:
             temperature=self.config.temperature,
             student=student,
             teacher=teacher,
+            id=self.id,
+            problem=dict(self.problem),
         )
 
 

@@ -82,7 +82,9 @@ class Teacher(Protocol):
     tokenizers, or None."""
 
     name: str
-    fingerprint: str | None
+
+    @property
+    def fingerprint(self) -> str | None: ...
 
     def submit(self, views: Sequence[TeacherView]) -> None:
         """Begin to continue each view by at most ``view.n`` >= 1 tokens. Returns without waiting for the answers."""
