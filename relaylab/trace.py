@@ -262,9 +262,9 @@ def to_dataset(traces: Iterable[Trace]) -> datasets.Dataset:
 
 def from_dataset(dataset: datasets.Dataset) -> Iterator[Trace]:
     """The traces of a dataset made by ``to_dataset``."""
-    rows: Any = dataset
-    for row in rows:
-        yield Trace.from_dict(row | {k: json.loads(row[k]) for k in NESTED})
+    for row in dataset:
+        values: Any = row
+        yield Trace.from_dict(values | {k: json.loads(values[k]) for k in NESTED})
 
 
 def to_frame(traces: Iterable[Trace]) -> pandas.DataFrame:

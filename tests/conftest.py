@@ -26,7 +26,7 @@ def impatient(monkeypatch) -> Iterator[None]:
     from relaylab.tasks import compare, verifier
 
     monkeypatch.setattr(verifier, "CPU_SECONDS", 0.25)
-    caches = verifier.verify, compare._expression
+    caches = verifier.ask_math_verify, compare._expression
     for cached in caches:
         cached.cache_clear()
     yield

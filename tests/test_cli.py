@@ -98,6 +98,7 @@ DECODE = ["decode", "--out", "t.jsonl"]
         ([*DECODE, "--suite", "depot", "--suite", "depot"], "'depot-test-0-0' comes twice"),
         ([*DECODE, "--suite", "depot", "--shard", "3/2"], "a shard is written i/n"),
         ([*DECODE, "--data", "d.jsonl"], "d.jsonl"),
+        ([*DECODE, "--suite", "depot", "--answer-field", "a"], "are for --data without --benchmark"),
         ([*DECODE, "--data", "t.jsonl"], "--out and --data are both t.jsonl"),
         (["show", "t.jsonl"], "t.jsonl"),
         (["show", "t.jsonl", "--html", "t.jsonl"], "are both t.jsonl"),
@@ -271,9 +272,10 @@ def test_an_interrupted_decode_goes_on_where_it_stopped(relaylab, tmp_path, inte
 
 def test_decode_of_a_file_of_questions_in_shards(relaylab, tmp_path):
     easy, data, out = problem("savings", 0), tmp_path / "mine.jsonl", tmp_path / "t.jsonl"
-    rows = [{"question": easy.question, "answer": easy.answer}, {"question": "What is 7+5?", "answer": "12"}]
+    rows = [{"ask": easy.question, "key": easy.answer}, {"ask": "What is 7+5?", "key": "12"}]
     data.write_text("".join(json.dumps(r) + "\n" for r in rows))
-    options = ["--data", data, "--out", out, "--teacher", "none", "--prompt-suffix", "Think."]
+    options = ["--data", data, "--question-field", "ask", "--answer-field", "key", "--out", out]
+    options += ["--teacher", "none", "--prompt-suffix", "Think."]
     for i in (1, 2):
         assert f"1 traces in {tmp_path / f't.{i}-of-2.jsonl'}" in relaylab("decode", *options, "--shard", f"{i}/2").out
     result = relaylab("decode", *options)

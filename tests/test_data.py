@@ -80,6 +80,19 @@ def test_json_and_csv_say_the_same(write):
         ("a.jsonl", row(question="q", answer=True), "line 1: no answer"),
         ("a.jsonl", row(question="q", answer="so ####"), "line 1: no answer"),
         ("a.jsonl", row(id=1, question="q", answer="1") * 2, r"line 2: the id '1' comes twice; make the ids unique"),
+        (
+            "a.jsonl",
+            row(question="q", answer="1") + r'{"question": "\ud800", "answer": 1}',
+            r"line 2: '\\ud800' is half of",
+        ),
+        ("a.jsonl", '{"question": "q", "answer": NaN}', r"a\.jsonl, line 1: not JSON \(NaN is no number"),
+        ("a.jsonl", '{"question": "q", "answer": 1e999}', "line 1: no answer"),
+        ("a.json", '[{"question": "q", "answer": -Infinity}]', r"a\.json: not JSON \(-Infinity is no number"),
+        (
+            "a.jsonl",
+            row(question="q" + " " * 10**6 + "?", answer="1"),
+            r"line 1: a text of 1,000,002 characters; at most",
+        ),
         ("a.jsonl", "\n\n", r"a\.jsonl: no questions in it"),
         ("a.jsonl", b'{"question": "\xff"}', r"a\.jsonl: not UTF-8 text .*save the file as UTF-8"),
         ("a.json", '{"question": "q"}', r"a\.json: holds a JSON dict; the file must be one JSON list"),
@@ -93,6 +106,20 @@ def test_json_and_csv_say_the_same(write):
 def test_errors_name_file_line_and_remedy(write, name, content, message):
     with pytest.raises(ValueError, match=message):
         load_problems(write(name, content))
+
+
+def test_fields_name_the_columns(write):
+    path = write("a.jsonl", row(question="wrong", ask="2+2?", key="4", answer="5"))
+    (problem,) = load_problems(path, question_field="ask", answer_field="key")
+    assert (problem.question, problem.answer) == ("2+2?", "4")
+    with pytest.raises(
+        ValueError, match=r"line 1: no question; name its column q \(it has question, ask, key, answer\)"
+    ):
+        load_problems(path, question_field="q")
+
+
+def test_a_whole_surrogate_pair_is_a_character(write):
+    assert load_problems(write("a.jsonl", r'{"question": "\ud83d\ude00", "answer": 1}'))[0].question == "\U0001f600"
 
 
 def test_limit_must_be_positive(write):

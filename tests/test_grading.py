@@ -200,7 +200,6 @@ HOSTILE = [
     "5\0",
     "\ud800",
     "\u202e5",
-    "\u0665",
     "5\u200b",
     "\\",
     "\r\n\u2028\u2029",
@@ -349,7 +348,7 @@ def test_without_math_verify_the_error_says_what_to_install(tmp_path):
         r"""
         from relaylab.tasks.grading import grade
         assert grade(r"\boxed{5}", "5")
-        grade(r"\boxed{x}", "x")
+        grade(r"\boxed{x+x}", "2x")
         """,
     )
     assert "RuntimeError: the grading worker did not start: ImportError" in done.stderr

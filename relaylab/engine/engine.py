@@ -75,7 +75,7 @@ class Engine:
         self._hooks = [hooks for m in model.modules() for hooks in (m._forward_hooks, m._forward_pre_hooks)]
         self._fast = fast_forward(model)
         capture = graphs and self.device.type == "cuda" and not getattr(model, "is_quantized", False)
-        self._graphs = StepGraphs(model, self._fast, self.cache) if capture and self._fast else None
+        self._graphs = StepGraphs(model, self._fast, self.cache) if self._fast and capture else None
         if self._fast:
             with suppress(AttributeError, IndexError, TypeError, RuntimeError):  # some part of it is another than known
                 if self._error() <= 1:
@@ -172,10 +172,10 @@ class Engine:
 
     @overload
     def forward(self, slots: Sequence[CacheSlot], *, positions: int = 1, hidden: Literal[False] = False) -> Tensor: ...
-
     @overload
-    def forward(self, slots: Sequence[CacheSlot], *, positions: int = 1, hidden: bool) -> Any: ...
-
+    def forward(
+        self, slots: Sequence[CacheSlot], *, positions: int = 1, hidden: bool
+    ) -> Tensor | tuple[Tensor, Tensor]: ...
     @torch.inference_mode()
     def forward(self, slots: Sequence[CacheSlot], *, positions: int = 1, hidden: bool = False) -> Any:
         """Run the slots' pending tokens, at least one each.
@@ -203,7 +203,8 @@ class Engine:
             part, passes = [slots[i] for i in group], list[list[Tensor]]()
             while part[0].pending:  # one pass, or as many as the tokens of a slot alone need
                 passes.append(self._pass(part, positions, hidden))
-            outputs = [torch.cat(p, 1)[:, -positions:] if len(p) > 1 else p[0] for p in zip(*passes)]
+            columns: list[list[Tensor]] = [list(column) for column in zip(*passes)]
+            outputs = [torch.cat(c, 1)[:, -positions:] if len(c) > 1 else c[0] for c in columns]
             missing = positions - outputs[0].shape[1]
             parts.append([nn.functional.pad(p, (0, 0, missing, 0)) if missing > 0 else p for p in outputs])
         outputs = parts[0]
@@ -211,6 +212,17 @@ class Engine:
             order = torch.tensor([i for group in groups for i in group], device=self.device).argsort()
             outputs = [torch.cat(p)[order] for p in zip(*parts)]
         return tuple(outputs) if hidden else outputs[0]
+
+    def read(self, prompt: Sequence[int], completion: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """What the model thinks before each token of a completion that it reads.
+
+        Returns:
+            Logits (T, vocabulary) and last hidden states (T, H), both float32.
+        """
+        slot = self.open([*prompt, *completion[:-1]])
+        logits, hidden = self.forward([slot], positions=len(completion), hidden=True)
+        self.close(slot)
+        return logits[0], hidden[0].float()
 
     def _pass(self, slots: list[CacheSlot], positions: int, hidden: bool) -> list[Tensor]:
         """One forward pass: logits, and hidden states where they are wanted."""

@@ -40,8 +40,18 @@ SAFE = {"use_safetensors": True, "trust_remote_code": False}
 
 
 def embedded() -> dict[str, Path]:
-    """The embedded models by name."""
-    return {p.parent.name: p.parent for p in sorted(WEIGHTS.glob("*/*config.json")) if p.name in CONFIGS}
+    """The embedded models by name; those of a world are named as ``lifelike/student``."""
+    folders = sorted(p.parent for p in WEIGHTS.glob("**/*config.json") if p.name in CONFIGS)
+    return {folder.relative_to(WEIGHTS).as_posix(): folder for folder in folders}
+
+
+def default_teacher(student: str | Path) -> str:
+    """The teacher that an embedded student was trained with: that of its world; ``teacher`` for any other student.
+
+    >>> default_teacher("lifelike/relay"), default_teacher("relay")
+    ('lifelike/teacher', 'teacher')
+    """
+    return "lifelike/teacher" if "/" in str(student) and str(student) in embedded() else "teacher"
 
 
 def resolve(name: str | Path) -> str:
@@ -82,6 +92,7 @@ def load_model(
     if str(name) in embedded():  # they load in milliseconds; a bar in every notebook cell would be noise
         logging.disable_progress_bar()
     device = device or _device()
+    model: Any
     adapter = Path(path) / "adapter_config.json"
     if quantize is not None:
         _check_quantize(quantize, device, path if adapter.exists() else "")
@@ -94,7 +105,8 @@ def load_model(
         if not (Path(path) / "adapter_model.safetensors").exists():  # PEFT would look for a pickle next
             raise ValueError(f"{path} holds an adapter without adapter_model.safetensors")
         base = base_of(path)
-        adapted: Any = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, **options), path)
+        plain: Any = AutoModelForCausalLM.from_pretrained(base, **options)
+        adapted: Any = PeftModel.from_pretrained(plain, path)
         if not hasattr(adapted.base_model, "merge_and_unload"):
             kind = adapted.peft_config["default"].peft_type
             raise ValueError(

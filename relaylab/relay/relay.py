@@ -181,7 +181,7 @@ class Stream(Iterator[Event]):
 
     def __init__(self, relay: Relay, sequences: list[Sequence]):
         self._relay, self._sequences = relay, sequences
-        self._events = self._decode()
+        self._events: Any = self._decode()
 
     def __next__(self) -> Event:
         return next(self._events)
@@ -255,7 +255,7 @@ class Stream(Iterator[Event]):
             part, wanted = active[first : first + most], counts[first : first + most]
             hidden = getattr(relay.call_rule, "uses_hidden", False)
             output = relay.student.forward([s.slot for s in part], positions=max(wanted), hidden=hidden)
-            logits, states = output if hidden else (output, None)
+            logits, states = output if isinstance(output, tuple) else (output, None)
             before = [len(s.ids) for s in part]
             # 1) Where a call rule or a fork wants a call, it is written.
             called = set()
@@ -310,9 +310,8 @@ class Stream(Iterator[Event]):
             n, s.forced_call, forked = s.forced_call, None, s.forced_call is not None
             if rule and not forked and s.may_call():
                 state = None if states is None else states[i, -1]
-                n = rule(
-                    StepState(len(s.ids), s.since_call, len(s.closed_calls), entropies[i], s.seed, logits[i], state)
-                )
+                where = (len(s.ids), s.since_call, len(s.closed_calls))
+                n = rule(StepState(*where, entropies[i], s.seed, logits[i], state, s.line))
             if n is None:
                 continue
             if s.config.write_call:
@@ -339,8 +338,8 @@ class Stream(Iterator[Event]):
         if fresh := [s for s in waiting if gather and not s.submitted]:
             relay.teacher.submit([s.start_teacher_turn() for s in fresh])
             for s in fresh:
-                if s.waiting:
-                    yield CallOpened(s.index, replace(s.waiting))
+                assert s.waiting is not None
+                yield CallOpened(s.index, replace(s.waiting))
         by_view = {s.view: s for s in waiting if s.submitted}
         failed = []
         for view, output in relay.teacher.poll(list(by_view), wait=idle):
@@ -374,5 +373,7 @@ def _record(part: list[Sequence], before: list[int], wanted: list[int], logits: 
     for i, (s, span, n) in enumerate(zip(part, spans, wanted)):
         assert s.logprobs is not None and s.entropies is not None  # noqa: PT018
         many = span.stop - span.start
+        assert s.logprobs is not None
+        assert s.entropies is not None
         s.logprobs[span] = chosen[i][-n:][:many]
         s.entropies[span] = entropy[i, -n:].tolist()[:many]

@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 from relaylab.call_tag import Command
 from relaylab.engine.engine import Engine
-from relaylab.engine.kv_cache import CacheSlot
 from relaylab.engine.sampling import Uniforms
 from relaylab.relay.config import RelayConfig
 from relaylab.relay.teachers import Message, Segment, TeacherOutput, TeacherView
@@ -52,7 +51,7 @@ class Sequence:
         self._text, self._end_ids, self._shared = student.text, student.end_ids, shared
         self.index, self.messages, self.prompt_ids, self.config, self.seed = index, messages, prompt_ids, config, seed
         self.uniforms = Uniforms(seed)
-        self.slot: CacheSlot = None  # type: ignore[assignment] # the student's, once decoding begins
+        self.slot: Any = None  # the student's CacheSlot, while it decodes
         self.view = TeacherView(messages, seed=seed, whole_characters=not shared)
         self.ids: list[int] = []
         self.source: list[str] = []
@@ -83,6 +82,16 @@ class Sequence:
     @property
     def closed_calls(self) -> list[Call]:
         return [c for c in self.calls if c.status != "unclosed"]
+
+    @property
+    def line(self) -> str:
+        """The text of the present line so far."""
+        text = ""
+        for piece in reversed(self.pieces):
+            if "\n" in piece:
+                return piece.rpartition("\n")[2] + text
+            text = piece + text
+        return text
 
     @property
     def since_call(self) -> int:
@@ -166,6 +175,7 @@ class Sequence:
         self.pieces.append(piece)
         if self.logprobs is not None and self.entropies is not None:
             self.logprobs.append(None)
+        if self.entropies is not None:
             self.entropies.append(None)
 
     # The teacher writes -----------------------------------------------------------------------------------------------
@@ -174,6 +184,7 @@ class Sequence:
         """Show the teacher what the student wrote since the last hand-off, without the calls."""
         assert self.waiting is not None
         self._end_student_turn()
+        assert self.waiting is not None
         self.submitted, self.view.n = True, self.waiting.granted
         return self.view
 
@@ -191,8 +202,8 @@ class Sequence:
         else:
             # The caps were applied when the call was granted; another tokenizer counts other tokens.
             allowed = call.granted if self._shared else self._allowance()
-            exact = self._shared and output.ids is not None
-            every = list(output.ids or ()) if exact else self._text.encode(output.text)
+            exact = output.ids if self._shared else None
+            every = self._text.encode(output.text) if exact is None else list(exact)
             ids = every[:allowed]
             cut = len(ids) < len(every)
             text = "".join(self._text.pieces(ids)) if cut else output.text

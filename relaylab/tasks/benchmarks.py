@@ -19,6 +19,7 @@ import re
 import string
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -248,7 +249,8 @@ def _problem(bench: Benchmark, row: Any, where: str) -> Problem:
         kind = "several" if row["is_multiple_answer"] else "number" if numerical else "expression"
     try:
         tolerance = float(tolerance) if tolerance else bench.relative * abs(_float(answer))
-    except ValueError as error:
+        Fraction(tolerance)  # neither NaN nor an infinity
+    except (ValueError, OverflowError) as error:
         raise ValueError(f"{where}: the column error holds {tolerance!r}; it must be a number or empty") from error
     own = text_of(row.get(bench.id)) if bench.id else ""
     return Problem(

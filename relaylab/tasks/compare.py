@@ -26,7 +26,7 @@ from relaylab.tasks.normalise import SMALL_NUMBERS, TEXT, normalise, spaces
 from relaylab.tasks.quantities import Quantity, agree, is_compound, read_quantity, read_unit, split_unit, unit_ratio
 from relaylab.tasks.verifier import Reason
 
-_PLAIN = re.compile(r"-?\d{1,40}(?:\.\d{1,40})?")
+_PLAIN = re.compile(r"-?\d{1,40}(?:\.\d{1,40})?", re.ASCII)
 _WORDS = re.compile(r"(?:\\text\{)?\s*((?:an? |the )?[A-Za-z]{3,}(?:[ -][A-Za-z]+)*)\s*\}?")
 _ATOM = r"(?:\\(?:text|vec|hat|mathbf|overline)\{[^{}]*\}|\\[A-Za-z]+|[A-Za-z])(?:_(?:\{[^{}]*\}|\w))?'*"
 _NAMED = re.compile(
@@ -43,8 +43,8 @@ _CONGRUENCE = re.compile(
     r"\s*(?:\{(\d+)\}|(\d+))\s*\)?"
 )
 _LETTER = re.compile(
-    r"(?:(?:the )?(?:(?:final |correct )?(?:option|choice|answer)(?: is)?\s*:?\s*)+)?"
-    r"[(\[]?\s*([A-Za-z])\s*(?:[)\]]?[.:]?|[)\].:]\s*(?!(?:and|or)\b)[^\s,;&/].*)",
+    r"(?:(?:the )?(?:final |correct )?(?:option|choice|answer)(?: is)?\s*+:?\s*+){0,3}+"
+    r"[(\[]?\s*+([A-Za-z])\s*+(?:[)\]]?[.:]?|[)\].:]\s*+(?!(?:and|or)\b)[^\s,;&/].*)",
     re.DOTALL | re.IGNORECASE,
 )
 _QUOTES = str.maketrans(dict.fromkeys("\"'`\u2018\u2019\u201c\u201d*"))
@@ -138,7 +138,7 @@ def _value(written: str, answer: str, unit: str, tolerance: float) -> Reason:
         return "equal"
     if re.search(r"\d \d", ours):  # math-verify reads `5 40` as 45
         return "unparsable"
-    return verifier.verify(_readable(ours), _readable(theirs), tolerance)
+    return verifier.ask_math_verify(_readable(ours), _readable(theirs), tolerance)
 
 
 def _squeezed(text: str) -> str:
@@ -370,6 +370,8 @@ def _words(text: str) -> list[Fraction | str]:
 
 
 def _number(word: str) -> Fraction | None:
+    if _PLAIN.fullmatch(word):
+        return Fraction(word)
     if not re.fullmatch(r"[-\u2212]?[\d.][\d.,/ ^{}]*", word):  # `1 egg` is not `1 spoon`
         return None
     quantity = read_quantity(normalise(word))

@@ -120,7 +120,7 @@ def remarks(text: str) -> str:
     r"""No words around an answer: *The answer is*, *for all x*, a full stop."""
     said = r"(?i:the )?(?i:final |correct )?(?i:answer|option|choice)(?i: is)?\s*[:=]?\s*"
     text = re.sub(rf"^\s*(?:(\\(?:{FONTS})\s*\{{)\s*)?{said}(\}})?", lambda m: (m[1] or "") if not m[2] else "", text)
-    begin = rf"(?<=\S)[ ,(]*(?:\\(?:{FONTS})\s*\{{)?[ ,(]*"
+    begin = rf"(?<=[^\s,(])[ ,(]*+(?:\\(?:{FONTS})\s*+\{{[ ,(]*+)?"
     text = re.sub(rf"{begin}\b(?:for (?:all|any|every|each|some)|where)\b.*$", "", text)
     text = re.sub(r",?\s*\\forall.*$", "", text)
     text = re.sub(r"^(?:=|\\implies|\\Rightarrow|\\therefore)\s*", "", text.strip())
@@ -137,7 +137,7 @@ def python(text: str) -> str:
     text = re.sub(r"\^\s*(-\s*\w+(?:\.\d+)?|\d+\.\d+|\d\d+)", r"^{\1}", text)
     text = re.sub(rf"\\text\{{[^{{}}]*\}}|(?<![\\A-Za-z{{_])({FUNCTIONS}|{GREEK}|oo|inf)(?![A-Za-z])", _command, text)
     text = re.sub(r"\\sqrt\s*\(((?:[^()]|\([^()]*\))*+)\)", r"\\sqrt{\1}", text)
-    text = re.sub(rf"\\exp\s*(?:{GROUP}|\(((?:[^()]|\([^()]*\))*+)\))", lambda m: f"e^{{{m[1] or m[2]}}}", text)
+    text = re.sub(rf"\\exp\s*(?:{GROUP}|\(((?:[^()]|\([^()]*\))*+)\))", lambda m: f"e^{{{m[1] or m[2] or ''}}}", text)
     return re.sub(r"\s*(?<!\^)\*\s*", r" \\cdot ", text)
 
 
@@ -188,8 +188,8 @@ def letters(text: str) -> str:
     r"""The imaginary unit, derivatives by time, and names with a subscript, each in a form that math-verify reads."""
     text = re.sub(r"\\(?:imath|jmath)(?![A-Za-z])|(?<=\d)j(?![A-Za-z])", " i ", text)
     text = re.sub(r"(?<![A-Za-z\\_{])i(?![A-Za-z_=])", " i ", text)
-    text = re.sub(r"\\dot\s*(?:\{([^{}]*)\}|(\w))", lambda m: rf"\frac{{d {m[1] or m[2]}}}{{d t}}", text)
-    text = re.sub(r"\\ddot\s*(?:\{([^{}]*)\}|(\w))", lambda m: rf"\frac{{d^2 {m[1] or m[2]}}}{{d t^2}}", text)
+    text = re.sub(r"\\dot\s*(?:\{([^{}]*)\}|(\w))", lambda m: rf"\frac{{d {m[1] or m[2] or ''}}}{{d t}}", text)
+    text = re.sub(r"\\ddot\s*(?:\{([^{}]*)\}|(\w))", lambda m: rf"\frac{{d^2 {m[1] or m[2] or ''}}}{{d t^2}}", text)
     operators = "log|lim|sum|prod|int|max|min|inf|sup|bigcup|bigcap|gcd|text|oint|mathbb"
     command = rf"\\(?!(?:{operators})(?![A-Za-z]))[A-Za-z]+"
     name = rf"({command}|(?<![A-Za-z\\])[A-Za-z])\s*_\s*(?:{GROUP}|([A-Za-z0-9]|\\[a-z]+))"
@@ -198,7 +198,7 @@ def letters(text: str) -> str:
 
 def _subscripted(match: re.Match[str]) -> str:
     r"""A symbol that depends on the name alone. math-verify reads `E_1` and `m_{\max}` as strings."""
-    sub = re.sub(rf"\\(?:{FONTS})(?![A-Za-z])|[\\{{}}\s]", "", match[2] or match[3])
+    sub = re.sub(rf"\\(?:{FONTS})(?![A-Za-z])|[\\{{}}\s]", "", match[2] or match[3] or "")
     letter = match[1] if match[1] in "abcjklmnpqrstuvwxyz" else "x"  # others are numbers or functions somewhere
     return f"{letter}_{{{zlib.crc32(f'{match[1]}_{sub}'.encode()) % 10**6}}}"
 
@@ -213,5 +213,5 @@ def normalise(text: str) -> str:
     '\\frac{9}{5} \\text{cm}^{2}'
     """
     for step in STEPS:
-        text = step(text)
+        text = step(" ".join(text.split()))  # long runs of spaces would cost regular expressions cubic time
     return text

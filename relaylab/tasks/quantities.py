@@ -51,7 +51,7 @@ _ANY = _tail(rf"(?:[A-Za-z]{{3,}}+|{_WORD})")  # after a number
 _SURE = _tail(rf"(?=[A-Za-z]{{2}}){_WORD}")  # after an expression: a letter or an unknown word may be a variable
 _MONEY = re.compile(rf"([-+]?)\s*(?:\\text\{{\s*)?(?:US)?(\\\$|[{_COINS}]|USD|EUR|GBP|Rs\.?)\s*\}}?\s*(?=[-\d.\\])")
 _PART = re.compile(rf"(square |sq\.? |cubic )?([A-Za-z]+|{_SYMBOL})(?:\^(-?\d)| (squared|cubed))?")
-_AMOUNT = r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)\.?"
+_AMOUNT = r"(?<![\d.])(\d++(?:\.\d++)?)\s*+([A-Za-z]++)\.?"
 _VALUE = re.compile(
     r"(?P<sign>[-+]?)\s*\{?(?:\\frac\{(?P<top>-?\d+)\}\{(?P<under>\d+)\}|(?P<a>\d+)\s*/\s*(?P<b>\d+)"
     r"|10\s*\^\s*\{?\s*(?P<power>-?\s*\d{1,4})\s*\}?|(?P<mantissa>\d+(?:\.\d*)?)(?:\s*(?:\\times|\\cdot|x)\s*"
@@ -116,7 +116,7 @@ def split_unit(text: str, *, loose: bool = False) -> tuple[str, Unit | None]:
     money = _MONEY.match(text)
     if money:
         text = money[1] + text[money.end() :]
-    found = (_ANY if loose else _SURE).search(text)
+    found = (_ANY if loose else _SURE).search(text, max(0, len(text) - 100))  # no unit is longer
     if found is None or not re.search(r"[\d})!A-Za-z]", text[: found.start()]):
         return text, read_unit(money[2]) if money else None
     unit = read_unit(found[0])

@@ -21,7 +21,7 @@ from relaylab.files import read_json, write_whole
 from relaylab.trace import read_traces
 from relaylab.version import __version__
 from relaylab.views.evaluation_figures import accuracy_against_share, suite_bars
-from relaylab.views.figures import call_positions, plain
+from relaylab.views.figures import call_positions, figure_text
 from relaylab.views.theme import NO_MATH, load_plotly, page_css, show_figure
 
 SAMPLE = 300  # traces whose call positions are drawn
@@ -114,7 +114,7 @@ def _positions(out: Path) -> dict[str, go.Figure]:
         traces = list(read_traces(path))
         if any(0 < t.call_ratio < 1 for t in traces):
             fig = call_positions(random.Random(0).sample(traces, min(SAMPLE, len(traces))), relative=True)
-            figures[path.stem] = fig.update_layout(title_text=f"Where the student calls: {plain(path.stem)}")
+            figures[path.stem] = fig.update_layout(title_text=f"Where the student calls: {figure_text(path.stem)}")
     return figures
 
 
