@@ -198,7 +198,7 @@ class Engine:
             raise ValueError(f"a sequence of {longest} tokens does not fit the model's context of {self.context}")
         if len(set(slots)) != len(slots):
             raise ValueError("a slot is named twice")
-        groups, parts = _groups(slots), list[list[Tensor]]()
+        groups, parts = _groups(slots), []
         for group in groups:
             part, passes = [slots[i] for i in group], list[list[Tensor]]()
             while part[0].pending:  # one pass, or as many as the tokens of a slot alone need

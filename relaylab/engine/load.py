@@ -116,7 +116,6 @@ def load_model(
         path = base if not (Path(path) / "tokenizer.json").exists() else path
     else:
         model = AutoModelForCausalLM.from_pretrained(path, **options)
-    model: Any = model
     return model.to(device).eval(), AutoTokenizer.from_pretrained(path, trust_remote_code=False)
 
 

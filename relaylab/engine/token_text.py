@@ -60,7 +60,7 @@ class TokenText:
             raise ValueError(
                 f"{type(tokenizer).__name__} is not backed by the tokenizers library; use a fast tokenizer"
             )
-        self.tokenizer: Any = tokenizer
+        self.tokenizer = tokenizer
         self.fingerprint = fingerprint(tokenizer)
         self.size = len(tokenizer)
         self.bytes = self._table()
@@ -192,7 +192,7 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]
     return ids
 
 
-def prompt_text(tokenizer: Any, messages: list[dict[str, str]]) -> str:
+def prompt_text(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> str:
     """The text of a prompt, up to where the answer begins.
 
     Raises:

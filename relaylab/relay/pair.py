@@ -229,8 +229,7 @@ def load_teacher(
         from relaylab.relay.api_teacher import APITeacher  # the client is slow to import and seldom needed
 
         own = load_tokenizer(tokenizer) if tokenizer else None
-        server: Any = APITeacher(name, model, tokenizer=own, temperature=temperature, **options)
-        return server
+        return APITeacher(name, model, tokenizer=own, temperature=temperature, **options)
     return LocalTeacher(load_engine(name, **options), temperature=temperature)
 
 

@@ -12,7 +12,7 @@ its prompt and seed alone, so the order of turns is only a matter of speed.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from collections.abc import Sequence as Many
 from dataclasses import replace
 from itertools import count
@@ -203,7 +203,7 @@ class Stream(Iterator[Event]):
 
     # The loop ---------------------------------------------------------------------------------------------------------
 
-    def _decode(self) -> Generator[Event]:
+    def _decode(self) -> Iterator[Event]:
         relay, queue, live = self._relay, self._sequences[::-1], list[Sequence]()
         student, teacher = relay.student, relay.teacher
         try:
@@ -300,11 +300,8 @@ class Stream(Iterator[Event]):
     def _calls(self, part: list[Sequence], logits: torch.Tensor, states: torch.Tensor | None) -> set[int]:
         """Write the calls that a fork or the call rule wants. Returns which sequences got one."""
         rule = self._relay.call_rule if not self._relay.forbid_calls else None
-        entropies = (
-            token_statistics(logits)[1].tolist()
-            if rule and getattr(rule, "uses_entropy", False)
-            else [None] * len(part)
-        )
+        needed = getattr(rule, "uses_entropy", False)
+        entropies = token_statistics(logits)[1].tolist() if needed else [None] * len(part)
         called = set()
         for i, s in enumerate(part):
             n, s.forced_call, forked = s.forced_call, None, s.forced_call is not None
@@ -371,7 +368,6 @@ def _record(part: list[Sequence], before: list[int], wanted: list[int], logits: 
         targets[i, -n : len(ids) - n or None] = torch.tensor(ids, dtype=torch.long)
     chosen = logp.gather(-1, targets.to(logp.device)[..., None])[..., 0].tolist()
     for i, (s, span, n) in enumerate(zip(part, spans, wanted)):
-        assert s.logprobs is not None and s.entropies is not None  # noqa: PT018
         many = span.stop - span.start
         assert s.logprobs is not None
         assert s.entropies is not None

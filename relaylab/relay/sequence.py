@@ -173,7 +173,7 @@ class Sequence:
         self.ids.append(token)
         self.source.append(source)
         self.pieces.append(piece)
-        if self.logprobs is not None and self.entropies is not None:
+        if self.logprobs is not None:
             self.logprobs.append(None)
         if self.entropies is not None:
             self.entropies.append(None)
@@ -182,7 +182,6 @@ class Sequence:
 
     def start_teacher_turn(self) -> TeacherView:
         """Show the teacher what the student wrote since the last hand-off, without the calls."""
-        assert self.waiting is not None
         self._end_student_turn()
         assert self.waiting is not None
         self.submitted, self.view.n = True, self.waiting.granted
