@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from reference import slow_relay
@@ -193,6 +195,17 @@ def test_forks_replay_exactly_and_change_one_thing(engines):
     end = resized.calls[0].end
     assert resized.completion_ids[end : end + 2] == trace.completion_ids[call.end : call.end + 2]
 
+    # In one stream each trace may have a call of its own; a fork keeps the id and the problem, and is not graded.
+    named = replace(trace, id="a", problem={"question": "q"}, correct=True)
+    many = free.forks([named, named], [call.start, 9], call=[2, 7], write_call=[True, False])
+    list(many)
+    assert many.traces[0].completion_ids == resized.completion_ids
+    assert [t.calls[0].requested for t in many.traces] == [2, 7]
+    assert (many.traces[1].calls[0].start, many.traces[1].calls[0].end) == (9, 9)
+    assert [(t.id, t.problem, t.correct) for t in many.traces] == [("a", {"question": "q"}, None)] * 2
+    with pytest.raises(ValueError, match="1 values of call for 2 traces"):
+        free.forks([named, named], [9, 9], call=[2])
+
     forbidden = list(free.fork(trace, call.start, forbid=True))[-1].trace
     assert forbidden.completion_ids[: call.start] == trace.completion_ids[: call.start]
     assert forbidden.completion_ids[call.start] != trace.completion_ids[call.start]
@@ -361,6 +374,13 @@ def test_a_scripted_teacher_and_a_student_with_another_tokenizer(engines):
     assert teacher.requests[0] == ("".join(trace.pieces[:4]), 30)
     assert sum(c.status == "answered" for c in trace.calls) == len(teacher.requests)  # the teacher's tag called nobody
     assert "<call>9</call>" in trace.teacher_view
+
+
+def test_a_plain_function_is_a_call_rule(engines):
+    student, _ = engines["embedded"]
+    rule = lambda state: 3 if state.position == 4 else None  # noqa: E731
+    trace = Relay(student, ScriptedTeacher(["12"]), call_rule=rule, max_tokens=20).run([QUESTIONS[0]])[0]
+    assert [(c.start, c.requested, c.forced) for c in trace.calls] == [(4, 3, True)]
 
 
 def test_bad_arguments_say_what_to_do(engines):

@@ -155,6 +155,13 @@ def test_a_file_that_cannot_be_is_named(tmp_path, text, words):
         read_config("embedded/nothing")
 
 
+def test_settings_of_an_adapter_are_checked_before_anything_is_written(tmp_path, trained):
+    for lora, words in (({"rank": 4}, "lora: .*'rank'"), ({"use_dora": True}, "use_dora cannot be trained here")):
+        with pytest.raises(ValueError, match=words):
+            train("embedded/relay", output_dir=str(tmp_path / "run"), lora=lora)
+    assert (list(tmp_path.iterdir()), trained) == ([], [])
+
+
 def test_a_config_for_trl_has_what_the_relay_decides(tmp_path):
     curriculum = [{"steps": 4, "max_completion_length": 90}, {"steps": 4, "fixed_call_tokens": 5}]
     shape = dict(per_device_train_batch_size=8, gradient_accumulation_steps=2, steps_per_generation=4)

@@ -51,7 +51,7 @@ class StepState:
 
 
 class CallRule(Protocol):
-    uses_entropy: bool
+    """Any function will do. One with ``uses_entropy = True`` is given the entropy of the next token."""
 
     def __call__(self, state: StepState) -> int | None: ...
 

@@ -300,7 +300,8 @@ class Stream(Iterator[Event]):
     def _calls(self, part: list[Sequence], logits: torch.Tensor, states: torch.Tensor | None) -> set[int]:
         """Write the calls that a fork or the call rule wants. Returns which sequences got one."""
         rule = self._relay.call_rule if not self._relay.forbid_calls else None
-        entropies = token_statistics(logits)[1].tolist() if rule and rule.uses_entropy else [None] * len(part)
+        needed = getattr(rule, "uses_entropy", False)
+        entropies = token_statistics(logits)[1].tolist() if needed else [None] * len(part)
         called = set()
         for i, s in enumerate(part):
             n, s.forced_call, forked = s.forced_call, None, s.forced_call is not None

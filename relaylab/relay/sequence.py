@@ -60,6 +60,7 @@ class Sequence:
         self.logprobs: list[float | None] | None = [] if record else None
         self.entropies: list[float | None] | None = [] if record else None
         self.stop = ""
+        self.id, self.problem = "", dict[str, Any]()  # those of the trace that a fork goes on from
         self.waiting: Call | None = None  # the call that the teacher has to answer
         self.submitted = False  # whether the teacher works on it
         self.forced_call: int | None = None  # a fork's call, to be written before the next token
@@ -261,6 +262,7 @@ class Sequence:
         Raises:
             ValueError: where the trace was made with another tokenizer.
         """
+        self.id, self.problem = trace.id, trace.problem
         ids, ended = trace.completion_ids[:at], at == len(trace.completion_ids) and trace.stop in ("end", "teacher_end")
         end_token = ended and trace.stop == "end" and bool(ids)
         body = ids[:-1] if end_token else ids
@@ -324,6 +326,8 @@ class Sequence:
             temperature=self.config.temperature,
             student=student,
             teacher=teacher,
+            id=self.id,
+            problem=dict(self.problem),
         )
 
 

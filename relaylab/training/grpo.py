@@ -41,6 +41,7 @@ from relaylab.training.policy_model import (
     base_model,
     check_apart,
     load_trainable,
+    lora_config,
     save_student,
     weights_digest,
 )
@@ -83,6 +84,7 @@ def train(
         Path(config.output_dir) / "checkpoints", bf16=False
     )  # TRL's own checks, before anything is written
     check_apart(config.output_dir, config.student)
+    lora_config(config.lora)
     names = config.teacher if teachers is None else []
     if teachers is None:
         teachers = [_teacher(name, config.teacher_options or {}) for name in names]

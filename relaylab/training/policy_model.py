@@ -174,13 +174,26 @@ def load_trainable(
         return PeftModel.from_pretrained(model, path.parent, is_trainable=True), tokenizer
     if full:
         return load_model(name, device=device, dtype=dtype)
+    config = lora_config(lora)
+    model, tokenizer = load_model(name, device=device, dtype=dtype)
+    return get_peft_model(model, config), tokenizer
+
+
+def lora_config(lora: dict[str, Any] | None) -> LoraConfig:
+    """The configuration of a new adapter: ``LORA``, and these settings over it.
+
+    Raises:
+        ValueError: for an unknown setting, and for one that rollouts could not follow.
+
+    >>> lora_config({"r": 4}).lora_alpha
+    32
+    """
     try:
         config = LoraConfig(task_type="CAUSAL_LM", **LORA | (lora or {}))
     except TypeError as error:
         raise ValueError(f"lora: {str(error).removeprefix('LoraConfig.__init__() ')}") from None
     check_adapter(config)
-    model, tokenizer = load_model(name, device=device, dtype=dtype)
-    return get_peft_model(model, config), tokenizer
+    return config
 
 
 def base_model(name: str | Path) -> str:
