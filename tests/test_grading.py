@@ -349,7 +349,7 @@ def test_without_math_verify_the_error_says_what_to_install(tmp_path):
         r"""
         from relaylab.tasks.grading import grade
         assert grade(r"\boxed{5}", "5")
-        grade(r"\boxed{x}", "x")
+        grade(r"\boxed{x+x}", "2x")
         """,
     )
     assert "RuntimeError: the grading worker did not start: ImportError" in done.stderr
