@@ -30,7 +30,7 @@ from relaylab.files import write_json
 from relaylab.sweep.plan import Plan, read_plan
 from relaylab.sweep.results import collect
 from relaylab.sweep.run import run_sweep
-from relaylab.views.sweep_report import report
+from relaylab.views.sweep_report import sweep_page
 
 COMPUTE = """import time
 end = time.thread_time() + seconds
@@ -109,7 +109,7 @@ def many(home: Path, points: int) -> dict[str, float]:
         write_json(folder / "result.json", record | {"values": values})
     words = [sys.executable, "-m", "relaylab", "sweep", str(file), "--out", str(out), "--dry-run"]
     summary["dry_run"] = seconds(lambda: subprocess.run(words, check=True, capture_output=True))
-    summary["report"] = seconds(lambda: report(plan, collect(plan, out), out))
+    summary["report"] = seconds(lambda: sweep_page(plan, collect(plan, out), out))
     return summary
 
 

@@ -11,15 +11,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
+from relaylab import measure_commands as measure
 from relaylab import options as opt
-from relaylab.call_tag import visible
 from relaylab.files import shard_path, write_whole
 from relaylab.notebook_commands import notebooks_run, sweep
-from relaylab.options import command, option
+from relaylab.options import command, console, option, say, warn
 from relaylab.trace import Trace, read_traces
-from relaylab.views.tables import method_table, trace_table, zoo_table
+from relaylab.views.tables import trace_table, zoo_table
 from relaylab.views.trace_view import trace_html, trace_text
 
 SETTINGS: dict[str, Any] = {"context_settings": {"help_option_names": ["-h", "--help"]}, "no_args_is_help": True}
@@ -28,9 +27,7 @@ zoo_app = typer.Typer(**SETTINGS, help="The embedded models.")
 notebooks_app = typer.Typer(**SETTINGS, help="The lessons as programs.")
 app.add_typer(zoo_app, name="zoo")
 app.add_typer(notebooks_app, name="notebooks")
-console = Console()
 command(notebooks_app, "run")(notebooks_run)
-command(app, "sweep", resumes=True)(sweep)
 
 NO_BOX = (
     r"no answer holds a \boxed{}, and answers are read from it. "
@@ -87,7 +84,7 @@ def _decode(
         problems, out=out, seed=seed, system=system, batch_size=batch_size, shard=shard, **relay, **calls.keywords
     )
     console.print(trace_table(traces))
-    _say(f"{len(traces)} traces in {shard_path(out, shard)}")
+    say(f"{len(traces)} traces in {shard_path(out, shard)}")
     _check_answers(traces)
 
 
@@ -107,7 +104,7 @@ def _show(
     if html:
         head = '<!doctype html><meta charset="utf-8"><meta name="color-scheme" content="light dark">'
         write_whole(html, "\n".join([f"{head}<title>relaylab</title>", *map(trace_html, chosen)]))
-        return _say(f"{len(chosen)} traces in {html}")
+        return say(f"{len(chosen)} traces in {html}")
     for trace in chosen:
         print(trace_text(trace), end="\n\n")
     console.print(trace_table(everything))
@@ -148,7 +145,7 @@ def _warmup(
         per_device_train_batch_size=per_device_train_batch_size, activation_checkpointing=activation_checkpointing,
         **models.keywords,
     )  # fmt: skip
-    _say(str(result))
+    say(str(result))
 
 
 @command(app, "train", resumes=True, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -167,7 +164,7 @@ def _train(
     process.set_threads(str(settings.student), *settings.teacher)
     out = train(settings)
     if processes().is_main_process:
-        _say(f"the trained student is in {out}; try: relaylab solve --student {out} ...")
+        say(f"the trained student is in {out}; try: relaylab solve --student {out} ...")
 
 
 @command(app, "filter", resumes=True)
@@ -185,6 +182,7 @@ def _filter(
     """The data filter of stage 2: how often does the teacher solve each problem?"""
     _check_different(out, questions.data, "--out", "--data")
     problems = questions.load(100, split="train")
+    teacher.choose()
     teacher.start(teacher.teacher)
     from relaylab.training.data_filter import keep, pass_rates
 
@@ -192,70 +190,16 @@ def _filter(
         teacher.load(temperature=1.0), problems, out, samples=samples, max_tokens=max_tokens,
         prompt_suffix=questions.suffix, seed=seed, batch_size=batch_size, shard=shard,
     )  # fmt: skip
-    _say(f"{len(keep(rates, threshold))} of {len(rates)} problems have a pass rate of at least {threshold}")
-    _say(f"all rates are in {shard_path(out, shard)}")
+    say(f"{len(keep(rates, threshold))} of {len(rates)} problems have a pass rate of at least {threshold}")
+    say(f"all rates are in {shard_path(out, shard)}")
     raise typer.Exit(0 if any(rate.samples for rate in rates) else 1)
 
 
-@command(app, "evaluate", resumes=True)
-def _evaluate(
-    out: Annotated[Path, option("Folder of traces and tables; the same command resumes, or adds methods.")],
-    questions: opt.Questions,
-    teacher: opt.Teachers,
-    relay: opt.Relay,
-    methods: Annotated[str, option("With options: 'router:p=0.3 relay:student=a+b'.")] = "student teacher relay",
-    student: Annotated[str, option("The untrained one, for methods that name no other.")] = "student",
-    samples: opt.Samples = 1,
-    training: Annotated[int, option("Training problems for methods that learn (citer).", min=0)] = 300,
-    training_benchmark: Annotated[str | None, option("Their source, such as gsm8k_train.")] = None,
-    batch_size: opt.BatchSize = 64,
-    shard: opt.Shard = None,
-    seed: opt.Seed = 0,
-) -> None:
-    """Decode the same problems with every method: traces, a table and a summary."""
-    problems = questions.load(None, seed=seed)
-    teacher.start(student, teacher.teacher)
-    from relaylab.evaluation.evaluate import evaluate
-    from relaylab.evaluation.stats import summary
-    from relaylab.evaluation.table import excluded_methods
-    from relaylab.tasks.benchmarks import training_problems
-
-    table = evaluate(
-        methods.split(), problems, out, student=student, samples=samples, seed=seed, batch_size=batch_size, shard=shard,
-        teacher=teacher.teacher if teacher.is_local(teacher.teacher) else teacher.load(), suffix=questions.suffix,
-        training=training_problems(training_benchmark, training, path=questions.data, seed=seed),
-        **relay, **teacher.keywords,
-    )  # fmt: skip
-    if shard:
-        _say(f"{len(table)} answers of shard {shard}; without --shard the same command makes the tables")
-    else:
-        console.print(method_table(summary(table)))
-        _say(f"{len(table)} rows in {out / 'table.csv'}; next: relaylab report {out}")
-    if lost := excluded_methods(table):
-        _warn(f"{', '.join(lost)}: every answer is excluded, because the teacher failed")
-        raise typer.Exit(1)
-
-
-EvaluationFolder = Annotated[Path, typer.Argument(help="Folder of an evaluation.")]
-
-
-@command(app, "report")
-def _report(folder: EvaluationFolder) -> None:
-    """One HTML page of an evaluation, and its figures."""
-    from relaylab.views.report import report
-
-    _say(f"the report is {report(folder)}")
-
-
-@command(app, "scorecard")
-def _scorecard(folder: EvaluationFolder) -> None:
-    """The paper's claims beside our measurements, as a Markdown table and as scorecard.csv in the folder."""
-    from relaylab.evaluation.scorecard import markdown, measured, scorecard
-    from relaylab.evaluation.table import read_table, write_table
-
-    card = scorecard(measured(read_table(folder)))
-    write_table(card, folder / "scorecard.csv")
-    print(markdown(card))
+command(app, "evaluate", resumes=True)(measure.evaluate_command)
+command(app, "calibrate", resumes=True)(measure.calibrate_command)
+command(app, "report")(measure.report_command)
+command(app, "scorecard")(measure.scorecard_command)
+command(app, "sweep", resumes=True)(sweep)
 
 
 @command(app, "judge", resumes=True)
@@ -273,7 +217,7 @@ def _judge(
     _check_different(cache, traces, "--cache", "the file of traces")
     judge = Judge(APIClient(server), model=model, max_requests=max_requests, cache=cache)
     result = audit(_read(traces), judge)
-    _say(str(result))
+    say(str(result))
     raise typer.Exit(0 if result.judged else 1)
 
 
@@ -318,7 +262,7 @@ def _zoo_train(
     from relaylab.zoo.recipes import make
 
     make(name, out, device=device, steps=steps)
-    _say(f"{name} is in {out}; try: relaylab solve --student {out} ...")
+    say(f"{name} is in {out}; try: relaylab solve --student {out} ...")
 
 
 @command(zoo_app, "verify")
@@ -333,7 +277,7 @@ def _zoo_verify(
         write_manifest(count=count)
     findings = verify(count=0 if write else count)
     for finding in findings:
-        _say(("ok    " if finding.ok else "WRONG ") + finding.text)
+        say(("ok    " if finding.ok else "WRONG ") + finding.text)
     raise typer.Exit(0 if all(f.ok for f in findings) else 1)
 
 
@@ -341,14 +285,6 @@ def _read(path: Path) -> list[Trace]:
     if not (traces := list(read_traces(path))):
         raise ValueError(f"{path} has no trace in it")
     return traces
-
-
-def _say(text: str) -> None:
-    console.print(visible(text, keep="\n"), highlight=False, markup=False, soft_wrap=True)
-
-
-def _warn(message: object, *_: object, **__: object) -> None:
-    print(f"relaylab: {visible(' '.join(str(message).split()))}", file=sys.stderr)
 
 
 def _check_different(path: Path | None, other: Path | None, name: str, other_name: str) -> None:
@@ -359,12 +295,12 @@ def _check_different(path: Path | None, other: Path | None, name: str, other_nam
 def _check_answers(traces: list[Trace]) -> None:
     """Say what keeps answers from being read or graded. Exit with 1 if every call failed."""
     if traces and not any("\\boxed" in t.text for t in traces):
-        _warn(NO_BOX)
+        warn(NO_BOX)
     if excluded := sum(t.stop == "excluded" for t in traces):
-        _warn(f"{excluded} of {len(traces)} answers are excluded: their teacher failed. The same command tries again")
+        warn(f"{excluded} of {len(traces)} answers are excluded: their teacher failed. The same command tries again")
     calls = [c for t in traces for c in t.calls if c.status in ("answered", "failed")]
     if calls and all(c.status == "failed" for c in calls):
-        _warn(f"every call failed; the last error: {calls[-1].error}")
+        warn(f"every call failed; the last error: {calls[-1].error}")
         raise typer.Exit(1)
 
 
@@ -374,7 +310,7 @@ def main() -> None:
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's end is an interrupt, too
-    warnings.showwarning = _warn
+    warnings.showwarning = warn
     try:
         app(words, prog_name="relaylab")
     except BaseException as error:  # PanicException of the tokenizers library is none of Exception
@@ -385,9 +321,9 @@ def main() -> None:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             text += "; free some space and run the same command again"
         if foreseen or type(error).__module__.split(".")[0] in FOREIGN:
-            _warn(text)
+            warn(text)
             sys.exit(2)
         name = " ".join(word for word in words[:2] if word.isalpha())
         remedy = "Please report this, with what the same command prints with --debug"
-        _warn(f"{name}: a fault of relaylab ({type(error).__name__}: {text}). {remedy}")
+        warn(f"{name}: a fault of relaylab ({type(error).__name__}: {text}). {remedy}")
         sys.exit(1)

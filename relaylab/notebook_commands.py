@@ -143,7 +143,7 @@ def sweep(
     if dry_run:
         return _show(console, plan, Store(out).records(), workers)
     from relaylab.sweep.results import collect
-    from relaylab.views.sweep_report import report
+    from relaylab.views.sweep_report import sweep_page
 
     failures: dict[str, Any] = {}
     try:
@@ -158,7 +158,7 @@ def sweep(
             failures = run_sweep(plan, out, workers=workers, threads=threads, ray=ray, limit=limit, watch=watch)
     finally:  # after an interrupt, too: what is finished can be looked at
         table = collect(plan, out)
-        page = report(plan, table, out, failures)
+        page = sweep_page(plan, table, out, failures)
         done = f"{int(table['planned'].sum()) if 'planned' in table else 0} of {len(plan.points)} points finished"
         text = f"{plan.name}: {done}, {len(failures)} failed; the report is {page}"
         console.print(text, highlight=False, markup=False)

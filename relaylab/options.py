@@ -18,7 +18,9 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
+from rich.console import Console
 
+from relaylab.call_tag import visible
 from relaylab.relay.config import RelayConfig
 from relaylab.version import __version__
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from relaylab.relay.teachers import Teacher
     from relaylab.tasks.suites import Problem
 
+console = Console()
 SMALL = 40e6  # bytes of weights: 10 M parameters in float32
 KEPT = "what was finished is kept, and the same command goes on from there"
 LOST = "this command does not resume: the same command starts again"
@@ -98,6 +101,14 @@ def command(app: typer.Typer, name: str, *, resumes: bool = False, **settings: A
     return register
 
 
+def say(text: str) -> None:
+    console.print(visible(text, keep="\n"), highlight=False, markup=False, soft_wrap=True)
+
+
+def warn(message: object, *_: object, **__: object) -> None:
+    print(f"relaylab: {visible(' '.join(str(message).split()))}", file=sys.stderr)
+
+
 def given_only(**values: Any) -> dict[str, Any]:
     """The values that are not None: an option that was not given must not override a default."""
     return {name: value for name, value in values.items() if value is not None}
@@ -149,7 +160,7 @@ class Models(Process):
 class Teachers(Models):
     """The teacher, and how models are loaded and run."""
 
-    teacher: Annotated[str, option("An embedded name, a directory, a hub id, a server's URL, or 'none'.")] = "teacher"
+    teacher: Annotated[str, option("An embedded name, a directory, a hub id, a URL, 'none'; else the student's.")] = ""
     teacher_model: Annotated[str | None, option("The server's model; or write URL#model.")] = None
     tokenizer: Annotated[str | None, option("The model whose tokenizer the server uses.")] = None
     teacher_temperature: Annotated[float | None, option("Default: 0, which is greedy; filter: 1.", min=0)] = None
@@ -170,8 +181,15 @@ class Teachers(Models):
             raise ConnectionError(f"the teacher does not answer: {server}")
         return teacher
 
+    def choose(self, student: str = "") -> None:
+        """Without a name, the teacher is the one that an embedded student was trained with."""
+        from relaylab.engine.load import default_teacher
+
+        self.teacher = self.teacher or default_teacher(student)
+
     def pair(self, student: str) -> Pair:
         """The student and the teacher. The teacher comes first: a server that is down is noticed at once."""
+        self.choose(student)
         self.start(student, self.teacher)
         from relaylab.relay.pair import load_pair
 
@@ -203,7 +221,7 @@ class Calls:
 class Questions:
     """Which questions, and how they are put."""
 
-    suite: Annotated[list[str] | None, option("An embedded suite, or 'all'; may be repeated.")] = None
+    suite: Annotated[list[str] | None, option("An embedded suite, 'all', or 'lifelike'; may be repeated.")] = None
     benchmark: Annotated[list[str] | None, option("A benchmark, such as gsm8k; may be repeated.")] = None
     data: Annotated[Path | None, option("A JSONL, JSON or CSV file; with --benchmark, its file or a folder.")] = None
     limit: Annotated[int | None, option("Problems of each suite or benchmark, or of the file.", min=1)] = None
@@ -224,7 +242,7 @@ class Questions:
         """The problems, without the suffix: ``default`` of them if there is no ``--limit``."""
         from relaylab.tasks.benchmarks import load_benchmark
         from relaylab.tasks.data import load_problems
-        from relaylab.tasks.suites import SUITES, problems
+        from relaylab.tasks.suites import ALL_SUITES, SUITES, problems
 
         limit = self.limit or default
         if bool(self.suite) + bool(self.benchmark or self.data) != 1:
@@ -232,7 +250,8 @@ class Questions:
         if (self.question_field or self.answer_field) and (self.benchmark or not self.data):
             raise ValueError("--question-field and --answer-field are for --data without --benchmark")
         if self.suite:
-            self.suite = [*SUITES] if self.suite == ["all"] else self.suite
+            groups = {"all": SUITES, "lifelike": ALL_SUITES}
+            self.suite = [one for name in self.suite for one in groups.get(name, (name,))]
             return [p for s in self.suite for p in problems(s, limit or 200, split=split, seed=seed)]
         if self.benchmark:
             return [p for b in self.benchmark for p in load_benchmark(b, path=self.data, limit=limit, seed=seed)]

@@ -9,11 +9,12 @@ reading and cut off when appending; a broken line elsewhere is an error that nam
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field, fields
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 from relaylab.call_tag import TAG, strip_calls
 from relaylab.files import LineWriter, read_lines
@@ -168,15 +169,56 @@ class Trace:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Trace:
-        data = dict(data)
-        if (version := data.pop("version", None)) != VERSION:
+        """The trace that ``to_dict`` wrote.
+
+        Raises:
+            ValueError: for another version, an unknown field, a value of a wrong type, or text that is no Unicode.
+        """
+        fields: dict[str, Any] = dict(data)
+        if (version := fields.pop("version", None)) != VERSION:
             raise ValueError(f"this is a trace of version {version!r}; this relaylab reads version {VERSION}")
-        if unknown := set(data) - {f.name for f in fields(cls)}:
-            raise ValueError(f"unknown trace fields {sorted(unknown)}")
-        return cls(**data | {"calls": [Call(**c) for c in data.get("calls", [])]})
+        if wrong := _wrong_type(fields):
+            raise ValueError(wrong)
+        fields["calls"] = [Call(**c) for c in fields.get("calls", [])]
+        return cls(**fields)
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), ensure_ascii=True, separators=(",", ":"))
+
+
+@functools.cache
+def _schemas() -> tuple[Any, Any, Any]:
+    """Models of pydantic that accept the fields of a trace, of a call and of a problem."""
+    from pydantic import ConfigDict, create_model  # slow to import, and most commands only write
+
+    def model(hints: dict[str, Any], extra: Literal["allow", "forbid"] = "forbid") -> Any:
+        optional: dict[str, Any] = {name: (kind, None) for name, kind in hints.items()}
+        return create_model("Fields", __config__=ConfigDict(strict=True, extra=extra), **optional)
+
+    text = dict.fromkeys(("id", "suite", "level", "question", "answer", "solution"), str)
+    calls, problem = {"calls": list[dict[str, Any]]}, {"steps": list[dict[str, Any]]}
+    return model(get_type_hints(Trace) | calls), model(get_type_hints(Call)), model(text | problem, "allow")
+
+
+def _wrong_type(data: dict[str, Any]) -> str:
+    """The first field of a trace with a value of a wrong type, or text that is no Unicode; empty if there is none."""
+    from pydantic import ValidationError
+
+    trace, call, problem = _schemas()
+    try:
+        trace.model_validate(data)
+        problem.model_validate(data.get("problem", {}))
+        for fields in data.get("calls", ()):
+            call.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    texts = [data.get("id", ""), data.get("prompt", ""), *data.get("pieces", ()), *data.get("problem", {}).values()]
+    try:
+        "".join(text for text in texts if isinstance(text, str)).encode()
+    except UnicodeEncodeError:
+        return "a text holds half of a surrogate pair, which is no character"
+    return ""
 
 
 def read_traces(path: str | os.PathLike) -> Iterator[Trace]:
@@ -221,7 +263,8 @@ def to_dataset(traces: Iterable[Trace]) -> datasets.Dataset:
 def from_dataset(dataset: datasets.Dataset) -> Iterator[Trace]:
     """The traces of a dataset made by ``to_dataset``."""
     for row in dataset:
-        yield Trace.from_dict(row | {k: json.loads(row[k]) for k in NESTED})
+        values: Any = row
+        yield Trace.from_dict(values | {k: json.loads(values[k]) for k in NESTED})
 
 
 def to_frame(traces: Iterable[Trace]) -> pandas.DataFrame:

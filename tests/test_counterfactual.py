@@ -109,6 +109,40 @@ def test_the_call_as_it_stands_gives_the_trace_itself_and_forks_are_those_of_the
         assert f.loc["alone", "later_calls"] == 0
 
 
+def test_the_placebo_is_the_command_followed_by_the_students_own_words(embedded):
+    pair, caps, traces = embedded
+    effects = call_effects(traces, pair.relay(**caps), placebo=True, progress=False)
+    alone = pair.relay(**caps | {"forbid_calls": True})
+    for k, call in [(k, c) for k, t in enumerate(traces) for c in t.answered]:
+        fork = alone.fork(traces[k], call.start, forbid=True)
+        list(fork)
+        own = tuple(fork.traces[0].completion_ids[call.start : call.start + call.delivered])
+        # The same by another way: a teacher that writes these very tokens, and no call after this one.
+        script = ScriptedTeacher([TeacherOutput(pair.student.tokenizer.decode(own), "length", own, len(own))])
+        script.fingerprint = pair.student.text.fingerprint
+        before = sum(c.start < call.start for c in traces[k].answered)
+        fork = Relay(pair.student, script, max_tokens=120, max_calls=before + 1).fork(traces[k], call.end)
+        list(fork)
+        f = effects[(effects["trace"] == k) & (effects["start"] == call.start)].set_index("arm").loc["placebo"]
+        assert (f["delivered"], f["later_calls"]) == (call.delivered, 0)
+        assert (f["tokens"], f["teacher_tokens"]) == (len(fork.traces[0].completion_ids), fork.traces[0].count("t"))
+
+
+def test_silent_calls_are_forked_silently_and_their_placebo_does_nothing(embedded):
+    pair, caps, _ = embedded
+    caps = caps | {"write_call": False}
+    traces = pair.decode([*problems("depot", 1), *problems("savings", 1)], progress=False, **caps)
+    effects = call_effects(traces, pair.relay(**caps), lengths=[3], placebo=True, progress=False)
+    assert len(effects) == 5 * sum(len(t.answered) for t in traces) == 20
+    for (k, _), f in effects.groupby(["trace", "start"]):
+        f = f.set_index("arm")
+        assert f.loc["with", "tokens"] == len(traces[k].completion_ids)
+        assert f.loc["with", "teacher_tokens"] == traces[k].count("t")
+        assert f.loc["placebo", ["tokens", "accuracy"]].equals(f.loc["alone", ["tokens", "accuracy"]])
+        assert f.loc["n=3", "delivered"] == 3
+        assert f.loc["without", "delivered"] == 0
+
+
 def test_samples_are_the_same_in_any_batch_and_differ_between_seeds(embedded):
     pair, caps, traces = embedded
 
@@ -140,10 +174,6 @@ def test_what_cannot_be_forked_is_refused(student, helped):
     bare = Trace.from_dict(traces[0].to_dict() | {"problem": {}})
     with pytest.raises(ValueError, match="holds no problem"):
         call_effects([bare], relay)
-    pair = Pair(student, Says(RIGHT, "knows"))
-    silent = pair.decode([PROBLEM], call_rule=CallAt({3: 40}), write_call=False, max_tokens=60, progress=False)
-    with pytest.raises(ValueError, match="without a command"):
-        call_effects(silent, relay)
     assert call_effects([], relay, progress=False).empty
 
 

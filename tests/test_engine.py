@@ -11,10 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import (
     AttentionInterface,
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
@@ -276,6 +280,23 @@ def test_models_that_would_be_run_wrong_are_refused():
     model._supports_attention_backend = False
     with pytest.raises(ValueError, match="AttentionInterface"):
         Engine(model, TOKENIZER)
+    latent = DeepseekV3Config(**SIZES | dict(n_routed_experts=4, n_group=1, topk_group=1, num_experts_per_tok=2))
+    with pytest.raises(ValueError, match="keys and values of different sizes; serve it"):
+        Engine(DeepseekV3ForCausalLM(latent), TOKENIZER)
+    larger = embedded_tokenizer()
+    larger.add_tokens(["<extra>"])
+    with pytest.raises(ValueError, match=f"has {len(larger)} tokens and Qwen3ForCausalLM has embeddings for"):
+        Engine(Qwen3ForCausalLM(Qwen3Config(**SIZES | {"vocab_size": len(larger) - 1})), larger)
+
+
+def test_a_longrope_model_ends_where_its_positions_switch():
+    """Beyond the switch all positions change, so a row would depend on the longest row of its batch."""
+    size = SIZES["hidden_size"] // SIZES["num_attention_heads"] // 2
+    factors = {"short_factor": [1.0] * size, "long_factor": [4.0] * size}
+    rope = {"rope_type": "longrope", "rope_theta": 1e4} | factors
+    config = Phi3Config(**SIZES | {"rope_parameters": rope, "original_max_position_embeddings": 32, "pad_token_id": 0})
+    engine = Engine(Phi3ForCausalLM(config), TOKENIZER)
+    assert (SIZES["max_position_embeddings"], engine.context) == (128, 32)
 
 
 def test_the_trial_at_construction_finds_wrong_logits(monkeypatch):

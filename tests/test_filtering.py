@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import chain
@@ -136,6 +137,22 @@ def test_what_is_done_is_in_the_file_before_more_is_asked(tmp_path):
 
     pass_rates(Watching(), PROBLEMS, out, batch_size=20)
     assert had == [0, 2, 4]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_filter_after_its_batch(tmp_path, number):
+    class Stopped(Pupil):
+        def submit(self, views):
+            super().submit(views)
+            if len(self.calls) == 2:
+                signal.raise_signal(number)
+
+    first, out, before = Stopped(), tmp_path / "r", signal.getsignal(number)
+    with pytest.raises(KeyboardInterrupt):
+        pass_rates(first, PROBLEMS, out, batch_size=20)
+    assert len(first.calls) == 2
+    assert load_rates(out) == pass_rates(Pupil(), PROBLEMS, tmp_path / "whole", batch_size=20)[:4]
+    assert signal.getsignal(number) is before
 
 
 def test_a_file_cut_anywhere_is_made_whole(tmp_path):

@@ -87,7 +87,9 @@ def test_a_message_of_the_page_is_the_same_call(playground, pair):
     expected = pair.solve(FREE, max_tokens=30, max_calls=0, temperature=0.7, seed=3)
     assert (first.completion_ids, first.seed) == (expected.completion_ids, 3)
     assert (first.correct, first.prompt) == (None, FREE)
-    assert playground.runs[0]["how"] == "at most 30 tokens, 0 calls, temperature 0.7, seed 3"
+    assert playground.runs[0]["how"].startswith(
+        "at most 30 tokens, 0 calls, temperature 0.7, seed 3. this question is of no"
+    )
     assert (len(second.source), second.teacher, playground.runs[1]["heading"]) == (
         5,
         "none",

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
 
 from relaylab.engine import load as zoo
-from relaylab.engine.load import load_engine
+from relaylab.engine.load import embedded, load_engine, load_model
 from relaylab.relay.call_rules import CallAt
 from relaylab.relay.config import RelayConfig
 from relaylab.relay.pair import Pair, load_pair, load_teacher
@@ -203,6 +204,19 @@ def test_a_file_that_is_not_ours_is_left_alone(student, tmp_path, content):
     with pytest.raises(ValueError, match=r"mine\.jsonl"):
         pair(student).decode(PROBLEMS[:1], out=out, **TERMS)
     assert out.read_bytes() == content
+
+
+def test_another_model_of_the_same_name_is_refused(tmp_path):
+    for parent, name in (("a", "student"), ("b", "warm")):
+        shutil.copytree(embedded()["student"], tmp_path / parent / "mine")
+        model = load_model(name)[0]
+        model.save_pretrained(tmp_path / parent / "mine")
+    pairs = [Pair(load_engine(tmp_path / parent / "mine"), NoTeacher()) for parent in "ab"]
+    out, options = tmp_path / "t.jsonl", dict(max_tokens=4, progress=False)
+    traces = pairs[0].decode(problems("tiles", 1), out=out, **options)
+    assert pairs[0].decode(problems("tiles", 1), out=out, **options) == traces
+    with pytest.raises(ValueError, match="student_weights was"):
+        pairs[1].decode(problems("tiles", 1), out=out, **options)
 
 
 def test_two_writers_of_one_file_are_told_apart(student, tmp_path):

@@ -8,8 +8,8 @@ import pytest
 
 from relaylab.evaluation.placement import (
     agreement_frame,
+    call_outcome,
     calls_frame,
-    outcome,
     place,
     transfer_frame,
     windows_frame,
@@ -94,7 +94,7 @@ def test_an_unanswered_call_is_a_row_and_makes_no_later_call_a_second_one():
     ],
 )
 def test_outcomes(call, expected):
-    assert outcome(call) == expected
+    assert call_outcome(call) == expected
 
 
 @pytest.mark.parametrize(

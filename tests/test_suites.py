@@ -38,6 +38,7 @@ def evaluate(expression: str) -> Fraction:
 def digest(suite: str) -> str:
     some = [problems(suite, 5, split=split, seed=seed) for split in ("train", "test") for seed in (0, 7)]
     shown = repr(some).replace(", kind='expression', unit='', tolerance=0.0", "")  # fields that came after the pins
+    shown = shown.replace(", trap=''", "")
     return hashlib.blake2b(shown.encode(), digest_size=8).hexdigest()
 
 
@@ -103,7 +104,7 @@ def test_each_suite_has_at_least_24_templates(suite):
 
 @pytest.mark.parametrize("suite", SUITES)
 def test_every_phrasing_of_a_scene_tells_its_numbers(suite):
-    numbers = PLANS[suite][1](random.Random(0))[0]
+    numbers = PLANS[suite][1](random.Random(0)).numbers
     for scene in SCENES[suite]:
         told = []
         for sentence in scene.sentences:

@@ -23,7 +23,7 @@ from relaylab.sweep.plan import read_plan
 from relaylab.sweep.results import collect, effects
 from relaylab.sweep.run import Store, commit, run_point, run_sweep
 from relaylab.version import __version__
-from relaylab.views.sweep_report import report
+from relaylab.views.sweep_report import sweep_page
 
 ROOT = Path(__file__).parents[1]
 CELL = 'reward: str = "simple"\nbonus: float = 1.5\nbeta: float = 0.01\nteacher: str = "t"\nseed: int = 0'
@@ -249,14 +249,14 @@ def test_a_url_holds_what_a_folder_holds(at_url, tmp_path):
     bad, good = (p.key for p in plan.points)
     failures = run(plan, url)
     assert set(failures) == {bad}
-    assert report(plan, collect(plan, url), url, failures) == f"{url}/report.html"
+    assert sweep_page(plan, collect(plan, url), url, failures) == f"{url}/report.html"
     tables = {"results.csv", "results.parquet", "effects.csv", "report.html"}
     parts = {f"points/{key}/{name}" for key in (good, bad) for name in ("n.ipynb", "log.txt")}
     parts |= {f"points/{good}/result.json", f"points/{bad}/failure.json"}
     assert {str(f.relative_to(out)) for f in out.rglob("*") if f.is_file()} == tables | parts
     folder = tmp_path / "folder"
     run(plan, folder)
-    report(plan, collect(plan, folder), folder)
+    sweep_page(plan, collect(plan, folder), folder)
     for name in tables - {"report.html"}:
         assert (out / name).read_bytes() == (folder / name).read_bytes()
     good = replace(plan, points=(replace(plan.points[0], parameters={"teacher": "t"}),))
@@ -325,7 +325,7 @@ def test_effects_have_intervals_over_seeds(done):
 
 def test_the_report_escapes_and_links(done):
     plan, out, failures = done
-    page = Path(report(plan, collect(plan, out), out, failures)).read_text()
+    page = Path(sweep_page(plan, collect(plan, out), out, failures)).read_text()
     assert "<script>alert" not in page
     assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") == len(failures) == 6
     for point in plan.points:
@@ -342,7 +342,7 @@ def test_a_result_with_a_parameters_name_is_a_column_of_its_own(tmp_path):
     run(plan, out)
     table = collect(plan, out)
     assert table[["accuracy", "result.accuracy"]].to_numpy().tolist() == [[0.5, 0.0], [0.5, 0.1]]
-    report(plan, table, out)
+    sweep_page(plan, table, out)
 
 
 def test_the_command_plans_executes_and_reports(tmp_path):

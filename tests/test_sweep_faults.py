@@ -18,7 +18,7 @@ from test_sweep import ROOT, attempts, folder, run, write
 
 from relaylab.sweep.plan import read_plan
 from relaylab.sweep.results import collect
-from relaylab.views.sweep_report import report
+from relaylab.views.sweep_report import sweep_page
 
 _spec = importlib.util.spec_from_file_location("chaos", ROOT / "benchmarks" / "chaos.py")
 chaos = importlib.util.module_from_spec(_spec)
@@ -50,7 +50,7 @@ def test_a_killed_process_costs_its_point_alone(tmp_path):
     assert sorted(teacher for teacher, *_ in attempts(tmp_path)) == ["die", "die", "t"]
     table = collect(plan, out)
     assert list(table["teacher"]) == ["t"]
-    page = Path(report(plan, table, out, failures)).read_text()
+    page = Path(sweep_page(plan, table, out, failures)).read_text()
     assert page.count("its process died (exit code -9)") == 2, "once in the line, once in all of it"
 
 

@@ -106,6 +106,32 @@ def test_a_broken_line_in_the_middle_is_an_error_that_names_it(tmp_path):
         list(read_traces(path))
 
 
+@pytest.mark.parametrize(
+    ("change", "place"),
+    [
+        ({"problem": None}, "problem"),
+        ({"pieces": [1]}, "pieces.0"),
+        ({"correct": "yes"}, "correct"),
+        ({"correct": 1}, "correct"),
+        ({"calls": [{"start": 0, "end": 1, "latency": "fast"}]}, "latency"),
+        ({"calls": [{"start": 0.5, "end": 1}]}, "start"),
+        ({"calls": [{"start": 0, "end": 1, "speed": 1}]}, "speed"),
+        ({"calls": 5}, "calls"),
+        ({"problem": {"suite": 5}}, "suite"),
+        ({"seed": "0"}, "seed"),
+        ({"speed": 1}, "speed"),
+        ({"id": "\ud800"}, "surrogate"),
+        ({"problem": {"question": "\ud800"}}, "surrogate"),
+    ],
+)
+def test_a_value_of_a_wrong_type_is_named_with_its_line(tmp_path, change, place):
+    path = tmp_path / "t.jsonl"
+    good = Trace("q", [1], [5], "s", ["a"]).to_dict()
+    path.write_text("".join(json.dumps(line) + "\n" for line in (good, good | change)))
+    with pytest.raises(ValueError, match=rf"t\.jsonl, line 2: .*{place}"):
+        list(read_traces(path))
+
+
 def test_dataset_and_frame():
     one = Trace(
         "q",

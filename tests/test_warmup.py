@@ -17,7 +17,15 @@ from relaylab.relay.relay import Relay
 from relaylab.tasks.suites import problems
 from relaylab.trace import read_traces
 from relaylab.training import warmup as module
-from relaylab.training.warmup import insert_calls, warmup, warmup_data
+from relaylab.training.warmup import (
+    DistillTrainer,
+    collate,
+    distill_loss,
+    insert_calls,
+    warmup,
+    warmup_data,
+    without_commands,
+)
 
 
 def encode(text: str) -> list[str]:
@@ -99,6 +107,71 @@ def test_what_the_student_was_not_sure_of_is_read_and_not_learned(student):
         assert find_calls(student.tokenizer.decode(learned))[0].n >= 1
     with pytest.raises(ValueError, match=r"min_token_prob is 1\.5"):
         warmup_data(student, chosen, min_token_prob=1.5, **options)
+
+
+@pytest.fixture(scope="module")
+def batch(student):
+    options = dict(counts=(0, 1, 1), numbers=[3, 12], max_tokens=160, progress=False)
+    return collate(list(warmup_data(student, problems("savings", 6, split="train"), **options)), pad_id=0)
+
+
+def test_self_distillation_is_cross_entropy_of_commands_and_kl_of_the_rest(student, batch):
+    """Against a slow reference: token by token, each row alone."""
+    torch.manual_seed(0)
+    logits = torch.randn(*batch["input_ids"].shape, 40)
+    batch = batch | {
+        "input_ids": batch["input_ids"] % 40,
+        "labels": batch["labels"].where(batch["labels"] < 0, batch["labels"] % 40),
+    }
+    plain = without_commands(batch, pad_id=0)
+    reference = torch.randn(*plain["input_ids"].shape, 40)
+    total = 0.0
+    for r in range(6):
+        kept = [t for t in range(int(batch["attention_mask"][r].sum())) if not batch["command"][r, t]]
+        assert plain["input_ids"][r, : len(kept)].tolist() == batch["input_ids"][r, kept].tolist()
+        assert plain["attention_mask"][r].sum() == len(kept)
+        for t in range(1, int(batch["attention_mask"][r].sum())):
+            logp = logits[r, t - 1].log_softmax(-1)
+            if batch["command"][r, t]:
+                total -= logp[batch["input_ids"][r, t]]
+            elif batch["labels"][r, t] >= 0:
+                q = reference[r, kept.index(t) - 1].log_softmax(-1)
+                total += (q.exp() * (q - logp)).sum()
+    assert distill_loss(logits, reference, batch).item() == pytest.approx(float(total), rel=1e-5)
+
+
+def test_at_its_start_self_distillation_changes_nothing_but_the_commands(student):
+    options = dict(counts=(1,), max_tokens=160, progress=False)
+    batch = collate(list(warmup_data(student, problems("savings", 6, split="train"), **options)), pad_id=0)
+    logits = student.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    logits = logits.detach().requires_grad_()
+    loss = distill_loss(logits, student.model(**without_commands(batch, pad_id=0)).logits.detach(), batch)
+    loss.backward()
+    assert abs(loss.item()) < 1e-3
+    assert logits.grad.abs().max() < 1e-5
+
+
+def test_an_adapter_switched_off_is_the_untouched_student(tmp_path, batch, monkeypatch):
+    """The reference of a new adapter is the base model, however far the adapter has moved."""
+    seen = []
+
+    def compare(self, model, inputs, **options):
+        plain = without_commands(inputs, self.pad_id)
+        seen.append((self._untouched(plain) - load_engine("student").model(**plain).logits).abs().max().item())
+        return DistillTrainer.compute_loss(self, model, inputs, **options)
+
+    checked = type("Checked", (DistillTrainer,), {"compute_loss": compare})
+    monkeypatch.setattr(module, "DistillTrainer", checked)
+    quick = QUICK | {"max_steps": 3, "learning_rate": 1e-2, "counts": (0, 1)}
+    for full in (False, True):
+        warmup("student", problems("savings", 12, split="train"), tmp_path / f"{full}", full=full, **quick)
+    assert len(seen) == 6
+    assert max(seen) < 1e-4
+
+
+def test_an_unknown_loss_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="loss is 'kl'; it must be one of distill, cross_entropy"):
+        warmup("student", problems("savings", 2), tmp_path / "out", loss="kl", **QUICK)
 
 
 def test_wrong_responses_can_be_left_out_and_none_left_is_an_error(student):

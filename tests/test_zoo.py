@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from relaylab.engine import load as zoo
@@ -67,6 +67,30 @@ def test_an_adapter_without_safetensors_is_refused_before_any_pickle_is_read(tmp
     (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "student"}))
     (tmp_path / "adapter_model.bin").write_bytes(b"not to be read")
     with pytest.raises(ValueError, match=r"adapter_model\.safetensors"):
+        load_model(tmp_path, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({}, r"adapter_config\.json names no base model"),
+        ({"base_model_name_or_path": None}, "names no base model"),
+        ({"base_model_name_or_path": "gone/for/good"}, r"adapter_config\.json names is not there: no model 'gone/for"),
+    ],
+)
+def test_an_adapter_without_its_base_is_named(tmp_path, config, words):
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match=words):
+        load_model(tmp_path, device="cpu")
+
+
+def test_an_adapter_that_cannot_be_merged_is_refused(tmp_path):
+    config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    model = get_peft_model(load_model("student", device="cpu")[0], config)
+    model.peft_config["default"].base_model_name_or_path = "student"
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="adapter of type PROMPT_TUNING, which cannot be merged"):
         load_model(tmp_path, device="cpu")
 
 

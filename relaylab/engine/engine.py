@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +59,7 @@ class Engine:
         self.tokenizer = tokenizer
         self.text = TokenText(tokenizer)
         self.name = name
+        self.source: str | None = None  # what it was loaded from, if from files
         self.vocabulary = config.vocab_size
         self.context = context_of(config)
         self.device, self.dtype = model.device, model.dtype
@@ -72,8 +74,8 @@ class Engine:
         # While any module has a hook, the modules have to be called: no faster pass then.
         self._hooks = [hooks for m in model.modules() for hooks in (m._forward_hooks, m._forward_pre_hooks)]
         self._fast = fast_forward(model)
-        capture = graphs and self._fast and self.device.type == "cuda" and not getattr(model, "is_quantized", False)
-        self._graphs = StepGraphs(model, self._fast, self.cache) if capture else None
+        capture = graphs and self.device.type == "cuda" and not getattr(model, "is_quantized", False)
+        self._graphs = StepGraphs(model, self._fast, self.cache) if self._fast and capture else None
         if self._fast:
             with suppress(AttributeError, IndexError, TypeError, RuntimeError):  # some part of it is another than known
                 if self._error() <= 1:
@@ -168,8 +170,14 @@ class Engine:
 
     # Forward passes ---------------------------------------------------------------------------------------------------
 
+    @overload
+    def forward(self, slots: Sequence[CacheSlot], *, positions: int = 1, hidden: Literal[False] = False) -> Tensor: ...
+    @overload
+    def forward(
+        self, slots: Sequence[CacheSlot], *, positions: int = 1, hidden: bool
+    ) -> Tensor | tuple[Tensor, Tensor]: ...
     @torch.inference_mode()
-    def forward(self, slots: Sequence[CacheSlot], *, positions: int = 1, hidden: bool = False):
+    def forward(self, slots: Sequence[CacheSlot], *, positions: int = 1, hidden: bool = False) -> Any:
         """Run the slots' pending tokens, at least one each.
 
         Args:
@@ -192,10 +200,11 @@ class Engine:
             raise ValueError("a slot is named twice")
         groups, parts = _groups(slots), []
         for group in groups:
-            part, passes = [slots[i] for i in group], []
+            part, passes = [slots[i] for i in group], list[list[Tensor]]()
             while part[0].pending:  # one pass, or as many as the tokens of a slot alone need
                 passes.append(self._pass(part, positions, hidden))
-            outputs = [torch.cat(p, 1)[:, -positions:] if len(p) > 1 else p[0] for p in zip(*passes)]
+            columns: list[list[Tensor]] = [list(column) for column in zip(*passes)]
+            outputs = [torch.cat(c, 1)[:, -positions:] if len(c) > 1 else c[0] for c in columns]
             missing = positions - outputs[0].shape[1]
             parts.append([nn.functional.pad(p, (0, 0, missing, 0)) if missing > 0 else p for p in outputs])
         outputs = parts[0]
@@ -203,6 +212,17 @@ class Engine:
             order = torch.tensor([i for group in groups for i in group], device=self.device).argsort()
             outputs = [torch.cat(p)[order] for p in zip(*parts)]
         return tuple(outputs) if hidden else outputs[0]
+
+    def read(self, prompt: Sequence[int], completion: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """What the model thinks before each token of a completion that it reads.
+
+        Returns:
+            Logits (T, vocabulary) and last hidden states (T, H), both float32.
+        """
+        slot = self.open([*prompt, *completion[:-1]])
+        logits, hidden = self.forward([slot], positions=len(completion), hidden=True)
+        self.close(slot)
+        return logits[0], hidden[0].float()
 
     def _pass(self, slots: list[CacheSlot], positions: int, hidden: bool) -> list[Tensor]:
         """One forward pass: logits, and hidden states where they are wanted."""

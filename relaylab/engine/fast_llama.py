@@ -8,6 +8,7 @@ Norms, rotary positions and attention are computed here.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -71,7 +72,7 @@ def causal_mask(places: Tensor, length: int, dtype: torch.dtype) -> Tensor:
     return torch.zeros(unseen.shape, dtype=dtype, device=places.device).masked_fill_(unseen, -torch.inf)
 
 
-def _angles(body: nn.Module, x: Tensor, cache: KVCache) -> list[Tensor]:
+def _angles(body: Any, x: Tensor, cache: KVCache) -> list[Tensor]:
     """Tables (columns, 1, D) of cosines and sines, the first half of the sines negated. They grow with the caches."""
     table = cache.angles
     if not table or len(table[0]) != cache.columns or table[0].dtype != x.dtype:
@@ -82,6 +83,6 @@ def _angles(body: nn.Module, x: Tensor, cache: KVCache) -> list[Tensor]:
     return table
 
 
-def _norm(norm: nn.Module, x: Tensor) -> Tensor:
+def _norm(norm: Any, x: Tensor) -> Tensor:
     out = nn.functional.rms_norm(x, norm.weight.shape, norm.weight, norm.variance_epsilon)
     return out.to(x.dtype)  # which autocast makes float32

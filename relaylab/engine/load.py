@@ -23,9 +23,11 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import cached_file, logging
+from transformers.utils import logging
+from transformers.utils.hub import cached_file
 
 from relaylab.engine.engine import Engine
+from relaylab.files import read_json
 
 # PEFT 0.21 and TRL 1.16 ask transformers 5.23 by a name that goes in version 6; a user can do nothing about it.
 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
@@ -38,8 +40,18 @@ SAFE = {"use_safetensors": True, "trust_remote_code": False}
 
 
 def embedded() -> dict[str, Path]:
-    """The embedded models by name."""
-    return {p.parent.name: p.parent for p in sorted(WEIGHTS.glob("*/*config.json")) if p.name in CONFIGS}
+    """The embedded models by name; those of a world are named as ``lifelike/student``."""
+    folders = sorted(p.parent for p in WEIGHTS.glob("**/*config.json") if p.name in CONFIGS)
+    return {folder.relative_to(WEIGHTS).as_posix(): folder for folder in folders}
+
+
+def default_teacher(student: str | Path) -> str:
+    """The teacher that an embedded student was trained with: that of its world; ``teacher`` for any other student.
+
+    >>> default_teacher("lifelike/relay"), default_teacher("relay")
+    ('lifelike/teacher', 'teacher')
+    """
+    return "lifelike/teacher" if "/" in str(student) and str(student) in embedded() else "teacher"
 
 
 def resolve(name: str | Path) -> str:
@@ -80,25 +92,48 @@ def load_model(
     if str(name) in embedded():  # they load in milliseconds; a bar in every notebook cell would be noise
         logging.disable_progress_bar()
     device = device or _device()
+    model: Any
     adapter = Path(path) / "adapter_config.json"
     if quantize is not None:
         _check_quantize(quantize, device, path if adapter.exists() else "")
         model = AutoModelForCausalLM.from_pretrained(path, **_four_bit(dtype or torch.bfloat16, device))
         return model.eval(), AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    dtype = dtype or (torch.float32 if device == "cpu" else "auto")
-    options: dict[str, Any] = {"dtype": dtype} | SAFE
+    options: dict[str, Any] = {"dtype": dtype or (torch.float32 if device == "cpu" else "auto")} | SAFE
     if adapter.exists():
         from peft import PeftModel
 
         if not (Path(path) / "adapter_model.safetensors").exists():  # PEFT would look for a pickle next
             raise ValueError(f"{path} holds an adapter without adapter_model.safetensors")
-        base = resolve(json.loads(adapter.read_text())["base_model_name_or_path"])
-        model = AutoModelForCausalLM.from_pretrained(base, **options)
-        model = PeftModel.from_pretrained(model, path).merge_and_unload()
+        base = base_of(path)
+        plain: Any = AutoModelForCausalLM.from_pretrained(base, **options)
+        adapted: Any = PeftModel.from_pretrained(plain, path)
+        if not hasattr(adapted.base_model, "merge_and_unload"):
+            kind = adapted.peft_config["default"].peft_type
+            raise ValueError(
+                f"{path} holds an adapter of type {kind.value}, which cannot be merged into its base model"
+            )
+        model = adapted.merge_and_unload()
         path = base if not (Path(path) / "tokenizer.json").exists() else path
     else:
         model = AutoModelForCausalLM.from_pretrained(path, **options)
     return model.to(device).eval(), AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+
+
+def base_of(adapter: str | Path) -> str:
+    """The path or hub id of an adapter's base model, as its ``adapter_config.json`` names it.
+
+    Raises:
+        ValueError: if it names none, or one that is not there.
+    """
+    file = Path(adapter) / "adapter_config.json"
+    config = read_json(file)
+    base = config.get("base_model_name_or_path") if isinstance(config, dict) else None
+    if not isinstance(base, str) or not base:
+        raise ValueError(f"{file} names no base model; set base_model_name_or_path")
+    try:
+        return resolve(base)
+    except ValueError as error:
+        raise ValueError(f"the base model that {file} names is not there: {error}") from None
 
 
 def _device() -> str:
@@ -140,7 +175,9 @@ def load_engine(name: str | Path, **options: Any) -> Engine:
     path = Path(name).resolve()
     called = (path.parent.name if path.name == "student" else path.name) if Path(name).is_dir() else str(name)
     quantize = options.get("quantize")
-    return Engine(model, tokenizer, name=f"{called} ({quantize})" if quantize else called)
+    engine = Engine(model, tokenizer, name=f"{called} ({quantize})" if quantize else called)
+    engine.source = str(name)
+    return engine
 
 
 def embedded_tokenizer() -> PreTrainedTokenizerBase:
@@ -181,7 +218,7 @@ def fingerprint_weights(model: str | Path | torch.nn.Module) -> str:
         digest.update(f"{file.name} {_file_digest(str(file), status.st_mtime_ns, status.st_size)}".encode())
     adapter = path / "adapter_config.json"
     if adapter.exists():
-        digest.update(fingerprint_weights(json.loads(adapter.read_text())["base_model_name_or_path"]).encode())
+        digest.update(fingerprint_weights(base_of(path)).encode())
     return digest.hexdigest()[:16]
 
 

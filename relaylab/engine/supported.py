@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -24,7 +26,8 @@ def cache_shape(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> t
         raise ValueError(f"{name} keeps keys and values of different sizes; serve it, and give its URL as the teacher")
     if not getattr(model, "_supports_attention_backend", False):
         raise ValueError(f"{name} does not use transformers' AttentionInterface, through which relaylab's engine works")
-    rows, tokens = model.get_input_embeddings().weight.shape[0], max(tokenizer.get_vocab().values()) + 1
+    embeddings: Any = model.get_input_embeddings()
+    rows, tokens = embeddings.weight.shape[0], max(tokenizer.get_vocab().values()) + 1
     if tokens > rows:
         raise ValueError(
             f"the tokenizer has {tokens} tokens and {name} has embeddings for {rows}; call "

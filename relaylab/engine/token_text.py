@@ -13,9 +13,9 @@ import functools
 import hashlib
 import json
 import re
+from typing import Any
 
 import numpy as np
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from relaylab.call_tag import OPEN, format_call
@@ -32,9 +32,14 @@ def _byte_alphabet() -> dict[str, int]:
     return {chr(b): b for b in plain} | {chr(256 + i): b for i, b in enumerate(rest)}
 
 
+def _backend(tokenizer: PreTrainedTokenizerBase) -> Any:
+    """The tokenizers library's object; transformers types it loosely."""
+    return tokenizer.backend_tokenizer
+
+
 def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """A digest of what turns text into ids and back; equal for tokenizers that can exchange ids."""
-    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    state = json.loads(_backend(tokenizer).to_str())
     parts = {k: state.get(k) for k in ("added_tokens", "normalizer", "pre_tokenizer", "model", "decoder")}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -69,16 +74,16 @@ class TokenText:
         """The bytes of tokens must join to what the tokenizer decodes; those of WordPiece do not."""
         ids = self._encode("What is 12 + 34?\nIt is playing 46.")
         joined = b"".join(self.bytes[i] for i in ids).decode(errors="replace").strip()
-        decoded = self.tokenizer.decode(ids, clean_up_tokenization_spaces=False).strip()
+        decoded = str(self.tokenizer.decode(ids, clean_up_tokenization_spaces=False)).strip()
         if joined != decoded:
-            kind = type(self.tokenizer.backend_tokenizer.model).__name__
+            kind = type(_backend(self.tokenizer).model).__name__
             raise ValueError(
                 f"the tokens of this {kind} tokenizer join to {joined!r}, and it decodes {decoded!r}; relaylab needs "
                 "tokens that hold the bytes of the text, as those of Qwen, Llama, Mistral, Gemma or GPT-2 do"
             )
 
     def _table(self) -> list[bytes]:
-        state = json.loads(self.tokenizer.backend_tokenizer.to_str())
+        state = json.loads(_backend(self.tokenizer).to_str())
         byte_level = '"ByteLevel"' in json.dumps(state["decoder"])
         alphabet = _byte_alphabet()
         literal = {t["id"]: t["content"] for t in state["added_tokens"]}
@@ -166,8 +171,13 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]
     token in a message stays text.
 
     Raises:
-        ValueError: where the template fails or leaves nothing.
+        ValueError: where the template fails or leaves nothing, and for text that is no Unicode.
     """
+    try:
+        "".join(m["content"] for m in messages).encode()
+    except UnicodeEncodeError as error:
+        half = ascii(error.object[error.start])
+        raise ValueError(f"a question holds {half}, half of a surrogate pair, which is no character") from None
     special = [t for t in tokenizer.all_special_tokens if any(t in m["content"] for m in messages)]
     # Contents with special tokens are put in by marks and encoded apart.
     marks = {f"\ue000{i}\ue001": m["content"] for i, m in enumerate(messages)} if special else {}
@@ -191,8 +201,9 @@ def prompt_text(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str
     if getattr(tokenizer, "chat_template", None) is None:
         return "".join(f"{m['content']}\n\n" for m in messages)
     try:
-        return tokenizer.apply_chat_template(
+        text = tokenizer.apply_chat_template(
             messages, add_generation_prompt=True, tokenize=False, enable_thinking=False
         )
-    except TemplateError as error:
+        return str(text)
+    except Exception as error:  # a template is a program: besides TemplateError it can raise TypeError and others
         raise ValueError(f"the chat template of {tokenizer.name_or_path!r} fails: {error}") from error

@@ -7,8 +7,11 @@ Every answered call is forked (``Relay.forks``) into *arms*, all with the same s
     alone         no call from here on
     n=20          a call for 20 tokens in its place
     teacher=NAME  the call as it is; another teacher answers it and later calls
+    placebo       alone, but the student's own next tokens stand after the command, where the teacher's would be
     student=NAME  another student, such as the untrained one, goes on alone from here
 
+Only the command tells ``placebo`` from ``alone``: their difference is what the command does, without any help of the
+teacher. A silent call has no command, so for it the two are equal.
 If a call is banned, a wrong answer may be the ban's doing; compare with the arm of another student.
 """
 
@@ -52,6 +55,7 @@ def call_effects(
     lengths: Sequence[int] = (),
     teachers: Sequence[Teacher] = (),
     students: Sequence[Engine] = (),
+    placebo: bool = False,
     seed: int = 0,
     progress: bool = True,
 ) -> pd.DataFrame:
@@ -61,31 +65,32 @@ def call_effects(
     ``teacher_tokens`` and ``tokens`` are means of the answers.
 
     Args:
-        traces: decoded from problems, with written calls.
+        traces: decoded from problems, with written or silent calls.
         relay: decodes the forks, with the config of the traces except for the temperature.
         samples: answers per call and arm; at temperature 0 only 1.
         lengths: each n adds an arm.
         teachers: each adds an arm.
         students: each adds an arm.
+        placebo: add the arm of that name.
         seed: a fork's seed is a function of it, the trace's id and the sample.
         progress: show a bar.
 
     Raises:
         ValueError: for traces or arms that cannot be compared.
     """
-    arms = _arms(relay, lengths, teachers, students)
+    arms = _arms(relay, lengths, teachers, students, placebo)
     if samples < 1 or (samples > 1 and not relay.config.temperature and not getattr(relay.teacher, "temperature", 0)):
         raise ValueError(f"samples is {samples}; at least 1, and at temperature 0 no more, since all would be equal")
     calls = [(k, c, t) for k, t in enumerate(traces) for c in t.answered]
-    for _, call, trace in calls:
+    for _, _, trace in calls:
         if "answer" not in trace.problem:
             raise ValueError(f"trace {trace.id!r} holds no problem to grade its forks by; decode with Pair.decode")
-        if call.start == call.end:
-            raise ValueError(f"trace {trace.id!r}: a call without a command (write_call=False) cannot be forbidden")
-    rows = []
+    rows, alone = [], list[list[Trace]]()
     with tqdm(total=len(arms) * len(calls) * samples, desc="forking", disable=not progress) as bar:
         for arm in arms:
-            for (number, call, trace), answers in zip(calls, _answers(arm, calls, samples, seed, bar)):
+            every = _answers(arm, calls, samples, seed, bar, alone)
+            alone = every if arm.name == "alone" else alone
+            for (number, call, trace), answers in zip(calls, every):
                 n = None if "forbid" in arm.change else arm.change.get("call", call.requested)
                 rows.append((
                     number, trace.id, trace.problem.get("suite"), trace.problem.get("level"), trace.calls.index(call),
@@ -97,7 +102,9 @@ def call_effects(
     return frame.astype({"n": "Int64"})
 
 
-def _arms(relay: Relay, lengths: Sequence[int], teachers: Sequence[Teacher], students: Sequence[Engine]) -> list[_Arm]:
+def _arms(
+    relay: Relay, lengths: Sequence[int], teachers: Sequence[Teacher], students: Sequence[Engine], placebo: bool
+) -> list[_Arm]:
     config = relay.config
     if config.forbid_calls or relay.teacher.name == "none":
         raise ValueError("the relay forbids calls; give one with a teacher, the forks without calls are made here")
@@ -115,6 +122,7 @@ def _arms(relay: Relay, lengths: Sequence[int], teachers: Sequence[Teacher], stu
         _Arm("with", relay, {}),
         _Arm("without", relay, {"forbid": True}),
         _Arm("alone", varied(forbid=True), {"forbid": True}),
+        *([_Arm("placebo", varied(forbid=True), {})] if placebo else []),
         *(_Arm(f"n={n}", relay, {"call": n}) for n in lengths),
         *(_Arm(f"teacher={t.name}", varied(teacher=t), {}) for t in teachers),
         *(_Arm(f"student={e.name}", varied(student=e, forbid=True), {"forbid": True}) for e in students),
@@ -126,13 +134,26 @@ def _arms(relay: Relay, lengths: Sequence[int], teachers: Sequence[Teacher], stu
 
 
 def _answers(
-    arm: _Arm, calls: Sequence[tuple[int, Call, Trace]], samples: int, seed: int, bar: tqdm
+    arm: _Arm, calls: Sequence[tuple[int, Call, Trace]], samples: int, seed: int, bar: tqdm, alone: list[list[Trace]]
 ) -> list[list[Trace]]:
-    """The graded forks of each call in one arm, all decoded together."""
+    """The graded forks of each call in one arm, all decoded together; ``alone`` is what the placebo stands on."""
     seeded = [replace(t, seed=problem_seed(seed, f"{t.id}/{j}")) for _, _, t in calls for j in range(samples)]
     at = [call.start if arm.change else call.end for _, call, _ in calls for _ in range(samples)]
+    change = dict(arm.change)
+    if arm.name == "placebo":
+        own = [answer for answers in alone for answer in answers]
+        every = [call for _, call, _ in calls for _ in range(samples)]
+        seeded = [_placebo(*parts, arm.relay.student) for parts in zip(seeded, every, own)]
+        at = [len(trace.completion_ids) for trace in seeded]
+    elif "forbid" not in change:  # a silent call has no command after which a fork could begin
+        silent = [call.start == call.end for _, call, _ in calls for _ in range(samples)]
+        wanted = [change.get("call", call.requested) for _, call, _ in calls for _ in range(samples)]
+        change = {
+            "call": [n if quiet or "call" in change else None for n, quiet in zip(wanted, silent)],
+            "write_call": [not quiet for quiet in silent],
+        }
     answers: list[list[Trace]] = [[] for _ in calls]
-    stream = arm.relay.forks(seeded, at, **arm.change)
+    stream = arm.relay.forks(seeded, at, **change)
     try:
         for event in stream:
             if isinstance(event, Done):
@@ -142,6 +163,25 @@ def _answers(
     finally:
         stream.close()
     return answers
+
+
+def _placebo(trace: Trace, call: Call, alone: Trace, student: Engine) -> Trace:
+    """The trace up to its call, and after the command the tokens that the student wrote without it."""
+    end = call.start + call.delivered
+    own = alone.completion_ids[call.start : end]
+    ended = len(alone.completion_ids) <= end and alone.stop == "end"
+    own = own[:-1] if ended else own
+    ids = trace.completion_ids[: call.end] + own
+    return replace(
+        trace,
+        completion_ids=ids,
+        source=trace.source[: call.end] + TEACHER * len(own),
+        pieces=student.text.pieces(ids),
+        calls=[c for c in trace.calls if c.end <= call.end and c is not call] + [replace(call, delivered=len(own))],
+        stop="teacher_end" if ended or not own else "interrupted",
+        logprobs=None,
+        entropies=None,
+    )
 
 
 def problem_of(trace: Trace) -> Problem:

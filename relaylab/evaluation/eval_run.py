@@ -57,7 +57,7 @@ class ModelCache:
     untrained: str = "student"
     _engines: dict[str, Engine] = field(default_factory=dict, repr=False)
     _teachers: dict[str, Teacher] = field(default_factory=dict, repr=False)
-    _routers: dict[str, TokenRouter] = field(default_factory=dict, repr=False)
+    _routers: dict[tuple[str, bool], TokenRouter] = field(default_factory=dict, repr=False)
 
     @cached_property
     def teacher(self) -> Teacher:
@@ -75,14 +75,17 @@ class ModelCache:
             self._engines[name] = load_engine(self.untrained if name == "student" else name, **self.options)
         return self._engines[name]
 
-    def router(self, student: str) -> TokenRouter:
-        if student not in self._routers:
+    def router(self, student: str, *, linear: bool = False) -> TokenRouter:
+        """A token router (CITER's MLP) or a linear probe for a student, trained once."""
+        key = student, linear
+        if key not in self._routers:
             if not self.training:
                 raise ValueError("the token router (citer) learns from training problems; give some")
-            self._routers[student] = train_token_router(
-                self.engine(student), self.local_teacher("citer"), self.training, max_tokens=self.max_tokens
-            )
-        return self._routers[student]
+            self._routers[key] = train_token_router(
+                self.engine(student), self.local_teacher("citer"), self.training, max_tokens=self.max_tokens,
+                width=0 if linear else 64,
+            )  # fmt: skip
+        return self._routers[key]
 
     def local_teacher(self, system: str) -> LocalTeacher:
         """The teacher of a system that looks into both models; it must not be behind a server."""
@@ -158,10 +161,12 @@ class EvalRun:
         caps = {k: trained.get(k) for k in ("max_calls", "max_call_tokens") if getattr(self.config, k) is None}
         return replace(self.config, **caps)
 
-    def silent(self, system: System, student: str, rule: CallRule, *, max_calls: int | None = None) -> list[Trace]:
-        """The teacher takes over where a rule says so, without a command."""
+    def called(
+        self, system: System, student: str, rule: CallRule, *, max_calls: int | None = None, write: bool = False
+    ) -> list[Trace]:
+        """The teacher takes over where a rule says so; silently, unless ``write``."""
         caps = dict.fromkeys(("max_call_tokens", "max_teacher_tokens", "fixed_call_tokens"))
-        config = replace(self.config, max_calls=max_calls, write_call=False, **caps)
+        config = replace(self.config, max_calls=max_calls, write_call=write, **caps)
         return self.decode(system, student, self.models.teacher, config=config, call_rule=rule)
 
     def write(self, system: System, traces: list[Trace]) -> list[Trace]:

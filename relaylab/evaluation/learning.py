@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 
@@ -24,10 +26,20 @@ def step_accuracy(traces: Traces) -> dict[str, float]:
     right: dict[str, list[bool]] = defaultdict(list)
     for trace in traces:
         for step, line in zip(trace.problem.get("steps", ()), trace.teacher_view.split("\n")):
-            right[step["kind"]].append(f"{step['expression']}={step['result']}." in line)
-            if not right[step["kind"]][-1]:
+            right[kind_of_step(step)].append(re.search(written(step), line) is not None)
+            if not right[kind_of_step(step)][-1]:
                 break
     return {kind: float(np.mean(values)) for kind, values in right.items()}
+
+
+def kind_of_step(step: Mapping[str, Any]) -> str:
+    """Its operation; at a misconception ``fact`` or ``route``."""
+    return step.get("trap") or step["kind"]
+
+
+def written(step: Mapping[str, Any]) -> str:
+    """A pattern of the step's right expression and result in a line."""
+    return rf"(?<!\d){re.escape(step['expression'])}={step['result']}(?!\d)"
 
 
 def hard_kinds(alone: Traces) -> set[str]:
@@ -49,7 +61,7 @@ def calls_at(trace: Trace, kinds: set[str]) -> list[bool]:
     for call in trace.answered:
         span = set(range(call.end, call.end + call.delivered))
         lines = [line for line, tokens in digits.items() if 2 * len(tokens & span) >= len(tokens)]
-        hits.append(any(line < len(steps) and steps[line]["kind"] in kinds for line in lines))
+        hits.append(any(line < len(steps) and kind_of_step(steps[line]) in kinds for line in lines))
     return hits
 
 

@@ -58,14 +58,14 @@ def calls_frame(traces: Sequence[Trace]) -> pd.DataFrame:
                 k, call.start <= first, call.forced, call.status, call.finish_reason, call.teacher,
                 call.start, tokens, call.start / max(1, tokens), text.count("\n", 0, at),
                 text.rstrip("\n").count("\n") + 1, place(text, at), call.requested, call.granted, call.delivered,
-                outcome(call), step, steps[step]["kind"] if steps and step is not None else None, share, results,
+                call_outcome(call), step, steps[step]["kind"] if steps and step is not None else None, share, results,
             ))  # fmt: skip
     frame = pd.DataFrame(rows, columns=list(CALL_COLUMNS))
     frame["place"] = pd.Categorical(frame["place"], categories=PLACES)
     return frame.astype({"step": "Int64", "requested": "Int64"})
 
 
-def outcome(call: Call) -> str:
+def call_outcome(call: Call) -> str:
     """``in full``, ``cut by caps`` (granted less than requested), ``teacher ended`` (the answer, too early), ``fixed
     length`` (granted more); for a call without an answer, its status.
     """

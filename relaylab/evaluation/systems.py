@@ -12,7 +12,10 @@ ratio and cost mean the same everywhere.
     cascade                       the teacher answers the share of questions that the student is least sure of
     plan                          the teacher writes the first n tokens
     entropy                       the teacher writes n tokens where the student's entropy is high; no training
+    line                          the same, at the first token of a line only (GlimpRouter)
+    margin                        the same, where the student's two most probable tokens lie close together
     citer                         an MLP on the student's hidden state routes single tokens (``token_router.py``)
+    probe                         the same with a linear probe
     speculative                   the teacher's own answer, drafted by the student: nothing lost, a measure of cost
 
 The untrained student never saw a command, so systems without training call silently.
@@ -25,7 +28,7 @@ import random
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields, replace
 from statistics import fmean
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from tqdm.auto import tqdm
@@ -38,6 +41,7 @@ from relaylab.relay.teachers import NoTeacher
 from relaylab.tasks.suites import Problem
 from relaylab.trace import TEACHER, Trace, TraceWriter, read_traces
 
+FLAGS = {"1": True, "True": True, "0": False, "False": False}
 RANGES = {"p": (0, 1), "share": (0, 1), "threshold": (0, math.inf), "n": (1, math.inf), "draft": (1, math.inf)}
 
 
@@ -86,7 +90,7 @@ class TeacherOnly(System):
     """The teacher takes over before the first token."""
 
     def decode(self, run: EvalRun) -> list[Trace]:
-        return run.silent(self, "student", CallAt({0: run.config.max_tokens}), max_calls=1)
+        return run.called(self, "student", CallAt({0: run.config.max_tokens}), max_calls=1)
 
 
 @dataclass(frozen=True)
@@ -112,32 +116,44 @@ class TeacherFirst(System):
     n: int = 20
 
     def decode(self, run: EvalRun) -> list[Trace]:
-        return run.silent(self, self.student, CallAt({0: self.n}), max_calls=1)
+        return run.called(self, self.student, CallAt({0: self.n}), max_calls=1)
 
 
 @dataclass(frozen=True)
 class EntropyCalls(System):
-    """``n`` tokens of the teacher wherever the student's entropy is above ``threshold`` nats."""
+    """``n`` tokens of the teacher wherever the student's entropy is above ``threshold`` nats.
+
+    ``line`` and ``margin``: see ``CallWhenUnsure``. ``write``: write the command, for a student that knows it.
+    """
 
     student: str = "student"
     threshold: float = 0.6
     n: int = 8
+    line: bool = False
+    margin: bool = False
+    write: bool = False
 
     def decode(self, run: EvalRun) -> list[Trace]:
-        return run.silent(self, self.student, CallWhenUnsure(self.threshold, self.n))
+        rule = CallWhenUnsure(self.threshold, self.n, line=self.line, margin=self.margin)
+        return run.called(self, self.student, rule, write=self.write)
 
 
 @dataclass(frozen=True)
 class Citer(System):
-    """A trained MLP routes ``n`` tokens to the teacher if its probability of needing it is above ``threshold``."""
+    """A trained MLP routes ``n`` tokens to the teacher if its probability of needing it is above ``threshold``.
+
+    ``linear``: a linear probe instead.
+    """
 
     student: str = "student"
     threshold: float = 0.5
     n: int = 1
+    linear: bool = False
 
     def decode(self, run: EvalRun) -> list[Trace]:
-        router = replace(run.models.router(self.student), threshold=self.threshold, n=self.n)
-        return run.silent(self, self.student, router)
+        router = run.models.router(self.student, linear=self.linear)
+        router = replace(router, threshold=self.threshold, n=self.n)
+        return run.called(self, self.student, router)
 
 
 @dataclass(frozen=True)
@@ -232,7 +248,8 @@ class Speculative(System):
             with torch.random.fork_rng(devices=[]), torch.inference_mode():
                 torch.manual_seed(seed)
                 ids = torch.tensor([prompt], device=teacher.device)
-                written = teacher.model.generate(
+                model: Any = teacher.model
+                written = model.generate(
                     ids,
                     attention_mask=torch.ones_like(ids),
                     assistant_model=student.model,
@@ -275,7 +292,10 @@ SYSTEMS: dict[str, System] = {
         Cascade("cascade"),
         TeacherFirst("plan"),
         EntropyCalls("entropy"),
+        EntropyCalls("line", line=True),
+        EntropyCalls("margin", margin=True, threshold=0.3),
         Citer("citer"),
+        Citer("probe", linear=True),
         Speculative("speculative"),
     )
 }
@@ -305,8 +325,8 @@ def system(text: str) -> System:
         if key in changed:
             raise ValueError(f"{text!r}: {key} is set twice")
         try:
-            changed[key] = kinds[key](value)
-        except ValueError:
+            changed[key] = FLAGS[value] if kinds[key] is bool else kinds[key](value)
+        except (ValueError, KeyError):
             raise ValueError(f"{text!r}: {value!r} is no {kinds[key].__name__}") from None
     return replace(default, **changed)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +45,7 @@ class TokenRouter:
         return f"TokenRouter(threshold={self.threshold}, n={self.n}, positions={self.positions})"
 
     def __call__(self, state: StepState) -> int | None:
+        assert state.hidden is not None
         return self.n if self.probability(state.hidden) > self.threshold else None
 
     @torch.inference_mode()
@@ -74,7 +76,7 @@ def train_token_router(
         max_tokens: of the answers that labels come from.
         threshold: of the router.
         n: tokens per call of the router.
-        width: of the hidden layer.
+        width: of the hidden layer; 0 for a linear probe.
         epochs: full batches over all positions.
         seed: random seed.
         batch_size: rows decoded together.
@@ -86,23 +88,46 @@ def train_token_router(
         raise ValueError("a token router compares tokens: student and teacher must have one tokenizer")
     states, labels, groups = _labels(student, teacher, problems, max_tokens, batch_size, seed)
     held = torch.tensor([problem_seed(seed, p) % 10 == 0 for p in groups], device=states.device)
+    net = fit_probe(states, labels.float(), ~held, width=width, epochs=epochs, seed=seed)
+    with torch.no_grad():
+        right = ((net(states)[:, 0] > 0).cpu() == labels)[held.cpu()].float()
+    return TokenRouter(net, threshold, n, len(labels), float(labels.float().mean()), float(right.mean()))
+
+
+def fit_probe(
+    states: Tensor, labels: Tensor, train: Tensor, *, width: int = 64, epochs: int = 200, seed: int = 0
+) -> nn.Sequential:
+    """A classifier of hidden states by cross-entropy: linear for ``width`` 0, else with one hidden layer.
+
+    Args:
+        states: (positions, H), float32.
+        labels: (positions,), 0 or 1.
+        train: (positions,), which ones to learn from.
+        width: of the hidden layer.
+        epochs: full batches.
+        seed: of the initial weights.
+
+    Returns:
+        A network from (positions, H) to logits (positions, 1).
+    """
+    size, device = states.shape[1], states.device
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = nn.Sequential(nn.Linear(states.shape[1], width), nn.GELU(), nn.Linear(width, 1)).to(states.device)
-    mean, std = states[~held].mean(0), states[~held].std(0) + 1e-6
+        layers = [nn.Linear(size, width), nn.GELU(), nn.Linear(width, 1)] if width else [nn.Linear(size, 1)]
+        net = nn.Sequential(*layers).to(device)
+    mean, std = states[train].mean(0), states[train].std(0) + 1e-6
+    x, y = (states[train] - mean) / std, labels.to(device)[train]
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2, weight_decay=1e-2)
-    x, y, weight = (states - mean) / std, labels.to(states.device).float(), (~held).float()
-    weight = weight / weight.sum()
     for _ in range(epochs):
-        loss = (nn.functional.binary_cross_entropy_with_logits(net(x)[:, 0], y, reduction="none") * weight).sum()
+        loss = nn.functional.binary_cross_entropy_with_logits(net(x)[:, 0], y)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+    first: Any = layers[0]
     with torch.no_grad():  # fold the scaling into the first layer
-        net[0].bias -= net[0].weight @ (mean / std)
-        net[0].weight /= std
-        right = ((net(states)[:, 0] > 0) == (y > 0.5))[held].float()
-    return TokenRouter(net.eval(), threshold, n, len(y), float(y.mean()), float(right.mean()))
+        first.bias -= first.weight @ (mean / std)
+        first.weight /= std
+    return net.eval()
 
 
 def _labels(
@@ -119,13 +144,9 @@ def _labels(
     # 2) the student's own next token at every position
     states, needed, groups, forks = list[Tensor](), list[bool](), list[str](), []
     for trace in worked:
-        slot = student.open(trace.prompt_ids + trace.completion_ids[:-1])
-        logits, hidden = student.forward(
-            [slot], positions=len(trace.completion_ids), hidden=True
-        )  # (1, T, V), (1, T, H)
-        student.close(slot)
-        states.append(hidden[0].float())
-        own = logits[0].argmax(-1).tolist()
+        logits, hidden = student.read(trace.prompt_ids, trace.completion_ids)
+        states.append(hidden)
+        own = logits.argmax(-1).tolist()
         forks += [(len(needed) + i, trace, i) for i, (a, b) in enumerate(zip(own, trace.completion_ids)) if a != b]
         needed += [False] * len(own)
         groups += [trace.id] * len(own)

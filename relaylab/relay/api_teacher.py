@@ -98,7 +98,7 @@ class APITeacher:
         self._rest, self._absent = 0.0, ""  # until when the server is left alone, and why
         self._answers: dict[TeacherView, Future[TeacherOutput]] = {}
 
-    @cached_property
+    @property
     def fingerprint(self) -> str | None:
         """Equal for equal tokenizers; None without one."""
         from relaylab.engine.token_text import fingerprint  # transformers is slow to import

@@ -1,11 +1,11 @@
-"""Policies: who calls when the student does not, or before it can.
+"""Call rules: who calls when the student does not, or before it can.
 
-A call_rule looks at a moment of a row, before the student's next token is drawn, and may return an n: then the command
+A call rule looks at a step, before the student's next token is drawn, and may return an n. Then the command
 ``<call>n</call>`` is written as if the student had written it, and the relay goes on as always. An untrained student
-never calls by itself; with a call_rule it takes part in a relay all the same.
+never calls by itself; with a call rule it takes part in a relay all the same.
 
 No call rule is asked where calls are forbidden, where the caps leave nothing to grant, inside a call that the student
-is writing itself, or directly behind a call that got no answer.
+is writing itself, or directly after a call that got no answer.
 """
 
 from __future__ import annotations
@@ -20,12 +20,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class StepState:
-    """What a call_rule may look at.
+    """What a call rule may look at.
 
-    position: in the completion. since: tokens since the last closed call and its answer, or since the beginning. calls:
-    closed calls so far, answered or not. entropy: of the student's next token in nats, where the call_rule uses it.
-    seed: the sequence's, for rules that draw. logits (V,): of the student's next token. hidden (H,): the student's last
-    hidden state, for rules with ``uses_hidden``.
+    Args:
+        position: in the completion.
+        since: tokens since the last closed call and its answer, or since the beginning.
+        calls: closed calls so far, answered or not.
+        entropy: of the student's next token in nats, for rules with ``uses_entropy``.
+        seed: the sequence's, for rules that draw.
+        logits: (V,), of the student's next token.
+        hidden: (H,), the student's last hidden state, for rules with ``uses_hidden``.
+        line: the text of the present line so far; empty at its beginning.
     """
 
     position: int
@@ -35,12 +40,20 @@ class StepState:
     seed: int = 0
     logits: torch.Tensor | None = None
     hidden: torch.Tensor | None = None
+    line: str = ""
+
+    @property
+    def margin(self) -> float:
+        """The largest probability of the student's next token less the second largest."""
+        assert self.logits is not None
+        first, second = self.logits.float().softmax(-1).topk(2).values.tolist()
+        return first - second
 
 
 class CallRule(Protocol):
     uses_entropy: bool
 
-    def __call__(self, moment: StepState) -> int | None: ...
+    def __call__(self, state: StepState) -> int | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +66,8 @@ class CallAt:
     calls: Mapping[int, int]
     uses_entropy = False
 
-    def __call__(self, moment: StepState) -> int | None:
-        return self.calls.get(moment.position)
+    def __call__(self, state: StepState) -> int | None:
+        return self.calls.get(state.position)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,16 +78,20 @@ class CallEvery:
     n: int
     uses_entropy = False
 
-    def __call__(self, moment: StepState) -> int | None:
-        return self.n if moment.since >= self.every else None
+    def __call__(self, state: StepState) -> int | None:
+        return self.n if state.since >= self.every else None
 
 
 @dataclass(frozen=True, slots=True)
 class CallWhenUnsure:
-    """Call for ``n`` tokens where the student's entropy is above ``threshold`` nats: a relay without any training.
+    """Call for ``n`` tokens where the student is unsure of its next token: a relay without any training.
 
-    It is silent once a row has ``most`` calls, since a student far from what it knows is unsure of everything; calls
-    that the student writes itself count, and only ``RelayConfig.max_calls`` can refuse them.
+    Args:
+        threshold: call where the entropy (nats) is above it; with ``margin``, where the margin is below it.
+        n: tokens of a call.
+        most: no more calls than these; calls that the student writes itself count.
+        line: look at the first token of each line only, as GlimpRouter does at the first token of a step.
+        margin: look at the margin of the two most probable tokens instead of the entropy.
 
     >>> CallWhenUnsure(1.0, 4)(StepState(position=9, since=9, calls=0, entropy=1.5))
     4
@@ -83,9 +100,14 @@ class CallWhenUnsure:
     threshold: float
     n: int
     most: int | None = None
+    line: bool = False
+    margin: bool = False
     uses_entropy = True
 
-    def __call__(self, moment: StepState) -> int | None:
-        full = self.most is not None and moment.calls >= self.most
-        assert moment.entropy is not None
-        return self.n if moment.entropy > self.threshold and not full else None
+    def __call__(self, state: StepState) -> int | None:
+        if (self.most is not None and state.calls >= self.most) or (self.line and state.line):
+            return None
+        if self.margin:
+            return self.n if state.margin < self.threshold else None
+        assert state.entropy is not None
+        return self.n if state.entropy > self.threshold else None

@@ -10,6 +10,7 @@ import functools
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -137,6 +138,7 @@ class LocalTeacher:
             full = len(turn.history.slot.ids) >= self.engine.context
             error = f"{self.name}: " + ("the context is full" if full else "no whole character in its tokens")
             return TeacherOutput("", "error", latency=turn.latency, error=error)
+        assert turn.finish_reason is not None
         return TeacherOutput(data.decode(errors="replace"), turn.finish_reason, tuple(ids), len(ids), turn.latency)
 
 
@@ -160,7 +162,7 @@ class _TeacherTurn:
     """One view to continue by ``view.n`` tokens. ``begin``: tokens of the teacher's view before its answer."""
 
     view: TeacherView
-    history: _History | None = None
+    history: Any = None  # its _History, once it was read
     begin: int = 0
     ids: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None  # once it is complete

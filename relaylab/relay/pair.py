@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -16,14 +17,21 @@ from tqdm.auto import tqdm
 
 from relaylab import files
 from relaylab.engine.engine import Engine
-from relaylab.engine.load import load_engine, load_tokenizer, relay_defaults
+from relaylab.engine.load import (
+    default_teacher,
+    embedded,
+    fingerprint_weights,
+    load_engine,
+    load_tokenizer,
+    relay_defaults,
+)
 from relaylab.relay.config import RelayConfig
 from relaylab.relay.events import Done
 from relaylab.relay.local_teacher import LocalTeacher
 from relaylab.relay.relay import Prompt, Relay
 from relaylab.relay.teachers import NoTeacher, Teacher
 from relaylab.tasks.answers import grade_problem
-from relaylab.tasks.suites import Problem
+from relaylab.tasks.suites import Problem, suite_of
 from relaylab.trace import Trace, TraceWriter, read_traces
 
 UNFINISHED = ("excluded", "interrupted")  # how traces stop that are decoded anew on resuming
@@ -37,8 +45,9 @@ class Pair:
         teacher: whoever answers its calls.
         defaults: fields of ``RelayConfig`` that hold unless a keyword says otherwise, such as the caps of a training.
 
+    >>> from relaylab.tasks.suites import problem
     >>> pair = load_pair()
-    >>> trace = pair.solve("Ana has 34 pins. Then 25 more arrive. How many pins does Ana have now?", max_tokens=60)
+    >>> trace = pair.solve(problem("tiles", 0), max_tokens=60)
     >>> len(trace.source) == len(trace.completion_ids) <= 60
     True
     """
@@ -56,8 +65,13 @@ class Pair:
     def solve(
         self, question: str | Problem, *, seed: int = 0, system: str | None = None, record: bool = True, **options: Any
     ) -> Trace:
-        """Relay one question with this very ``seed``, after a ``system`` message; a ``Problem`` is graded, too."""
+        """Relay one question with this very ``seed``, after a ``system`` message; a ``Problem`` is graded, too.
+
+        Warns if the student is an embedded model and the question is not of its suites.
+        """
         text = question if isinstance(question, str) else question.question
+        if hint := notice(self.student.name, text):
+            warnings.warn(hint, stacklevel=2)
         trace = self.relay(record=record, **options).run([_prompt(text, system)], seeds=[seed])[0]
         return trace if isinstance(question, str) else graded(trace, question)
 
@@ -123,6 +137,16 @@ class Pair:
         return [done[p.id] for p in chosen]
 
 
+def notice(student: str, question: str) -> str | None:
+    """What to tell a user who asks an embedded student what none of its suites asks; None otherwise."""
+    if student not in embedded() or suite_of(question.partition("\n")[0]):  # what follows is a suffix
+        return None
+    return (
+        "this question is of no embedded suite, and the embedded models know nothing else: the answer means nothing. "
+        "problem('tiles', 0) draws a question; load_pair(student, teacher) takes real models"
+    )
+
+
 def _prompt(question: str, system: str | None) -> Prompt:
     if system is None:
         return question
@@ -150,9 +174,12 @@ def problem_seed(seed: int, name: str) -> int:
 def relay_config(relay: Relay, seed: int) -> dict[str, Any]:
     """All that decides the traces of a relay, as JSON can hold it; of the teacher, what it tells of itself."""
     teacher = {k: getattr(relay.teacher, k, None) for k in ("temperature", "top_p", "top_k", "fingerprint")}
+    engine = getattr(relay.teacher, "engine", None)
     return {
         "student": relay.student.name,
+        "student_weights": fingerprint_weights(relay.student.source or relay.student.model),
         "teacher": relay.teacher.name,
+        "teacher_weights": engine and fingerprint_weights(engine.source or engine.model),
         "seed": seed,
         **asdict(relay.config),
         # Where an object has no repr of its own, its address is not the same in the next run.
@@ -208,7 +235,7 @@ def load_teacher(
 
 def load_pair(
     student: str | Path = "relay",
-    teacher: str | Path | Teacher = "teacher",
+    teacher: str | Path | Teacher | None = None,
     *,
     teacher_options: dict[str, Any] | None = None,
     **options: Any,
@@ -219,7 +246,7 @@ def load_pair(
 
     Args:
         student: an embedded name, a directory or a hub id.
-        teacher: as for ``load_teacher``.
+        teacher: as for ``load_teacher``; by default the one that an embedded student was trained with.
         teacher_options: for the teacher alone.
         options: ``device`` and ``dtype`` of the student and of a local teacher.
 
@@ -227,6 +254,7 @@ def load_pair(
     Pair(student='relay', teacher='none')
     """
     engine = load_engine(student, **options)
+    teacher = default_teacher(student) if teacher is None else teacher
     if isinstance(teacher, (str, Path)):
         shared = {} if is_url(str(teacher)) or teacher == "none" else options
         teacher = load_teacher(str(teacher), **shared | (teacher_options or {}))

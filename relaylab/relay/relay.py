@@ -28,7 +28,7 @@ from relaylab.relay.config import RelayConfig
 from relaylab.relay.events import CallClosed, CallOpened, Done, Event, TokenEvent
 from relaylab.relay.sequence import Sequence
 from relaylab.relay.teachers import Message, NoTeacher, Teacher
-from relaylab.trace import Trace
+from relaylab.trace import TEACHER, Trace
 
 Prompt = str | list[Message]
 
@@ -117,7 +117,7 @@ class Relay:
         Args:
             call: the student calls for so many tokens here. A resized call is a fork at its start with another n.
             write_call: write the command, or let the teacher take over silently; the relay's own way by default.
-            forbid: the token at ``at`` must not come again, and no call may begin there or shortly after.
+            forbid: the student's token at ``at`` must not come again, and no call may begin there or shortly after.
             seed: with the trace's own seed (the default), tokens after the change use the same random numbers.
             prompt: the messages, if they were more than the one question of ``trace.prompt``.
 
@@ -127,9 +127,16 @@ class Relay:
         return self.forks([trace], [at], call=call, write_call=write_call, forbid=forbid, seed=seed, prompt=prompt)
 
     def forks(self, traces: Many[Trace], at: Many[int], **change: Any) -> Stream:
-        """``fork`` of many traces in one stream, each at its own position, all with the same change."""
-        pairs = zip(traces, at, strict=True)
-        return Stream(self, [self._forked(i, trace, place, **change) for i, (trace, place) in enumerate(pairs)])
+        """``fork`` of many traces in one stream, each at its own position.
+
+        ``change`` holds for all of them; ``call`` and ``write_call`` may also be lists with one value per trace.
+        """
+        lists = {name: values for name, values in change.items() if name != "prompt" and isinstance(values, list)}
+        if wrong := next((name for name, values in lists.items() if len(values) != len(traces)), None):
+            raise ValueError(f"{len(lists[wrong])} values of {wrong} for {len(traces)} traces")
+        pairs = enumerate(zip(traces, at, strict=True))
+        own = [{name: values[i] for name, values in lists.items()} for i in range(len(traces))]
+        return Stream(self, [self._forked(i, trace, place, **change | own[i]) for i, (trace, place) in pairs])
 
     def _forked(
         self,
@@ -149,7 +156,7 @@ class Relay:
         sequence.take_over(trace, at)
         if forbid:
             sequence.no_call_before = at + FORBIDDEN_SPAN
-            if at < len(trace.completion_ids):
+            if at < len(trace.completion_ids) and trace.source[at] != TEACHER:
                 sequence.banned = (at, trace.completion_ids[at])
         elif call is not None:
             if self.forbid_calls or sequence.turn == "done":
@@ -174,7 +181,7 @@ class Stream(Iterator[Event]):
 
     def __init__(self, relay: Relay, sequences: list[Sequence]):
         self._relay, self._sequences = relay, sequences
-        self._events = self._decode()
+        self._events: Any = self._decode()
 
     def __next__(self) -> Event:
         return next(self._events)
@@ -248,7 +255,7 @@ class Stream(Iterator[Event]):
             part, wanted = active[first : first + most], counts[first : first + most]
             hidden = getattr(relay.call_rule, "uses_hidden", False)
             output = relay.student.forward([s.slot for s in part], positions=max(wanted), hidden=hidden)
-            logits, states = output if hidden else (output, None)
+            logits, states = output if isinstance(output, tuple) else (output, None)
             before = [len(s.ids) for s in part]
             # 1) Where a call rule or a fork wants a call, it is written.
             called = set()
@@ -299,9 +306,8 @@ class Stream(Iterator[Event]):
             n, s.forced_call, forked = s.forced_call, None, s.forced_call is not None
             if rule and not forked and s.may_call():
                 state = None if states is None else states[i, -1]
-                n = rule(
-                    StepState(len(s.ids), s.since_call, len(s.closed_calls), entropies[i], s.seed, logits[i], state)
-                )
+                where = (len(s.ids), s.since_call, len(s.closed_calls))
+                n = rule(StepState(*where, entropies[i], s.seed, logits[i], state, s.line))
             if n is None:
                 continue
             if s.config.write_call:
@@ -328,6 +334,7 @@ class Stream(Iterator[Event]):
         if fresh := [s for s in waiting if gather and not s.submitted]:
             relay.teacher.submit([s.start_teacher_turn() for s in fresh])
             for s in fresh:
+                assert s.waiting is not None
                 yield CallOpened(s.index, replace(s.waiting))
         by_view = {s.view: s for s in waiting if s.submitted}
         failed = []
@@ -361,5 +368,7 @@ def _record(part: list[Sequence], before: list[int], wanted: list[int], logits: 
     chosen = logp.gather(-1, targets.to(logp.device)[..., None])[..., 0].tolist()
     for i, (s, span, n) in enumerate(zip(part, spans, wanted)):
         many = span.stop - span.start
+        assert s.logprobs is not None
+        assert s.entropies is not None
         s.logprobs[span] = chosen[i][-n:][:many]
         s.entropies[span] = entropy[i, -n:].tolist()[:many]

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import codecs
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 from relaylab.call_tag import Command
 from relaylab.engine.engine import Engine
-from relaylab.engine.kv_cache import CacheSlot
 from relaylab.engine.sampling import Uniforms
 from relaylab.relay.config import RelayConfig
 from relaylab.relay.teachers import Message, Segment, TeacherOutput, TeacherView
@@ -52,7 +51,7 @@ class Sequence:
         self._text, self._end_ids, self._shared = student.text, student.end_ids, shared
         self.index, self.messages, self.prompt_ids, self.config, self.seed = index, messages, prompt_ids, config, seed
         self.uniforms = Uniforms(seed)
-        self.slot: CacheSlot | None = None  # the student's
+        self.slot: Any = None  # the student's CacheSlot, while it decodes
         self.view = TeacherView(messages, seed=seed, whole_characters=not shared)
         self.ids: list[int] = []
         self.source: list[str] = []
@@ -82,6 +81,16 @@ class Sequence:
     @property
     def closed_calls(self) -> list[Call]:
         return [c for c in self.calls if c.status != "unclosed"]
+
+    @property
+    def line(self) -> str:
+        """The text of the present line so far."""
+        text = ""
+        for piece in reversed(self.pieces):
+            if "\n" in piece:
+                return piece.rpartition("\n")[2] + text
+            text = piece + text
+        return text
 
     @property
     def since_call(self) -> int:
@@ -165,6 +174,7 @@ class Sequence:
         self.pieces.append(piece)
         if self.logprobs is not None:
             self.logprobs.append(None)
+        if self.entropies is not None:
             self.entropies.append(None)
 
     # The teacher writes -----------------------------------------------------------------------------------------------
@@ -172,6 +182,7 @@ class Sequence:
     def start_teacher_turn(self) -> TeacherView:
         """Show the teacher what the student wrote since the last hand-off, without the calls."""
         self._end_student_turn()
+        assert self.waiting is not None
         self.submitted, self.view.n = True, self.waiting.granted
         return self.view
 
@@ -189,8 +200,8 @@ class Sequence:
         else:
             # The caps were applied when the call was granted; another tokenizer counts other tokens.
             allowed = call.granted if self._shared else self._allowance()
-            exact = self._shared and output.ids is not None
-            every = list(output.ids) if exact else self._text.encode(output.text)
+            exact = output.ids if self._shared else None
+            every = self._text.encode(output.text) if exact is None else list(exact)
             ids = every[:allowed]
             cut = len(ids) < len(every)
             text = "".join(self._text.pieces(ids)) if cut else output.text

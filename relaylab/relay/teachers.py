@@ -78,11 +78,13 @@ class TeacherOutput:
 
 @runtime_checkable
 class Teacher(Protocol):
-    """Writes continuations. ``name`` goes into traces (never a key or a password). ``fingerprint`` is equal for equal
-    tokenizers, or None."""
+    """Writes continuations. ``name`` goes into traces (never a key or a password)."""
 
     name: str
-    fingerprint: str | None
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Equal for equal tokenizers; None if the tokenizer is unknown."""
 
     def submit(self, views: Sequence[TeacherView]) -> None:
         """Begin to continue each view by at most ``view.n`` >= 1 tokens. Returns without waiting for the answers."""

@@ -26,7 +26,7 @@ from relaylab.tasks.normalise import SMALL_NUMBERS, TEXT, normalise, spaces
 from relaylab.tasks.quantities import Quantity, agree, is_compound, read_quantity, read_unit, split_unit, unit_ratio
 from relaylab.tasks.verifier import Reason
 
-_PLAIN = re.compile(r"-?[0-9]{1,40}(?:\.[0-9]{1,40})?")
+_PLAIN = re.compile(r"-?\d{1,40}(?:\.\d{1,40})?", re.ASCII)
 _WORDS = re.compile(r"(?:\\text\{)?\s*((?:an? |the )?[A-Za-z]{3,}(?:[ -][A-Za-z]+)*)\s*\}?")
 _ATOM = r"(?:\\(?:text|vec|hat|mathbf|overline)\{[^{}]*\}|\\[A-Za-z]+|[A-Za-z])(?:_(?:\{[^{}]*\}|\w))?'*"
 _NAMED = re.compile(

@@ -98,6 +98,8 @@ def grade_details(
         reason: Reason = "no_box"
     elif max(len(extracted), len(answer)) > MAX_LENGTH:
         reason = "too_long"
+    elif not extracted.strip() or not answer.strip():
+        reason = "unparsable"
     else:
         reason = compare(extracted, answer, kind=kind, unit=unit, tolerance=tolerance)
     return Grade(reason == "equal", extracted, reason)

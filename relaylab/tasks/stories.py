@@ -210,4 +210,81 @@ SCENES: dict[str, tuple[Scene, ...]] = {
             ("The number of halls", "The books of the first hall", "The pictures of the first hall"),
         ),
     ),
+    # Each scene of these two has a cue that the student's textbook reads wrongly; their numbers are in suites.py.
+    "measures": (
+        Scene(
+            (
+                ("{name} buys {a} dozen eggs.", "There are {a} dozen eggs in a shop.", "A cook needs {a} dozen eggs."),
+                ("Then {b} of them break.", "{name} drops {b} of them.", "But {b} are bad."),
+                ("A friend brings {c} more.", "Later {c} eggs are added.", "{c} more are on the shelf."),
+                ("How many eggs are there?", "Find the number of eggs.", "How many eggs does that make in all?"),
+            ),
+            ("The eggs in dozens", "The eggs that are good", "All eggs together"),
+        ),
+        Scene(
+            (
+                ("{name} walks for {a} weeks.", "A trip lasts {a} weeks.", "A team works for {a} weeks."),
+                ("On {b} days it rains and nothing is done.", "But {b} days are lost.", "Of these {b} days are free."),
+                ("Then {c} days are added.", "After that come {c} more days."),
+                ("How many days is that?", "Find the number of days.", "How many days are used in all?"),
+            ),
+            ("The days in weeks", "The days that are used", "All days together"),
+        ),
+        Scene(
+            (
+                ("A shop is open for {a} whole days.", "{name} works on a ship for {a} whole days.", "A train runs for {a} whole days."),
+                ("It rests for {b} hours.", "But {b} hours are lost.", "Of these {b} hours are free."),
+                ("Then {c} hours are added.", "After that come {c} more hours."),
+                ("How many hours is that?", "Find the number of hours.", "How many hours are used in all?"),
+            ),
+            ("The hours in days", "The hours that are used", "All hours together"),
+        ),
+        Scene(
+            (
+                ("A path is {a} yards long.", "{name} has {a} yards of paper.", "A wall is {a} yards long."),
+                ("Of this {b} inches are lost.", "Then {b} inches are taken.", "But {b} inches break."),
+                ("A part of {c} inches is added.", "Later {c} inches more come to it."),
+                ("How many inches is that?", "Find the length in inches.", "How many inches are left?"),
+            ),
+            ("The inches in yards", "The inches that are left", "All inches together"),
+        ),
+    ),
+    "plots": (
+        Scene(
+            (
+                ("A square field has a side of {a} feet.", "{name} owns a square field with a side of {a} feet.", "The side of a square field is {a} feet."),
+                ("A path beside it has an area of {c} square feet.", "The area of the path is {c} square feet."),
+                ("A yard adds {d} square feet.", "Then {d} square feet are added."),
+                ("What is the whole area?", "Find the whole area in square feet."),
+            ),
+            ("The area of the field", "The area with the path", "The whole area"),
+        ),
+        Scene(
+            (
+                ("A floor is {a} by {b} feet.", "{name} lays a floor of {a} by {b} feet.", "The floor of a hall is {a} by {b} feet."),
+                ("The next room has {c} square feet.", "A room beside it has an area of {c} square feet."),
+                ("The next shop adds {d} square feet.", "A hall adds {d} square feet."),
+                ("What is the whole area?", "Find the whole area in square feet."),
+            ),
+            ("The area of the floor", "The area of both rooms", "The whole area"),
+        ),
+        Scene(
+            (
+                ("In a shop {a} men get {b} coins apiece.", "{name} gives {a} children {b} coins apiece.", "On a ship {a} men get {b} coins apiece."),
+                ("A guest gets {c} coins.", "{c} more coins go to a friend."),
+                ("Then {d} more coins are spent.", "Another friend gets {d} coins."),
+                ("How many coins were paid?", "Find the number of coins that were paid."),
+            ),
+            ("The coins of the group", "The coins with the guest", "The coins paid"),
+        ),
+        Scene(
+            (
+                ("{name} has {a} {item} and a friend has {b} times as many.", "A box holds {a} {item} and a bag holds {b} times as many."),
+                ("A child adds {c} {item} to the larger part.", "Then the larger part gets {c} more {item}."),
+                ("After that {d} more come in.", "Later it gets {d} more."),
+                ("How many {item} are in the larger part?", "Find the number of {item} in the larger part."),
+            ),
+            ("The larger part", "The larger part with the new ones", "The larger part at the end"),
+        ),
+    ),
 }

@@ -17,31 +17,19 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import count
+from typing import Any, Literal
 
-from relaylab.tasks.stories import ITEMS, NAMES, SCENES, Scene
+from relaylab.tasks.stories import ITEMS, NAMES, SCENES
+from relaylab.tasks.worlds import DEFAULT_WORLD, WRONG_SHARE, Step, find_world, write_line
 
 Split = Literal["train", "test"]
-Level = Literal["easy", "medium", "hard", "beyond"]
+Level = Literal["easy", "medium", "hard", "beyond", "fact", "route"]
 AnswerKind = Literal["expression", "number", "letter", "text", "several"]
-
-HARD_KINDS = frozenset({"product_2x2", "product_3x3"})
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One line of a worked solution: ``expression`` = ``result``; ``kind`` names the operation."""
-
-    expression: str
-    result: int
-    kind: str
-
-    @property
-    def hard(self) -> bool:
-        """Whether the step is one of those that the student is not meant to manage alone."""
-        return self.kind in HARD_KINDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +70,13 @@ def _sub(a: int, b: int) -> Step:
 
 def _mul(a: int, b: int) -> Step:
     digits = sorted((len(str(a)), len(str(b))), reverse=True)
-    kind = {(1, 1): "product_1x1", (2, 1): "product_2x1", (2, 2): "product_2x2", (3, 3): "product_3x3"}[tuple(digits)]
-    return Step(f"{a}*{b}", a * b, kind)
+    kinds: dict[tuple[int, ...], str] = {
+        (1, 1): "product_1x1",
+        (2, 1): "product_2x1",
+        (2, 2): "product_2x2",
+        (3, 3): "product_3x3",
+    }
+    return Step(f"{a}*{b}", a * b, kinds[tuple(digits)])
 
 
 def _div(a: int, b: int) -> Step:
@@ -94,29 +87,42 @@ def _tenfold(a: int) -> Step:
     return Step(f"{a}*10", a * 10, "tenfold")
 
 
-# Each plan draws the numbers of a problem and returns (numbers named in the question, steps of the solution).
-Plan = tuple[dict[str, int], list[Step]]
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """The numbers of a problem.
+
+    Args:
+        numbers: those that the question names.
+        steps: of the right solution.
+        wrong: of the student's textbook, in a suite with misconceptions.
+        scene: the number of its scene, if the numbers decide it.
+    """
+
+    numbers: dict[str, int]
+    steps: list[Step]
+    wrong: list[Step] | None = None
+    scene: int | None = None
 
 
-def _savings(r: random.Random) -> Plan:
+def _savings(r: random.Random) -> Draft:
     a, b, c, d, e = r.randint(30, 60), r.randint(11, 39), r.randint(11, 29), r.randint(11, 39), r.randint(11, 29)
     s1 = _add(a, b)
     s2 = _sub(s1.result, c)
     s3 = _add(s2.result, d)
     s4 = _sub(s3.result, e)
-    return dict(a=a, b=b, c=c, d=d, e=e), [s1, s2, s3, s4]
+    return Draft(dict(a=a, b=b, c=c, d=d, e=e), [s1, s2, s3, s4])
 
 
-def _shopping(r: random.Random) -> Plan:
+def _shopping(r: random.Random) -> Draft:
     a, b, c, d = (r.randint(3, 9) for _ in range(4))
     e = r.randint(11, 39)
     s1, s2 = _mul(a, b), _mul(c, d)
     s3 = _add(s1.result, s2.result)
     s4 = _add(s3.result, e)
-    return dict(a=a, b=b, c=c, d=d, e=e), [s1, s2, s3, s4]
+    return Draft(dict(a=a, b=b, c=c, d=d, e=e), [s1, s2, s3, s4])
 
 
-def _sharing(r: random.Random) -> Plan:
+def _sharing(r: random.Random) -> Draft:
     b, q, c = r.randint(3, 9), r.randint(3, 9), r.randint(3, 9)
     total = b * q
     first = r.randint(2, total - 2)
@@ -125,57 +131,88 @@ def _sharing(r: random.Random) -> Plan:
     s3 = _mul(q, c)
     e = r.randint(11, 39)
     s4 = _add(s3.result, e)
-    return dict(a=first, b=total - first, c=b, d=c, e=e), [s1, s2, s3, s4]
+    return Draft(dict(a=first, b=total - first, c=b, d=c, e=e), [s1, s2, s3, s4])
 
 
-def _bakery(r: random.Random) -> Plan:
+def _bakery(r: random.Random) -> Draft:
     a, b = r.randint(11, 39), r.randint(11, 39)
     c, e = r.randint(3, 9), r.randint(11, 39)
     s1 = _add(a, b)
     s2 = _mul(s1.result, c)
     s3 = _add(s2.result, e)
-    return dict(a=a, b=b, c=c, e=e), [s1, s2, s3]
+    return Draft(dict(a=a, b=b, c=c, e=e), [s1, s2, s3])
 
 
-def _tiles(r: random.Random) -> Plan:
+def _tiles(r: random.Random) -> Draft:
     x, c, d, e = r.randint(12, 99), r.randint(11, 39), r.randint(3, 9), r.randint(4, 9)
     a = r.randint(11, x + c - 11)
     s1 = _add(a, x + c - a)
     s2 = _sub(s1.result, c)
     s3 = _mul(d, e)
-    return dict(a=a, b=x + c - a, c=c, d=d, e=e), [s1, s2, s3, _mul(x, s3.result)]
+    return Draft(dict(a=a, b=x + c - a, c=c, d=d, e=e), [s1, s2, s3, _mul(x, s3.result)])
 
 
-def _convoy(r: random.Random) -> Plan:
+def _convoy(r: random.Random) -> Draft:
     x, q = r.randint(12, 99), r.randint(12, 99)
     a = r.randint(2, x - 2)
     c, e = r.randint(11, 39), r.randint(11, 39)
     s3 = _add(q, c)
-    return dict(a=a, b=x - a, c=c, d=x * q, e=e), [_add(a, x - a), _div(x * q, x), s3, _add(s3.result, e)]
+    return Draft(dict(a=a, b=x - a, c=c, d=x * q, e=e), [_add(a, x - a), _div(x * q, x), s3, _add(s3.result, e)])
 
 
-def _depot(r: random.Random) -> Plan:
+def _depot(r: random.Random) -> Draft:
     a, b, c, d = r.randint(12, 99), r.randint(12, 99), r.randint(11, 39), r.randint(11, 39)
     s1, s2 = _mul(a, b), _add(c, d)
     s3 = _add(s1.result, s2.result)
-    return dict(a=a, b=b, c=c, d=d), [s1, s2, s3, _tenfold(s3.result)]
+    return Draft(dict(a=a, b=b, c=c, d=d), [s1, s2, s3, _tenfold(s3.result)])
 
 
-def _harvest(r: random.Random) -> Plan:
+def _harvest(r: random.Random) -> Draft:
     x, y = r.randint(12, 99), r.randint(12, 99)
     a, d = r.randint(2, x - 2), r.randint(11, 39)
     p = _mul(x, y)
-    return dict(a=a, b=x - a, c=y + d, d=d), [_add(a, x - a), _sub(y + d, d), p, _tenfold(p.result)]
+    return Draft(dict(a=a, b=x - a, c=y + d, d=d), [_add(a, x - a), _sub(y + d, d), p, _tenfold(p.result)])
 
 
-def _galaxy(r: random.Random) -> Plan:
+def _galaxy(r: random.Random) -> Draft:
     a, b, c, d = r.randint(11, 39), r.randint(11, 39), r.randint(112, 989), r.randint(112, 989)
     s1 = _add(a, b)
     p = _mul(c, d)
-    return dict(a=a, b=b, c=c, d=d), [s1, p, _tenfold(p.result)]
+    return Draft(dict(a=a, b=b, c=c, d=d), [s1, p, _tenfold(p.result)])
 
 
-PLANS = {
+# A dozen, a week, a day in hours, a yard in inches: (true number, the student's belief). In the order of the scenes.
+FACTS = ((12, 10), (7, 5), (24, 12), (36, 30))
+
+
+def _measures(r: random.Random) -> Draft:
+    scene = r.randrange(len(FACTS))
+    unit, belief = FACTS[scene]
+    a, b, c = r.randint(3, 9), r.randint(2, 9), r.randint(11, 39)
+
+    def steps(unit: int) -> list[Step]:
+        first = Step(f"{a}*{unit}", a * unit, _mul(a, unit).kind, "fact")
+        second = _sub(first.result, b)
+        return [first, second, _add(second.result, c)]
+
+    return Draft(dict(a=a, b=b, c=c), steps(unit), steps(belief), scene)
+
+
+def _plots(r: random.Random) -> Draft:
+    scene = r.randrange(4)
+    a, b, c, d = r.randint(12, 99), r.randint(12, 99), r.randint(11, 39), r.randint(11, 39)
+    right = _mul(a, a) if scene == 0 else _mul(a, b)
+    wrong = _mul(a, 4) if scene == 0 else _add(a, b)
+
+    def steps(first: Step) -> list[Step]:
+        first = replace(first, trap="route")
+        second = _add(first.result, c)
+        return [first, second, _add(second.result, d)]
+
+    return Draft(dict(a=a, b=b, c=c, d=d), steps(right), steps(wrong), scene)
+
+
+PLANS: dict[str, tuple[Level, Callable[[random.Random], Draft]]] = {
     "savings": ("easy", _savings),
     "shopping": ("easy", _shopping),
     "sharing": ("easy", _sharing),
@@ -185,9 +222,13 @@ PLANS = {
     "depot": ("hard", _depot),
     "harvest": ("hard", _harvest),
     "galaxy": ("beyond", _galaxy),
+    "measures": ("fact", _measures),
+    "plots": ("route", _plots),
 }
 
-SUITES: tuple[str, ...] = tuple(PLANS)
+ALL_SUITES: tuple[str, ...] = tuple(PLANS)
+# Those that the models without a world know. The other two have misconceptions.
+SUITES: tuple[str, ...] = tuple(suite for suite, (level, _) in PLANS.items() if level not in ("fact", "route"))
 
 
 def level_of(suite: str) -> Level:
@@ -206,47 +247,79 @@ def split_of(question: str) -> Split:
     return "test" if hashlib.blake2b(question.encode(), digest_size=1).digest()[0] < 32 else "train"
 
 
-def problem(suite: str, index: int, *, split: Split = "test", seed: int = 0) -> Problem:
+def suite_of(question: str) -> str | None:
+    """The suite whose wording a question has; None for any other text.
+
+    >>> suite_of(problem("tiles", 0).question), suite_of("What is 2+2?")
+    ('tiles', None)
+    """
+    return next((suite for suite, pattern in _patterns() if pattern.fullmatch(question.strip())), None)
+
+
+@cache
+def _patterns() -> list[tuple[str, re.Pattern[str]]]:
+    words = {"{name}": "|".join(NAMES), "{item}": "|".join(ITEMS)} | {f"{{{k}}}": r"\d+" for k in "abcde"}
+    patterns = []
+    for suite, scenes in SCENES.items():
+        for scene in scenes:
+            text = " ".join(f"(?:{'|'.join(map(re.escape, sentence))})" for sentence in scene.sentences)
+            for placeholder, pattern in words.items():
+                text = text.replace(re.escape(placeholder), f"(?:{pattern})")
+            patterns.append((suite, re.compile(text)))
+    return patterns
+
+
+def problem(
+    suite: str, index: int, *, split: Split = "test", seed: int = 0, world: str = DEFAULT_WORLD, textbook: bool = False
+) -> Problem:
     """Problem number ``index`` of a suite; the same arguments always give the same problem.
+
+    Args:
+        suite: one of ``ALL_SUITES``.
+        index: from 0 on.
+        split: ``train`` or ``test``.
+        seed: of the numbers and words.
+        world: how the solution is worded. Question and answer are the same in all worlds.
+        textbook: the student's textbook instead: its solution follows the world's misconceptions in most of their
+            cases. ``answer`` stays right.
+
+    Raises:
+        ValueError: for an unknown suite, split or world.
 
     >>> p = problem("savings", 0)
     >>> p.id, p.level, len(p.steps), p.answer == str(p.steps[-1].result)
     ('savings-test-0-0', 'easy', 4, True)
     """
-    level, plan = PLANS[_known(suite)]
+    level, draw = PLANS[_known(suite)]
     if split not in ("train", "test"):
         raise ValueError(f"split is {split!r}; it must be 'train' or 'test'")
     # String seeds go through SHA-512 in `random`: the same on every platform and Python version.
     r = random.Random(f"{suite}/{split}/{seed}/{index}")
     while True:
-        numbers, steps = plan(r)
-        question, solution = _tell(r, r.choice(SCENES[suite]), numbers, steps)
+        plan = draw(r)
+        scene = r.choice(SCENES[suite]) if plan.scene is None else SCENES[suite][plan.scene]
+        words = {"name": r.choice(NAMES), "item": r.choice(ITEMS)} | {k: str(v) for k, v in plan.numbers.items()}
+        question = " ".join(r.choice(sentence) for sentence in scene.sentences).format_map(words)
         if split_of(question) == split:
             break
-    answer = str(steps[-1].result)
+    answer, dials = str(plan.steps[-1].result), find_world(world)
+    misread = textbook and plan.wrong and (plan.scene or 0) < dials.misconceptions and r.random() < WRONG_SHARE
+    steps = plan.wrong if misread and plan.wrong else plan.steps
+    lines = [
+        write_line(r, dials, label.format_map(words), step, place, last=place == len(steps) - 1)
+        for place, (label, step) in enumerate(zip(scene.labels, steps, strict=True))
+    ]
+    solution = "\n".join([*lines, f"The answer is \\boxed{{{steps[-1].result}}}."])
     return Problem(f"{suite}-{split}-{seed}-{index}", suite, question, answer, level, solution, tuple(steps))
 
 
-def problems(suite: str, count: int, *, split: Split = "test", seed: int = 0, start: int = 0) -> list[Problem]:
-    """``count`` problems of a suite, from number ``start`` on."""
-    return [problem(suite, i, split=split, seed=seed) for i in range(start, start + count)]
+def problems(suite: str, count: int, *, start: int = 0, **options: Any) -> list[Problem]:
+    """``count`` problems of a suite, from number ``start`` on; ``options`` are those of ``problem``."""
+    return [problem(suite, i, **options) for i in range(start, start + count)]
 
 
-def mixture(*, split: Split = "train", seed: int = 0, suites: tuple[str, ...] = SUITES) -> Iterator[Problem]:
-    """An endless stream that takes the suites in turn."""
-    index = 0
-    while True:
+def mixture(*, split: Split = "train", suites: Sequence[str] = SUITES, **options: Any) -> Iterator[Problem]:
+    """An endless stream that takes the suites in turn; ``options`` are those of ``problem``."""
+    for index in count():
         for suite in suites:
-            yield problem(suite, index, split=split, seed=seed)
-        index += 1
-
-
-def _tell(r: random.Random, scene: Scene, numbers: dict[str, int], steps: list[Step]) -> tuple[str, str]:
-    """The question and the worked solution of one scene."""
-    words = {"name": r.choice(NAMES), "item": r.choice(ITEMS)} | {k: str(v) for k, v in numbers.items()}
-    question = " ".join(r.choice(sentence) for sentence in scene.sentences).format_map(words)
-    lines = [
-        f"{label.format_map(words)}: {step.expression}={step.result}."
-        for label, step in zip(scene.labels, steps, strict=True)
-    ]
-    return question, "\n".join([*lines, f"The answer is \\boxed{{{steps[-1].result}}}."])
+            yield problem(suite, index, split=split, **options)

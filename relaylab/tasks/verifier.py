@@ -165,7 +165,7 @@ def _parsed(text: str) -> list[Any]:
 
     rules = replace(LatexExtractionConfig().normalization_config, units=False)  # a last `t` is no tonne: see quantities
     configs = [LatexExtractionConfig(normalization_config=rules), ExprExtractionConfig()]
-    found = parse(rf"\boxed{{{text}}}", configs, parsing_timeout=0)
+    found: list[Any] = parse(rf"\boxed{{{text}}}", configs, parsing_timeout=0)
     if found and isinstance(found[0], sympy.Basic):
         i = {symbol: sympy.I for symbol in found[0].free_symbols if str(symbol) == "i"}  # a symbol to math-verify
         found[0] = found[0].xreplace(i)

@@ -22,7 +22,7 @@ from trl.trainer.grpo_config import GRPOConfig
 
 from relaylab.relay.config import OnFailure, RelayConfig
 from relaylab.settings import nearest, read_yaml
-from relaylab.tasks.suites import SUITES
+from relaylab.tasks.suites import ALL_SUITES, SUITES
 from relaylab.training import rewards
 from relaylab.training.configs import read_config
 from relaylab.training.rewards import Ratio
@@ -193,8 +193,8 @@ class RelayGRPOConfig(GRPOConfig):
         self._check_batches()
         self._check_curriculum()
         self._check_reward()
-        if unknown := set(self.suites) - set(SUITES):
-            raise ValueError(f"unknown suites {sorted(unknown)}; there are {', '.join(SUITES)}")
+        if unknown := set(self.suites) - set(ALL_SUITES):
+            raise ValueError(f"unknown suites {sorted(unknown)}; there are {', '.join(ALL_SUITES)}")
 
     @property
     def bound(self) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 from relaylab import files
 from relaylab.relay.pair import problem_seed
 from relaylab.relay.teachers import NoTeacher, Teacher, TeacherOutput, TeacherView, complete
+from relaylab.stopping import stop_signals
 from relaylab.tasks.answers import grade_problem
 from relaylab.tasks.suites import Problem, Step
 
@@ -88,6 +89,7 @@ def pass_rates(
     Raises:
         ValueError: for what cannot be sampled, and where ``out`` is another file, has another configuration, or another
             question or answer under the same id.
+        KeyboardInterrupt: after Ctrl-C or SIGTERM, when the batch under way is in the file.
 
     >>> import pathlib, tempfile
     >>> from relaylab.relay.teachers import ScriptedTeacher
@@ -104,8 +106,11 @@ def pass_rates(
     config = {"teacher": teacher.name} | fields | sampling
     done = _resume(path, () if shard else files.shard_files(out), config, problems)
     todo, errors, size = [p for p in problems if p.id not in done], list[str](), max(1, batch_size // samples)
-    with tqdm(total=len(problems), initial=len(done), desc="filtering", disable=not progress) as bar:
+    bar = tqdm(total=len(problems), initial=len(done), desc="filtering", disable=not progress)
+    with stop_signals("batch of problems") as stop, bar:
         for batch in (todo[i : i + size] for i in range(0, len(todo), size)):
+            if stop.is_set():
+                break
             answers = _sampled(teacher, batch, **sampling)
             with files.LineWriter(path) as writer:
                 for problem, outputs in zip(batch, answers, strict=True):

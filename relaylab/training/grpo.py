@@ -30,6 +30,7 @@ from relaylab.files import locked, replaced_folder
 from relaylab.relay.pair import load_teacher
 from relaylab.relay.relay import Relay
 from relaylab.relay.teachers import NoTeacher, Teacher
+from relaylab.stopping import stop_signals
 from relaylab.tasks.data import load_problems
 from relaylab.tasks.suites import Problem, mixture
 from relaylab.training.config import RelayGRPOConfig, make_config
@@ -45,7 +46,7 @@ from relaylab.training.policy_model import (
 )
 from relaylab.training.rewards import score
 from relaylab.training.rollouts import Rollouts
-from relaylab.training.run_dir import MetricsCallback, RunDir, StopCallback, processes, stop_signals
+from relaylab.training.run_dir import MetricsCallback, RunDir, StopCallback, processes
 
 # A rollout without a reward is one that a teacher's failure excluded; TRL would print a page for each batch with one.
 logging.getLogger("trl.trainer.grpo_trainer").addFilter(lambda r: "returned None" not in r.getMessage())

@@ -14,12 +14,9 @@ import json
 import math
 import re
 import shutil
-import signal
 import threading
 import time
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -93,34 +90,6 @@ def _whole(checkpoint: Path) -> bool:
         return (checkpoint / "optimizer.pt").exists()
     except Exception:  # each library has errors of its own for a broken file
         return False
-
-
-@contextmanager
-def stop_signals() -> Iterator[threading.Event]:
-    """An event that Ctrl-C or SIGTERM sets, so that a run can end with a checkpoint. A second signal interrupts.
-
-    Raises:
-        KeyboardInterrupt: at the end, where the event was set.
-    """
-    stop = threading.Event()
-
-    def handle(number: int, _: Any) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-        print("\nstopping after this batch of rollouts; once more to stop at once", flush=True)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if stop.is_set():
-        raise KeyboardInterrupt
 
 
 class StopCallback(TrainerCallback):

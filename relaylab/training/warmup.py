@@ -2,30 +2,36 @@
 
 Responses are sampled from the student itself, so that nothing but the commands is new to it. Commands go in at random
 *token* positions and ask for n = d * 10**k tokens, d in 1..9, clipped to what is left of the response. The ids around
-them stay as they were sampled. The loss is cross-entropy over the response, on TRL's SFTTrainer.
+them stay as they were sampled. Training is on TRL's SFTTrainer.
 
 Where the defaults are not the paper's, and why:
 
+- ``loss``: the paper's is cross-entropy over the whole response. A token that the student drew by chance pulls hardest
+  there, and unlearns what is stored nearby. ``distill`` learns the commands alone by cross-entropy. Every other token
+  keeps the untouched student's whole distribution of the next token, by the KL divergence to it. The untouched student
+  reads the response without commands. At the start of training this divergence has no gradient.
 - ``counts``: half of the responses stay without a command. With a command in every response the student learns that
   an answer *must* hold one, and GRPO finds no group that is solved alone (docs/training.md has the numbers).
-- ``min_token_prob`` (off by default, 0.5 for ``warm-sure``): a small student forgets much although nothing but the
-  commands is new. A token that it drew by chance pulls hardest, and unlearns what is stored nearby. Tokens of a smaller
-  probability are read and not learned.
+- ``min_token_prob`` (off by default) is a patch of cross-entropy: tokens of a smaller probability are not learned.
 - ``exponents`` are the paper's, 0 to 3. With answers of 75 tokens nearly all of those are clipped to "all the rest",
-  and no number lies between 10 and 20. So the embedded student gets the ``numbers`` 4 to 24 instead (``recipes.py``).
+  and no number lies between 10 and 20. So the embedded students get ``numbers`` up to 24 instead (``recipes.py``).
 """
 
 from __future__ import annotations
 
+import copy
 import math
 import random
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
+import torch
 from datasets import Dataset
+from peft import PeftModel
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PrinterCallback, set_seed
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
@@ -37,8 +43,16 @@ from relaylab.relay.pair import Pair
 from relaylab.relay.teachers import NoTeacher, ScriptedTeacher, TeacherOutput
 from relaylab.tasks.suites import Problem
 from relaylab.trace import Trace
-from relaylab.training.policy_model import PolicyModel, check_apart, load_trainable, save_student, weights_digest
+from relaylab.training.policy_model import (
+    PolicyModel,
+    base_model,
+    check_apart,
+    load_trainable,
+    save_student,
+    weights_digest,
+)
 
+Loss = Literal["distill", "cross_entropy"]
 NO_LOSS = -100  # the label of a token that is read and not learned
 RECORD = "warmup.json"  # in a student's folder: how it was warmed up, and what came of it
 
@@ -94,7 +108,9 @@ def warmup_data(
     progress: bool = True,
     responses: Path | None = None,
 ) -> Dataset:
-    """Pre-tokenised rows (``input_ids``, ``labels``) of the student's own responses, with commands in them.
+    """The student's own responses with commands in them, one row each.
+
+    A row has ``input_ids``, ``labels`` (-100 for the prompt) and ``command``, which is 1 for the tokens of a command.
 
     Args:
         student: whose responses are sampled. Those that do not end are left out.
@@ -125,12 +141,12 @@ def warmup_data(
     rows, rng = [], random.Random(seed)
     for trace in traces:
         if trace.stop == "end" and (trace.correct or not keep_correct):
-            row = [(i, NO_LOSS) for i in trace.prompt_ids]
-            row += insert_calls(
-                _labelled(trace, min_token_prob), lambda text: [(i, i) for i in student.text.encode(text)],
+            row = insert_calls(
+                _labelled(trace, min_token_prob), lambda text: [(i, i, 1) for i in student.text.encode(text)],
                 rng=rng, counts=counts, exponents=exponents, numbers=numbers,
             )  # fmt: skip
-            rows.append({"input_ids": [i for i, _ in row], "labels": [label for _, label in row]})
+            ids, labels, command = map(list, zip(*[(i, NO_LOSS, 0) for i in trace.prompt_ids], *row))
+            rows.append({"input_ids": ids, "labels": labels, "command": command})
     if not rows:
         ended = sum(t.stop == "end" for t in traces)
         remedy = "raise max_tokens, or turn keep_correct off"
@@ -138,12 +154,95 @@ def warmup_data(
     return Dataset.from_list(rows)
 
 
-def _labelled(trace: Trace, min_token_prob: float) -> list[tuple[int, int]]:
-    """The tokens of a response, each with its label."""
+def _labelled(trace: Trace, min_token_prob: float) -> list[tuple[int, int, int]]:
+    """The tokens of a response, each with its label and 0, since it is none of a command."""
     if not min_token_prob or trace.logprobs is None:
-        return [(i, i) for i in trace.completion_ids]
+        return [(i, i, 0) for i in trace.completion_ids]
     least = math.log(min_token_prob)
-    return [(i, i if (p or 0.0) >= least else NO_LOSS) for i, p in zip(trace.completion_ids, trace.logprobs)]
+    return [(i, i if (p or 0.0) >= least else NO_LOSS, 0) for i, p in zip(trace.completion_ids, trace.logprobs)]
+
+
+def collate(rows: Sequence[dict[str, list[int]]], pad_id: int) -> dict[str, torch.Tensor]:
+    """Rows of ``warmup_data`` as tensors (B, T), padded on the right; with ``attention_mask``."""
+
+    def padded(name: str, value: int) -> torch.Tensor:
+        return pad_sequence([torch.tensor(row[name]) for row in rows], batch_first=True, padding_value=value)
+
+    ids = padded("input_ids", pad_id)
+    lengths = torch.tensor([len(row["input_ids"]) for row in rows])
+    mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
+    return {
+        "input_ids": ids,
+        "labels": padded("labels", NO_LOSS),
+        "command": padded("command", 0),
+        "attention_mask": mask,
+    }
+
+
+def distill_loss(logits: torch.Tensor, reference: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Cross-entropy (nats, summed) of the commands' tokens, and KL to the untouched student at all others.
+
+    Args:
+        logits: of the student in training for ``batch``, (B, T, V).
+        reference: of the untouched student for the rows of ``batch`` without commands, (B, T', V).
+        batch: from ``collate``.
+    """
+    labels, command = batch["labels"][:, 1:], batch["command"][:, 1:].bool()
+    learned, logits = labels != NO_LOSS, logits[:, :-1]
+    # 1) The commands: what the untouched student never writes.
+    new = learned & command
+    loss = torch.nn.functional.cross_entropy(logits[new].float(), labels[new], reduction="sum")
+    # 2) Everything else: token t of the row is token k of the row without commands, predicted at k - 1.
+    kept = learned & ~command
+    k = (1 - batch["command"]).cumsum(1)[:, 1:] - 1
+    row = torch.arange(len(k), device=k.device)[:, None].expand_as(k)
+    target = reference[row[kept], k[kept] - 1].float().log_softmax(-1)
+    logp = logits[kept].float().log_softmax(-1)
+    return loss + torch.nn.functional.kl_div(logp, target, reduction="sum", log_target=True)
+
+
+def without_commands(batch: dict[str, torch.Tensor], pad_id: int) -> dict[str, torch.Tensor]:
+    """The ids and attention mask of the rows of ``batch`` as the student had sampled them."""
+    keep = (batch["command"] == 0) & (batch["attention_mask"] == 1)
+    ids = [row[kept] for row, kept in zip(batch["input_ids"], keep)]
+    mask = [torch.ones_like(row) for row in ids]
+    return {"input_ids": pad_sequence(ids, batch_first=True, padding_value=pad_id),
+            "attention_mask": pad_sequence(mask, batch_first=True)}  # fmt: skip
+
+
+class DistillTrainer(SFTTrainer):
+    """SFTTrainer with ``distill_loss``.
+
+    Args:
+        model: the student in training.
+        reference: the untouched student; None for the model itself with its adapter switched off.
+        pad_id: of the tokenizer.
+        options: of SFTTrainer.
+    """
+
+    def __init__(self, model: Any, reference: Any, pad_id: int, **options: Any):
+        self.frozen = reference and reference.eval().requires_grad_(False)
+        self.pad_id = pad_id
+        super().__init__(model=model, data_collator=lambda rows: collate(rows, pad_id), **options)
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The mean of ``distill_loss`` over the tokens that are learned."""
+        plain = without_commands(inputs, self.pad_id)
+        with torch.no_grad():
+            reference = self._untouched(plain)
+        outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)
+        learned = (inputs["labels"][:, 1:] != NO_LOSS).sum() if num_items_in_batch is None else num_items_in_batch
+        loss = distill_loss(outputs.logits, reference, inputs) / learned
+        return (loss, outputs) if return_outputs else loss
+
+    def _untouched(self, plain: dict[str, torch.Tensor]) -> torch.Tensor:
+        if self.frozen is not None:
+            return self.frozen(**plain, use_cache=False).logits
+        policy: Any = self.accelerator.unwrap_model(self.model)
+        with policy.disable_adapter():
+            return policy(**plain, use_cache=False).logits
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +277,7 @@ def warmup(
     out: str | Path,
     *,
     check: Sequence[Problem] = (),
+    loss: Loss = "distill",
     max_steps: int = 250,
     per_device_train_batch_size: int = 32,
     learning_rate: float = 1e-3,
@@ -197,6 +297,7 @@ def warmup(
         problems: whose responses are sampled.
         out: the folder of the warmed-up student; responses are kept in ``OUT.work`` until it is there.
         check: other problems, to measure accuracy at temperature 1 before and after.
+        loss: ``distill``, or the paper's ``cross_entropy`` over the whole response.
         max_steps: optimiser steps.
         per_device_train_batch_size: responses a step.
         learning_rate: at its highest.
@@ -207,8 +308,10 @@ def warmup(
         data: keywords of ``warmup_data``.
 
     Raises:
-        ValueError: where no response can be used, and where ``out`` holds something else.
+        ValueError: where no response can be used, for an unknown loss, and where ``out`` holds something else.
     """
+    if loss not in get_args(Loss):
+        raise ValueError(f"loss is {loss!r}; it must be one of {', '.join(get_args(Loss))}")
     out = Path(out)
     settings = {k: v for k, v in locals().items() if k not in ("out", "problems", "check", "progress", "device")}
     texts = [[[p.id, p.question, p.answer] for p in part] for part in (problems, check)]
@@ -226,8 +329,7 @@ def warmup(
     before = _accuracy(policy.engine, check, seed, data)
     rows = warmup_data(policy.engine, problems, seed=seed, progress=progress, responses=work, **data)
     cuda = policy.engine.device.type == "cuda"
-    trainer = SFTTrainer(
-        model=model,
+    options: dict[str, Any] = dict(
         args=SFTConfig(
             output_dir=str(work / "run"),
             max_steps=max_steps,
@@ -245,10 +347,19 @@ def warmup(
             save_strategy="no",
             report_to="none",
             disable_tqdm=not progress,
+            remove_unused_columns=loss != "distill",  # the loss reads ``command``
         ),
         train_dataset=rows,
         processing_class=tokenizer,
     )
+    if loss == "distill":
+        # An adapter that begins as zero and is switched off is the untouched student.
+        zero = base_model(student) == str(student) and (lora or {}).get("init_lora_weights", True) in (True, "gaussian")
+        reference = None if isinstance(model, PeftModel) and zero else copy.deepcopy(model)
+        pad_id: Any = tokenizer.pad_token_id
+        trainer = DistillTrainer(model, reference, pad_id, **options)
+    else:
+        trainer = SFTTrainer(model=model, **options)
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     policy.sync()

@@ -16,7 +16,7 @@ import plotly.express as px
 import plotly.graph_objects as go
 
 from relaylab.call_tag import visible
-from relaylab.views.figures import plain
+from relaylab.views.figures import figure_text
 from relaylab.views.theme import GREY, OKABE_ITO, show_figure, with_alt_text
 
 # The name and the unit of each metric of training. Shares are drawn in per cent.
@@ -72,20 +72,15 @@ def learning_curves(
         raise ValueError(f"no column {missing[0]!r} in the metrics; there are {', '.join(map(str, present))}")
     known = [METRICS.get(c, (c.replace("_", " "), "as logged")) for c in columns]
     labels, units = [label for label, _ in known], [unit for _, unit in known]
-    parts, sentences, names = [], [], [plain(name) for name, _ in runs]
+    parts, sentences, names = [], [], [figure_text(name) for name, _ in runs]
     for (name, frame), shown_name in zip(runs, names):
         means = {}
         for column, label, unit in zip(columns, labels, units):
             if column in frame and len(frame):
                 values = frame[column].astype(float) * (100 if unit.startswith("%") else 1)
                 means[label] = values.rolling(smooth, min_periods=1).mean()
-                part = {
-                    "run": shown_name,
-                    "panel": label,
-                    "step": frame["step"],
-                    "logged": values,
-                    "mean": means[label],
-                }
+                part = {"run": shown_name, "panel": label, "step": frame["step"], "logged": values}
+                part |= {"mean": means[label]}
                 parts.append(pd.DataFrame(part))
         if means:
             sentences.append(_curves_alt(name, frame["step"], means, dict(known)))
@@ -102,7 +97,7 @@ def learning_curves(
 
     def name_line(line: Any) -> None:
         panel = len(columns) - int(line.yaxis[1:] or 1)  # plotly.express counts rows from the bottom
-        line.update(name=line.name or plain(labels[panel]), showlegend=several and line.name not in shown)
+        line.update(name=line.name or figure_text(labels[panel]), showlegend=several and line.name not in shown)
         shown.add(line.name)
 
     fig.for_each_trace(name_line)
@@ -113,7 +108,15 @@ def learning_curves(
         fig.update_yaxes(title_text=unit, matches=None, rangemode="tozero", hoverformat=".4~g", row=row, col=1)
     tops = [fig.layout["yaxis" if k == 1 else f"yaxis{k}"].domain[1] for k in range(len(columns), 0, -1)]
     fig.layout.annotations = [
-        {"text": plain(label), "x": 0, "y": y, "xref": "paper", "yref": "paper", "xanchor": "left", "yanchor": "bottom"}
+        {
+            "text": figure_text(label),
+            "x": 0,
+            "y": y,
+            "xref": "paper",
+            "yref": "paper",
+            "xanchor": "left",
+            "yanchor": "bottom",
+        }
         | {"showarrow": False, "font_size": 14}
         for label, y in zip(labels, tops)
     ]

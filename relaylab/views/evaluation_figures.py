@@ -19,7 +19,7 @@ from relaylab.call_tag import visible
 from relaylab.evaluation.scorecard import random_router
 from relaylab.evaluation.stats import mean, summary
 from relaylab.evaluation.table import each_row
-from relaylab.views.figures import error_bars, plain
+from relaylab.views.figures import error_bars, figure_text, name_panels
 from relaylab.views.theme import GREY, OKABE_ITO, with_alt_text
 from relaylab.views.trace_view import plural
 
@@ -41,15 +41,15 @@ def accuracy_against_share(table: pd.DataFrame, *, student: str = "student", tea
     ``teacher`` are in the table, a dashed line shows what a random router reaches.
     """
     frame = summary(table)
-    frame["kind"] = frame["method"].str.replace(r"[:,]\w+=[\d.]+", "", regex=True).map(plain)
+    frame["kind"] = frame["method"].str.replace(r"[:,]\w+=[\d.]+", "", regex=True).map(figure_text)
     kinds = list(dict.fromkeys(frame["kind"]))
     frame = frame.sort_values("teacher_share", kind="stable")
     accuracy, share = frame["accuracy"], frame["teacher_share"]
     fig = px.line(
-        frame.assign(share=100 * share, solved=100 * accuracy, method=frame["method"].map(plain)),
+        frame.assign(share=100 * share, solved=100 * accuracy, method=frame["method"].map(figure_text)),
         x="share", y="solved", color="kind", symbol="kind", markers=True, hover_name="method", template="relaylab",
-        **error_bars("x", 100 * share, 100 * frame["teacher_low"], 100 * frame["teacher_high"]),
-        **error_bars("y", 100 * accuracy, 100 * frame["low"], 100 * frame["high"]),
+        error_x=100 * (frame["teacher_high"] - share), error_x_minus=100 * (share - frame["teacher_low"]),
+        error_y=100 * (frame["high"] - accuracy), error_y_minus=100 * (accuracy - frame["low"]),
         color_discrete_sequence=OKABE_ITO[:6], category_orders={"kind": kinds},
         labels={"share": "teacher tokens of all tokens (%)", "solved": "problems solved (%)"},
     )  # fmt: skip
@@ -86,17 +86,17 @@ def suite_bars(table: pd.DataFrame) -> go.Figure:
         f"{visible(str(m))}: " + ", ".join(f"{visible(s)} {v:.0f} %" for s, v in zip(f["suite"], f["solved %"]))
         for m, f in frame.groupby("method", sort=False)
     )
-    frame = frame.assign(method=frame["method"].map(plain), suite=frame["suite"].map(plain))
+    frame = frame.assign(method=frame["method"].map(figure_text), suite=frame["suite"].map(figure_text))
     fig = px.bar(
         frame, x="suite", y="solved %", facet_col="method", facet_col_wrap=across, template="relaylab",
         labels={"suite": ""}, **error_bars("y", frame["solved %"], frame["low"], frame["high"]),
     )  # fmt: skip
-    _name_panels(fig)
+    name_panels(fig)
     fig.update_traces(hovertemplate="%{x}: %{y:.1f} %<extra></extra>", error_y_thickness=1)
     fig.update_yaxes(range=[0, 105], title_text="").update_yaxes(title_text="solved (%)", col=1)
-    layout = {"height": 160 + 190 * -(-len(methods) // across)}
     fig.update_xaxes(tickangle=-60)
-    return with_alt_text(fig, f"Accuracy by suite. {words}.", "Accuracy by suite", showlegend=False, **layout)
+    height = 160 + 190 * -(-len(methods) // across)
+    return with_alt_text(fig, f"Accuracy by suite. {words}.", "Accuracy by suite", showlegend=False, height=height)
 
 
 def position_figure(calls: pd.DataFrame) -> go.Figure:
@@ -147,7 +147,7 @@ def window_figure(windows: pd.DataFrame, *, value: str = "entropy") -> go.Figure
         category_orders={"phase": list(phases.values())},
         labels={"offset": "tokens from the edge", "mean": f"{name} (nats)"},
     )  # fmt: skip
-    _name_panels(fig)
+    name_panels(fig)
     fig.update_xaxes(matches=None, tick0=0, dtick=1 if stats["offset"].nunique() <= 25 else 5)
     words = []
     for group, f in known.groupby("group"):
@@ -168,9 +168,8 @@ def delivery_figure(calls: pd.DataFrame) -> go.Figure:
     calls = _some(calls.dropna(subset="requested"), "calls that request a number of tokens")
     log = bool(calls["requested"].max() > 100)
     counts = calls.groupby(["outcome", "requested", "delivered"], observed=True).size().rename("calls").reset_index()
-    counts = counts.assign(
-        outcome=counts["outcome"].astype(str).map(plain), requested=counts["requested"].astype(float)
-    )
+    counts["outcome"] = counts["outcome"].astype(str).map(figure_text)
+    counts["requested"] = counts["requested"].astype(float)
     drawn = counts.assign(y=counts["delivered"].clip(lower=0.5) if log else counts["delivered"])
     fig = px.scatter(
         drawn, x="requested", y="y", color="outcome", symbol="outcome", size="calls", log_x=log, log_y=log,
@@ -189,8 +188,7 @@ def delivery_figure(calls: pd.DataFrame) -> go.Figure:
 
 def verdict_figure(verdicts: pd.DataFrame, *, by: str = "suite") -> go.Figure:
     """Which calls were needed, wasted or harmful, one bar per group; from ``counterfactual.verdicts``."""
-    _some(verdicts, "calls")
-    fig = _counts(verdicts, by, "verdict", by, order=list(dict.fromkeys(verdicts[by].astype(str))))
+    fig = _counts(_some(verdicts, "calls"), by, "verdict", by, order=list(dict.fromkeys(verdicts[by].astype(str))))
     accuracy = [f"{100 * verdicts[name].mean():.1f} %" for name in ("with", "against")]
     counts = f"{plural(len(verdicts), 'call')}: {_counted(verdicts['verdict'].astype(str))}"
     alt = f"{counts}. Mean accuracy {accuracy[0]} with the call, {accuracy[1]} otherwise."
@@ -202,7 +200,7 @@ def effects_figure(effects: pd.DataFrame, *, by: str = "suite") -> go.Figure:
     ``counterfactual.effects_by`` with the same ``by``."""
     f = _some(effects[effects["arm"] != "with"], "arms beside the calls as they were")
     f = f.assign(arm=f["arm"].astype(str), gain=100 * f["gain"], low=100 * f["low"], high=100 * f["high"])
-    fig = _grouped(f, by, "gain", "arm", {by: plain(by), "gain": "gain of the call (points of accuracy)"})
+    fig = _grouped(f, by, "gain", "arm", {by: figure_text(by), "gain": "gain of the call (points of accuracy)"})
     fig.add_hline(y=0, line={"color": GREY, "dash": "dot", "width": 1})
     parts = [
         f"over {visible(str(arm))} "
@@ -249,7 +247,7 @@ def agreement_figure(agreement: pd.DataFrame) -> go.Figure:
         first = f"(first calls alike in {100 * r.same_first:.0f} % of {r.either} problems)"
         words.append(f"{visible(r.a)} and {visible(r.b)} {later} of {r.later} lines {first}")
     fig = px.imshow(
-        share.rename(index=plain, columns=plain), zmin=0, zmax=100, aspect="auto", template="relaylab",
+        share.rename(index=figure_text, columns=figure_text), zmin=0, zmax=100, aspect="auto", template="relaylab",
         color_continuous_scale=[(0, "rgba(0,114,178,.1)"), (1, OKABE_ITO[0])],
         labels={"x": "teacher", "y": "teacher", "color": "lines with a call in both (%)"},
     ).update_traces(hoverongaps=False, texttemplate="%{z:.0f}")  # fmt: skip
@@ -311,7 +309,7 @@ def fleet_load(curve: pd.DataFrame) -> go.Figure:
     """
     _some(curve, "simulated load")
     panels = dict.fromkeys(("p95", "p50"), "time to the answer (s)") | {"utilisation": "replica works (% of time)"}
-    long = curve.assign(utilisation=100 * curve["utilisation"], system=curve["system"].map(str).map(plain))
+    long = curve.assign(utilisation=100 * curve["utilisation"], system=curve["system"].map(str).map(figure_text))
     long = long.melt(["system", "rate"], list(panels), var_name="quantity").sort_values("rate", kind="stable")
     long = long.assign(
         panel=long["quantity"].map(panels),
@@ -354,28 +352,23 @@ def _reference(fig: go.Figure, name: str, x: Iterable[float], y: Iterable[float]
 def _counts(frame: pd.DataFrame, x: str, color: str, title: str, *, order: Iterable[str] = ()) -> go.Figure:
     """Stacked bars of the number of calls, by ``x`` and by ``color``, which has a pattern, too."""
     categories = frame[color].cat.categories if hasattr(frame[color], "cat") else _order(frame[color])
-    used = frame.assign(**{name: frame[name].astype(str).map(plain) for name in {x, color} if name != "at"})
+    used = frame.assign(**{name: frame[name].astype(str).map(figure_text) for name in {x, color} if name != "at"})
     counts = used.groupby([color, x], sort=False).size().rename("count").reset_index()
-    orders = {color: [plain(str(name)) for name in categories], x: [plain(name) for name in order]}
+    orders = {color: [figure_text(str(name)) for name in categories], x: [figure_text(name) for name in order]}
     fig = px.bar(counts, x=x, y="count", color=color, pattern_shape=color, category_orders=orders, template="relaylab",
-                 labels={x: plain(title), "count": "calls"})  # fmt: skip
+                 labels={x: figure_text(title), "count": "calls"})  # fmt: skip
     fig.update_traces(marker_pattern_solidity=0.25)
     return fig.for_each_trace(lambda bar: bar.update(marker_line={"width": 1, "color": bar.marker.color}))
 
 
 def _grouped(f: pd.DataFrame, x: str, y: str, color: str, labels: dict[str, str], **facets: Any) -> go.Figure:
     """Marks with intervals low..high, side by side in each group of ``x``."""
-    f = f.assign(**{name: f[name].astype(str).map(plain) for name in (x, color)})
+    f = f.assign(**{name: f[name].astype(str).map(figure_text) for name in (x, color)})
     orders = {x: list(dict.fromkeys(f[x])), color: list(dict.fromkeys(f[color]))}
     fig = px.scatter(f, x=x, y=y, color=color, symbol=color, labels=labels, category_orders=orders,
                      template="relaylab", **error_bars("y", f[y], f["low"], f["high"]), **facets)  # fmt: skip
     fig.update_traces(marker_size=10, error_y_thickness=1.5)
     return fig.for_each_trace(lambda marks: marks.update(offsetgroup=marks.name))
-
-
-def _name_panels(fig: go.Figure) -> None:
-    """Panels are called by their values alone; plotly.express writes ``column=value``."""
-    fig.for_each_annotation(lambda a: a.update(text=a.text.partition("=")[2], font_size=14))
 
 
 def _log_ticks(values: Iterable[float]) -> dict[str, Any]:

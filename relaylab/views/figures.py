@@ -38,7 +38,7 @@ BARS = {
 }
 
 
-def plain(text: str, limit: int = 60) -> str:
+def figure_text(text: str, limit: int = 60) -> str:
     """The text of a model for plotly, which reads tags and, between dollars, TeX."""
     return html.escape(visible(cut(text, limit)), quote=False).replace("$", "&#36;")
 
@@ -46,6 +46,11 @@ def plain(text: str, limit: int = 60) -> str:
 def error_bars(axis: str, value: pd.Series, low: pd.Series, high: pd.Series) -> dict[str, Any]:
     """Arguments of ``plotly.express`` for the interval low..high around a value; none where it is not known."""
     return {f"error_{axis}": (high - value).fillna(0), f"error_{axis}_minus": (value - low).fillna(0)}
+
+
+def name_panels(fig: go.Figure) -> None:
+    """Panels are called by their values alone; plotly.express writes ``column=value``."""
+    fig.for_each_annotation(lambda a: a.update(text=a.text.partition("=")[2], font_size=14))
 
 
 def call_positions(traces: Iterable[Trace] | Trace, *, relative: bool = False) -> go.Figure:
@@ -87,7 +92,7 @@ def _spans(rows: list[Trace], scale: list[float], height: float) -> go.Figure:
     """Bars in units of tokens: exact at any zoom, and the mouse finds them anywhere along their length."""
     bars: list[tuple] = []
     for y, (trace, s) in enumerate(zip(rows, scale, strict=True)):
-        bars.append(("student tokens", y, 0, len(trace.source) * s, plain(trace_summary(trace), 200)))
+        bars.append(("student tokens", y, 0, len(trace.source) * s, figure_text(trace_summary(trace), 200)))
         for k, call in enumerate(trace.calls):
             name, hover = "command" if call.status == "answered" else LOST, _hover(trace, k, call)
             bars.append((name, y, call.start * s, (call.end - call.start) * s, hover))
@@ -116,7 +121,7 @@ def _spans(rows: list[Trace], scale: list[float], height: float) -> go.Figure:
     axis: dict[str, Any] = {"title_text": f"{len(rows):,} traces, by their first call", "showticklabels": False}
     if named:
         outcome = {True: "✓ ", False: "✗ ", None: ""}
-        names = [plain(outcome[t.correct] + (t.id or f"trace {i + 1}"), 28) for i, t in enumerate(rows)]
+        names = [figure_text(outcome[t.correct] + (t.id or f"trace {i + 1}"), 28) for i, t in enumerate(rows)]
         axis = {"title_text": None, "tickmode": "array", "tickvals": list(range(len(rows))), "ticktext": names}
     return fig.update_yaxes(range=[len(rows) - 0.4, -0.9], ticks="", **axis)
 
@@ -171,7 +176,9 @@ def token_entropy(trace: Trace) -> go.Figure:
         raise ValueError("the trace has no entropies: record them when you decode")
     n, top = len(trace.source), 1.12 * max(0.1, *values.values())
     tokens = pd.DataFrame({"position": np.arange(n) + 0.5, "entropy": [values.get(i, np.nan) for i in range(n)]})
-    words = (f"“{plain(p)}” · token {i} · {ROLES[s].name}" for i, (p, s) in enumerate(zip(trace.pieces, trace.source)))
+    words = (
+        f"“{figure_text(p)}” · token {i} · {ROLES[s].name}" for i, (p, s) in enumerate(zip(trace.pieces, trace.source))
+    )
     fig = px.line(tokens, x="position", y="entropy", markers=n <= 300, hover_name=list(words), template="relaylab",
                   labels={"position": "position in the completion (tokens)"})  # fmt: skip
     hover = "%{hovertext}<br>entropy %{y:.3f} nats<extra></extra>"
@@ -198,7 +205,7 @@ def token_entropy(trace: Trace) -> go.Figure:
         + (f"; where commands begin, mean {statistics.fmean(starts):.2f} nats." if starts else "; it makes no call.")
     )
     if n <= WORDS:
-        pieces = [plain(piece if piece.strip(" ") else "␣" * len(piece), 12) for piece in trace.pieces]
+        pieces = [figure_text(piece if piece.strip(" ") else "␣" * len(piece), 12) for piece in trace.pieces]
         fig.update_xaxes(tickmode="array", tickvals=tokens["position"], ticktext=pieces, tickangle=-90)
     fig.update_xaxes(range=[0, n])
     fig.update_yaxes(title_text="entropy of the next token (nats)", range=[-0.03 * top, top])
@@ -260,10 +267,10 @@ def _hover(trace: Trace, k: int, call: Call) -> str:
     n = "no number" if call.requested is None else f"{call.requested:,}"
     wrote = "".join(trace.pieces[call.end : call.end + call.delivered])
     lines = [
-        f"<b>call {k + 1}</b>{f' of {plain(trace.id)}' if trace.id else ''}, at token {call.start:,}",
+        f"<b>call {k + 1}</b>{f' of {figure_text(trace.id)}' if trace.id else ''}, at token {call.start:,}",
         f"requested {n}, granted {call.granted:,}, delivered {call.delivered:,}",
-        f"wrote “{plain(wrote)}”" if wrote else plain(call.status),
-        plain(call.error) if call.error else "",
+        f"wrote “{figure_text(wrote)}”" if wrote else figure_text(call.status),
+        figure_text(call.error) if call.error else "",
     ]
     return "<br>".join(filter(None, lines))
 

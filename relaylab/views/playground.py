@@ -114,7 +114,7 @@ class Playground(LiveView):
             ValueError: The question is empty, a name is not among the choices, or a setting is bad.
             RuntimeError: Another answer is being written.
         """
-        from relaylab.relay.pair import Pair, graded
+        from relaylab.relay.pair import Pair, graded, notice
 
         task = question if isinstance(question, Problem) else self._problems.get(question.strip())
         text = task.question if task else str(question).strip()
@@ -133,7 +133,8 @@ class Playground(LiveView):
             return trace if task is None or trace.stop == "interrupted" else graded(trace, task)
 
         heading = f"Run {self._count + 1}: {student} with {'no teacher' if teacher == 'none' else teacher}"
-        self._start(heading, _describe(values), begin, finish=finish, pace=values["pace"])
+        described = ". ".join(filter(None, (_describe(values), notice(student, text))))
+        self._start(heading, described, begin, finish=finish, pace=values["pace"])
         return self
 
     def _engine(self, name: str) -> Engine:

@@ -21,7 +21,7 @@ from relaylab.files import read_json, write_whole
 from relaylab.trace import read_traces
 from relaylab.version import __version__
 from relaylab.views.evaluation_figures import accuracy_against_share, suite_bars
-from relaylab.views.figures import call_positions, plain
+from relaylab.views.figures import call_positions, figure_text
 from relaylab.views.theme import NO_MATH, load_plotly, page_css, show_figure
 
 SAMPLE = 300  # traces whose call positions are drawn
@@ -63,7 +63,7 @@ def report(out: str | Path, *, student: str = "student", teacher: str = "teacher
         The page.
 
     Raises:
-        ValueError: The folder holds no evaluation.
+        ValueError: The folder holds no evaluation, or its ``report.html`` is no HTML page.
     """
     out = Path(out)
     table = read_table(out)
@@ -90,8 +90,11 @@ def report(out: str | Path, *, student: str = "student", teacher: str = "teacher
         _table(versus),
         *(show_figure(fig).html for fig in figures.values()),
     ]
-    write_whole(out / "report.html", html_page("relaylab: evaluation", parts))
-    return out / "report.html"
+    path = out / "report.html"
+    if path.exists() and not path.read_bytes()[:64].lstrip().lower().startswith((b"<!doctype html", b"<html")):
+        raise ValueError(f"{path} exists and is no HTML page; choose another file")
+    write_whole(path, html_page("relaylab: evaluation", parts))
+    return path
 
 
 def comparisons(table: pd.DataFrame, main: str) -> pd.DataFrame:
@@ -111,7 +114,7 @@ def _positions(out: Path) -> dict[str, go.Figure]:
         traces = list(read_traces(path))
         if any(0 < t.call_ratio < 1 for t in traces):
             fig = call_positions(random.Random(0).sample(traces, min(SAMPLE, len(traces))), relative=True)
-            figures[path.stem] = fig.update_layout(title_text=f"Where the student calls: {plain(path.stem)}")
+            figures[path.stem] = fig.update_layout(title_text=f"Where the student calls: {figure_text(path.stem)}")
     return figures
 
 

@@ -20,7 +20,7 @@ from relaylab.sweep.notebook import DONE, FAILED
 from relaylab.sweep.plan import Plan
 from relaylab.sweep.results import effects, plane
 from relaylab.sweep.run import Store
-from relaylab.views.figures import error_bars, plain
+from relaylab.views.figures import error_bars, figure_text
 from relaylab.views.report import html_page
 from relaylab.views.theme import OKABE_ITO, show_figure, with_alt_text
 
@@ -31,7 +31,7 @@ INTERVALS = (
 )
 
 
-def report(plan: Plan, table: pd.DataFrame, out: str | Path, failures: Mapping[str, dict] | None = None) -> str:
+def sweep_page(plan: Plan, table: pd.DataFrame, out: str | Path, failures: Mapping[str, dict] | None = None) -> str:
     """Write ``report.html`` and ``effects.csv`` into the folder or URL of a sweep.
 
     Args:
@@ -84,12 +84,12 @@ def effect_figures(rows: pd.DataFrame) -> list[go.Figure]:
     for keys, group in rows.groupby(["factor", "result"], sort=False):
         factor, result = map(str, keys)
         bars = error_bars("y", group["mean"], group["low"], group["high"])
-        fig = px.scatter(x=[plain(level, 40) for level in group["level"]], y=group["mean"], **bars)
+        fig = px.scatter(x=[figure_text(level, 40) for level in group["level"]], y=group["mean"], **bars)
         fig.update_traces(marker_size=10)
-        fig.update_xaxes(title_text=plain(factor), type="category").update_yaxes(title_text=plain(result))
+        fig.update_xaxes(title_text=figure_text(factor), type="category").update_yaxes(title_text=figure_text(result))
         means = "; ".join(f"{r.level}: {_number(r.mean, r.low, r.high)}" for r in each_row(group))
         alt = f"{visible(result)} by {visible(factor)}, with 95 % intervals over seeds. {visible(means)}."
-        figures.append(with_alt_text(fig, alt, f"{plain(result)} by {plain(factor)}", height=380))
+        figures.append(with_alt_text(fig, alt, f"{figure_text(result)} by {figure_text(factor)}", height=380))
     return figures
 
 
@@ -102,18 +102,19 @@ def plane_figure(plan: Plan, corners: pd.DataFrame) -> go.Figure:
     """
     (x, y), first = plan.plane, next(iter(plan.factors), "")
     names = [", ".join(f"{f}={row[f]}" for f in plan.factors) for _, row in corners.iterrows()]
-    frame = corners.assign(level=[plain(v, 40) for v in corners[first]] if first else "all")
+    frame = corners.assign(level=[figure_text(v, 40) for v in corners[first]] if first else "all")
     x_bars, y_bars = (error_bars(a, frame[a], frame[f"{a}_low"], frame[f"{a}_high"]) for a in "xy")
     fig = px.scatter(
-        frame, x="x", y="y", color="level", symbol="level", hover_name=[plain(name, 200) for name in names],
-        color_discrete_sequence=OKABE_ITO, labels={"x": plain(x), "y": plain(y), "level": plain(first)},
+        frame, x="x", y="y", color="level", symbol="level", hover_name=[figure_text(name, 200) for name in names],
+        color_discrete_sequence=OKABE_ITO,
+        labels={"x": figure_text(x), "y": figure_text(y), "level": figure_text(first)},
         **x_bars, **y_bars,
     )  # fmt: skip
     best = frame["y"].to_numpy().argmax()
     alt = f"{y} against {x} of {len(frame)} combinations, means over seeds. Highest {y}: "
     alt += f"{frame['y'].iloc[best]:.4g} at {frame['x'].iloc[best]:.4g}, {names[best]}."
     fig.update_traces(marker_size=10, showlegend=True)
-    return with_alt_text(fig, visible(alt), f"{plain(y)} against {plain(x)}", height=520)
+    return with_alt_text(fig, visible(alt), f"{figure_text(y)} against {figure_text(x)}", height=520)
 
 
 def effects_shown(rows: pd.DataFrame) -> pd.DataFrame:

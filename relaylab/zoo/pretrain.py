@@ -1,8 +1,10 @@
-"""How the embedded models were made: tokenizer, drills, and training from scratch.
+"""How the embedded models were made: tokenizer, drills, training from scratch, and training on into the worlds.
 
-Both models see the same mixture: *drills*, packed lines such as ``47*83=3901.``, which teach the arithmetic densely,
-and solved problems of all suites. Operands are drawn the same way for both; only width, depth and the number of steps
-differ. The loss covers results and solutions, not operands and questions.
+All models see a mixture of *drills*, packed lines such as ``47*83=3901.``, which teach the arithmetic densely, and
+solved problems of the suites. Operands are drawn the same way for all; width, depth and the number of steps differ. The
+loss covers results and solutions, not operands and questions.
+
+A base learns the plain suites. Training on gives it a world: its wording, and to a student its misconceptions.
 
 Muon trains the matrices, AdamW the rest. A run writes a checkpoint every ``save_every`` steps and continues from it.
 """
@@ -12,6 +14,7 @@ from __future__ import annotations
 import random
 import time
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from relaylab.call_tag import format_call
-from relaylab.tasks.suites import mixture
+from relaylab.tasks.suites import ALL_SUITES, SUITES, mixture
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
@@ -35,24 +38,49 @@ PRE_TOKENIZER = (
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Everything that decides an embedded model. ``steps`` are optimiser steps of ``batch`` sequences."""
+    """Everything that decides an embedded model.
 
-    width: int
-    layers: int
-    heads: int
+    Args:
+        steps: optimiser steps of ``batch`` sequences.
+        seed: of the data, and of the weights without a ``base``.
+        base: the recipe whose model is trained on.
+        worlds: of the solved problems; each batch draws one.
+        textbook: learn the student's textbook, misconceptions included.
+        suites: of the solved problems, in turn.
+        drills: the share of batches of drills, early, in the middle and late.
+    """
+
     steps: int
     seed: int
+    width: int = 48
+    layers: int = 2
+    heads: int = 4
+    base: str = ""
+    worlds: tuple[str, ...] = ("plain",)
+    textbook: bool = False
+    suites: tuple[str, ...] = SUITES
+    drills: tuple[float, float, float] = (0.8, 0.5, 0.3)
     batch: int = 64
     learning_rate: float = 4e-3
     vocabulary: int = 1024
 
 
 RECIPES = {
-    "student": Recipe(width=48, layers=2, heads=4, steps=4500, seed=1),
-    "teacher": Recipe(width=128, layers=4, heads=4, steps=4000, seed=2),
-    "teacher-small": Recipe(width=80, layers=3, heads=4, steps=3000, seed=3),
-    "teacher-large": Recipe(width=160, layers=4, heads=4, steps=3000, seed=4),
+    "student": Recipe(4500, 1),
+    "teacher": Recipe(4000, 2, width=128, layers=4),
+    "teacher-small": Recipe(3000, 3, width=80, layers=3),
+    "teacher-large": Recipe(3000, 4, width=160, layers=4),
 }
+# Trained on from these into the worlds, with the suites that have misconceptions.
+_WORLD: dict[str, Any] = dict(suites=ALL_SUITES, learning_rate=2e-3)
+for _seed, _world in enumerate(("lifelike", "plain", "wordy", "stubborn"), 11):
+    RECIPES[f"{_world}/student"] = Recipe(
+        1500, _seed, base="student", worlds=(_world,), textbook=True, drills=(0.3, 0.3, 0.3), **_WORLD
+    )
+RECIPES["lifelike/teacher"] = Recipe(
+    550, 15, width=128, layers=4, base="teacher", worlds=("lifelike", "lifelike", "lifelike", "plain"),
+    drills=(0.2, 0.2, 0.2), **_WORLD,
+)  # fmt: skip
 
 # kind -> (weight in the drills, draw of "expression", result)
 DRILLS = {
@@ -100,7 +128,7 @@ def train_tokenizer(vocabulary: int, *, problems: int = 6000) -> PreTrainedToken
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    stream = mixture()
+    stream = mixture(suites=SUITES, world="plain")
     texts = []
     for i in range(problems):
         p = next(stream)
@@ -137,11 +165,14 @@ def new_model(recipe: Recipe, tokenizer: Any) -> Qwen3ForCausalLM:
 class Batches:
     """Endless training batches ``(input_ids, labels)``, each (B, T); a function of the seed and the step."""
 
-    def __init__(self, tokenizer: Any, *, batch: int, seed: int):
-        self.tokenizer, self.batch, self.seed = tokenizer, batch, seed
+    def __init__(self, tokenizer: Any, recipe: Recipe):
+        self.tokenizer, self.recipe, self.batch = tokenizer, recipe, recipe.batch
 
-    def __call__(self, step: int, drill_share: float) -> tuple[torch.Tensor, torch.Tensor]:
-        r = random.Random(f"{self.seed}/{step}")
+    def __call__(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        r = random.Random(f"{self.recipe.seed}/{step}")
+        early, middle, late = self.recipe.drills
+        done = step / self.recipe.steps
+        drill_share = early if done < 0.3 else middle if done < 0.6 else late
         return self._drills(r) if r.random() < drill_share else self._problems(r)
 
     def _drills(self, r: random.Random, length: int = 96) -> tuple[torch.Tensor, torch.Tensor]:
@@ -156,8 +187,9 @@ class Batches:
         return torch.tensor(ids[:size]).view(self.batch, -1), torch.tensor(labels[:size]).view(self.batch, -1)
 
     def _problems(self, r: random.Random) -> tuple[torch.Tensor, torch.Tensor]:
-        stream = mixture(seed=r.getrandbits(48) + 1)
-        chosen = [next(stream) for _ in range(self.batch)]
+        seed, recipe = r.getrandbits(48) + 1, self.recipe
+        stream = mixture(seed=seed, suites=recipe.suites, world=r.choice(recipe.worlds), textbook=recipe.textbook)
+        chosen = list(islice(stream, self.batch))
         chats = [
             self.tokenizer.apply_chat_template(
                 [{"role": "user", "content": p.question}], add_generation_prompt=True, tokenize=False
@@ -183,22 +215,32 @@ def _loss(model: Qwen3ForCausalLM, ids: torch.Tensor, labels: torch.Tensor) -> t
 
 
 def pretrain(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerFast, work: Path, *, device: str = "cpu", save_every: int = 200
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerFast,
+    work: Path,
+    *,
+    base: Path | None = None,
+    device: str = "cpu",
+    save_every: int = 200,
 ) -> dict[str, Any]:
-    """Train one embedded model and save it to ``work/model``; how it was made, for ``training.json``.
+    """Train one embedded model and save it to ``work/model``. Interrupted, the same call goes on from its checkpoint.
 
-    Interrupted, the same call goes on from ``work/checkpoint.pt``.
+    Args:
+        base: the folder of the model that is trained on; without it the weights begin at random.
+
+    Returns:
+        How it was made, for ``training.json``.
     """
     torch.manual_seed(recipe.seed)
-    model: Any = new_model(recipe, tokenizer)
-    model.to(device)
+    model: Any = new_model(recipe, tokenizer) if base is None else Qwen3ForCausalLM.from_pretrained(base)
+    model.to(device=device, dtype=torch.float32)
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
     optimizers = [
         torch.optim.Muon(matrices, lr=recipe.learning_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(others, lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=0.0),
     ]
-    batches = Batches(tokenizer, batch=recipe.batch, seed=recipe.seed)
+    batches = Batches(tokenizer, recipe)
     step, seconds, losses, checkpoint = 0, 0.0, [], work / "checkpoint.pt"
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
@@ -215,7 +257,7 @@ def pretrain(
             for optimizer in optimizers:
                 for group in optimizer.param_groups:
                     group["lr"] = rate
-            ids, labels = batches(step, drill_share=0.8 if done < 0.3 else 0.5 if done < 0.6 else 0.3)
+            ids, labels = batches(step)
             loss = _loss(model, ids.to(device), labels.to(device))
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

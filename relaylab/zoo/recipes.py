@@ -1,6 +1,7 @@
 """How each embedded model is made, by name: what ``relaylab zoo train`` runs.
 
-``student`` and the teachers are trained from scratch, and ``warm`` is the student after stage 1. Each run of
+``student`` and the teachers are trained from scratch and trained on into the worlds. ``warm`` and ``lifelike/warmup``
+are students after stage 1. Each run of
 ``configs/ablations.yaml`` is a run of stage 2 whose adapter has its name. ``warm-six`` is not shipped: a warm-up
 without three of the suites, which forgets them (docs/results.md).
 """
@@ -14,8 +15,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from relaylab.engine.load import load_tokenizer, resolve
 from relaylab.files import bind_folder, check_replaceable, replaced_folder, write_json
-from relaylab.tasks.suites import SUITES, mixture, problems
+from relaylab.tasks.suites import ALL_SUITES, SUITES, mixture, problems
 from relaylab.training.configs import config_names, read_config
 from relaylab.zoo.pretrain import RECIPES, pretrain, train_tokenizer
 
@@ -25,14 +27,25 @@ RECORD = "training.json"  # in each embedded model's folder: how it was made
 # half of the mixture is beyond this student, and learning its own random digits by heart costs it what it can do. Why n
 # in 4..24: answers have 75 tokens, and d * 10**k knows no number between 10 and 20 (docs/training.md).
 WARMUP: dict[str, Any] = dict(
-    num_problems=6000, data_seed=3, temperature=0.7, keep_correct=True, numbers=list(range(4, 25)),
-    max_steps=700, learning_rate=6e-3, seed=0,
+    loss="cross_entropy", num_problems=6000, data_seed=3, temperature=0.7, keep_correct=True,
+    numbers=list(range(4, 25)), max_steps=700, learning_rate=6e-3, seed=0,
 )  # fmt: skip
 # Why min_token_prob: without it the warm-up costs the student most of the products that it knew and the sums of large
 # numbers that follow them. It can hardly read a number after a tag then (docs/training.md). Wrong responses may stay.
 SURE = WARMUP | dict(num_problems=24000, keep_correct=False, min_token_prob=0.5, max_steps=2000)
 SIX = ("savings", "shopping", "bakery", "tiles", "depot", "galaxy")  # of each level some, and no quotients
-WARMUPS = {"warm": WARMUP, "warm-sure": SURE, "warm-six": WARMUP | {"suites": list(SIX)}}
+# Self-distillation forgets little, so every response is learned from, right or wrong, as it was sampled.
+DISTILLED: dict[str, Any] = dict(
+    student="lifelike/student", suites=list(ALL_SUITES), num_problems=6000, data_seed=3, numbers=list(range(3, 21)),
+    max_steps=1500, learning_rate=3e-3, seed=0,
+)  # fmt: skip
+WARMUPS = {
+    "warm": WARMUP,
+    "warm-sure": SURE,
+    "warm-six": WARMUP | {"suites": list(SIX)},
+    "lifelike/warmup": DISTILLED,
+    "lifelike/warmup-cross-entropy": DISTILLED | {"loss": "cross_entropy"},
+}
 
 
 def recipes() -> list[str]:
@@ -59,7 +72,9 @@ def make(name: str, out: str | Path, *, device: str = "cpu", steps: int | None =
     if name in RECIPES:
         pretraining = replace(RECIPES[name], steps=steps or RECIPES[name].steps)
         work = _work(out, asdict(pretraining))
-        record, model = pretrain(pretraining, train_tokenizer(pretraining.vocabulary), work, device=device), "model"
+        base = Path(resolve(pretraining.base)) if pretraining.base else None
+        tokenizer: Any = train_tokenizer(pretraining.vocabulary) if base is None else load_tokenizer(base)
+        record, model = pretrain(pretraining, tokenizer, work, base=base, device=device), "model"
     elif name in WARMUPS:
         recipe = WARMUPS[name] | ({"max_steps": steps} if steps else {})
         work = _work(out, recipe)
@@ -86,13 +101,12 @@ def _warm(work: Path, device: str, recipe: dict[str, Any]) -> dict[str, Any]:
     from relaylab.training.warmup import warmup  # TRL takes seconds to import
 
     options = dict(recipe)
+    student = options.pop("student", "student")
     stream = mixture(seed=options.pop("data_seed"), suites=tuple(options.pop("suites", SUITES)))
     chosen = list(islice(stream, options.pop("num_problems")))
     check = [p for s in SUITES[:4] for p in problems(s, 100)]  # those that the student solves alone
     started = time.monotonic()
-    warmed = warmup(
-        "student", chosen, work / "warmed", check=check, full=True, max_tokens=160, device=device, **options
-    )
+    warmed = warmup(student, chosen, work / "warmed", check=check, full=True, max_tokens=160, device=device, **options)
     print(warmed)
     results = dict(rows=warmed.rows, accuracy_before=warmed.before, accuracy_after=warmed.after, calls=warmed.calls)
     return {"recipe": recipe, **results, **_circumstances(started, device)}

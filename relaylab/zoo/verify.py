@@ -13,7 +13,7 @@ from relaylab.evaluation.scores import Score, relay_scores, suite_scores
 from relaylab.files import read_json, write_json
 from relaylab.relay.config import RelayConfig
 from relaylab.relay.pair import load_teacher
-from relaylab.tasks.suites import SUITES, level_of
+from relaylab.tasks.suites import ALL_SUITES, SUITES, level_of
 
 # What makes the pair a pair: its accuracy at temperature 1, calls forbidden, on every suite of a level.
 REQUIRED = (
@@ -23,7 +23,7 @@ REQUIRED = (
     ("teacher", "hard", "at least", 0.95),
     ("teacher", "beyond", "below", 0.30),
 )
-MAX_BYTES = 12_000_000  # of all embedded models together: they travel with the package
+MAX_BYTES = 14_000_000  # of all embedded models together: they travel with the package
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,27 +45,40 @@ def percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.1f} %"
 
 
+def suites_for(name: str) -> tuple[str, ...]:
+    """The suites that an embedded model was trained on: those of a world know the misconceptions too."""
+    return ALL_SUITES if "/" in name else SUITES
+
+
 def write_manifest(*, count: int) -> None:
-    """Checksums, recipes and fresh scores, on ``count`` >= 1 problems a suite, of all embedded models."""
+    """Checksums, recipes and scores, on ``count`` >= 1 problems a suite, of all embedded models.
+
+    A model whose files and count are those of the manifest keeps its scores.
+    """
     if count < 1:
         raise ValueError(f"count is {count}; the manifest holds scores, which need at least one problem a suite")
-    entries: dict[str, Any] = {}
-    teacher = load_teacher("teacher")
+    command = f"relaylab zoo verify --write --count {count}  (temperature 1, seed 0, calls forbidden)"
+    before, entries = zoo.manifest(), dict[str, Any]()
     for name, path in zoo.embedded().items():
-        engine = zoo.load_engine(name)
-        scores = suite_scores(engine, count=count)
+        checksum, entry = zoo.checksum(path), before.get(name, {})
+        if entry.get("sha256") == checksum and entry.get("scored_with") == command:
+            entries[name] = entry
+            continue
+        engine, suites = zoo.load_engine(name), suites_for(name)
+        scores = suite_scores(engine, count=count, suites=suites)
         entries[name] = {
-            "sha256": zoo.checksum(path),
+            "sha256": checksum,
             "parameters": engine.model.num_parameters(),
             "made_with": f"relaylab zoo train {name} --out DIR",
             **read_json(path / "training.json"),
-            "scored_with": f"relaylab zoo verify --write --count {count}  (temperature 1, seed 0, calls forbidden)",
+            "scored_with": command,
             "scores": {s.suite: {"level": s.level, "right": s.right, "count": s.count} for s in scores},
         }
         if (path / "relay_config.json").exists():  # trained to call: with the teacher it is another
-            entries[name]["relay_scored_with"] = "the same command  (greedy, with the teacher, caps as in training)"
+            teacher = load_teacher("lifelike/teacher" if "/" in name else "teacher")
+            entries[name]["relay_scored_with"] = f"the same command  (greedy, with {teacher.name}, caps as in training)"
             config = RelayConfig(**read_json(path / "relay_config.json"))
-            entries[name]["relay_scores"] = relay_scores(engine, teacher, config, count=count)
+            entries[name]["relay_scores"] = relay_scores(engine, teacher, config, count=count, suites=suites)
     write_json(zoo.MANIFEST, entries)
 
 
@@ -84,7 +97,7 @@ def verify(*, count: int) -> list[Finding]:
         verdict = "differs from the manifest" if name in changed else "as in the manifest"
         findings.append(Finding(name not in changed, f"{name}: checksum {verdict}"))
         if count:
-            scores = suite_scores(zoo.load_engine(name), count=count)
+            scores = suite_scores(zoo.load_engine(name), count=count, suites=suites_for(name))
             findings += [_compared(name, s, entries[name].get("scores", {}).get(s.suite)) for s in scores]
     return findings + required(entries)
 

@@ -1,0 +1,127 @@
+"""Fair thresholds: every trigger gets the setting that is best for it on training problems at a budget.
+
+A trigger's candidates are all pairs of a threshold and a call length. Thresholds are quantiles of the signal in the
+student's own answers. Of the candidates whose share of teacher tokens stays within the budget, the most accurate one is
+chosen. The choice is a method text that ``evaluate`` reads, such as ``entropy:threshold=1.42,n=8``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+
+from relaylab.evaluation.eval_run import EvalRun, ModelCache
+from relaylab.evaluation.stats import share
+from relaylab.evaluation.systems import SYSTEMS, system
+from relaylab.evaluation.token_router import TokenRouter
+from relaylab.relay.config import RelayConfig
+from relaylab.relay.teachers import Teacher
+from relaylab.tasks.suites import Problem
+from relaylab.trace import TEACHER, Trace
+
+BUDGETS = (0.02, 0.05, 0.1)  # teacher tokens of all tokens
+TRIGGERS = ("entropy", "line", "margin", "probe", "citer")
+LENGTHS = (3, 8, 16)
+QUANTILES = (0.8, 0.9, 0.95, 0.98, 0.99, 0.995)  # of the signal; a larger one calls less
+
+
+def calibrate(
+    problems: Sequence[Problem],
+    out: str | Path,
+    *,
+    student: str = "student",
+    teacher: str | Teacher = "teacher",
+    router_problems: Sequence[Problem] = (),
+    triggers: Sequence[str] = TRIGGERS,
+    budgets: Sequence[float] = BUDGETS,
+    lengths: Sequence[int] = LENGTHS,
+    quantiles: Sequence[float] = QUANTILES,
+    max_tokens: int = 160,
+    seed: int = 0,
+    batch_size: int = 128,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Choose each trigger's threshold and call length at each budget. Interrupted, the same call goes on.
+
+    Args:
+        problems: to choose on; training problems, and none of those to evaluate on.
+        out: a folder for the candidates' traces, and for ``thresholds.csv``, which is what is returned.
+        student: the untrained one.
+        teacher: a name, a folder, a URL or a ``Teacher``.
+        router_problems: to train the probe and the router on; other ones than ``problems``.
+        triggers: names of ``systems.SYSTEMS``.
+        budgets: shares of teacher tokens, of all tokens of the answers.
+        lengths: tokens of a call.
+        quantiles: of the signal, at its highest where the student is least sure.
+        max_tokens: of an answer.
+        seed: random seed.
+        batch_size: rows decoded together.
+        progress: show a bar.
+
+    Returns:
+        One row per trigger and budget: ``trigger``, ``budget``, ``method``, ``accuracy``, ``teacher_share``. A trigger
+        that no candidate brings within a budget has no row there.
+
+    Raises:
+        ValueError: for a trigger without a threshold, and for a router without problems.
+    """
+    if unknown := [t for t in triggers if not hasattr(SYSTEMS.get(t), "threshold")]:
+        raise ValueError(f"{unknown[0]!r} has no threshold to calibrate; there are {', '.join(TRIGGERS)}")
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    models = ModelCache(teacher, router_problems, max_tokens, untrained=student)
+    run = EvalRun(models, problems, folder, RelayConfig(max_tokens=max_tokens), seed, batch_size, progress=False)
+    alone = run.traces(SYSTEMS["student"])
+    candidates = [
+        (trigger, system(f"{trigger}:threshold={threshold:.4g},n={n}"))
+        for trigger in triggers
+        for threshold in thresholds(trigger, run, alone, quantiles)
+        for n in lengths
+    ]
+    rows = []
+    for trigger, candidate in tqdm(candidates, desc="calibrating", disable=not progress):
+        traces = run.traces(candidate)
+        written = share(
+            np.array([t.count(TEACHER) for t in traces]), np.array([len(t.completion_ids) for t in traces])
+        ).value
+        rows.append((trigger, candidate.label, np.mean([bool(t.correct) for t in traces]), written))
+    every = pd.DataFrame(rows, columns=["trigger", "method", "accuracy", "teacher_share"])
+    every = every.drop_duplicates("method").sort_values(["accuracy", "teacher_share"], ascending=[False, True])
+    best = [every[every["teacher_share"] <= b].groupby("trigger").first().assign(budget=b) for b in budgets]
+    chosen = pd.concat(best).reset_index()[["trigger", "budget", "method", "accuracy", "teacher_share"]]
+    chosen = chosen.sort_values(["trigger", "budget"], ignore_index=True)
+    chosen.to_csv(folder / "thresholds.csv", index=False)
+    return chosen
+
+
+def thresholds(trigger: str, run: EvalRun, alone: Sequence[Trace], quantiles: Sequence[float]) -> list[float]:
+    """Quantiles of a trigger's signal over the tokens that it looks at, in the student's own answers."""
+    default = SYSTEMS[trigger]
+    if trigger in ("citer", "probe"):
+        router = run.models.router("student", linear=trigger == "probe")
+        values = np.concatenate([_probabilities(router, run, trace) for trace in alone])
+        return sorted({float(v) for v in np.quantile(values, quantiles)})
+    if getattr(default, "margin", False):
+        values = np.concatenate([_margins(run, trace) for trace in alone])
+        return sorted({float(v) for v in np.quantile(values, [1 - q for q in quantiles])})
+    begins = [[i for i in range(len(t.pieces)) if i == 0 or "\n" in t.pieces[i - 1]] for t in alone]
+    looked_at = begins if getattr(default, "line", False) else [range(len(t.pieces)) for t in alone]
+    values = [t.entropies[i] or 0.0 for t, places in zip(alone, looked_at) for i in places if t.entropies]
+    return sorted({float(v) for v in np.quantile(values, quantiles)})
+
+
+def _margins(run: EvalRun, trace: Trace) -> np.ndarray:
+    logits, _ = run.models.engine("student").read(trace.prompt_ids, trace.completion_ids)
+    best = logits.softmax(-1).topk(2).values
+    return (best[:, 0] - best[:, 1]).cpu().numpy()
+
+
+@torch.inference_mode()
+def _probabilities(router: TokenRouter, run: EvalRun, trace: Trace) -> np.ndarray:
+    _, hidden = run.models.engine("student").read(trace.prompt_ids, trace.completion_ids)
+    return router.net(hidden).sigmoid()[:, 0].cpu().numpy()

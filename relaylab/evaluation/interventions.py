@@ -1,0 +1,185 @@
+"""Where help counts: short teacher turns put into answers of the student alone, and what becomes of each.
+
+An *intervention* forks an answer at one token: the teacher writes ``n`` tokens there, silently, and the student goes on
+alone. Two figures describe a pair:
+
+- h, ``harmless``: of the tokens at which the student is uncertain, those where the intervention leaves the answer as it
+  was. A trigger on entropy spends its teacher tokens there for nothing.
+- c, ``confident``: of the wrong answers that an intervention mends, those whose *decisive token* is certain. The
+  decisive token is the last one at which the intervention still mends: the first wrong token that matters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.stats import mannwhitneyu
+from tqdm.auto import tqdm
+
+from relaylab.engine.engine import Engine
+from relaylab.evaluation.counterfactual import problem_of
+from relaylab.evaluation.stats import Interval, mean
+from relaylab.evaluation.token_router import fit_probe
+from relaylab.relay.events import Done
+from relaylab.relay.pair import graded
+from relaylab.relay.relay import Relay
+from relaylab.tasks.grading import extract_boxed
+from relaylab.trace import Trace
+
+HIGH = 0.6  # nats; the most uncertain fifth of the tokens of real models lies above (Wang et al., 2506.01939)
+COLUMNS = ("trace", "id", "suite", "level", "position", "token", "entropy", "n", "before", "after", "same")
+
+
+def interventions(
+    traces: Sequence[Trace],
+    relay: Relay,
+    positions: Sequence[Sequence[int]],
+    *,
+    n: int = 8,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Let the teacher write ``n`` tokens at positions of graded traces of the student alone; one row each.
+
+    Args:
+        traces: from ``Pair.decode`` with ``record=True``, without calls.
+        relay: decodes the forks. The student makes no call of its own after the intervention.
+        positions: of each trace, in tokens of its completion.
+        n: tokens of the teacher.
+        progress: show a bar.
+
+    Returns:
+        The columns ``COLUMNS``. ``entropy`` (nats) is the student's at the token; ``before`` and ``after``: whether the
+        answer is right; ``same``: whether the intervention left the final answer as it was.
+
+    Raises:
+        ValueError: for traces without a recorded entropy or without a problem.
+    """
+    for trace in traces:
+        if trace.entropies is None or "answer" not in trace.problem:
+            raise ValueError(f"trace {trace.id!r} lacks entropies or a problem; use Pair.decode(..., record=True)")
+    config = replace(relay.config, write_call=False, max_calls=1, forbid_calls=False)
+    silent = Relay(relay.student, relay.teacher, config, batch_size=relay.batch_size)
+    chosen = [(k, at) for k, places in enumerate(positions) for at in places]
+    stream = silent.forks([traces[k] for k, _ in chosen], [at for _, at in chosen], call=n)
+    rows: list[tuple] = [()] * len(chosen)
+    with tqdm(total=len(chosen), desc="interventions", disable=not progress) as bar:
+        for event in stream:
+            if not isinstance(event, Done):
+                continue
+            number, at = chosen[event.row]
+            trace, fork = traces[number], graded(event.trace, problem_of(traces[number]))
+            same = bool(fork.correct and trace.correct) or _box(fork) == _box(trace)
+            rows[event.row] = (
+                number, trace.id, trace.problem.get("suite"), trace.problem.get("level"), at, trace.pieces[at],
+                trace.entropies[at] if trace.entropies else None, n, trace.correct, fork.correct, same,
+            )  # fmt: skip
+            bar.update()
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def _box(trace: Trace) -> str | None:
+    return extract_boxed(trace.teacher_view)
+
+
+def harmless(frame: pd.DataFrame, *, threshold: float = HIGH, seed: int = 0) -> Interval:
+    """h: the share of interventions at tokens above ``threshold`` nats that leave the answer as it was."""
+    high = frame[frame["entropy"] > threshold]
+    return mean(high.groupby("trace")["same"].mean(), seed=seed)
+
+
+def decisive(frame: pd.DataFrame) -> pd.DataFrame:
+    """The last row of each wrong trace at which the intervention mends; of a frame with every position."""
+    mended = frame[~frame["before"].astype(bool) & frame["after"].astype(bool)]
+    return mended.loc[mended.groupby("trace")["position"].idxmax()]
+
+
+def confident(frame: pd.DataFrame, *, threshold: float = HIGH, seed: int = 0) -> Interval:
+    """c: the share of decisive tokens at or below ``threshold`` nats."""
+    return mean((decisive(frame)["entropy"] <= threshold).astype(float), seed=seed)
+
+
+@dataclass(frozen=True, slots=True)
+class Dials:
+    """What a student is like, measured with a teacher.
+
+    Args:
+        harmless: h, with its 95 % interval.
+        confident: c, with its 95 % interval.
+        high_share: tokens above 0.6 nats, of all.
+        entropy, margin, probe: AUROC of "this token is decisive" of the student's entropy, of the difference between
+            its two largest probabilities, and of a linear probe on its hidden state (on problems not trained on).
+        decisive: wrong answers with a decisive token.
+    """
+
+    harmless: Interval
+    confident: Interval
+    high_share: float
+    entropy: float
+    margin: float
+    probe: float
+    decisive: int
+
+
+def dials(
+    traces: Sequence[Trace], relay: Relay, *, n: int = 8, per_trace: int = 4, seed: int = 0, progress: bool = True
+) -> Dials:
+    """Measure h and c of a pair, and how well three signals tell the decisive tokens from all others.
+
+    Args:
+        traces: greedy answers of the student alone, as ``interventions`` needs them. Those that did not end are left
+            out.
+        relay: of the student and a teacher.
+        n: tokens of the teacher.
+        per_trace: uncertain tokens drawn of each trace for h.
+        seed: of the draws.
+        progress: show bars.
+    """
+    traces = [t for t in traces if t.stop == "end"]
+    rng = np.random.default_rng(seed)
+    entropies = [np.array(t.entropies, float) for t in traces]
+    high = [np.flatnonzero(e > HIGH) for e in entropies]
+    drawn = [rng.permutation(places)[:per_trace] for places in high]
+    uncertain = interventions(traces, relay, [d.tolist() for d in drawn], n=n, progress=progress)
+    everywhere = [[] if t.correct else range(len(t.completion_ids) - 1) for t in traces]
+    forks = interventions(traces, relay, everywhere, n=n, progress=progress)
+    found = decisive(forks)
+    where = dict(zip(found["trace"], found["position"]))
+    signals = [_signals(relay.student, t) for t in traces]
+    labels = [np.arange(len(t.completion_ids)) == where.get(k, -1) for k, t in enumerate(traces)]
+    # A token after the decisive one is part of an answer that is lost already.
+    keep = [np.arange(len(t.completion_ids)) <= where.get(k, len(t.completion_ids)) for k, t in enumerate(traces)]
+    keep = [mask & bool(t.correct or k in where) for k, (mask, t) in enumerate(zip(keep, traces))]
+    y, entropy = (np.concatenate([a[m] for a, m in zip(arrays, keep)]) for arrays in (labels, entropies))
+    margin = np.concatenate([s[0][m] for s, m in zip(signals, keep)])
+    states = torch.cat([s[1][torch.from_numpy(m)] for s, m in zip(signals, keep)])
+    half = np.concatenate([np.full(m.sum(), k % 2) for k, m in enumerate(keep)]).astype(bool)
+    train, labelled = torch.from_numpy(~half), torch.from_numpy(y).float()
+    probe = fit_probe(states, labelled, train, width=0, seed=seed)(states)[:, 0].detach().numpy()
+    high_share = float((np.concatenate(entropies) > HIGH).mean())
+    return Dials(
+        harmless(uncertain, seed=seed), confident(forks, seed=seed), high_share,
+        auroc(entropy, y), auroc(-margin, y), auroc(probe[half], y[half]), len(found),
+    )  # fmt: skip
+
+
+def _signals(student: Engine, trace: Trace) -> tuple[np.ndarray, torch.Tensor]:
+    """Margin (T,) and hidden state (T, H) before each token of a completion."""
+    logits, hidden = student.read(trace.prompt_ids, trace.completion_ids)
+    best = logits.softmax(-1).topk(2).values
+    return (best[:, 0] - best[:, 1]).cpu().numpy(), hidden.cpu()
+
+
+def auroc(score: np.ndarray, label: np.ndarray) -> float:
+    """The chance that a labelled token has a higher score than another; ties count half.
+
+    >>> auroc(np.array([0.1, 0.4, 0.9]), np.array([False, False, True]))
+    1.0
+    """
+    if label.all() or not label.any():
+        return float("nan")
+    u = mannwhitneyu(score[label], score[~label]).statistic
+    return float(u / (label.sum() * (~label).sum()))

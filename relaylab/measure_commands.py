@@ -1,0 +1,96 @@
+"""The commands that measure: ``relaylab evaluate``, ``calibrate``, ``report`` and ``scorecard``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from relaylab import options as opt
+from relaylab.options import console, option, say, warn
+from relaylab.views.tables import method_table
+
+# What measures is imported when a command runs: `relaylab -h` needs none of it.
+
+
+def evaluate_command(
+    out: Annotated[Path, option("Folder of traces and tables; the same command resumes, or adds methods.")],
+    questions: opt.Questions,
+    teacher: opt.Teachers,
+    relay: opt.Relay,
+    methods: Annotated[str, option("With options: 'router:p=0.3 relay:student=a+b'.")] = "student teacher relay",
+    student: Annotated[str, option("The untrained one, for methods that name no other.")] = "student",
+    samples: opt.Samples = 1,
+    training: Annotated[int, option("Training problems for methods that learn (citer).", min=0)] = 300,
+    training_benchmark: Annotated[str | None, option("Their source, such as gsm8k_train.")] = None,
+    batch_size: opt.BatchSize = 64,
+    shard: opt.Shard = None,
+    seed: opt.Seed = 0,
+) -> None:
+    """Decode the same problems with every method: traces, a table and a summary."""
+    problems = questions.load(None, seed=seed)
+    teacher.choose(student)
+    teacher.start(student, teacher.teacher)
+    from relaylab.evaluation.evaluate import evaluate
+    from relaylab.evaluation.stats import summary
+    from relaylab.evaluation.table import excluded_methods
+    from relaylab.tasks.benchmarks import training_problems
+
+    table = evaluate(
+        methods.split(), problems, out, student=student, samples=samples, seed=seed, batch_size=batch_size, shard=shard,
+        teacher=teacher.teacher if teacher.is_local(teacher.teacher) else teacher.load(), suffix=questions.suffix,
+        training=training_problems(training_benchmark, training, path=questions.data, seed=seed),
+        **relay, **teacher.keywords,
+    )  # fmt: skip
+    if shard:
+        say(f"{len(table)} answers of shard {shard}; without --shard the same command makes the tables")
+    else:
+        console.print(method_table(summary(table)))
+        say(f"{len(table)} rows in {out / 'table.csv'}; next: relaylab report {out}")
+    if lost := excluded_methods(table):
+        warn(f"{', '.join(lost)}: every answer is excluded, because the teacher failed")
+        raise typer.Exit(1)
+
+
+def calibrate_command(
+    out: Annotated[Path, option("Folder of the candidates' traces and of thresholds.csv; the same command resumes.")],
+    questions: opt.Questions,
+    teacher: opt.Teachers,
+    student: Annotated[str, option("The untrained one.")] = "student",
+    budget: Annotated[list[float], option("Largest share of teacher tokens; may be repeated.")] = [0.02, 0.05, 0.1],  # noqa: B006
+    max_tokens: opt.MaxTokens = 160,
+    seed: opt.Seed = 0,
+) -> None:
+    """Choose each trigger's threshold and call length on training problems, at budgets of teacher tokens."""
+    problems = questions.load(20, split="train", seed=seed)
+    teacher.choose(student)
+    teacher.start(student, teacher.teacher)
+    from relaylab.evaluation.calibrate import calibrate
+
+    chosen = calibrate(
+        problems, out, student=student, teacher=teacher.load(), budgets=budget, max_tokens=max_tokens, seed=seed,
+        router_problems=questions.load(20, split="train", seed=seed + 1),
+    )  # fmt: skip
+    print(chosen.round(4).to_string(index=False))
+    say(f'next: relaylab evaluate ... --methods "student teacher {" ".join(chosen["method"].drop_duplicates())}"')
+
+
+EvaluationFolder = Annotated[Path, typer.Argument(help="Folder of an evaluation.")]
+
+
+def report_command(folder: EvaluationFolder) -> None:
+    """One HTML page of an evaluation, and its figures."""
+    from relaylab.views.report import report
+
+    say(f"the report is {report(folder)}")
+
+
+def scorecard_command(folder: EvaluationFolder) -> None:
+    """The paper's claims beside our measurements, as a Markdown table and as scorecard.csv in the folder."""
+    from relaylab.evaluation.scorecard import markdown, measured, scorecard
+    from relaylab.evaluation.table import read_table, write_table
+
+    card = scorecard(measured(read_table(folder)))
+    write_table(card, folder / "scorecard.csv")
+    print(markdown(card))

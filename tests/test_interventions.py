@@ -1,0 +1,90 @@
+"""Interventions: short silent teacher turns put into answers, and the two figures that describe a pair."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from relaylab.engine.load import load_engine
+from relaylab.evaluation.interventions import HIGH, auroc, confident, decisive, dials, harmless, interventions
+from relaylab.relay.local_teacher import LocalTeacher
+from relaylab.relay.pair import Pair, graded
+from relaylab.relay.relay import Relay
+from relaylab.relay.teachers import NoTeacher
+from relaylab.tasks.suites import problems
+
+
+@pytest.fixture(scope="module")
+def pair():
+    return Relay(
+        load_engine("student", device="cpu"), LocalTeacher(load_engine("teacher", device="cpu")), max_tokens=160
+    )
+
+
+@pytest.fixture(scope="module")
+def traces(pair):
+    chosen = problems("tiles", 6) + problems("savings", 3)
+    alone = Pair(pair.student, NoTeacher())
+    return alone.decode(chosen, temperature=0.0, max_tokens=160, record=True, progress=False)
+
+
+def test_an_intervention_is_a_silent_fork_and_the_student_goes_on_alone(pair, traces):
+    places = [[0, len(t.completion_ids) // 2] for t in traces]
+    frame = interventions(traces, pair, places, n=3, progress=False)
+    assert list(zip(frame["trace"], frame["position"])) == [(k, at) for k, p in enumerate(places) for at in p]
+    by_hand = Relay(pair.student, pair.teacher, max_tokens=160, max_calls=1, write_call=False)
+    for row in frame.itertuples():
+        trace = traces[row.trace]
+        stream = by_hand.fork(trace, row.position, call=3)
+        list(stream)
+        fork = graded(
+            stream.traces[0], next(p for p in problems("tiles", 6) + problems("savings", 3) if p.id == trace.id)
+        )
+        assert (row.before, row.after) == (trace.correct, fork.correct)
+        assert row.token == trace.pieces[row.position]
+        assert row.entropy == trace.entropies[row.position]
+        assert fork.source.count("t") == 3
+        assert fork.tag_tokens == 0
+
+
+def test_h_and_c_of_a_frame_made_by_hand():
+    rows = [  # trace, position, entropy, before, after, same
+        (0, 1, 0.9, True, True, True),
+        (0, 5, 1.2, True, False, False),
+        (1, 2, 2.0, False, True, False),
+        (1, 6, 0.1, False, True, False),
+        (1, 7, 1.5, False, False, True),
+        (2, 3, 0.7, False, True, False),
+        (3, 3, 0.2, False, False, True),
+    ]
+    frame = pd.DataFrame(rows, columns=["trace", "position", "entropy", "before", "after", "same"])
+    assert harmless(frame).value == pytest.approx(
+        np.mean([1 / 2, 1 / 2, 0])
+    )  # a mean over answers, each with its share
+    assert decisive(frame)[["trace", "position"]].to_numpy().tolist() == [[1, 6], [2, 3]]
+    assert confident(frame).value == 0.5
+    assert confident(frame, threshold=0.05).value == 0
+
+
+def test_auroc_counts_pairs():
+    rng = np.random.default_rng(0)
+    score, label = rng.integers(0, 5, 60).astype(float), rng.random(60) < 0.3
+    pairs = [(a > b) + 0.5 * (a == b) for a in score[label] for b in score[~label]]
+    assert auroc(score, label) == pytest.approx(np.mean(pairs))
+    assert np.isnan(auroc(score, np.zeros(60, bool)))
+
+
+def test_the_dials_of_the_plain_pair(pair, traces):
+    measured = dials(traces, pair, progress=False)
+    assert measured.confident.value == 0, "the plain student is unsure wherever it is wrong"
+    assert measured.decisive == sum(not t.correct for t in traces), "the teacher mends each of these"
+    entropies = np.concatenate([t.entropies for t in traces])
+    assert measured.high_share == pytest.approx((entropies > HIGH).mean())
+    assert measured.entropy > 0.9
+
+
+def test_traces_without_entropies_are_refused(pair, traces):
+    bare = Pair(pair.student, NoTeacher()).decode(problems("tiles", 1), temperature=0.0, max_tokens=160, progress=False)
+    with pytest.raises(ValueError, match="tiles-test-0-0' lacks entropies"):
+        interventions(bare, pair, [[0]], progress=False)
