@@ -89,6 +89,8 @@ def _expression(written: str, answer: str, unit: str, tolerance: float) -> Reaso
     ours, theirs = _unnamed(normalise(written), normalise(answer))
     ours, theirs = _as_set(ours, theirs), _as_set(theirs, ours)
     left, right = ([side] if is_compound(side) else split_answers(side) for side in (ours, theirs))
+    if not right:
+        return "unparsable"
     if len(left) == len(right) == 1:
         return _single(ours, theirs, unit, tolerance)
     if not _brackets(theirs) and len(left) != len(right):

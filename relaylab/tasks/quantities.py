@@ -55,7 +55,8 @@ _AMOUNT = r"(?<![\d.])(\d++(?:\.\d++)?)\s*+([A-Za-z]++)\.?"
 _VALUE = re.compile(
     r"(?P<sign>[-+]?)\s*\{?(?:\\frac\{(?P<top>-?\d+)\}\{(?P<under>\d+)\}|(?P<a>\d+)\s*/\s*(?P<b>\d+)"
     r"|10\s*\^\s*\{?\s*(?P<power>-?\s*\d{1,4})\s*\}?|(?P<mantissa>\d+(?:\.\d*)?)(?:\s*(?:\\times|\\cdot|x)\s*"
-    r"(?:10\s*\^\s*\{?\s*(?P<ten>-?\s*\d{1,4})\s*\}?|(?P<scale>\d+)(?!\s*\^)))?)\}?"
+    r"(?:10\s*\^\s*\{?\s*(?P<ten>-?\s*\d{1,4})\s*\}?|(?P<scale>\d+)(?!\s*\^)))?)\}?",
+    re.ASCII,
 )
 
 
