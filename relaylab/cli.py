@@ -19,7 +19,7 @@ from relaylab.notebook_commands import notebooks_run, sweep
 from relaylab.options import command, console, option, say, warn
 from relaylab.trace import Trace, read_traces
 from relaylab.views.tables import trace_table, zoo_table
-from relaylab.views.trace_view import trace_html, trace_text
+from relaylab.views.trace_view import trace_text
 
 SETTINGS: dict[str, Any] = {"context_settings": {"help_option_names": ["-h", "--help"]}, "no_args_is_help": True}
 app = typer.Typer(**SETTINGS, add_completion=False, pretty_exceptions_enable=False, help="Relay decoding.")
@@ -93,7 +93,7 @@ def _show(
     traces: Annotated[Path, typer.Argument(help="JSON Lines file of traces.")],
     limit: Annotated[int, option("Traces to show.", min=0)] = 5,
     id_: Annotated[str | None, option("Show this trace only.", "--id")] = None,
-    html: Annotated[Path | None, option("Write them as a page instead.")] = None,
+    html: Annotated[Path | None, option("Write a page that plays them instead.")] = None,
 ) -> None:
     """Show the traces of a file, and a summary of all of them."""
     _check_different(html, traces, "--html", "the file of traces")
@@ -102,8 +102,10 @@ def _show(
     if id_ and not chosen:
         raise ValueError(f"{traces} has no trace {id_!r}")
     if html:
+        from relaylab.views.player import player
+
         head = '<!doctype html><meta charset="utf-8"><meta name="color-scheme" content="light dark">'
-        write_whole(html, "\n".join([f"{head}<title>relaylab</title>", *map(trace_html, chosen)]))
+        write_whole(html, f"{head}<title>relaylab</title>{player(chosen).html}")
         return say(f"{len(chosen)} traces in {html}")
     for trace in chosen:
         print(trace_text(trace), end="\n\n")

@@ -152,7 +152,7 @@ def _chosen(methods: Sequence[str]) -> list[tuple[str, System]]:
 def _weights(models: ModelCache, systems: Sequence[System]) -> dict[str, str]:
     """A digest of the weights of every local model: a name may stand for another model tomorrow."""
     students = {getattr(s, "student", "student") for s in systems}
-    names = {models.untrained if name == "student" else name for name in students}
+    names = {models.model(name) for name in students}
     names |= {s.teacher for s in systems if isinstance(s, RelaySystem) and s.teacher not in ("", "none")}
     weights = {name: fingerprint_weights(name) for name in sorted(names) if not is_url(name)}
     teacher = models.default_teacher
