@@ -115,8 +115,10 @@ def batch(student):
     return collate(list(warmup_data(student, problems("savings", 6, split="train"), **options)), pad_id=0)
 
 
-def test_self_distillation_is_cross_entropy_of_commands_and_kl_of_the_rest(student, batch):
+@pytest.mark.parametrize("keep", [1, 3])
+def test_self_distillation_is_cross_entropy_of_commands_and_kl_of_the_rest(student, batch, keep):
     """Against a slow reference: token by token, each row alone."""
+    tag = 7
     torch.manual_seed(0)
     logits = torch.randn(*batch["input_ids"].shape, 40)
     batch = batch | {
@@ -135,9 +137,14 @@ def test_self_distillation_is_cross_entropy_of_commands_and_kl_of_the_rest(stude
             if batch["command"][r, t]:
                 total -= logp[batch["input_ids"][r, t]]
             elif batch["labels"][r, t] >= 0:
-                q = reference[r, kept.index(t) - 1].log_softmax(-1)
-                total += (q.exp() * (q - logp)).sum()
-    assert distill_loss(logits, reference, batch).item() == pytest.approx(float(total), rel=1e-5)
+                p, q = logp.exp(), reference[r, kept.index(t) - 1].softmax(-1)
+                if keep == 1:
+                    total += (q * (q.log() - p.log())).sum()
+                    continue
+                total += q[tag] * (q[tag] / p[tag]).log() + (1 - q[tag]) * ((1 - q[tag]) / (1 - p[tag])).log()
+                for v in set(range(40)) - {tag}:
+                    total += keep * q[v] * (q[v] / (1 - q[tag]) / (p[v] / (1 - p[tag]))).log()
+    assert distill_loss(logits, reference, batch, tag=tag, keep=keep).item() == pytest.approx(float(total), rel=1e-5)
 
 
 def test_at_its_start_self_distillation_changes_nothing_but_the_commands(student):
@@ -145,7 +152,9 @@ def test_at_its_start_self_distillation_changes_nothing_but_the_commands(student
     batch = collate(list(warmup_data(student, problems("savings", 6, split="train"), **options)), pad_id=0)
     logits = student.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     logits = logits.detach().requires_grad_()
-    loss = distill_loss(logits, student.model(**without_commands(batch, pad_id=0)).logits.detach(), batch)
+    loss = distill_loss(
+        logits, student.model(**without_commands(batch, pad_id=0)).logits.detach(), batch, tag=3, keep=4
+    )
     loss.backward()
     assert abs(loss.item()) < 1e-3
     assert logits.grad.abs().max() < 1e-5

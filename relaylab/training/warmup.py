@@ -9,7 +9,7 @@ Where the defaults are not the paper's, and why:
 - ``loss``: the paper's is cross-entropy over the whole response. A token that the student drew by chance pulls hardest
   there, and unlearns what is stored nearby. ``distill`` learns the commands alone by cross-entropy. Every other token
   keeps the untouched student's whole distribution of the next token, by the KL divergence to it. The untouched student
-  reads the response without commands. At the start of training this divergence has no gradient.
+  reads the response without commands. At the start of training this divergence has no gradient. ``keep`` weighs it.
 - ``counts``: half of the responses stay without a command. With a command in every response the student learns that
   an answer *must* hold one, and GRPO finds no group that is solved alone (docs/training.md has the numbers).
 - ``min_token_prob`` (off by default) is a patch of cross-entropy: tokens of a smaller probability are not learned.
@@ -179,13 +179,20 @@ def collate(rows: Sequence[dict[str, list[int]]], pad_id: int) -> dict[str, torc
     }
 
 
-def distill_loss(logits: torch.Tensor, reference: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+def distill_loss(
+    logits: torch.Tensor, reference: torch.Tensor, batch: dict[str, torch.Tensor], *, tag: int, keep: float
+) -> torch.Tensor:
     """Cross-entropy (nats, summed) of the commands' tokens, and KL to the untouched student at all others.
+
+    The divergence has two parts: whether the token begins a command, and which one it is if it does not. ``keep`` is
+    the weight of the second. At 1 their sum is the divergence. A larger one forgets less, and calls as often.
 
     Args:
         logits: of the student in training for ``batch``, (B, T, V).
         reference: of the untouched student for the rows of ``batch`` without commands, (B, T', V).
         batch: from ``collate``.
+        tag: the first token of a command.
+        keep: see above.
     """
     labels, command = batch["labels"][:, 1:], batch["command"][:, 1:].bool()
     learned, logits = labels != NO_LOSS, logits[:, :-1]
@@ -198,7 +205,12 @@ def distill_loss(logits: torch.Tensor, reference: torch.Tensor, batch: dict[str,
     row = torch.arange(len(k), device=k.device)[:, None].expand_as(k)
     target = reference[row[kept], k[kept] - 1].float().log_softmax(-1)
     logp = logits[kept].float().log_softmax(-1)
-    return loss + torch.nn.functional.kl_div(logp, target, reduction="sum", log_target=True)
+    loss = loss + torch.nn.functional.kl_div(logp, target, reduction="sum", log_target=True)
+    # 3) The same among the tokens that begin no command.
+    other = torch.arange(logp.shape[-1], device=logp.device) != tag
+    target, logp = target[:, other], logp[:, other]
+    given = target - target.logsumexp(-1, keepdim=True) - logp + logp.logsumexp(-1, keepdim=True)
+    return loss + (keep - 1) * (target.exp() * given).sum()
 
 
 def without_commands(batch: dict[str, torch.Tensor], pad_id: int) -> dict[str, torch.Tensor]:
@@ -217,12 +229,13 @@ class DistillTrainer(SFTTrainer):
         model: the student in training.
         reference: the untouched student; None for the model itself with its adapter switched off.
         pad_id: of the tokenizer.
+        tag, keep: of ``distill_loss``.
         options: of SFTTrainer.
     """
 
-    def __init__(self, model: Any, reference: Any, pad_id: int, **options: Any):
+    def __init__(self, model: Any, reference: Any, pad_id: int, *, tag: int, keep: float, **options: Any):
         self.frozen = reference and reference.eval().requires_grad_(False)
-        self.pad_id = pad_id
+        self.pad_id, self.weights = pad_id, {"tag": tag, "keep": keep}
         super().__init__(model=model, data_collator=lambda rows: collate(rows, pad_id), **options)
 
     def compute_loss(
@@ -234,7 +247,7 @@ class DistillTrainer(SFTTrainer):
             reference = self._untouched(plain)
         outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)
         learned = (inputs["labels"][:, 1:] != NO_LOSS).sum() if num_items_in_batch is None else num_items_in_batch
-        loss = distill_loss(outputs.logits, reference, inputs) / learned
+        loss = distill_loss(outputs.logits, reference, inputs, **self.weights) / learned
         return (loss, outputs) if return_outputs else loss
 
     def _untouched(self, plain: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -278,6 +291,7 @@ def warmup(
     *,
     check: Sequence[Problem] = (),
     loss: Loss = "distill",
+    keep: float = 4.0,
     max_steps: int = 250,
     per_device_train_batch_size: int = 32,
     learning_rate: float = 1e-3,
@@ -298,6 +312,7 @@ def warmup(
         out: the folder of the warmed-up student; responses are kept in ``OUT.work`` until it is there.
         check: other problems, to measure accuracy at temperature 1 before and after.
         loss: ``distill``, or the paper's ``cross_entropy`` over the whole response.
+        keep: of ``distill``: the weight of what the student knew (``distill_loss``).
         max_steps: optimiser steps.
         per_device_train_batch_size: responses a step.
         learning_rate: at its highest.
@@ -357,7 +372,8 @@ def warmup(
         zero = base_model(student) == str(student) and (lora or {}).get("init_lora_weights", True) in (True, "gaussian")
         reference = None if isinstance(model, PeftModel) and zero else copy.deepcopy(model)
         pad_id: Any = tokenizer.pad_token_id
-        trainer = DistillTrainer(model, reference, pad_id, **options)
+        tag = policy.engine.text.encode(format_call(1))[0]
+        trainer = DistillTrainer(model, reference, pad_id, tag=tag, keep=keep, **options)
     else:
         trainer = SFTTrainer(model=model, **options)
     trainer.remove_callback(PrinterCallback)
