@@ -79,29 +79,31 @@ def trained(home: Path) -> Result:
 SUITES = "--suite savings --suite depot"
 COMMANDS = {
     "decode": Command(
-        f"decode {SUITES} --limit 50 --batch-size 8 --temperature 1 --call-every 30 --max-tokens 120 --out t.jsonl",
+        f"decode {SUITES} --limit 10 --batch-size 4 --temperature 1 --call-every 30 --max-tokens 80 --out t.jsonl",
         lambda home: {"traces": traces(home / "t.jsonl")}, 18, 6,
     ),
-    "filter": Command(f"filter {SUITES} --limit 12 --samples 4 --batch-size 8 --out r.jsonl", files("r.jsonl"), 7),
+    "filter": Command(
+        f"filter {SUITES} --limit 4 --samples 2 --batch-size 4 --max-tokens 80 --out r.jsonl", files("r.jsonl"), 7
+    ),
     "evaluate": Command(
-        "evaluate --suite tiles --limit 6 --training 12 --batch-size 3 --max-tokens 100 --out ev --methods "
+        "evaluate --suite tiles --limit 3 --training 4 --batch-size 2 --max-tokens 60 --out ev --methods "
         "student,teacher,relay,router:p=0.3,entropy,cascade:share=0.5,citer",
         files("ev/table.csv", "ev/summary.csv", "ev/config.json"), 14, 6,
     ),
     "shards": Command(
-        "evaluate --suite tiles --limit 6 --batch-size 2 --max-tokens 100 --out ev --methods student,relay --shard 1/2",
+        "evaluate --suite tiles --limit 6 --batch-size 2 --max-tokens 60 --out ev --methods student,relay --shard 1/2",
         lambda home: {"traces": [traces(p) for p in sorted(home.glob("ev/traces/*/*.jsonl"))]}, 6, 2,
     ),
     "train": Command(
-        "train embedded/relay --num_problems 6 --filter_threshold 0 --max_steps 12 --save_steps 2 --use_cpu true "
-        "--per_device_train_batch_size 8 --num_generations 4 --max_completion_length 60 --output_dir run",
+        "train embedded/relay --num_problems 4 --filter_threshold 0 --max_steps 8 --save_steps 2 --use_cpu true "
+        "--per_device_train_batch_size 4 --num_generations 4 --max_completion_length 40 --output_dir run",
         trained, 21, 6,
     ),
     "warmup": Command(
-        "warmup --suite savings --limit 24 --max-steps 10 --per-device-train-batch-size 8 --max-tokens 160 --check 4 "
+        "warmup --suite savings --limit 6 --max-steps 6 --per-device-train-batch-size 2 --max-tokens 160 --check 2 "
         "--out w", files("w/*"), 7,
     ),
-    "zoo": Command("zoo train student --steps 6 --threads 1 --out z", lambda h: {"z": checksum(h / "z")}, 5, 2),
+    "zoo": Command("zoo train student --steps 2 --threads 1 --out z", lambda h: {"z": checksum(h / "z")}, 5, 2),
     "judge": Command(
         "judge ../traces.jsonl --server SERVER --max-requests 400 --cache c.jsonl",
         lambda home: {"cache": sorted((home / "c.jsonl").read_text().splitlines())}, 4, 2,
@@ -171,13 +173,13 @@ def run(words: list[str], home: Path, *, hit: int = 0, after: float = 1e9) -> tu
     while os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
         with contextlib.suppress(psutil.Error):
             times = process.cpu_times()
-            used, family = times.user + times.system, process.children(recursive=True)
-        if used >= after:
-            process.send_signal(hit)
-            after = 1e9
+            used = times.user + times.system
+            if used >= after:
+                family, after = process.children(recursive=True), 1e9
+                process.send_signal(hit)
         if time.monotonic() - began > 1500:
             raise RuntimeError(f"{words} does not end")
-        time.sleep(0.005)
+        time.sleep(0.01)
     code = os.waitstatus_to_exitcode(os.waitpid(process.pid, 0)[1])
     patience = time.monotonic() + 60
     while any(map(alive, family)) and time.monotonic() < patience:
