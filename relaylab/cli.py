@@ -118,6 +118,7 @@ def _warmup(
     questions: opt.Questions,
     models: opt.Models,
     student: opt.Student = "student",
+    teacher: Annotated[str, option("Writes what the commands ask for: responses become relays.")] = "",
     check: Annotated[int, option("Test problems per suite to measure accuracy on; 0: none.", min=0)] = 50,
     temperature: Annotated[float, option("At which responses are sampled.", min=0)] = 1.0,
     samples: opt.Samples = 1,
@@ -141,9 +142,9 @@ def _warmup(
 
     result = warmup(
         student, training, out, check=[p for s in questions.suite or () if check for p in problems(s, check)],
-        temperature=temperature, samples=samples, keep_correct=keep_correct, min_token_prob=min_token_prob,
-        exponents=exponents, max_tokens=max_tokens, prompt_suffix=questions.suffix, seed=seed, full=full,
-        decode_batch_size=decode_batch_size, max_steps=max_steps, learning_rate=learning_rate,
+        teacher=teacher or None, temperature=temperature, samples=samples, keep_correct=keep_correct,
+        min_token_prob=min_token_prob, exponents=exponents, max_tokens=max_tokens, prompt_suffix=questions.suffix,
+        seed=seed, full=full, decode_batch_size=decode_batch_size, max_steps=max_steps, learning_rate=learning_rate,
         per_device_train_batch_size=per_device_train_batch_size, activation_checkpointing=activation_checkpointing,
         **models.keywords,
     )  # fmt: skip

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import shutil
 import signal
+from typing import Any
 
 import pytest
 import torch
@@ -15,19 +17,13 @@ from safetensors.torch import load_file
 
 from relaylab.call_tag import find_calls
 from relaylab.engine.load import load_engine, resolve
+from relaylab.relay.pair import load_teacher
 from relaylab.relay.relay import Relay
 from relaylab.tasks.suites import problems
 from relaylab.trace import read_traces
 from relaylab.training import warmup as module
-from relaylab.training.warmup import (
-    DistillTrainer,
-    collate,
-    distill_loss,
-    insert_calls,
-    warmup,
-    warmup_data,
-    without_commands,
-)
+from relaylab.training.warmup import DistillTrainer, distill_loss, warmup
+from relaylab.training.warmup_data import collate, insert_calls, warmup_data, without_commands
 
 
 def encode(text: str) -> list[str]:
@@ -109,6 +105,31 @@ def test_what_the_student_was_not_sure_of_is_read_and_not_learned(student):
         assert find_calls(student.tokenizer.decode(learned))[0].n >= 1
     with pytest.raises(ValueError, match=r"min_token_prob is 1\.5"):
         warmup_data(student, chosen, min_token_prob=1.5, **options)
+
+
+def test_a_teacher_writes_what_the_commands_ask_for(student):
+    """Against transformers: the teacher's greedy tokens after the text so far, which holds no command."""
+    teacher = load_teacher("teacher")
+    options: dict[str, Any] = dict(counts=(0, 1), numbers=[5], max_tokens=160, progress=False)
+    rows = warmup_data(student, problems("tiles", 12, split="train"), teacher=teacher, **options)
+    begin = student.text.encode("<call>5</call>")
+    helped = 0
+    for row in rows:
+        ids, labels, command = row["input_ids"], row["labels"], row["command"]
+        at = command.index(1)
+        n = int(re.match(r"<call>(\d+)</call>", student.text.decode(ids[at:]))[1])
+        end = at + sum(command)
+        assert n <= 5
+        assert labels[at:end] == ids[at:end]
+        assert labels[end : end + n] == [-100] * n, "the teacher's tokens are read and not learned"
+        assert labels[end + n :] == ids[end + n :]
+        if n == 5:
+            assert ids[at:end] == begin
+            so_far = torch.tensor([ids[:at]])
+            wrote = teacher.engine.model.generate(so_far, max_new_tokens=n, do_sample=False)[0, at:].tolist()
+            assert ids[end : end + n] == wrote
+            helped += 1
+    assert helped > 6
 
 
 @pytest.fixture(scope="module")
