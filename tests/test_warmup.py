@@ -117,7 +117,7 @@ def test_a_teacher_writes_what_the_commands_ask_for(student):
     for row in rows:
         ids, labels, command = row["input_ids"], row["labels"], row["command"]
         at = command.index(1)
-        n = int(re.match(r"<call>(\d+)</call>", student.text.decode(ids[at:]))[1])
+        n = int(re.match(r"<call>(\d+)</call>", student.tokenizer.decode(ids[at:]))[1])
         end = at + sum(command)
         assert n <= 5
         assert labels[at:end] == ids[at:end]

@@ -78,7 +78,7 @@ RECIPES = {
 _WORLD: dict[str, Any] = dict(suites=ALL_SUITES, learning_rate=2e-3)
 RECIPES |= {
     f"{world}/student": Recipe(
-        2000,
+        1500,
         seed,
         base="student",
         worlds=(world,),
