@@ -24,6 +24,7 @@ def _vocabularies(rng: random.Random) -> Iterator[tuple]:
     yield tokens, b"<ca"
     yield tokens, b"it said <call>5</call>, and then"  # a call before the ban began: it must not ban all that follows
     yield tokens, b"x</"
+    yield tokens, b"a tag from before: <call"  # it stands already; only another one must not follow
     for _ in range(30):
         yield (
             [bytes(rng.choices(b"<cal>7", k=rng.randint(1, 6))) for _ in range(8)],
@@ -101,6 +102,11 @@ def every_bracket(tokens, turn):
 @banned.mistake("Look at the end of the turn alone: a call further back would ban whatever comes.")
 def whole_turn(tokens, turn):
     return [FORBIDDEN in turn + t for t in tokens]
+
+
+@banned.mistake("Too many bytes of the turn: a <call that stands complete at its end would ban whatever comes.")
+def five_bytes_of_the_turn(tokens, turn):
+    return [FORBIDDEN in turn[-len(FORBIDDEN) :] + t for t in tokens]
 
 
 @banned.mistake("The pattern is <call without its last character, so that nothing of a tag is left.")

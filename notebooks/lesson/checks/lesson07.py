@@ -21,7 +21,8 @@ def _trace(turns: Sequence[tuple[int, int, int]], last: int, *, prompt: int = 4)
         status = "answered" if delivered else "refused"
         calls.append(Call(start, start + command, delivered + 2, delivered, delivered, delivered, status))
     source += STUDENT * last
-    return Trace("q", [1] * prompt, list(range(len(source))), source, ["x"] * len(source), calls)
+    pieces = ["x" * (1 + 3 * (k % 4 == 0)) for k in range(len(source))]  # tokens and characters are not the same
+    return Trace("q", [1] * prompt, list(range(len(source))), source, pieces, calls)
 
 
 def _traces(rng: random.Random) -> Iterator[tuple[Trace]]:
@@ -77,6 +78,8 @@ def _all_together(call: Call, digits: Digits, lines: set[int]) -> bool:
 def _long_enough(rng: random.Random) -> Iterator[tuple]:
     yield Call(56, 61, 20, 20, 20, 20), {0: {8, 9, 10}, 3: {70, 71, 72, 73}}, 3
     yield Call(56, 61, 4, 4, 4, 4), {3: {61, 62, 63, 64}}, 3
+    yield Call(56, 61, 4, 4, 4, 4), {3: {63, 64, 65, 66}}, 3  # it was too short
+    yield Call(56, 61, 20, 2, 2, 2), {3: {62, 63, 64}}, 3  # a cap made it too short
     for _ in range(20):
         start = rng.randint(0, 60)
         end, wait, length = start + rng.randint(3, 5), rng.randint(0, 9), rng.randint(2, 4)
@@ -131,6 +134,12 @@ def per_cent(trace):
 relative_positions.mistake("The student wrote its commands, too: they count as tokens of the answer.")(
     _without_commands
 )
+
+
+@relative_positions.mistake("Positions count tokens, not characters.")
+def in_characters(trace):
+    lengths = [len(piece) for piece in trace.pieces]
+    return [sum(lengths[: c.start]) / sum(lengths) for c in trace.answered]
 
 
 @relative_positions.mistake("Positions count from the first token of the answer, and the prompt is none.")
@@ -193,6 +202,11 @@ def one_too_few(call, digits, line):
 @enough.mistake("The teacher writes from call.end on; the command is not part of n.")
 def from_the_start_of_the_command(call, digits, line):
     return max(digits[line]) - call.start + 1
+
+
+@enough.mistake("A call can have been too short: then n is more than was delivered.")
+def no_more_than_delivered(call, digits, line):
+    return min(call.delivered, max(digits[line]) - call.end + 1)
 
 
 @enough.mistake("It has to write the words and numbers in front of the result, too.")
