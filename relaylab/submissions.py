@@ -132,7 +132,7 @@ def grade(
         path: The submitted notebook.
         lesson: What it is graded by.
         seed: Of the inputs of the checks; the lessons use 0.
-        seconds: Processor time of an answer; three times as much on the clock.
+        seconds: Processor time of an answer. On the clock it may take a minute more than three times as long.
         memory: Bytes that the answers of a submission may take.
 
     Raises:
@@ -153,7 +153,7 @@ def grade(
             "seconds": seconds,
             "memory": memory,
         }
-        lines, ended = _run(job, lesson.path.parent, START_SECONDS + 6 * seconds * (len(left) + len(answers)))
+        lines, ended = _run(job, lesson.path.parent, START_SECONDS + 2 * (60 + 3 * seconds) * len(left))
         marks |= {line["name"]: Mark(line["right"], line["remark"]) for line in lines if "remark" in line}
         if begun := lines[-1].get("name") if "remark" not in lines[-1] else None:  # it did not come back from this one
             broken.add(begun)

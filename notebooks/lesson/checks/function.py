@@ -128,26 +128,35 @@ def usual(results: list, expected: list) -> str | None:
     for result, value in zip(results, expected):
         if result is None:
             return "For some inputs it returns None: does every path end in a return?"
-        if isinstance(result, dict) or hasattr(result, "__len__") != hasattr(value, "__len__"):
+        if _kind(result) != _kind(value):
             return f"It must return a {type(value).__name__}, not a {type(result).__name__}."
-        if hasattr(value, "__len__") and not isinstance(value, str) and len(result) != len(value):
+        if _kind(value) == "list" and len(list(result)) != len(value):
             return "It has another number of entries than it should."
-    pairs = [pair for pair in zip(_numbers(results), _numbers(expected)) if pair[1]]
-    if not pairs or len(_numbers(results)) != len(_numbers(expected)):
+    pairs = list(zip(_numbers(results), _numbers(expected)))
+    if len(pairs) != len(_numbers(expected)) or not (first := next((pair for pair in pairs if pair[1]), None)):
         return None
-    close = lambda f: all(math.isclose(a, f(b), rel_tol=1e-3, abs_tol=1e-6) for a, b in pairs)  # noqa: E731
-    factor, offset = pairs[0][0] / pairs[0][1], pairs[0][0] - pairs[0][1]
-    if close(lambda b: -b):
+    factor, offset = first[0] / first[1], first[0] - first[1]
+    if _close(pairs, lambda b: -b):
         return "The sign is reversed."
-    if close(lambda b: 1 - b):
+    if _close(pairs, lambda b: 1 - b):
         return "That is the other part: 1 minus what is asked for."
-    if factor and close(lambda b: factor * b):
+    if factor and _close(pairs, lambda b: factor * b):
         return f"It is {factor:.4g} times as large as it should be, for every input."
-    if close(lambda b: b + offset):
+    if _close(pairs, lambda b: b + offset):
         return f"It is {abs(offset):.4g} too {'large' if offset > 0 else 'small'} for every input."
     if all(abs(a - b) <= 0.51 and a == round(a) for a, b in pairs):
         return "Do not round."
     return None
+
+
+def _kind(value: Any) -> str:
+    kinds = {"bool": bool, "text": (str, bytes), "mapping": dict, "number": (int, float)}
+    name = next((name for name, kind in kinds.items() if isinstance(value, kind)), None)
+    return name or ("list" if hasattr(value, "__iter__") else "number" if hasattr(value, "__float__") else "other")
+
+
+def _close(pairs: list[tuple[float, float]], expected: Callable[[float], float]) -> bool:
+    return all(math.isclose(a, expected(b), rel_tol=1e-3, abs_tol=1e-6) for a, b in pairs)
 
 
 def _numbers(value: Any) -> list[float]:

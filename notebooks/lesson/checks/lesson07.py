@@ -48,6 +48,7 @@ def _covering(rng: random.Random) -> Iterator[tuple]:
     yield Call(10, 15, 20, 2, 2, 2), {1: {18, 19, 20, 21}}, {1}  # the cap left too little
     yield Call(10, 15, 2, 2, 2, 2), {1: {15, 16, 17, 18}}, {1}
     yield Call(10, 15, 1, 1, 1, 1), {1: {15, 16, 17, 18}}, {1}
+    yield Call(10, 15, 1, 1, 1, 1), {1: {15}}, {1}
     yield Call(10, 15, 9, 9, 9, 9), {0: {15, 16}, 1: {40, 41}}, {1}
     yield Call(10, 15, 2, 2, 2, 2), {1: {16, 17}, 2: {30, 31, 32, 33, 34, 35}}, {1, 2}
     yield Call(10, 15, 9, 9, 9, 9), {0: {15, 16}}, {3}  # the answer ended before its hard line
@@ -260,3 +261,58 @@ def reversed_effect(pairs):
 @effect.mistake("As a share, from -1 to 1, not in points.")
 def in_points(pairs):
     return 100 * fmean(_differences(pairs))
+
+
+@relative_positions.mistake("Divide by the number of tokens, so that it goes from 0 to 1.")
+def token_numbers(trace):
+    return [call.start for call in trace.answered]
+
+
+@relative_positions.mistake("Divide by the number of tokens, not by the last index.")
+def by_the_last_index(trace):
+    return [call.start / (len(trace.source) - 1) for call in trace.answered]
+
+
+@relative_positions.mistake("All tokens of the answer count, not the student's alone.")
+def of_the_students_tokens(trace):
+    return [call.start / max(1, trace.count(STUDENT)) for call in trace.answered]
+
+
+@covers.mistake("One of the hard lines is enough.")
+def each_line(call, digits, hard):
+    return all(_share(call, digits[k], call.end, call.delivered) >= 0.5 for k in hard if k in digits)
+
+
+@covers.mistake("The token at call.end is the teacher's already.")
+def one_token_late(call, digits, hard):
+    return any(_share(call, digits[k], call.end + 1, call.delivered) >= 0.5 for k in hard if k in digits)
+
+
+@enough.mistake("That is a position in the answer. The teacher begins at call.end.")
+def position_of_the_last_digit(call, digits, line):
+    return max(digits[line])
+
+
+@enough.mistake("Count from call.end, where the teacher begins, not from the first digit.")
+def from_the_first_digit(call, digits, line):
+    return max(digits[line]) - min(digits[line])
+
+
+@enough.mistake("That is what came. How much was needed?")
+def as_delivered(call, digits, line):
+    return call.delivered
+
+
+@effect.mistake("The mean over the calls, not the sum.")
+def sum_of_effects(pairs):
+    return sum(_differences(pairs))
+
+
+@effect.mistake("That is the accuracy without the calls. What do they add to it?")
+def accuracy_without(pairs):
+    return fmean(bool(b.correct) for _, b in pairs)
+
+
+@effect.mistake("Over all calls: what was right without the call counts, too, and can become wrong.")
+def of_the_wrong_ones(pairs):
+    return sum(d > 0 for d in _differences(pairs)) / max(1, sum(not b.correct for _, b in pairs))
