@@ -55,7 +55,7 @@ def test_the_cache_and_the_adapter_of_qwen3():
 
     assert check("cache_bytes")(cache_bytes) == "cache_bytes is right."
     assert check("lora_parameters")(lora_parameters) == "lora_parameters is right."
-    with pytest.raises(NotYet, match="share keys and values.*\n.*= 128 it gives 229376, not 114688"):
+    with pytest.raises(NotYet, match=r"share keys and values.*\n.*= 128 it gives 229376, not 114688"):
         check("cache_bytes")(lambda c: 4 * c["num_hidden_layers"] * c["num_attention_heads"] * c["head_dim"])
 
 

@@ -1,4 +1,4 @@
-"""Exercises as a course assigns them: points in one place, nbgrader's metadata, solutions apart, a hint for a mistake."""
+"""Exercises as a course assigns them: points in one place, nbgrader's metadata, solutions apart, hints."""
 
 from __future__ import annotations
 
@@ -133,11 +133,11 @@ def test_a_wrong_answer_shows_the_hint_and_no_traceback():
         "from IPython.core.interactiveshell import InteractiveShell as S; s = S.instance(colors='nocolor')\n"
         "s.run_cell('from lesson.checks import check')\n"
         "s.run_cell('check(\"coin\")(lambda s, t, a: a - s)')\n"
-        "print('----')\n"
+        "print('SECOND')\n"
         "s.run_cell('def coin(s, t, a):\\n    return 1 / 0\\ncheck(\"coin\")(coin)')\n"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=FOLDER, capture_output=True, text=True, timeout=300)
-    hint, own = done.stdout.split("----")
+    hint, own = done.stdout.split("SECOND")
     assert hint.strip().startswith("coin: These are points; p is a share of the gap.\nFor 42.5, ")
     assert "Traceback" not in hint
     assert "return 1 / 0" in own
@@ -147,7 +147,8 @@ def test_a_wrong_answer_shows_the_hint_and_no_traceback():
 
 def test_one_lessons_checks_load_no_other_lessons():
     program = (
-        "import sys; from lesson.checks import check; print(check('loss_mask')(lambda t: [int(s != 't') for s in t.source]));"
+        "import sys; from lesson.checks import check\n"
+        "print(check('loss_mask')(lambda t: [int(s != 't') for s in t.source]))\n"
         "print([m for m in ('pandas', 'scipy', 'torch', 'lesson.checks.lesson05') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=FOLDER, capture_output=True, text=True, timeout=300)
