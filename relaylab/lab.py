@@ -3,8 +3,8 @@
 What the reader changed stays. A file counts as changed if its bytes are not those that were written here last, so saved
 outputs count, too. A newer version of such a file is put beside it. Nothing is deleted or merged.
 
-The solutions of the exercises stand in ``notebooks/solutions``, which no copy holds. ``with_solutions`` puts them into
-the lessons, for instructors.
+The solutions of the exercises stand in ``notebooks/solutions``, which no learner's copy holds. An instructor's copy has
+these pages, and their code in the lessons.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from relaylab.notebook_commands import lessons_home
 
 RECORD = ".relaylab.json"  # in the reader's folder: of each file, the checksum of what was written last
 SOLVED_RECORD = ".relaylab-solutions.json"  # in a folder of solved lessons, so that the two are never mixed up
+SOLUTIONS = "notebooks/solutions/*.md"  # by lesson; for instructors
 OPEN = "# yours"  # stands in an answer cell where the answer belongs
 SHARED = ("notebooks/*.ipynb", "notebooks/lesson/**/*.py", "notebooks/*.yaml", "notebooks/measured/*.csv", "docs/*.md")
 
@@ -47,7 +48,7 @@ def copy_lessons(folder: str | Path, home: str | Path | None = None, *, solution
     Args:
         folder: The copy.
         home: Where the lessons come from.
-        solutions: Put the solutions into the lessons.
+        solutions: Copy the solutions, too, and put them into the lessons.
 
     Returns:
         One entry per file, notebooks first.
@@ -62,7 +63,8 @@ def copy_lessons(folder: str | Path, home: str | Path | None = None, *, solution
     record, copied, record_file = {}, [], folder / (SOLVED_RECORD if solutions else RECORD)
     with suppress(OSError, ValueError, TypeError):  # without a record everything counts as the reader's own
         record = dict(read_json(record_file))
-    for source in (path for pattern in SHARED for path in sorted(home.glob(pattern))):
+    patterns = (*SHARED, *([SOLUTIONS] if solutions else []))
+    for source in (path for pattern in patterns for path in sorted(home.glob(pattern))):
         name = source.relative_to(home).as_posix()
         data = source.read_bytes()
         answers = source.parent / "solutions" / f"{source.stem[:2]}.md"
@@ -75,34 +77,22 @@ def copy_lessons(folder: str | Path, home: str | Path | None = None, *, solution
 
 
 def with_solutions(notebook: bytes, text: str) -> bytes:
-    """A lesson with its solutions: code between nbgrader's marks in the answer cells, remarks below the checks.
+    """A lesson with its solutions in the answer cells, between the marks at which nbgrader cuts them out again.
 
     Args:
         notebook: The lesson.
         text: A page with one ``## exercise`` each; its first block of code is the answer.
     """
-    book, cells = json.loads(notebook), []
-    parts = dict(re.findall(r"^## ([^\n]+)\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL))
+    book = json.loads(notebook)
+    blocks = dict(re.findall(r"^## (\w+)\n\n```python\n(.*?)```\n", text, re.MULTILINE | re.DOTALL))
     for cell in book["cells"]:
-        cells.append(cell)
-        grade_id = cell["metadata"].get("nbgrader", {}).get("grade_id", "")
-        found = re.match(r"\s*```python\n(.*?)```\n(.*)", parts.get(grade_id.removesuffix("-check"), ""), re.DOTALL)
-        if found and grade_id in parts:
-            head, code = "".join(cell["source"]).partition(OPEN)[0], found[1]
+        if code := blocks.get(cell["metadata"].get("nbgrader", {}).get("grade_id")):
+            head, _, _ = "".join(cell["source"]).partition(OPEN)
             indent = "    " if head.startswith("def ") else ""
             body = code.partition("\n")[2] if indent else code  # the line with `def` stands in the cell
             lines = f"{head.rstrip()}\n{indent}### BEGIN SOLUTION\n{body}{indent}### END SOLUTION"
             cell["source"] = lines.splitlines(keepends=True)
-        elif found and found[2].strip():
-            cells.append(_markdown(f"{grade_id}-solution", f"**Solution.** {found[2].strip()}"))
-    if remarks := parts.get("Open exercises"):
-        cells.append(_markdown("open-solutions", f"**Solutions of open exercises.**\n{remarks.rstrip()}"))
-    return (json.dumps(book | {"cells": cells}, indent=1, ensure_ascii=False) + "\n").encode()
-
-
-def _markdown(name: str, text: str) -> dict[str, object]:
-    cell = {"cell_type": "markdown", "id": name.replace("_", "-"), "metadata": {}}
-    return cell | {"source": text.splitlines(keepends=True)}
+    return (json.dumps(book, indent=1, ensure_ascii=False) + "\n").encode()
 
 
 def _copy(data: bytes, folder: Path, name: str, last: str | None) -> Copied:
