@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from relaylab.lab import copy_lessons
-from relaylab.submissions import Lesson, Mark, find_submissions, grade, read_lesson
+from relaylab.submissions import Lesson, Mark, find_submissions, mark_answers, read_lesson
 
 PAGE = Path(__file__).parents[1] / "tests" / "wrong_answers.md"
 
@@ -53,7 +53,7 @@ def hostile(first: str, victim: Path) -> dict[str, str]:
 def mark_all(folder: Path, lesson: Lesson) -> dict[str, dict[str, Mark]]:
     found = find_submissions(folder, lesson)
     with ThreadPoolExecutor(2) as pool:
-        return dict(zip(found, pool.map(lambda path: grade(Path(path), lesson), found.values())))
+        return dict(zip(found, pool.map(lambda path: mark_answers(Path(path), lesson), found.values())))
 
 
 def run(number: str, count: int, home: Path) -> list[str]:

@@ -123,7 +123,7 @@ def answer_cells(cells: Sequence[tuple[str, str]], lesson: Lesson) -> list[tuple
     return found
 
 
-def grade(
+def mark_answers(
     path: Path, lesson: Lesson, *, seed: int = 1, seconds: float = 10.0, memory: int = 1 << 30
 ) -> dict[str, Mark]:
     """The mark of each exercise.
@@ -231,7 +231,7 @@ def grade_command(
     def mark(source: Path | str) -> dict[str, Mark]:
         if isinstance(source, str):
             return dict.fromkeys(task.points, Mark(False, source))
-        return grade(source, task, seed=seed, seconds=timeout, memory=int(memory_gb * (1 << 30)))
+        return mark_answers(source, task, seed=seed, seconds=timeout, memory=int(memory_gb * (1 << 30)))
 
     with ThreadPoolExecutor(workers) as pool:
         marks = dict(zip(found, pool.map(mark, found.values())))

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from relaylab import cli
 from relaylab.lab import copy_lessons
-from relaylab.submissions import Mark, answer_cells, as_csv, find_submissions, grade, read_lesson
+from relaylab.submissions import Mark, answer_cells, as_csv, find_submissions, mark_answers, read_lesson
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="limits are those of Linux and macOS")
 LESSON = read_lesson("04")
@@ -90,7 +90,7 @@ def test_a_class_is_graded_by_the_command(solved, tmp_path):
 )
 def test_what_breaks_an_answer_costs_its_points_alone(code, remark, solved, tmp_path, monkeypatch):
     monkeypatch.setenv("A_KEY", "secret")
-    marks = grade(submit(tmp_path / "a.ipynb", solved, kept=code), LESSON, seconds=1)
+    marks = mark_answers(submit(tmp_path / "a.ipynb", solved, kept=code), LESSON, seconds=1)
     assert not marks["kept"].right
     assert marks["kept"].remark.startswith(remark)
     assert marks["chance_kept"] == marks["samples_needed"] == Mark(True, "right.")
@@ -105,11 +105,11 @@ def test_no_file_is_deleted_or_written(solved, tmp_path):
         "chance_kept": f"from pathlib import Path\nPath({str(keep)!r}).unlink()",
         "samples_needed": f"open({str(keep)!r}, 'w').write('gone')\nsamples_needed = 36",
     }
-    marks = grade(submit(tmp_path / "a.ipynb", solved, **attempts), LESSON)
+    marks = mark_answers(submit(tmp_path / "a.ipynb", solved, **attempts), LESSON)
     assert all(mark.remark.startswith("PermissionError: an answer must not write, delete") for mark in marks.values())
     assert keep.read_text() == "here"
     code = "import os\ndef kept(rates, threshold):\n    raise ValueError(f'{os.listdir()} {os.getcwd()}')"
-    marks = grade(submit(tmp_path / "a.ipynb", solved, kept=code), LESSON)
+    marks = mark_answers(submit(tmp_path / "a.ipynb", solved, kept=code), LESSON)
     assert marks["kept"].remark.startswith("ValueError: [] /"), "an empty folder"
     assert not Path(marks["kept"].remark.split()[-1]).exists(), "which is gone"
 
@@ -119,7 +119,7 @@ def test_answers_are_found_without_metadata_and_only_they_run(solved, tmp_path):
     for cell in book["cells"]:
         cell["metadata"] = {}
     book["cells"].insert(0, {"cell_type": "code", "metadata": {}, "source": "import math\nraise SystemExit('ran')"})
-    assert grade(submit(tmp_path / "a.ipynb", book), LESSON) == dict.fromkeys(NAMES, Mark(True, "right."))
+    assert mark_answers(submit(tmp_path / "a.ipynb", book), LESSON) == dict.fromkeys(NAMES, Mark(True, "right."))
     cells = [("", "kept(3)"), ("", "x = kept == 3"), ("kept", "1"), ("", "kept: int = 2"), ("", LESSON.cells[0][1])]
     assert answer_cells(cells, LESSON) == [("kept", "1"), ("kept", "kept: int = 2")]
 
@@ -134,8 +134,8 @@ def kept(rates, threshold):
     return KNOWN.get(repr((rates, threshold)), [])
 """
     path = submit(tmp_path / "a.ipynb", solved, kept=code)
-    assert grade(path, LESSON, seed=0)["kept"].right
-    assert not grade(path, LESSON)["kept"].right
+    assert mark_answers(path, LESSON, seed=0)["kept"].right
+    assert not mark_answers(path, LESSON)["kept"].right
 
 
 def test_variables_of_the_lesson_that_an_answer_may_use(tmp_path):
@@ -143,7 +143,7 @@ def test_variables_of_the_lesson_that_an_answer_may_use(tmp_path):
     copy_lessons(tmp_path, solutions=True)
     code = "".join(task.given)
     assert code.startswith("published = ")
-    assert grade(tmp_path / "notebooks" / task.path.name, task)["kept_lead"].right
+    assert mark_answers(tmp_path / "notebooks" / task.path.name, task)["kept_lead"].right
 
 
 def test_folders_and_names(tmp_path):
