@@ -17,6 +17,7 @@ from relaylab import options as opt
 from relaylab.files import shard_path, write_whole
 from relaylab.notebook_commands import notebooks_run, sweep
 from relaylab.options import command, console, option, say, warn
+from relaylab.submissions import grade_command
 from relaylab.trace import Trace, read_traces
 from relaylab.views.tables import trace_table, zoo_table
 from relaylab.views.trace_view import trace_html, trace_text
@@ -223,14 +224,21 @@ def _judge(
 
 @command(app, "lab")
 def _lab(
-    folder: Annotated[Path, typer.Argument(help="Your copy of the lessons.")] = Path("relaylab-lessons"),
+    folder: Annotated[
+        Path | None, typer.Argument(help="Your copy. Default: relaylab-lessons, or relaylab-solutions.")
+    ] = None,
+    solutions: Annotated[bool, option("For instructors: the lessons with their solutions.", "--solutions")] = False,
     open_: Annotated[bool, option("Open JupyterLab there.", "--open/--no-open")] = True,
     jupyter: Annotated[list[str] | None, option("For JupyterLab: --jupyter=--no-browser; may be repeated.")] = None,
 ) -> None:
     """Copy the lessons to a folder of your own, and open JupyterLab there. What you changed is never overwritten."""
     from relaylab.lab import open_lab
 
-    raise typer.Exit(open_lab(folder, open_=open_, jupyter=jupyter or ()))
+    folder = folder or Path("relaylab-solutions" if solutions else "relaylab-lessons")
+    raise typer.Exit(open_lab(folder, open_=open_, jupyter=jupyter or (), solutions=solutions))
+
+
+command(app, "grade")(grade_command)
 
 
 @command(app, "doctor")
