@@ -64,6 +64,7 @@ def build(out: Path, pairs: list[str], count: int) -> None:
             (folder / "views" / name).write_text(source(name), encoding="utf-8")
         (folder / "page.css").write_text(f"{style()}\n{(HERE / 'page.css').read_text()}", encoding="utf-8")
         (folder / "vendor").mkdir()
+        shutil.copy(HERE / "ort.LICENSE", folder / "vendor")  # its npm package has none
         for package, name in VENDORED.items():
             data = (packages / package).read_bytes()
             if name.endswith(".wasm"):

@@ -207,8 +207,8 @@ async function start(main) {
     h(
       "p",
       {},
-      "A small model, the student, writes. Where it writes <call>n</call>, a larger one, the teacher, writes the next " +
-        "n tokens. Both run in this page: there is no server, and nothing leaves the page.",
+      "A small model, the student, writes. Where it writes <call>n</call>, a larger one, the teacher, writes the " +
+        "next n tokens. Both run in this page: there is no server, and nothing leaves the page.",
     ),
     h(
       "p",
