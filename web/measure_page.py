@@ -58,7 +58,7 @@ def load_once(browser: Any, address: str) -> tuple[dict[str, int], dict[str, flo
         session = context.new_cdp_session(page)
         session.send("Performance.enable")
         finished: list[Any] = []
-        page.on("requestfinished", finished.append)
+        page.on("requestfinished", lambda request: finished.append(request))
         page.goto(address)
         page.locator(FIRST).wait_for(timeout=WAIT)
         times = page.evaluate("performance.getEntriesByType('mark').map((mark) => [mark.name, mark.startTime / 1000])")

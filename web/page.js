@@ -180,7 +180,7 @@ function callTable(runs) {
     h(
       "thead",
       {},
-      h("tr", {}, ...head.map((name) => h("th", { scope: "col", class: name === "result" ? "rl-left" : null }, name))),
+      h("tr", {}, ...head.map((name) => h("th", { scope: "col", class: name === "call" || name === "result" ? "rl-left" : null }, name))),
     ),
     h(
       "tbody",
