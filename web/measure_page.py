@@ -51,7 +51,7 @@ def load_once(browser: Any, address: str) -> tuple[dict[str, int], dict[str, flo
     """Open the page in a context of its own.
 
     Returns:
-        The bytes of each answered request by address, the marks in seconds since the navigation began, and the processor time.
+        The bytes of each answered request by address; the marks (seconds after the navigation) and the processor time.
     """
     with browser.new_context() as context:
         page = context.new_page()

@@ -173,6 +173,7 @@ function callTable(runs) {
   );
   const title = h("h2", {}, "Calls");
   if (!rows.length) return [title, muted("None.")];
+  const left = ["call", "result"];
   const head = ["call", "at token", "asked", "granted", "delivered", "result"];
   const table = h(
     "table",
@@ -180,7 +181,11 @@ function callTable(runs) {
     h(
       "thead",
       {},
-      h("tr", {}, ...head.map((name) => h("th", { scope: "col", class: name === "call" || name === "result" ? "rl-left" : null }, name))),
+      h(
+        "tr",
+        {},
+        ...head.map((name) => h("th", { scope: "col", class: left.includes(name) ? "rl-left" : null }, name)),
+      ),
     ),
     h(
       "tbody",
