@@ -1,6 +1,7 @@
 # make run    a virtual environment in .venv, everything installed, and the main job
 # make test   the same environment, then style and tests
 # make notebooks   the lessons, executed in a size that shows that they run, and as HTML
+# make page   the page in which a relay runs, in runs/page; needs Node.js
 # The plain commands behind these are in README.md.
 
 BASE   := $(shell for p in python3.11 python3 python; do \
@@ -18,7 +19,7 @@ export HF_HUB_OFFLINE ?= 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DELETE_ON_ERROR:
-.PHONY: run test lint format notebooks benchmarks clean
+.PHONY: run test lint format notebooks page benchmarks clean
 
 run: $(READY)
 	@rm -rf $(RUN) && mkdir -p $(RUN)
@@ -43,6 +44,10 @@ notebooks: $(READY)
 	    $(foreach lesson,$(LESSONS),runs/notebooks/$(lesson)/$(lesson).ipynb)
 	@echo "== done: executed lessons, their results as JSON, and pages are in runs/notebooks"
 
+# A folder of static files for any web server (docs/web.md).
+page: $(READY)
+	@$(BIN)/python web/build_page.py --out runs/page
+
 test: lint
 	$(BIN)/python -m pytest -n auto --dist loadfile $(PYTEST_ARGS)
 
@@ -59,7 +64,7 @@ benchmarks: $(READY)
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 clean:
-	rm -rf .venv runs dist build .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv web/node_modules runs dist build .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Done once, and again when what is to be installed changes. `make clean` starts from nothing.
