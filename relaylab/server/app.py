@@ -108,7 +108,7 @@ class Server:
         if isinstance(prompt, str):
             return Segment(prompt)
         text = self.relay.student.text
-        if not self.relay.shared:
+        if not self.relay.shared and not self.relay.forbid_calls:
             raise Refusal(
                 400, "prompt: token ids need a teacher with the student's tokenizer; send text", param="prompt"
             )
@@ -170,9 +170,8 @@ class Server:
         if not self.worker.submit(rows):
             raise Refusal(429, "too many answers wait already; try again later", code="overloaded")
         # 2) They are decoded. Whoever leaves takes the rows along.
-        reply = Reply(
-            secrets.token_hex(12), self.name, chat=isinstance(fields, ChatRequest), with_relay=fields.relay is not None
-        )
+        shown, chat = None if fields.relay is None else seed, isinstance(fields, ChatRequest)
+        reply = Reply(secrets.token_hex(12), self.name, chat=chat, seed=shown)
         prompt_tokens = sum(map(len, ids))
         if fields.stream:
             events = self._events(rows, updates, reply, prompt_tokens if fields.stream_options.include_usage else None)

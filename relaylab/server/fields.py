@@ -177,11 +177,11 @@ class Reply:
         number: of the request, in its id.
         model: as the request calls it.
         chat: whether messages or texts are answered.
-        with_relay: say what the relay did, too.
+        seed: of the request, if it wants to know what the relay did.
     """
 
-    def __init__(self, number: str, model: str, *, chat: bool, with_relay: bool):
-        self.chat, self.with_relay = chat, with_relay
+    def __init__(self, number: str, model: str, *, chat: bool, seed: int | None):
+        self.chat, self.seed = chat, seed
         self._head = {"id": ("chatcmpl-" if chat else "cmpl-") + number, "created": int(time.time()), "model": model}
 
     def whole(self, texts: list[str], traces: list[Trace], usage: dict[str, Any]) -> dict[str, Any]:
@@ -210,17 +210,15 @@ class Reply:
 
     def _end(self, trace: Trace) -> dict[str, Any]:
         end: dict[str, Any] = {"finish_reason": REASONS[trace.stop], "logprobs": None}
-        return end | {"relay": relay_field(trace)} if self.with_relay else end
-
-
-def relay_field(trace: Trace) -> dict[str, Any]:
-    """What the relay did in one answer. Positions count the completion's tokens, commands included."""
-    calls = [
-        {"asked": c.requested, "granted": c.granted, "delivered": c.delivered, "start": c.start, "end": c.end,
-         "status": c.status, "error": c.error}
-        for c in trace.calls
-    ]  # fmt: skip
-    return {"seed": trace.seed, "stop": trace.stop, "calls": calls}
+        if self.seed is None:
+            return end
+        # Positions count the completion's tokens, commands included.
+        calls = [
+            {"asked": c.requested, "granted": c.granted, "delivered": c.delivered, "start": c.start, "end": c.end,
+             "status": c.status, "error": c.error}
+            for c in trace.calls
+        ]  # fmt: skip
+        return end | {"relay": {"seed": self.seed, "stop": trace.stop, "calls": calls}}
 
 
 def usage_of(traces: list[Trace], prompt_tokens: int) -> dict[str, Any]:
