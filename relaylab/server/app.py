@@ -143,14 +143,16 @@ class Server:
                     ids = prompt_ids(self._tokenizer, prompt)  # type: ignore[arg-type]
             except ValueError as error:
                 raise Refusal(400, str(error)) from None
-        if not 1 <= len(ids) <= (most := self.relay.student.context):
+        most = self.relay.student.context
+        if not 1 <= len(ids) <= most:
             message = f"the prompt has {len(ids)} tokens; the student takes 1 to {most}"
             raise Refusal(400, message, code="context_length_exceeded")
         return ids
 
     async def _answer(self, request: Request, fields: AnswerRequest, prompts: list[Any]) -> Response:
         config = fields.config(self.relay.config)
-        if not 1 <= (wanted := len(prompts) * fields.n) <= (most := self.relay.batch_size):
+        wanted, most = len(prompts) * fields.n, self.relay.batch_size
+        if not 1 <= wanted <= most:
             message = f"n: {len(prompts)} prompts x n={fields.n} are {wanted} answers; a request may have 1 to {most}"
             raise Refusal(400, message, param="n")
         ids = [await asyncio.to_thread(self._prompt_ids, prompt) for prompt in prompts]

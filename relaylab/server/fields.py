@@ -58,9 +58,9 @@ class _Strict(BaseModel):
 class RelayLimits(_Strict):
     """Fields of ``RelayConfig`` that a request may tighten."""
 
-    max_calls: int | None = Field(None, ge=0)
-    max_call_tokens: int | None = Field(None, ge=0)
-    max_teacher_tokens: int | None = Field(None, ge=0)
+    max_calls: int | None = Field(default=None, ge=0)
+    max_call_tokens: int | None = Field(default=None, ge=0)
+    max_teacher_tokens: int | None = Field(default=None, ge=0)
     forbid_calls: bool = False
 
 
@@ -76,10 +76,10 @@ class AnswerRequest(_Strict):
     stream_options: StreamOptions = StreamOptions()
     stop: str | list[str] = []
     n: int = Field(1, ge=1)
-    max_tokens: int | None = Field(None, ge=1)
-    temperature: float | None = Field(None, ge=0)
-    top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=0)
+    max_tokens: int | None = Field(default=None, ge=1)
+    temperature: float | None = Field(default=None, ge=0)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    top_k: int | None = Field(default=None, ge=0)
     seed: int | None = None
     relay: RelayLimits | None = None
 
@@ -121,7 +121,7 @@ class ChatMessage(_Strict):
 
 class ChatRequest(AnswerRequest):
     messages: list[ChatMessage] = Field(min_length=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(default=None, ge=1)
 
     @model_validator(mode="after")
     def _one_limit(self) -> ChatRequest:
