@@ -135,10 +135,10 @@ async def load(url: str, seconds: float, clients: int, expected: dict) -> None:
         print(f"DIFFERENT at temperature {temperature}, seed {seed}: {question!r}\n  {got!r}\n  {text!r}")
 
 
-def in_process(pair, questions: list[str], rows: int) -> tuple[float, float]:
-    """Tokens a second, and the median of the seconds from a free place in the batch to the first token in it."""
+def in_process(pair, questions: list[str], rows: int) -> tuple[float, float, float]:
+    """Tokens a second, the same by time of the processor, and the median seconds from a free place to a first token."""
     stream = pair.relay(batch_size=rows).stream(questions, seeds=[problem_seed(0, "question-0")] * len(questions))
-    begun = time.perf_counter()
+    begun, cpu = time.perf_counter(), time.process_time()
     free, begun_rows, waits = deque([begun] * rows), set(), []
     for event in stream:
         if isinstance(event, TokenEvent) and event.row not in begun_rows:
@@ -146,12 +146,16 @@ def in_process(pair, questions: list[str], rows: int) -> tuple[float, float]:
             waits.append(time.perf_counter() - free.popleft())
         elif isinstance(event, Done):
             free.append(time.perf_counter())
-    seconds = time.perf_counter() - begun
-    return sum(len(t.completion_ids) for t in stream.traces) / seconds, statistics.median(waits)
+    seconds, cpu = time.perf_counter() - begun, time.process_time() - cpu
+    tokens = sum(len(t.completion_ids) for t in stream.traces)
+    return tokens / seconds, tokens / cpu, statistics.median(waits)
 
 
-async def over_http(url: str, questions: list[str], clients: int, stream: bool) -> tuple[float, float]:
-    """The same by so many clients, each of which asks its next question when it has its answer."""
+async def over_http(url: str, questions: list[str], clients: int, stream: bool) -> tuple[float, float, float]:
+    """The same by so many clients, each of which asks its next question when it has its answer.
+
+    The time of the processor is the server's alone.
+    """
     todo, tokens, firsts = list(questions)[::-1], 0, []
     options = {"include_usage": True}
 
@@ -164,24 +168,26 @@ async def over_http(url: str, questions: list[str], clients: int, stream: bool) 
             firsts.append(first)
 
     async with httpx2.AsyncClient(timeout=300) as client:
-        begun = time.perf_counter()
+        begun, cpu = time.perf_counter(), gauges(url)["process_cpu_seconds_total"]
         await asyncio.gather(*(one(client) for _ in range(clients)))
-        seconds = time.perf_counter() - begun
-    return tokens / seconds, statistics.median(firsts) if stream else float("nan")
+        seconds, cpu = time.perf_counter() - begun, gauges(url)["process_cpu_seconds_total"] - cpu
+    return tokens / seconds, tokens / cpu, statistics.median(firsts) if stream else float("nan")
 
 
 def speed(url: str, pair, rounds: int, clients: int, count: int) -> None:
     questions = (QUESTIONS * (count // len(QUESTIONS) + 1))[:count]
     in_process(pair, questions[: 2 * clients], clients)
     asyncio.run(over_http(url, questions[: 2 * clients], clients, True))
-    ratios: dict[str, list[float]] = {"whole answers": [], "streams": []}
+    ratios: dict[str, list[float]] = {}
     for _ in range(rounds):
-        ours, ours_first = in_process(pair, questions, clients)
+        ours, ours_cpu, ours_first = in_process(pair, questions, clients)
         for name, stream in (("whole answers", False), ("streams", True)):
-            theirs, first = asyncio.run(over_http(url, questions, clients, stream))
-            ratios[name].append(theirs / ours)
-            times = f"first token {1000 * first:.0f} ms, in process {1000 * ours_first:.0f} ms" if stream else ""
-            print(f"{name}: {theirs:.0f} tokens/s, in process {ours:.0f}: {theirs / ours:.2f}  {times}", flush=True)
+            theirs, theirs_cpu, first = asyncio.run(over_http(url, questions, clients, stream))
+            ratios.setdefault(f"{name}, tokens/s", []).append(theirs / ours)
+            ratios.setdefault(f"{name}, tokens per second of the processor", []).append(theirs_cpu / ours_cpu)
+            times = f"; first token {1000 * first:.0f} ms, in process {1000 * ours_first:.0f} ms" if stream else ""
+            speeds = f"{theirs:.0f} tokens/s ({theirs_cpu:.0f} by processor), in process {ours:.0f} ({ours_cpu:.0f})"
+            print(f"{name}: {speeds}{times}", flush=True)
     for name, values in ratios.items():
         print(f"{name}, served / in process: {statistics.median(values):.2f} ({min(values):.2f}, {max(values):.2f})")
 

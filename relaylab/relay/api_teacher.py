@@ -189,6 +189,8 @@ class APITeacher:
             body["return_token_ids"] = True
         # 2) The prompt, in one of three ways.
         path, begun, by_chat = "/completions", view.text, self._by_chat(server)
+        if view.raw and self.mode == "auto" and server.completions:
+            by_chat = False
         if ids and server.token_prompts and not by_chat:
             body["prompt"] = ids
         else:

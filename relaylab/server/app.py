@@ -7,10 +7,10 @@ import copy
 import hmac
 import json
 import secrets
-import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from itertools import count
 from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
@@ -24,12 +24,13 @@ from starlette.routing import Route
 from relaylab.engine.token_text import prompt_ids, raw_ids
 from relaylab.relay.local_teacher import LocalTeacher
 from relaylab.relay.pair import problem_seed
-from relaylab.relay.relay import Prompt, Relay
-from relaylab.relay.teachers import Segment
+from relaylab.relay.relay import Relay
+from relaylab.relay.teachers import Message, Segment
 from relaylab.server.fields import AnswerRequest, ChatRequest, CompletionRequest, Refusal, Reply, parse, usage_of
 from relaylab.server.worker import Row, VisibleText, Worker
 
 BODY_SECONDS = 30  # in which the body of a request must be there
+LONG = 10_000  # characters of a prompt that is tokenised in a thread of its own
 CLOSED_REQUEST = 499  # what nginx logs for a client that left; nobody reads it
 
 
@@ -50,7 +51,8 @@ class Server:
         self.relay, self.name, self.max_body, self._key = relay, name, max_body, api_key
         self.worker = Worker(relay, max_waiting, self._count)
         self._tokenizer = copy.deepcopy(relay.student.tokenizer)  # the worker's own must not be used in two threads
-        self._tokenizing = threading.Lock()
+        self._tokenizing = asyncio.Lock()
+        self._run, self._numbers = secrets.token_hex(8), count()  # of this server, and of its answers
         self._metrics()
 
     def app(self) -> Starlette:
@@ -133,21 +135,26 @@ class Server:
             raise Refusal(404, message, param="model", code="model_not_found")
         return fields
 
-    def _prompt_ids(self, prompt: Prompt) -> list[int]:
-        """In a thread of its own: long prompts do not hold up the others."""
-        with self._tokenizing:
-            try:
-                if isinstance(prompt, Segment):
-                    ids = raw_ids(self._tokenizer, prompt.text) if prompt.ids is None else list(prompt.ids)
-                else:
-                    ids = prompt_ids(self._tokenizer, prompt)  # type: ignore[arg-type]
-            except ValueError as error:
-                raise Refusal(400, str(error)) from None
+    async def _prompt_ids(self, prompt: Segment | list[Message]) -> list[int]:
+        if isinstance(prompt, Segment) and prompt.ids is not None:
+            ids = list(prompt.ids)
+        else:
+            size = len(prompt.text) if isinstance(prompt, Segment) else sum(len(m["content"]) for m in prompt)
+            async with self._tokenizing:
+                try:  # a long prompt does not hold up the others
+                    ids = await asyncio.to_thread(self._encode, prompt) if size > LONG else self._encode(prompt)
+                except ValueError as error:
+                    raise Refusal(400, str(error)) from None
         most = self.relay.student.context
         if not 1 <= len(ids) <= most:
             message = f"the prompt has {len(ids)} tokens; the student takes 1 to {most}"
             raise Refusal(400, message, code="context_length_exceeded")
         return ids
+
+    def _encode(self, prompt: Segment | list[Message]) -> list[int]:
+        if isinstance(prompt, Segment):
+            return raw_ids(self._tokenizer, prompt.text)
+        return prompt_ids(self._tokenizer, prompt)
 
     async def _answer(self, request: Request, fields: AnswerRequest, prompts: list[Any]) -> Response:
         config = fields.config(self.relay.config)
@@ -155,7 +162,7 @@ class Server:
         if not 1 <= wanted <= most:
             message = f"n: {len(prompts)} prompts x n={fields.n} are {wanted} answers; a request may have 1 to {most}"
             raise Refusal(400, message, param="n")
-        ids = [await asyncio.to_thread(self._prompt_ids, prompt) for prompt in prompts]
+        ids = [await self._prompt_ids(prompt) for prompt in prompts]
         # 1) One row for each answer. They equal pair.decode([prompt] * n, seed=seed).
         seed = secrets.randbits(31) if fields.seed is None else fields.seed
         updates: asyncio.Queue[tuple[Row, str | None]] = asyncio.Queue()
@@ -173,7 +180,7 @@ class Server:
             raise Refusal(429, "too many answers wait already; try again later", code="overloaded")
         # 2) They are decoded. Whoever leaves takes the rows along.
         shown, chat = None if fields.relay is None else seed, isinstance(fields, ChatRequest)
-        reply = Reply(secrets.token_hex(12), self.name, chat=chat, seed=shown)
+        reply = Reply(f"{self._run}-{next(self._numbers)}", self.name, chat=chat, seed=shown)
         prompt_tokens = sum(map(len, ids))
         if fields.stream:
             events = self._events(rows, updates, reply, prompt_tokens if fields.stream_options.include_usage else None)
