@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relaylab.call_tag import settled, strip_calls
+from relaylab.relay.api_teacher import APITeacher
 from relaylab.relay.events import Done
 from relaylab.relay.pair import Pair, load_pair, problem_seed
 from relaylab.relay.relay import Relay, Stream
@@ -148,6 +149,12 @@ def test_streams_say_the_same_and_count_the_same(serving):
     assert ends == [c.finish_reason for c in whole.choices]
     assert (chunks[-1].choices, chunks[-1].usage) == ([], whole.usage)
     assert not any("<" in (c.choices[0].delta.content or "") for c in chunks[:-1]), "no command is shown"
+    settings = {"model": NAME, "messages": messages(QUESTIONS[1]), "n": 2, "seed": 3, "temperature": 1.5}
+    with serving.openai.chat.completions.stream(**settings) as stream:
+        kinds = {event.type for event in stream}
+        final = stream.get_final_completion()
+    assert [c.message.content for c in final.choices] == texts
+    assert {"content.delta", "content.done"} <= kinds
     raw = serving.post({"model": NAME, "messages": messages(QUESTIONS[1]), "stream": True, "max_tokens": 3})
     assert raw.headers["content-type"].startswith("text/event-stream")
     assert raw.text.endswith("data: [DONE]\n\n")
@@ -354,6 +361,21 @@ def test_a_teacher_that_fails_ends_its_own_answers_only(pair, on_failure):
             assert answer.choices[0].relay["calls"][0]["error"] == "the connection failed"
             assert answer.usage.completion_tokens == 30
         assert all("12" in one.result().choices[0].message.content for one in others)
+
+
+def test_a_teacher_server_that_is_killed_fails_what_calls_it(pair, misbehaving_server):
+    misbehaving_server.writes = "12 and so on"
+    teacher = APITeacher(misbehaving_server.url, "m", retries=0)
+    rule = lambda state: 2 if state.position == 3 else None  # noqa: E731
+    relay = Relay(pair.student, teacher, call_rule=rule, max_tokens=12, on_failure="exclude")
+    with teacher, served(relay) as it, ThreadPoolExecutor(1) as pool:
+        assert "12" in it.chat(QUESTIONS[0]).choices[0].message.content
+        misbehaving_server.stop()
+        alone = pool.submit(it.chat, QUESTIONS[1], extra_body={"relay": {"forbid_calls": True}})
+        with pytest.raises(openai.InternalServerError, match="the teacher failed: the connection to") as error:
+            it.chat(QUESTIONS[0])
+        assert error.value.status_code == 502
+        assert alone.result().choices[0].finish_reason == "length"
 
 
 def test_a_failure_that_would_end_all_is_no_setting(pair):
