@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import os
 import signal
 import sys
 import warnings
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -220,6 +222,41 @@ def _judge(
     result = audit(_read(traces), judge)
     say(str(result))
     raise typer.Exit(0 if result.judged else 1)
+
+
+@command(app, "serve")
+def _serve(
+    teacher: opt.Teachers,
+    relay: opt.Relay,
+    calls: opt.Calls,
+    student: opt.Student = "relay",
+    host: Annotated[str, option("Address to listen at; 0.0.0.0 is every one.")] = "127.0.0.1",
+    port: Annotated[int, option("Port to listen at.", min=1, max=65535)] = 8000,
+    name: Annotated[str | None, option("What clients call the pair. Default: student+teacher.")] = None,
+    max_batch: Annotated[int, option("Answers decoded together.", min=1)] = 64,
+    max_waiting: Annotated[int, option("Answers that may wait for a place; more are refused.", min=0)] = 256,
+    max_body: Annotated[int, option("Largest request in bytes.", min=1)] = 2**20,
+    drain: Annotated[int, option("Seconds that answers may still take after SIGTERM.", min=0)] = 30,
+) -> None:
+    """Serve the pair by the API of OpenAI. With RELAYLAB_API_KEY set, requests need that key."""
+    if missing := [name for name in ("prometheus_client", "starlette", "uvicorn") if find_spec(name) is None]:
+        raise ValueError(f"serving needs {', '.join(missing)}: pip install 'relaylab[serve]'")
+    key = os.environ.get("RELAYLAB_API_KEY") or None
+    if key is None and host not in ("127.0.0.1", "::1", "localhost"):
+        warn(f"everybody who reaches {host} can use this server; set RELAYLAB_API_KEY to ask for a key")
+    pair = teacher.pair(student)
+    from relaylab.server.app import Server, serve
+
+    loop = pair.relay(batch_size=max_batch, **{"on_failure": "exclude", **relay, **calls.keywords})
+    server = Server(
+        loop,
+        name or f"{pair.student.name}+{pair.teacher.name}",
+        api_key=key,
+        max_waiting=max_waiting,
+        max_body=max_body,
+    )
+    say(f"{server.name} at http://{host}:{port}/v1")
+    serve(server, host=host, port=port, drain=drain)
 
 
 @command(app, "lab")

@@ -19,7 +19,7 @@ PACKAGE = ROOT / "relaylab"
 # Top to bottom, as in docs/design.md. A module may import from its own package and from what stands further down.
 ORDER = [
     *("__main__", "cli", "lab", "submissions", "notebook_commands", "measure_commands", "options", "doctor", "memory"),
-    *("views", "sweep", "zoo", "evaluation", "training", "relay", "engine", "tasks"),
+    *("views", "sweep", "server", "zoo", "evaluation", "training", "relay", "engine", "tasks"),
     *("trace", "files", "settings", "stopping", "call_tag", "version"),
 ]
 RANK = {name: rank for rank, name in enumerate(ORDER)}
