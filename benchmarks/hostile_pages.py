@@ -3,13 +3,14 @@
     python benchmarks/hostile_pages.py               # a parser of HTML5: the same elements as with harmless texts
     python benchmarks/hostile_pages.py --browser     # and Chromium, by playwright: without and with a strict policy
 
-No model is loaded. The parser needs html5lib. In the browser every link, button and fold is clicked.
+The parser needs html5lib. In the browser every link, button and fold is clicked.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
 import sys
 import tempfile
@@ -25,7 +26,10 @@ from nbconvert import HTMLExporter
 from relaylab.evaluation.stats import summary
 from relaylab.evaluation.table import rows_of
 from relaylab.files import write_json
+from relaylab.relay.pair import load_pair
+from relaylab.sweep.notebook import DONE, FAILED
 from relaylab.sweep.plan import Plan, Point
+from relaylab.sweep.results import collect
 from relaylab.trace import Call, Trace, TraceWriter
 from relaylab.views import curves, evaluation_figures, figures
 from relaylab.views.atlas import atlas
@@ -134,7 +138,7 @@ def pages(texts: tuple[str, ...], folder: Path) -> Iterator[tuple[str, Callable[
     yield "atlas by label", lambda: plain(atlas(all_, by=list(texts), name=texts[0]).html)
     yield "record of a live view", lambda: plain(side_by_side([Run(t.id, t.id, t.prompt, t) for t in all_]))
     yield "playground", lambda: live(Playground(students=["student"], teachers=["none"]))
-    yield "counterfactuals", lambda: live(CounterfactualView(all_[2], _pair()))
+    yield "counterfactuals", lambda: live(CounterfactualView(Trace("q", [1]), load_pair("student", "none")))
     yield "entropy", lambda: drawn(*map(figures.token_entropy, all_))
     yield "call positions", lambda: drawn(figures.call_positions(all_))
     yield "accuracy and share", lambda: drawn(evaluation_figures.accuracy_against_share(table, student=texts[0]))
@@ -154,12 +158,6 @@ def pages(texts: tuple[str, ...], folder: Path) -> Iterator[tuple[str, Callable[
     yield "report", lambda: evaluation_report(all_, table, folder).read_text(encoding="utf-8")
     yield "sweep", lambda: Path(sweep(texts, folder)).read_text(encoding="utf-8")
     yield "notebook", lambda: notebook(all_)
-
-
-def _pair() -> Any:
-    from relaylab.relay.pair import load_pair
-
-    return load_pair("student", "none")
 
 
 def evaluation(texts: tuple[str, ...]) -> pd.DataFrame:
@@ -185,13 +183,14 @@ def sweep(texts: tuple[str, ...], folder: Path) -> str:
     out = folder / "sweep"
     points = tuple(Point(f"{i:016x}", {"a": t}, {texts[0]: t}, 0) for i, t in enumerate(texts))
     plan = Plan(texts[0], folder / "n.ipynb", points, {texts[0]: list(texts)}, plane=(texts[1], texts[2]))
-    for number, point in enumerate(points[:-2]):
+    for number, point in enumerate(points):
+        record = {"levels": point.levels, "parameters": point.parameters, "seed": 0, "version": texts[3]}
+        record |= {"commit": texts[4], "seconds": 1.0, "values": {texts[1]: 0.1 * number, texts[2]: 0.5}, "error": ""}
+        failed = number > len(points) - 3
+        record["status"] = "failed" if failed else "done"
         (out / "points" / point.key).mkdir(parents=True)
-        write_json(out / "points" / point.key / "result.json", {texts[1]: 0.1 * number, texts[2]: 0.5})
-    rows = [{"key": p.key, "seed": 0, texts[0]: t, texts[1]: 0.1 * i, texts[2]: 0.5}
-            for i, (p, t) in enumerate(zip(points[:-2], texts))]  # fmt: skip
-    failures = {points[-1].key: {"error": texts[3], "log": texts[4], "parameters": {"a": texts[5]}}}
-    return sweep_page(plan, pd.DataFrame(rows), out, failures)
+        write_json(out / "points" / point.key / (FAILED if failed else DONE), record | {"error": texts[5] * failed})
+    return sweep_page(plan, collect(plan, out), out)
 
 
 def notebook(all_: list[Trace]) -> str:
@@ -243,7 +242,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--browser", action="store_true")
     options = parser.parse_args()
-    harmless = tuple(f"harmless text {i}" for i in range(len(PAYLOADS)))
+    # The same texts without a sign: what is shown of control characters stays.
+    harmless = tuple(re.sub(r"[!-/:-@\[-`{-~]", "x", text) + str(i) for i, text in enumerate(PAYLOADS))
     tries = bad = runs = 0
     made = {}
     with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as two:

@@ -320,6 +320,15 @@ def test_a_teacher_that_fails_at_every_call_is_an_error(relaylab, tmp_path, monk
     assert (cells[2] == "-") == excluded, "an excluded answer is not a wrong one"
 
 
+def test_a_filter_without_an_answer_is_an_error(relaylab, tmp_path, monkeypatch):
+    broken = ScriptedTeacher([TeacherOutput("", "error", error="the server is on fire")])
+    monkeypatch.setattr("relaylab.relay.pair.load_teacher", lambda *_, **__: broken)
+    result = relaylab("filter", "--suite", "savings", "--limit", 2, "--samples", 1, "--out", tmp_path / "r.jsonl")
+    assert result.code == 1
+    assert "2 of 2 samples failed" in result.err
+    assert "the server is on fire" in result.err
+
+
 # Show -----------------------------------------------------------------------------------------------------------------
 
 
