@@ -27,7 +27,7 @@ from interruptions import start
 from relaylab.engine.load import resolve
 
 Change = Callable[[Path], Any]
-SECONDS, MEMORY = 30, 12 * 2**30  # of processor time, and of address space
+SECONDS, MEMORY = 30, 6 * 2**30  # of processor time, and of address space
 MARK = "it-ran"
 
 

@@ -133,6 +133,11 @@ def foreign(name: str) -> Exception:
     ("error", "code", "text"),
     [
         (OSError(28, "No space left on device"), 2, "free some space and run the same command again"),
+        (
+            RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 8960"),
+            2,
+            "if the disk is full, free",
+        ),
         (ImportError("no module named x"), 2, "relaylab: no module named x"),
         (foreign("jinja2.exceptions"), 2, "relaylab: too deep"),
         (foreign("safetensors_rust"), 2, "relaylab: too deep"),
