@@ -1,17 +1,14 @@
-"""Put 31 hostile texts into every field of 21 kinds of pages: none may become markup, run, or fetch anything.
+"""Put 31 hostile texts into every field of 21 kinds of pages: none may become markup.
 
-    python benchmarks/hostile_pages.py               # a parser of HTML5: the same elements as with harmless texts
-    python benchmarks/hostile_pages.py --browser     # and Chromium, by playwright: without and with a strict policy
+    python benchmarks/hostile_pages.py      # needs html5lib
 
-The parser needs html5lib. In the browser every link, button and fold is clicked.
+A parser of HTML5 reads each page. It has to find the same elements and attributes as with harmless texts.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
-import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -76,9 +73,6 @@ PAYLOADS = (
     "$\\href{javascript:ran(1)}{x}$ \\(\\style{background:url(http://evil.test/h)}{y}\\) $$z$$",
     "![x](http://evil.test/i.png) [y](javascript:ran(1)) <b>%{x}<extra></extra>\u202e\u0000\x1b]0;t\x07",
 )  # fmt: skip
-POLICY = (
-    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; font-src data:"
-)
 
 
 def traces(texts: tuple[str, ...]) -> list[Trace]:
@@ -209,67 +203,19 @@ def shape(page: str) -> list[tuple[str, tuple[str, ...]]]:
     return [(str(e.tag), tuple(sorted(map(str, e.attrib)))) for e in root.iter() if isinstance(e.tag, str)]
 
 
-def clicked(browser: Any, page: str, policy: str | None) -> list[str]:
-    """What a page ran, fetched or complained of in a browser, after a click on everything."""
-    context = browser.new_context(viewport={"width": 1200, "height": 900})
-    tab, seen = context.new_page(), []
-    headers = {"content-type": "text/html; charset=utf-8"} | ({"content-security-policy": policy} if policy else {})
-
-    def route(request: Any) -> None:
-        if request.request.url == "http://page.test/":
-            return request.fulfill(body=page, headers=headers)
-        if not request.request.url.startswith("data:"):
-            seen.append(f"fetched {request.request.url}")
-        return request.abort()
-
-    context.route("**/*", route)
-    context.add_init_script("window.hits = []; window.ran = n => hits.push(n); window.alert = ran;")
-    tab.on("pageerror", lambda error: seen.append(f"error {error}"))
-    tab.on("console", lambda m: seen.append(m.text) if "Content Security Policy" in m.text else None)
-    tab.goto("http://page.test/", wait_until="load", timeout=180_000)
-    tab.evaluate("""() => { for (const e of [...document.querySelectorAll('a,button,summary,input,select,[tabindex]')]
-        .slice(0, 400)) { if (!e.isConnected || e.download) continue; e.focus?.(); e.click?.();
-        e.dispatchEvent(new MouseEvent('mouseover', {bubbles: true})); } }""")
-    tab.wait_for_timeout(300)
-    seen += [f"ran {n}" for n in tab.evaluate("hits")]
-    if tab.url != "http://page.test/" and not tab.url.startswith("http://page.test/#"):
-        seen.append(f"went to {tab.url}")
-    context.close()
-    return seen
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--browser", action="store_true")
-    options = parser.parse_args()
     # The same texts without a sign: what is shown of control characters stays.
     harmless = tuple(re.sub(r"[!-/:-@\[-`{-~]", "x", text) + str(i) for i, text in enumerate(PAYLOADS))
-    tries = bad = runs = 0
-    made = {}
+    tries = bad = 0
     with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as two:
         for (name, make), (_, usual) in zip(pages(PAYLOADS, Path(one)), pages(harmless, Path(two)), strict=True):
             tries += 1
-            made[name] = page = make()
-            found, expected = shape(page), shape(usual())
+            found, expected = shape(make()), shape(usual())
             if found != expected:
                 bad += 1
                 extra = sorted({str(e) for e in found} - {str(e) for e in expected})
                 print(f"BAD {name}: {len(found)} elements instead of {len(expected)}; {extra[:5]}", flush=True)
-    print(f"{tries} pages x {len(PAYLOADS)} texts: {bad} have other elements than with harmless texts", flush=True)
-    if options.browser:
-        from playwright.sync_api import sync_playwright
-
-        with sync_playwright() as play:
-            path = shutil.which("chromium") or shutil.which("google-chrome")
-            browser = play.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
-            for name, page in made.items():
-                for policy in (None, POLICY):
-                    runs += 1
-                    if seen := clicked(browser, page, policy):
-                        bad += 1
-                        print(f"BAD {name}, {'with' if policy else 'without'} a policy: {seen[:4]}", flush=True)
-        print(f"{runs} runs of pages in {path}", flush=True)
-    print(f"bad: {bad}")
+    print(f"{tries} pages x {len(PAYLOADS)} texts: {bad} have other elements than with harmless texts")
     sys.exit(1 if bad else 0)
 
 
