@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
 import sys
@@ -38,6 +37,7 @@ NO_BOX = (
 )
 # Modules whose errors are about inputs, besides ValueError, OSError, RuntimeError and ImportError.
 FOREIGN = ("jinja2", "safetensors", "safetensors_rust", "pyo3_runtime", "openai", "httpx", "yaml")
+FULL = ("No space left", "PytorchStreamWriter", "inline_container.cc")  # what libraries say of a full disk
 
 
 @app.callback()
@@ -363,8 +363,8 @@ def main() -> None:
             raise
         foreseen = isinstance(error, (ValueError, OSError, RuntimeError, ImportError))
         text = str(error) or type(error).__name__
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            text += "; free some space and run the same command again"
+        if any(words in text for words in FULL):
+            text += "; if the disk is full, free some space and run the same command again"
         if foreseen or type(error).__module__.split(".")[0] in FOREIGN:
             warn(text)
             sys.exit(2)

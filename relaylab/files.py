@@ -23,6 +23,22 @@ Item = TypeVar("Item")
 # Whole writes ---------------------------------------------------------------------------------------------------------
 
 
+@contextmanager
+def naming(path: str | os.PathLike) -> Iterator[None]:
+    """Let an OSError that names no file name this one: that of a full disk does not say what was being written.
+
+    >>> with naming("a.txt"): raise OSError(28, "No space left on device")
+    Traceback (most recent call last):
+    OSError: [Errno 28] No space left on device: 'a.txt'
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno and not error.filename:
+            error.filename = str(path)
+        raise
+
+
 def write_whole(path: str | os.PathLike, data: str | bytes) -> None:
     """Write a file so that a reader finds the old content or the new, also after a power cut.
 
@@ -33,7 +49,7 @@ def write_whole(path: str | os.PathLike, data: str | bytes) -> None:
     path = Path(path)
     descriptor, rest = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(descriptor, "wb") as out:
+        with naming(path), os.fdopen(descriptor, "wb") as out:
             out.write(data.encode() if isinstance(data, str) else data)
             out.flush()
             os.fsync(out.fileno())
@@ -80,7 +96,12 @@ def replaced_folder(out: str | os.PathLike, *, marker: str) -> Iterator[Path]:
     out.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
     try:
-        yield fresh
+        with naming(out):
+            yield fresh
+            for file in fresh.rglob("*"):  # a power cut after the renaming must not leave an empty file
+                if file.is_file():
+                    with open(file, "rb+") as written:
+                        os.fsync(written.fileno())
         fresh.chmod(0o755)
         if out.exists():
             old = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.")) / "old"
@@ -197,8 +218,9 @@ class LineWriter:
 
     def write_line(self, line: str) -> None:
         """Append one line, which holds no line break."""
-        self._file.write(line.encode() + b"\n")
-        self._file.flush()
+        with naming(self.path):
+            self._file.write(line.encode() + b"\n")
+            self._file.flush()
 
     def replace_lines(self, lines: Iterable[str]) -> None:
         """Let the file hold these lines, and nothing else, in one step."""
@@ -207,8 +229,8 @@ class LineWriter:
         self._file = open(self.path, "ab")  # noqa: SIM115
 
     def close(self) -> None:
-        self._file.close()
-        self._lock.close()
+        with self._lock, naming(self.path):
+            self._file.close()
 
     def __enter__(self) -> Self:
         return self

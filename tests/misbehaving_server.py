@@ -77,7 +77,8 @@ class MisbehavingServer:
     token_prompts: takes ids, else 400. token_ids: gives ids back where asked. completions: has the endpoint, else 404.
     chat: what it makes of a begun answer: "new text", "repeats", "new turn" or "refused". strict: 422 for fields that
     it does not know. usage: counts tokens. extra: tokens that it writes beyond ``max_tokens``. begins: tokens that it
-    puts before a text. context: tokens, in its list of models. reasons: its chats hold no text.
+    puts before a text. context: tokens, in its list of models. reasons: its chats hold no text. limit: how it calls the
+    field ``max_tokens``, which it refuses by another name.
     """
 
     def __init__(self) -> None:
@@ -87,6 +88,7 @@ class MisbehavingServer:
         self.strict = self.reasons = False
         self.chat = "new text"
         self.extra = self.begins = 0
+        self.limit = "max_tokens"
         self.context: int | None = None
         self.rule: Callable[[Request], Reply | None] = lambda request: None
         self.requests: list[Request] = []
@@ -190,7 +192,10 @@ class MisbehavingServer:
             return 200, {"object": "list", "data": [{"id": m, "object": "model"} | context for m in self.models]}
         if (body := request.body)["model"] not in self.models:
             return 404, {"error": {"message": f"The model `{body['model']}` does not exist."}}
-        known = {"model", "prompt", "messages", "max_tokens", "temperature", "seed"}
+        known = {"model", "prompt", "messages", self.limit, "temperature", "seed"}
+        if self.limit not in body:
+            text = "Unsupported parameter: 'max_tokens' is not supported with this model. Use '{}' instead."
+            return 400, {"error": {"message": text.format(self.limit), "code": "unsupported_parameter"}}
         if self.strict and (unknown := set(body) - known):
             return 422, {"detail": [{"loc": sorted(unknown), "msg": "extra fields not permitted"}]}
         chat = request.path.partition("?")[0] == "/v1/chat/completions"
@@ -220,7 +225,7 @@ class MisbehavingServer:
         return 200, self._body(request, body, count, wrap)
 
     def _body(self, request: Request, body: dict, prompt: int, wrap: Callable[[str], dict]) -> dict:
-        n = body["max_tokens"] + self.extra
+        n = body[self.limit] + self.extra
         said = list((self.writes if isinstance(self.writes, str) else self.writes(request)).encode())
         ids = said[:n] if len(said) >= n else [*said, END]
         ended = ids[-1:] == [END]

@@ -380,6 +380,39 @@ def test_a_server_that_cannot_be_asked_is_left_alone_for_a_while(server, monkeyp
         assert ask(teacher).text == "and s"
 
 
+def test_a_server_that_is_slow_to_fail_is_left_alone_for_as_long(server, monkeypatch):
+    monkeypatch.setattr(api_teacher, "REST_SECONDS", 0)
+    with APITeacher(server.url, "m", retries=0) as teacher:
+        server.script(Reply(status=503, delay=1.0))
+        teacher.probe()
+        assert 0.5 < teacher._rest - time.monotonic() < 30
+
+
+def test_the_first_answers_latency_is_without_the_probe(server):
+    server.rule = lambda request: Reply(delay=1.5) if request.path == "/v1/models" else None
+    with APITeacher(server.url, "m") as teacher:
+        outputs = complete(teacher, [view(), view(seed=1)])
+    assert [o.text for o in outputs] == ["and s"] * 2
+    assert max(o.latency for o in outputs) < 1.5
+
+
+@pytest.mark.parametrize("dialect", [{}, {"completions": False}, {"strict": True}])
+def test_a_service_that_calls_the_limit_otherwise_is_found_out_once(server, dialect):
+    vars(server).update(dialect)
+    with APITeacher(server.url, "m") as usual:
+        expected = usual.probe()
+    server.limit = "max_completion_tokens"
+    with APITeacher(server.url, "m") as teacher:
+        assert teacher.probe() == expected
+        refused = [r.path for r in server.requests if "max_tokens" in r.body]
+        assert len(refused) == len(set(refused)) >= 1
+        server.script()
+        outputs = complete(teacher, [view(n=n) for n in (3, 7)])
+        assert [o.text for o in outputs] == ["and", "and so "]
+        assert sorted(r.body["max_completion_tokens"] for r in server.requests) == [3, 7]
+        assert not any("max_tokens" in r.body for r in server.requests)
+
+
 def test_a_server_that_goes_away_is_left_alone_for_a_while(server, connect):
     teacher = connect(retries=1)
     server.stop()
@@ -390,10 +423,10 @@ def test_a_server_that_goes_away_is_left_alone_for_a_while(server, connect):
 
 
 def test_a_passing_fault_is_no_answer_to_what_a_server_can_do(server, monkeypatch):
-    monkeypatch.setattr(api_teacher, "REST_SECONDS", 0)
     with APITeacher(server.url, "m", retries=0) as teacher:
         server.script(OK, OK, Reply(status=503))
         assert "HTTP 503" in teacher.probe().error
+        monkeypatch.setattr(teacher, "_rest", 0.0)
         assert teacher.probe().token_prompts
 
 

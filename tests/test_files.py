@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from relaylab.files import CONFIG, bind_folder, replaced_folder
+from relaylab.files import CONFIG, LineWriter, bind_folder, read_lines, replaced_folder, write_whole
 
 
 def test_a_folder_is_bound_to_its_configuration(tmp_path):
@@ -44,3 +46,36 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["student"]
     with pytest.raises(ValueError, match="did not make it"), replaced_folder(tmp_path, marker="training.json"):
         pass
+
+
+def test_a_full_disk_leaves_the_old_file_whole_and_names_it(tmp_path, monkeypatch):
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path = tmp_path / "a.json"
+    write_whole(path, "old")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*a\.json'"):
+        write_whole(path, "new")
+    assert (path.read_text(), [p.name for p in tmp_path.iterdir()]) == ("old", ["a.json"])
+    out = tmp_path / "out"
+    out.mkdir()
+    with pytest.raises(OSError, match=r"No space left on device: '.*out'"), replaced_folder(out, marker="m") as fresh:
+        (fresh / "weights").write_text("new")
+    assert (list(out.iterdir()), sorted(p.name for p in tmp_path.iterdir())) == ([], ["a.json", "out"])
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
+def test_a_line_that_does_not_fit_is_no_line_and_the_next_writer_goes_on(tmp_path):
+    path = tmp_path / "a.jsonl"
+    with LineWriter(path) as out:
+        out.write_line('{"a": 1}')
+    writer = LineWriter(path)
+    writer._file.close()
+    writer._file = open("/dev/full", "ab")  # noqa: SIM115
+    with pytest.raises(OSError, match=r"No space left on device: '.*a\.jsonl'"), writer:
+        writer.write_line('{"a": 2}')
+    path.write_bytes(path.read_bytes() + b'{"a": ')  # what a disk takes before it is full
+    with LineWriter(path) as out:  # the lock is free again
+        out.write_line('{"a": 3}')
+    assert [line["a"] for line in read_lines(path)] == [1, 3]

@@ -286,6 +286,21 @@ def test_a_dead_worker_is_replaced():
     assert grade(boxed("x+z"), "z+x")
 
 
+@pytest.mark.parametrize(("kills", "reason"), [(1, "equal"), (2, "timeout")])
+def test_a_worker_that_the_system_kills_is_asked_once_more(monkeypatch, kills, reason):
+    left, ask = [True] * kills, verifier._Worker.ask
+
+    def killed(self, question, seconds):
+        if question and left:
+            left.pop()
+            self.process.kill()
+        return ask(self, question, seconds)
+
+    monkeypatch.setattr(verifier._Worker, "ask", killed)
+    assert verifier.ask_math_verify.__wrapped__("x+y", "y+x") == reason
+    assert not left
+
+
 def test_an_interrupt_leaves_no_reply_behind(monkeypatch):
     assert grade(boxed("a+b"), "b+a")
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import subprocess
+import sys
 
 import pytest
 import torch
-from peft import IA3Config, LoraConfig, get_peft_model
+from peft import AutoPeftModelForCausalLM, IA3Config, LoraConfig, get_peft_model
 
 from relaylab.engine.load import load_engine, load_model, resolve
 from relaylab.relay.config import RelayConfig
@@ -125,6 +128,47 @@ def test_an_adapter_names_its_base_so_that_it_loads_from_anywhere(tmp_path, monk
         with pytest.raises(ValueError, match="holds the model"):
             check_apart(out, tmp_path / "tuned")
     check_apart(tmp_path / "other", tmp_path / "tuned", "warm")
+
+
+def test_a_saved_adapter_has_its_tokenizer_and_a_card_that_loads_it(tmp_path, monkeypatch):
+    save_student(*load_trainable("warm", full=True, device="cpu"), "warm", tmp_path / "mine")
+    for base, folder in (("warm", tmp_path / "over-embedded"), (tmp_path / "mine", tmp_path / "over-mine")):
+        model, tokenizer = load_trainable(base, device="cpu")
+        moved(model)
+        save_student(model, tokenizer, base, folder, RelayConfig(max_tokens=9))
+        assert (folder / "tokenizer.json").exists() == (base != "warm")
+        monkeypatch.chdir(folder)
+        with_relaylab, with_peft = re.findall("```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+        found: dict = {}
+        exec(with_relaylab.replace('load_pair(".")', 'load_pair(".", "none")'), found)
+        exec(with_peft, found)
+        assert found["pair"].defaults == {"max_tokens": 9}
+        assert found["pair"].student.tokenizer.get_vocab() == tokenizer.get_vocab()
+        for loaded in (found["pair"].student.model, found["model"]):
+            assert torch.allclose(logits(loaded), logits(model), atol=1e-3)
+    auto = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "over-mine")
+    assert torch.allclose(logits(auto), logits(model), atol=1e-3), "PEFT finds the base"
+
+
+SAVE = """
+import sys, torch
+from pathlib import Path
+from relaylab.training.policy_model import load_trainable, save_student
+torch.manual_seed(0)
+save_student(*load_trainable("warm", device="cpu", lora={"exclude_modules": list("abcdef")}), "warm", Path(sys.argv[1]))
+"""
+
+
+def test_the_bytes_of_an_adapter_do_not_depend_on_the_hash_seed(tmp_path):
+    seeds = ("1", "2")
+    processes = [
+        subprocess.Popen([sys.executable, "-c", SAVE, tmp_path / seed], env=os.environ | {"PYTHONHASHSEED": seed})
+        for seed in seeds
+    ]
+    assert [p.wait() for p in processes] == [0, 0]
+    contents = [{f.name: f.read_bytes() for f in (tmp_path / seed).iterdir()} for seed in seeds]
+    assert {"adapter_model.safetensors", "adapter_config.json", "README.md"} <= contents[0].keys()
+    assert contents[0] == contents[1]
 
 
 def test_a_digest_tells_models_of_one_name_apart(tmp_path):

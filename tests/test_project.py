@@ -34,6 +34,15 @@ def test_declared_versions_admit_the_tested_ones():
     assert not [str(r) for r in requirements if tested.get(canonicalize_name(r.name), "") not in r.specifier]
 
 
+def test_declared_versions_leave_out_those_with_known_holes():
+    """torch before 2.10 runs code of a checkpoint that is loaded as weights only (CVE-2026-24747); ray before 2.54:
+    CVE-2026-27482."""
+    for name, before in (("torch", "2.9.9"), ("ray", "2.53.9")):
+        mine = [r for r in DECLARED if r.name == name]
+        assert mine
+        assert not [str(r) for r in mine if before in r.specifier]
+
+
 def test_every_import_of_the_package_is_declared():
     declared = {canonicalize_name(r.name) for r in DECLARED}
     providers = packages_distributions()

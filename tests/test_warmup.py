@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
+import signal
 
 import pytest
 import torch
@@ -204,7 +206,7 @@ QUICK = dict(max_steps=2, per_device_train_batch_size=4, max_tokens=160, progres
 def test_interrupted_a_warm_up_goes_on_from_its_responses(tmp_path, monkeypatch):
     chosen, out = problems("savings", 12, split="train"), tmp_path / "warm"
     whole = warmup("student", chosen, tmp_path / "whole", **QUICK)
-    monkeypatch.setattr(module.SFTTrainer, "train", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(module.SFTTrainer, "train", lambda self, **_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         warmup("student", chosen, out, **QUICK)
     assert not out.exists()
@@ -220,6 +222,52 @@ def test_interrupted_a_warm_up_goes_on_from_its_responses(tmp_path, monkeypatch)
     assert warmup("student", chosen, out, **QUICK) == again, "the same call again is done already"
     with pytest.raises(ValueError, match="max_steps was 2, is 3"):
         warmup("student", chosen, out, **QUICK | {"max_steps": 3})
+
+
+@pytest.mark.parametrize(("number", "full"), [(signal.SIGTERM, False), (signal.SIGINT, True)])
+def test_a_signal_ends_training_with_a_checkpoint_and_the_same_call_goes_on(
+    tmp_path, monkeypatch, capsys, number, full
+):
+    chosen, out = problems("savings", 12, split="train"), tmp_path / "warm"  # three steps an epoch
+    options = QUICK | {"max_steps": 7, "full": full, "loss": "distill" if full else "cross_entropy"}
+    whole = warmup("student", chosen, tmp_path / "whole", **options)
+
+    class Interrupting(module.StopCallback):
+        def on_step_end(self, args, state, control, **rest):
+            if state.global_step == 5:
+                os.kill(os.getpid(), number)
+            super().on_step_end(args, state, control, **rest)
+
+    monkeypatch.setattr(module, "StopCallback", Interrupting)
+    with pytest.raises(KeyboardInterrupt):
+        warmup("student", chosen, out, **options)
+    monkeypatch.undo()
+    assert not out.exists()
+    said = capsys.readouterr().out
+    assert "stopping after this step" in said
+    assert f"5 of 7 steps are saved in {out}.work; the same call goes on from there" in said
+    steps, step = [], module.SFTTrainer.training_step
+    monkeypatch.setattr(module.SFTTrainer, "training_step", lambda self, *args: steps.append(1) or step(self, *args))
+    again = warmup("student", chosen, out, **options)
+    assert len(steps) == 2
+    name = "model.safetensors" if full else "adapter_model.safetensors"
+    one, two = (load_file(w.student / name) for w in (whole, again))
+    assert all(torch.equal(one[k], two[k]) for k in one)
+
+
+def test_the_student_is_saved_before_it_is_measured(tmp_path, monkeypatch):
+    chosen, out = problems("savings", 12, split="train"), tmp_path / "warm"
+    options = QUICK | {"check": problems("savings", 4), "full": True}
+    monkeypatch.setattr(module, "load_engine", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        warmup("student", chosen, out, **options)
+    monkeypatch.undo()
+    weights = (out / "model.safetensors").read_bytes()
+    assert load_engine(out, device="cpu").name == "warm"
+    monkeypatch.setattr(module.SFTTrainer, "train", None)  # only what is missing is done
+    done = warmup("student", chosen, out, **options)
+    assert (done.rows, done.before > 0.4, 0 <= done.after <= 1, done.calls >= 0) == (12, True, True, True)
+    assert (out / "model.safetensors").read_bytes() == weights
 
 
 def test_what_a_warm_up_did_not_make_stays(tmp_path):

@@ -31,6 +31,7 @@ T = TypeVar("T")
 NO_KEY = "none"
 QUOTED = 300  # characters of a server's own words that an error shows
 LIST_BYTES, BASE_BYTES, TOKEN_BYTES = 2**20, 2**16, 2**12  # of a list; of a completion, and for each token of it
+RENAMED = "max_completion_tokens"  # what some services call ``max_tokens``, which they refuse
 CONNECT_SECONDS = 10.0  # an attempt to connect cannot be cancelled
 _FINISH = dict.fromkeys(["stop", "eos", "eos_token", "stop_sequence", "end_turn", "word", "complete"], "stop")
 _FINISH |= dict.fromkeys(["length", "limit", "max_tokens", "max_length", "model_length"], "length")
@@ -140,6 +141,7 @@ class APIClient:
         # In every form that an answer may quote them in; those of 3 characters and less would blot out ordinary words.
         forms = {form for s in hidden if len(s) > 3 for form in (s, quote(s, safe=""), json.dumps(s)[1:-1])}
         self._secrets = sorted(forms, key=len, reverse=True)  # a secret within another must not leave the other's rest
+        self._renamed: set[str] = set()  # paths that want RENAMED
         self._options = {"concurrency": concurrency, "timeout": timeout, "retries": retries}
         self._begin()
         _clients.add(self)
@@ -161,7 +163,7 @@ class APIClient:
 
         Args:
             path: such as ``/models``.
-            body: JSON of a POST.
+            body: JSON of a POST. A service that wants ``max_completion_tokens`` gets its ``max_tokens`` by that name.
             read: makes something of the answer's JSON. If it raises a passing ``ServerError``, the request is repeated.
 
         Raises:
@@ -170,14 +172,21 @@ class APIClient:
         connection = self._connection()
         connection.read, connection.attempts = read, 0
         connection.limit = BASE_BYTES + TOKEN_BYTES * body.get("max_tokens", 0) if body else LIST_BYTES
+        renamed = path in self._renamed
         try:
             if body is None:
                 connection.get(path, cast_to=httpx2.Response)
             else:
-                connection.post(path, body=body, cast_to=httpx2.Response)
+                sent = {RENAMED if renamed and k == "max_tokens" else k: v for k, v in body.items()}
+                connection.post(path, body=sent, cast_to=httpx2.Response)
             return connection.answer
+        except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
+            if renamed or not body or RENAMED not in str(error):
+                raise self._explained(error, connection.attempts) from None
         except (openai.OpenAIError, UnicodeEncodeError) as error:
             raise self._explained(error, connection.attempts) from None
+        self._renamed.add(path)  # found out once for each address
+        return self.ask(path, body, read=read)
 
     def _explained(self, error: Exception, attempts: int) -> ServerError:
         status, passing, advice, cause = None, True, "", _root(error)

@@ -22,12 +22,12 @@ from typing import Any, Literal
 from urllib.parse import unquote
 
 from relaylab.call_tag import visible
-from relaylab.relay.api_client import Answer, APIClient, ServerError
+from relaylab.relay.api_client import RENAMED, Answer, APIClient, ServerError
 from relaylab.relay.server_probe import CONTINUE, CUT, NO_THINKING, ServerProbe, probe_server
 from relaylab.relay.teachers import Message, TeacherOutput, TeacherView
 
-OURS = {"model", "prompt", "messages", "max_tokens", "temperature", "seed", "n", "best_of", "stream", "echo"}
-REST_SECONDS = 10.0  # for which a server that could not be asked is left alone
+OURS = {"model", "prompt", "messages", "max_tokens", RENAMED, "temperature", "seed", "n", "best_of", "stream", "echo"}
+REST_SECONDS = 10.0  # for which a server that could not be asked is left alone; longer if asking it took longer
 
 _tokenizing = threading.Lock()  # a tokenizer changes its settings from call to call
 
@@ -38,7 +38,8 @@ class APITeacher:
     A failure of the server is the ``TeacherOutput.error`` of its view alone. An output never has more than n tokens:
     what a server writes beyond is cut by its ids, else by the tokenizer, else it is an error. ``tokens`` counts ids,
     else it is what the server counted (without a tokenizer an end token may be among them), what the tokenizer counts,
-    or n. ``latency`` runs from ``submit`` on, waits and retries included.
+    or n. ``latency`` runs from ``submit`` on, waits and retries included. The probe before the first answer is not in
+    it.
 
     Args:
         base_url: of the API, mostly ending in ``/v1``; ``URL#model`` names a model.
@@ -112,9 +113,10 @@ class APITeacher:
         """
         with self._probing:
             if self._server is None and time.monotonic() >= self._rest:
+                start = time.monotonic()
                 seen = probe_server(self._client, self.model, self.tokenizer, self.temperature)
                 self._server = seen if seen.reachable else None
-                self._leave_alone(seen.error)
+                self._leave_alone(seen.error, time.monotonic() - start)
             return self._server or ServerProbe(self._client.url, error=self._absent)
 
     def submit(self, views: Sequence[TeacherView]) -> None:
@@ -160,7 +162,10 @@ class APITeacher:
 
     def _answer(self, view: TeacherView, start: float) -> TeacherOutput:
         try:
-            output = self._request(view)
+            began = time.perf_counter()
+            server = self.probe()
+            start += time.perf_counter() - began
+            output = self._request(view, server)
         except ServerError as error:
             output = TeacherOutput("", "error", error=str(error))
             if error.absent:
@@ -169,12 +174,12 @@ class APITeacher:
             output = TeacherOutput("", "error", error=visible(self._client.scrub(f"{type(error).__name__}: {error}")))
         return replace(output, latency=time.perf_counter() - start)
 
-    def _leave_alone(self, error: str | None) -> None:
+    def _leave_alone(self, error: str | None, took: float = 0.0) -> None:
         if error is not None:
-            self._rest, self._absent = time.monotonic() + REST_SECONDS, error
+            self._rest, self._absent = time.monotonic() + max(REST_SECONDS, took), error
 
-    def _request(self, view: TeacherView) -> TeacherOutput:
-        server, n, tokenizer = self.probe(), view.n, self.tokenizer
+    def _request(self, view: TeacherView, server: ServerProbe) -> TeacherOutput:
+        n, tokenizer = view.n, self.tokenizer
         if not server.reachable or time.monotonic() < self._rest:
             raise ServerError(self._absent)
         if server.tokenizer is False:

@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
@@ -37,19 +38,29 @@ def ask_math_verify(written: str, answer: str, tolerance: float = 0.0) -> Reason
     Raises:
         RuntimeError: if the worker does not start, as without math-verify.
     """
-    global _worker
     with _lock:
-        if _worker is None or _worker.process.poll() is not None:
-            _stop()
-            _worker = _Worker()
-        try:
-            reply = _worker.ask([written, answer, tolerance, CPU_SECONDS], WALL_SECONDS)
-        except BaseException:  # an interrupt: the reply to this question must not be read as that to the next
-            _stop()
-            raise
-        if reply is None or reply["last"]:
-            _stop()
+        reply, killed = _ask_worker([written, answer, tolerance, CPU_SECONDS])
+        if killed:  # by the system, which may have been short of memory for another program's sake
+            reply, _ = _ask_worker([written, answer, tolerance, CPU_SECONDS])
     return "timeout" if reply is None else reply["reason"]
+
+
+def _ask_worker(question: list) -> tuple[dict | None, bool]:
+    """The worker's reply, None if it died of the question; and whether somebody else killed it."""
+    global _worker
+    if _worker is None or _worker.process.poll() is not None:
+        _stop()
+        _worker = _Worker()
+    start = time.monotonic()
+    try:
+        reply = _worker.ask(question, WALL_SECONDS)
+    except BaseException:  # an interrupt: the reply to this question must not be read as that to the next
+        _stop()
+        raise
+    killed = reply is None and _worker.process.wait() == -9 and time.monotonic() - start < WALL_SECONDS
+    if reply is None or reply["last"]:
+        _stop()
+    return reply, killed
 
 
 class _Worker:

@@ -23,7 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from relaylab.engine.engine import Engine
 from relaylab.engine.load import embedded, load_model, resolve
-from relaylab.files import write_json
+from relaylab.files import write_json, write_whole
 from relaylab.relay.config import RelayConfig
 
 ADAPTER = "default"
@@ -213,13 +213,16 @@ def save_student(
 ) -> None:
     """Save what was trained into an empty folder: all weights, or an adapter over the base of the student ``name``.
 
-    ``caps``, those that it was trained with, go into ``relay_config.json``.
+    An adapter gets a card that says how to load it, and its tokenizer unless its base is an embedded model. ``caps``,
+    those that it was trained with, go into ``relay_config.json``.
     """
     if isinstance(model, PeftModel):
-        config = model.peft_config[ADAPTER]
-        config.base_model_name_or_path = base_model(name)
+        config, base = model.peft_config[ADAPTER], base_model(name)
+        config.base_model_name_or_path = base
         model.save_pretrained(str(folder), selected_adapters=[ADAPTER], save_embedding_layers=False)
-        (folder / "README.md").unlink(missing_ok=True)
+        write_whole(folder / "README.md", _card(base))
+        if base not in embedded():
+            tokenizer.save_pretrained(folder)
         settings = json.loads((folder / "adapter_config.json").read_text())
         for key in ("target_modules", "exclude_modules"):  # sets, in another order in each process
             if isinstance(settings[key], list):
@@ -230,6 +233,34 @@ def save_student(
         tokenizer.save_pretrained(folder)
     if caps is not None:
         write_json(folder / CAPS_FILE, {k: value for k in CAPS if (value := getattr(caps, k)) is not None})
+
+
+def _card(base: str) -> str:
+    """What stands beside an adapter over ``base``. PEFT does not know the names of embedded models."""
+    known = base in embedded()
+    path = f"resolve({base!r})" if known else repr(base)
+    imported = "from relaylab.engine.load import resolve\n" if known else ""
+    return f"""---
+library_name: peft
+---
+A LoRA adapter over `{base}`, trained with relaylab. The model writes `<call>n</call>` where it is stuck, and a
+larger one writes the next n tokens. In Python, in this folder:
+
+```python
+import relaylab as rl
+
+pair = rl.load_pair(".")  # with the caps of its training; load_pair(".", TEACHER) names a teacher
+```
+
+With PEFT alone, without calls:
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+{imported}
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({path}), ".")
+```
+"""
 
 
 def weights_digest(name: str | Path) -> str | None:

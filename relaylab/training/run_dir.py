@@ -28,7 +28,7 @@ from safetensors import safe_open
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
-from relaylab.files import bind_folder, read_json, read_lines, write_whole
+from relaylab.files import bind_folder, naming, read_json, read_lines, write_whole
 
 SHOWN = ("reward", "accuracy", "call_ratio", "calls")  # in the progress bar
 
@@ -65,15 +65,20 @@ class RunDir:
 
     def resume(self) -> str | None:
         """The last whole checkpoint, or None. Broken ones, and metrics of later steps, are removed."""
-        numbered = ((re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in self.checkpoints.glob("*"))
-        checkpoints = sorted((int(match[1]), path) for match, path in numbered if match)
-        while checkpoints and not _whole(checkpoints[-1][1]):
-            shutil.rmtree(checkpoints.pop()[1])
-        step, path = checkpoints[-1] if checkpoints else (0, None)
+        step, path = last_checkpoint(self.checkpoints)
         if self.metrics.exists():
             lines = (json.dumps(line) + "\n" for line in read_lines(self.metrics) if line["step"] <= step)
             write_whole(self.metrics, "".join(lines))
-        return str(path) if path else None
+        return path
+
+
+def last_checkpoint(folder: Path) -> tuple[int, str | None]:
+    """The last whole checkpoint in a folder and its step; (0, None) without one. Broken ones are removed."""
+    numbered = ((re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in folder.glob("*"))
+    checkpoints = sorted((int(match[1]), path) for match, path in numbered if match)
+    while checkpoints and not _whole(checkpoints[-1][1]):
+        shutil.rmtree(checkpoints.pop()[1])
+    return (checkpoints[-1][0], str(checkpoints[-1][1])) if checkpoints else (0, None)
 
 
 def _whole(checkpoint: Path) -> bool:
@@ -93,7 +98,12 @@ def _whole(checkpoint: Path) -> bool:
 
 
 class StopCallback(TrainerCallback):
-    """Ends a run with a checkpoint after the present batch of rollouts once ``stop`` is set in any process."""
+    """Ends a run with a checkpoint once ``stop`` is set in any process, after the present batch of rollouts.
+
+    Args:
+        stop: from ``stop_signals``.
+        steps_per_batch: optimiser steps of a batch of rollouts; 1 for a run without rollouts.
+    """
 
     def __init__(self, stop: threading.Event, steps_per_batch: int):
         self.stop, self.steps_per_batch = stop, steps_per_batch
@@ -128,7 +138,7 @@ class MetricsCallback(TrainerCallback):
         line = {"step": state.global_step, "seconds": now - self._at}
         self._at = now
         line |= {k: v for k, v in logs.items() if isinstance(v, int | float) and math.isfinite(v)}
-        with open(self.run.metrics, "a") as out:
+        with naming(self.run.metrics), open(self.run.metrics, "a") as out:
             out.write(json.dumps(line) + "\n")
         self._bar.set_postfix({k: f"{line[k]:.2f}" for k in SHOWN if k in line}, refresh=False)
         self._bar.update(state.global_step - self._bar.n)

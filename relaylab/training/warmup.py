@@ -24,7 +24,7 @@ import math
 import random
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -38,9 +38,11 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from relaylab.call_tag import format_call
 from relaylab.engine.engine import Engine
+from relaylab.engine.load import load_engine
 from relaylab.files import bind_folder, check_config, check_replaceable, plain, read_json, replaced_folder, write_json
 from relaylab.relay.pair import Pair
-from relaylab.relay.teachers import NoTeacher, ScriptedTeacher, TeacherOutput
+from relaylab.relay.teachers import NoTeacher, ScriptedTeacher, Teacher, TeacherOutput
+from relaylab.stopping import stop_signals
 from relaylab.tasks.suites import Problem
 from relaylab.trace import Trace
 from relaylab.training.policy_model import (
@@ -51,6 +53,7 @@ from relaylab.training.policy_model import (
     save_student,
     weights_digest,
 )
+from relaylab.training.run_dir import StopCallback, last_checkpoint
 
 Loss = Literal["distill", "cross_entropy"]
 NO_LOSS = -100  # the label of a token that is read and not learned
@@ -169,14 +172,9 @@ def collate(rows: Sequence[dict[str, list[int]]], pad_id: int) -> dict[str, torc
         return pad_sequence([torch.tensor(row[name]) for row in rows], batch_first=True, padding_value=value)
 
     ids = padded("input_ids", pad_id)
-    lengths = torch.tensor([len(row["input_ids"]) for row in rows])
-    mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
-    return {
-        "input_ids": ids,
-        "labels": padded("labels", NO_LOSS),
-        "command": padded("command", 0),
-        "attention_mask": mask,
-    }
+    mask = pad_sequence([torch.ones(len(row["input_ids"]), dtype=torch.long) for row in rows], batch_first=True)
+    labels, command = padded("labels", NO_LOSS), padded("command", 0)
+    return {"input_ids": ids, "labels": labels, "command": command, "attention_mask": mask}
 
 
 def distill_loss(logits: torch.Tensor, reference: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -290,13 +288,13 @@ def warmup(
     dtype: Any = None,
     **data: Any,
 ) -> Warmed:
-    """Teach ``student`` the syntax of a call. Interrupted, the same call goes on from the responses that it has.
+    """Teach ``student`` the syntax of a call. Interrupted, the same call goes on from what ``OUT.work`` has.
 
     Args:
         student: a name or folder.
         problems: whose responses are sampled.
-        out: the folder of the warmed-up student; responses are kept in ``OUT.work`` until it is there.
-        check: other problems, to measure accuracy at temperature 1 before and after.
+        out: the folder of the warmed-up student; responses and a checkpoint are in ``OUT.work`` until it is there.
+        check: other problems, to measure accuracy at temperature 1 before and, once the student is saved, after.
         loss: ``distill``, or the paper's ``cross_entropy`` over the whole response.
         max_steps: optimiser steps.
         per_device_train_batch_size: responses a step.
@@ -309,6 +307,7 @@ def warmup(
 
     Raises:
         ValueError: where no response can be used, for an unknown loss, and where ``out`` holds something else.
+        KeyboardInterrupt: after Ctrl-C or SIGTERM, in training with a checkpoint.
     """
     if loss not in get_args(Loss):
         raise ValueError(f"loss is {loss!r}; it must be one of {', '.join(get_args(Loss))}")
@@ -319,14 +318,12 @@ def warmup(
     check_apart(out, student)
     check_replaceable(out, marker=RECORD)
     if (out / RECORD).exists():
-        record = read_json(out / RECORD)
-        check_config(out, record["config"], config)
-        return Warmed(out, **record["result"])
+        return _measured(out, config, check, seed, data, device=device, dtype=dtype)
     work = bind_folder(out.with_name(f"{out.name}.work"), config)
     set_seed(seed)
     model, tokenizer = load_trainable(student, full=full, lora=lora, device=device, dtype=dtype)
     policy = PolicyModel(model, tokenizer, name=str(student))
-    before = _accuracy(policy.engine, check, seed, data)
+    before = _accuracy(_decoded(policy.engine, NoTeacher(), check, seed, data))
     rows = warmup_data(policy.engine, problems, seed=seed, progress=progress, responses=work, **data)
     cuda = policy.engine.device.type == "cuda"
     options: dict[str, Any] = dict(
@@ -361,35 +358,43 @@ def warmup(
     else:
         trainer = SFTTrainer(model=model, **options)
     trainer.remove_callback(PrinterCallback)
-    trainer.train()
-    policy.sync()
-    after, calls = _accuracy(policy.engine, check, seed, data), _calls(policy.engine, check, seed, data)
-    warmed = Warmed(out, len(rows), before, after, calls)
+    with stop_signals("step") as stop:
+        trainer.add_callback(StopCallback(stop, 1))
+        trainer.train(resume_from_checkpoint=last_checkpoint(work / "run")[1])
+        if (step := trainer.state.global_step) == max_steps:
+            stop.clear()  # it came too late
+        else:
+            print(f"{step} of {max_steps} steps are saved in {work}; the same call goes on from there")
     with replaced_folder(out, marker=RECORD) as folder:
         save_student(model, tokenizer, student, folder)
-        result = {k: v for k, v in asdict(warmed).items() if k != "student"}
-        write_json(folder / RECORD, {"config": config, "result": result})
+        write_json(folder / RECORD, {"config": config, "result": {"rows": len(rows), "before": before}})
     shutil.rmtree(work)
-    return warmed
+    return _measured(out, config, check, seed, data, device=device, dtype=dtype)
+
+
+def _measured(out: Path, config: Any, check: Sequence[Problem], seed: int, data: Any, **where: Any) -> Warmed:
+    """What the record of a saved student says, measured now where it was not yet."""
+    record = read_json(out / RECORD)
+    check_config(out, record["config"], config)
+    if check and record["result"].get("after") is None:
+        engine = load_engine(out, **where)
+        accuracy = _accuracy(_decoded(engine, NoTeacher(), check, seed, data))
+        silent = ScriptedTeacher([TeacherOutput("", "error", error="only counting")])
+        calls = [len(t.calls) for t in _decoded(engine, silent, check, seed, data)]
+        record["result"] |= {"after": accuracy, "calls": sum(calls) / len(calls)}
+        write_json(out / RECORD, record)
+    return Warmed(out, **record["result"])
 
 
 def _with_suffix(problems: Sequence[Problem], suffix: str) -> list[Problem]:
     return [replace(p, question=p.prompt(suffix)) for p in problems]
 
 
-def _accuracy(engine: Engine, check: Sequence[Problem], seed: int, data: dict[str, Any]) -> float | None:
-    traces = _decoded(Pair(engine, NoTeacher()), check, seed, data)
+def _accuracy(traces: list[Trace]) -> float | None:
     return sum(bool(t.correct) for t in traces) / len(traces) if traces else None
 
 
-def _calls(engine: Engine, check: Sequence[Problem], seed: int, data: dict[str, Any]) -> float | None:
-    """Closed calls a response, with a teacher that has nothing to say."""
-    teacher = ScriptedTeacher([TeacherOutput("", "error", error="only counting")])
-    traces = _decoded(Pair(engine, teacher), check, seed, data)
-    return sum(len(t.calls) for t in traces) / len(traces) if traces else None
-
-
-def _decoded(pair: Pair, check: Sequence[Problem], seed: int, data: dict[str, Any]) -> list[Trace]:
+def _decoded(engine: Engine, teacher: Teacher, check: Sequence[Problem], seed: int, data: Any) -> list[Trace]:
     check = _with_suffix(check, data.get("prompt_suffix", ""))
     limit = dict(max_tokens=data.get("max_tokens", 512), batch_size=data.get("decode_batch_size", 128))
-    return pair.decode(check, seed=seed, temperature=1.0, progress=False, **limit) if check else []
+    return Pair(engine, teacher).decode(check, seed=seed, temperature=1.0, progress=False, **limit)
