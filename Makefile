@@ -1,5 +1,6 @@
 # make run    a virtual environment in .venv, everything installed, and the main job
 # make test   the same environment, then style and tests
+# make site   the docs as a site in runs/site, with the lessons as `make notebooks` left them
 # make notebooks   the lessons, executed in a size that shows that they run, and as HTML
 # The plain commands behind these are in README.md.
 
@@ -18,7 +19,7 @@ export HF_HUB_OFFLINE ?= 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DELETE_ON_ERROR:
-.PHONY: run test lint format notebooks benchmarks clean
+.PHONY: run test lint format notebooks site benchmarks clean
 
 run: $(READY)
 	@rm -rf $(RUN) && mkdir -p $(RUN)
@@ -42,6 +43,11 @@ notebooks: $(READY)
 	@$(BIN)/jupyter nbconvert --to html --embed-images $(OFFLINE) --log-level WARN --output-dir runs/notebooks \
 	    $(foreach lesson,$(LESSONS),runs/notebooks/$(lesson)/$(lesson).ipynb)
 	@echo "== done: executed lessons, their results as JSON, and pages are in runs/notebooks"
+
+site: $(READY)
+	@$(BIN)/python -c 'import mkdocs, material, mkdocstrings, latex2mathml' 2>/dev/null || \
+	    $(BIN)/pip install -qq --no-compile --disable-pip-version-check -c constraints.txt -e '.[dev,docs]'
+	@$(BIN)/python website/build.py
 
 test: lint
 	$(BIN)/python -m pytest -n auto --dist loadfile $(PYTEST_ARGS)
