@@ -48,7 +48,7 @@ def faults(site: Path) -> list[str]:
     pages = {path: Page(path) for path in sorted(site.rglob("*.html"))}
     found = []
     for path, page in pages.items():
-        where = path.relative_to(site)
+        where = path.relative_to(site).as_posix()
         for link in page.fetched:
             if urlsplit(link).scheme not in ("", "data") or link.startswith("//"):
                 found.append(f"{where} fetches {link}")
