@@ -1,5 +1,6 @@
 # make run    a virtual environment in .venv, everything installed, and the main job
 # make test   the same environment, then style and tests
+# make site   the docs as a site in runs/site, with the lessons as `make notebooks` left them
 # make notebooks   the lessons, executed in a size that shows that they run, and as HTML
 # make page   the page in which a relay runs, in runs/page; needs Node.js
 # The plain commands behind these are in README.md.
@@ -19,7 +20,7 @@ export HF_HUB_OFFLINE ?= 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DELETE_ON_ERROR:
-.PHONY: run test lint format notebooks page benchmarks clean
+.PHONY: run test lint format notebooks page site benchmarks clean
 
 run: $(READY)
 	@rm -rf $(RUN) && mkdir -p $(RUN)
@@ -47,6 +48,11 @@ notebooks: $(READY)
 # A folder of static files for any web server (docs/web.md).
 page: $(READY)
 	@$(BIN)/python web/build_page.py --out runs/page
+
+site: $(READY)
+	@$(BIN)/python -c 'import mkdocs, material, mkdocstrings, latex2mathml' 2>/dev/null || \
+	    $(BIN)/pip install -qq --no-compile --disable-pip-version-check -c constraints.txt -e '.[dev,docs]'
+	@$(BIN)/python website/build.py
 
 test: lint
 	$(BIN)/python -m pytest -n auto --dist loadfile $(PYTEST_ARGS)

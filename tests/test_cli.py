@@ -243,6 +243,7 @@ def contents(path: Path) -> set[str]:
     return {replace(t, calls=[replace(c, latency=None) for c in t.calls]).to_json() for t in read_traces(path)}
 
 
+@pytest.mark.posix
 @pytest.mark.parametrize("interrupt", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_decode_goes_on_where_it_stopped(relaylab, tmp_path, interrupt):
     options = ["--suite", "savings", "--suite", "depot", "--limit", 15, "--call-every", 30, "--temperature", 1]

@@ -260,7 +260,7 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
 
 def manifest() -> dict[str, dict[str, Any]]:
     """What is known of the embedded models: ``sha256``, ``parameters``, ``recipe``, ``scores``, how they were made."""
-    return json.loads(MANIFEST.read_text()) if MANIFEST.exists() else {}
+    return json.loads(MANIFEST.read_text(encoding="utf-8")) if MANIFEST.exists() else {}
 
 
 def changed() -> list[str]:

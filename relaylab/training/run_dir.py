@@ -138,7 +138,7 @@ class MetricsCallback(TrainerCallback):
         line = {"step": state.global_step, "seconds": now - self._at}
         self._at = now
         line |= {k: v for k, v in logs.items() if isinstance(v, int | float) and math.isfinite(v)}
-        with naming(self.run.metrics), open(self.run.metrics, "a") as out:
+        with naming(self.run.metrics), open(self.run.metrics, "a", encoding="utf-8") as out:
             out.write(json.dumps(line) + "\n")
         self._bar.set_postfix({k: f"{line[k]:.2f}" for k in SHOWN if k in line}, refresh=False)
         self._bar.update(state.global_step - self._bar.n)
