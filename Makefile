@@ -1,6 +1,8 @@
 # make run    a virtual environment in .venv, everything installed, and the main job
 # make test   the same environment, then style and tests
+# make site   the docs as a site in runs/site, with the lessons as `make notebooks` left them
 # make notebooks   the lessons, executed in a size that shows that they run, and as HTML
+# make page   the page in which a relay runs, in runs/page; needs Node.js
 # The plain commands behind these are in README.md.
 
 BASE   := $(shell for p in python3.11 python3 python; do \
@@ -15,7 +17,7 @@ export HF_HUB_OFFLINE ?= 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DELETE_ON_ERROR:
-.PHONY: run test lint format notebooks benchmarks clean
+.PHONY: run test lint format notebooks page site benchmarks clean
 
 run: $(READY)
 	@rm -rf $(RUN)
@@ -39,6 +41,15 @@ notebooks: $(READY)
 	    $(foreach lesson,$(LESSONS),runs/notebooks/$(lesson)/$(lesson).ipynb)
 	@echo "== done: executed lessons, their results as JSON, and pages are in runs/notebooks"
 
+# A folder of static files for any web server (docs/web.md).
+page: $(READY)
+	@$(BIN)/python web/build_page.py --out runs/page
+
+site: $(READY)
+	@$(BIN)/python -c 'import mkdocs, material, mkdocstrings, latex2mathml' 2>/dev/null || \
+	    $(BIN)/pip install -qq --no-compile --disable-pip-version-check -c constraints.txt -e '.[dev,docs]'
+	@$(BIN)/python website/build.py
+
 test: lint
 	$(BIN)/python -m pytest -n auto --dist loadfile $(PYTEST_ARGS)
 
@@ -55,7 +66,7 @@ benchmarks: $(READY)
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 clean:
-	rm -rf .venv runs dist build .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv web/node_modules runs dist build .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Done once, and again when what is to be installed changes. `make clean` starts from nothing.

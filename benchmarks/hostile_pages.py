@@ -1,16 +1,14 @@
-"""Put 31 hostile texts into every field of 21 kinds of pages: none may become markup, run, or fetch anything.
+"""Put 31 hostile texts into every field of 21 kinds of pages: none may become markup.
 
-    python benchmarks/hostile_pages.py               # a parser of HTML5: the same elements as with harmless texts
-    python benchmarks/hostile_pages.py --browser     # and Chromium, by playwright: without and with a strict policy
+    python benchmarks/hostile_pages.py      # needs html5lib
 
-No model is loaded. The parser needs html5lib. In the browser every link, button and fold is clicked.
+A parser of HTML5 reads each page. It has to find the same elements and attributes as with harmless texts.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import shutil
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -25,7 +23,10 @@ from nbconvert import HTMLExporter
 from relaylab.evaluation.stats import summary
 from relaylab.evaluation.table import rows_of
 from relaylab.files import write_json
+from relaylab.relay.pair import load_pair
+from relaylab.sweep.notebook import DONE, FAILED
 from relaylab.sweep.plan import Plan, Point
+from relaylab.sweep.results import collect
 from relaylab.trace import Call, Trace, TraceWriter
 from relaylab.views import curves, evaluation_figures, figures
 from relaylab.views.atlas import atlas
@@ -72,9 +73,6 @@ PAYLOADS = (
     "$\\href{javascript:ran(1)}{x}$ \\(\\style{background:url(http://evil.test/h)}{y}\\) $$z$$",
     "![x](http://evil.test/i.png) [y](javascript:ran(1)) <b>%{x}<extra></extra>\u202e\u0000\x1b]0;t\x07",
 )  # fmt: skip
-POLICY = (
-    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; font-src data:"
-)
 
 
 def traces(texts: tuple[str, ...]) -> list[Trace]:
@@ -134,7 +132,7 @@ def pages(texts: tuple[str, ...], folder: Path) -> Iterator[tuple[str, Callable[
     yield "atlas by label", lambda: plain(atlas(all_, by=list(texts), name=texts[0]).html)
     yield "record of a live view", lambda: plain(side_by_side([Run(t.id, t.id, t.prompt, t) for t in all_]))
     yield "playground", lambda: live(Playground(students=["student"], teachers=["none"]))
-    yield "counterfactuals", lambda: live(CounterfactualView(all_[2], _pair()))
+    yield "counterfactuals", lambda: live(CounterfactualView(Trace("q", [1]), load_pair("student", "none")))
     yield "entropy", lambda: drawn(*map(figures.token_entropy, all_))
     yield "call positions", lambda: drawn(figures.call_positions(all_))
     yield "accuracy and share", lambda: drawn(evaluation_figures.accuracy_against_share(table, student=texts[0]))
@@ -154,12 +152,6 @@ def pages(texts: tuple[str, ...], folder: Path) -> Iterator[tuple[str, Callable[
     yield "report", lambda: evaluation_report(all_, table, folder).read_text(encoding="utf-8")
     yield "sweep", lambda: Path(sweep(texts, folder)).read_text(encoding="utf-8")
     yield "notebook", lambda: notebook(all_)
-
-
-def _pair() -> Any:
-    from relaylab.relay.pair import load_pair
-
-    return load_pair("student", "none")
 
 
 def evaluation(texts: tuple[str, ...]) -> pd.DataFrame:
@@ -185,13 +177,14 @@ def sweep(texts: tuple[str, ...], folder: Path) -> str:
     out = folder / "sweep"
     points = tuple(Point(f"{i:016x}", {"a": t}, {texts[0]: t}, 0) for i, t in enumerate(texts))
     plan = Plan(texts[0], folder / "n.ipynb", points, {texts[0]: list(texts)}, plane=(texts[1], texts[2]))
-    for number, point in enumerate(points[:-2]):
+    for number, point in enumerate(points):
+        record = {"levels": point.levels, "parameters": point.parameters, "seed": 0, "version": texts[3]}
+        record |= {"commit": texts[4], "seconds": 1.0, "values": {texts[1]: 0.1 * number, texts[2]: 0.5}, "error": ""}
+        failed = number > len(points) - 3
+        record["status"] = "failed" if failed else "done"
         (out / "points" / point.key).mkdir(parents=True)
-        write_json(out / "points" / point.key / "result.json", {texts[1]: 0.1 * number, texts[2]: 0.5})
-    rows = [{"key": p.key, "seed": 0, texts[0]: t, texts[1]: 0.1 * i, texts[2]: 0.5}
-            for i, (p, t) in enumerate(zip(points[:-2], texts))]  # fmt: skip
-    failures = {points[-1].key: {"error": texts[3], "log": texts[4], "parameters": {"a": texts[5]}}}
-    return sweep_page(plan, pd.DataFrame(rows), out, failures)
+        write_json(out / "points" / point.key / (FAILED if failed else DONE), record | {"error": texts[5] * failed})
+    return sweep_page(plan, collect(plan, out), out)
 
 
 def notebook(all_: list[Trace]) -> str:
@@ -210,66 +203,19 @@ def shape(page: str) -> list[tuple[str, tuple[str, ...]]]:
     return [(str(e.tag), tuple(sorted(map(str, e.attrib)))) for e in root.iter() if isinstance(e.tag, str)]
 
 
-def clicked(browser: Any, page: str, policy: str | None) -> list[str]:
-    """What a page ran, fetched or complained of in a browser, after a click on everything."""
-    context = browser.new_context(viewport={"width": 1200, "height": 900})
-    tab, seen = context.new_page(), []
-    headers = {"content-type": "text/html; charset=utf-8"} | ({"content-security-policy": policy} if policy else {})
-
-    def route(request: Any) -> None:
-        if request.request.url == "http://page.test/":
-            return request.fulfill(body=page, headers=headers)
-        if not request.request.url.startswith("data:"):
-            seen.append(f"fetched {request.request.url}")
-        return request.abort()
-
-    context.route("**/*", route)
-    context.add_init_script("window.hits = []; window.ran = n => hits.push(n); window.alert = ran;")
-    tab.on("pageerror", lambda error: seen.append(f"error {error}"))
-    tab.on("console", lambda m: seen.append(m.text) if "Content Security Policy" in m.text else None)
-    tab.goto("http://page.test/", wait_until="load", timeout=180_000)
-    tab.evaluate("""() => { for (const e of [...document.querySelectorAll('a,button,summary,input,select,[tabindex]')]
-        .slice(0, 400)) { if (!e.isConnected || e.download) continue; e.focus?.(); e.click?.();
-        e.dispatchEvent(new MouseEvent('mouseover', {bubbles: true})); } }""")
-    tab.wait_for_timeout(300)
-    seen += [f"ran {n}" for n in tab.evaluate("hits")]
-    if tab.url != "http://page.test/" and not tab.url.startswith("http://page.test/#"):
-        seen.append(f"went to {tab.url}")
-    context.close()
-    return seen
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--browser", action="store_true")
-    options = parser.parse_args()
-    harmless = tuple(f"harmless text {i}" for i in range(len(PAYLOADS)))
-    tries = bad = runs = 0
-    made = {}
+    # The same texts without a sign: what is shown of control characters stays.
+    harmless = tuple(re.sub(r"[!-/:-@\[-`{-~]", "x", text) + str(i) for i, text in enumerate(PAYLOADS))
+    tries = bad = 0
     with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as two:
         for (name, make), (_, usual) in zip(pages(PAYLOADS, Path(one)), pages(harmless, Path(two)), strict=True):
             tries += 1
-            made[name] = page = make()
-            found, expected = shape(page), shape(usual())
+            found, expected = shape(make()), shape(usual())
             if found != expected:
                 bad += 1
                 extra = sorted({str(e) for e in found} - {str(e) for e in expected})
                 print(f"BAD {name}: {len(found)} elements instead of {len(expected)}; {extra[:5]}", flush=True)
-    print(f"{tries} pages x {len(PAYLOADS)} texts: {bad} have other elements than with harmless texts", flush=True)
-    if options.browser:
-        from playwright.sync_api import sync_playwright
-
-        with sync_playwright() as play:
-            path = shutil.which("chromium") or shutil.which("google-chrome")
-            browser = play.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
-            for name, page in made.items():
-                for policy in (None, POLICY):
-                    runs += 1
-                    if seen := clicked(browser, page, policy):
-                        bad += 1
-                        print(f"BAD {name}, {'with' if policy else 'without'} a policy: {seen[:4]}", flush=True)
-        print(f"{runs} runs of pages in {path}", flush=True)
-    print(f"bad: {bad}")
+    print(f"{tries} pages x {len(PAYLOADS)} texts: {bad} have other elements than with harmless texts")
     sys.exit(1 if bad else 0)
 
 

@@ -87,6 +87,18 @@ def strip_calls(text: str) -> str:
     return _CALL.sub(lambda m: m[0] if m[1] is None else "", text)
 
 
+def settled(text: str) -> int:
+    """How many characters at the beginning of a text cannot become part of a call any more, whatever follows.
+
+    >>> settled("7*<call>2"), settled("a <b"), settled("x <ca"), settled("<call>4</call>7")
+    (2, 4, 2, 15)
+    """
+    last = text.rfind(OPEN)
+    if last >= 0 and len(text) - last < len(OPEN) + MAX_BODY + len(CLOSE) and _CALL.match(text, last)[1] is None:  # type: ignore[index]
+        return last
+    return len(text) - next((k for k in range(len(OPEN) - 1, 0, -1) if text.endswith(OPEN[:k])), 0)
+
+
 # Controls, bidirectional and other invisible formatting, fillers, lone surrogates, non-characters, tag characters. The
 # joiners U+200C and U+200D stay: emoji and several scripts need them.
 HOSTILE = re.compile(

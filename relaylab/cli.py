@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import errno
+import os
 import signal
 import sys
 import warnings
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +18,7 @@ from relaylab import options as opt
 from relaylab.files import shard_path, write_whole
 from relaylab.notebook_commands import notebooks_run, sweep
 from relaylab.options import command, console, option, say, warn
+from relaylab.submissions import grade_command
 from relaylab.trace import Trace, read_traces
 from relaylab.views.tables import trace_table, zoo_table
 from relaylab.views.trace_view import trace_text
@@ -35,6 +37,7 @@ NO_BOX = (
 )
 # Modules whose errors are about inputs, besides ValueError, OSError, RuntimeError and ImportError.
 FOREIGN = ("jinja2", "safetensors", "safetensors_rust", "pyo3_runtime", "openai", "httpx", "yaml")
+FULL = ("No space left", "PytorchStreamWriter", "inline_container.cc")  # what libraries say of a full disk
 
 
 @app.callback()
@@ -224,16 +227,58 @@ def _judge(
     raise typer.Exit(0 if result.judged else 1)
 
 
+@command(app, "serve")
+def _serve(
+    teacher: opt.Teachers,
+    relay: opt.Relay,
+    calls: opt.Calls,
+    student: opt.Student = "relay",
+    host: Annotated[str, option("Address to listen at; 0.0.0.0 is every one.")] = "127.0.0.1",
+    port: Annotated[int, option("Port to listen at.", min=1, max=65535)] = 8000,
+    name: Annotated[str | None, option("What clients call the pair. Default: student+teacher.")] = None,
+    max_batch: Annotated[int, option("Answers decoded together.", min=1)] = 64,
+    max_waiting: Annotated[int, option("Answers that may wait for a place; more are refused.", min=0)] = 256,
+    max_body: Annotated[int, option("Largest request in bytes.", min=1)] = 2**20,
+    drain: Annotated[int, option("Seconds that answers may still take after SIGTERM.", min=0)] = 30,
+) -> None:
+    """Serve the pair by the API of OpenAI. With RELAYLAB_API_KEY set, requests need that key."""
+    if missing := [name for name in ("prometheus_client", "starlette", "uvicorn") if find_spec(name) is None]:
+        raise ValueError(f"serving needs {', '.join(missing)}: pip install 'relaylab[serve]'")
+    key = os.environ.get("RELAYLAB_API_KEY") or None
+    if key is None and host not in ("127.0.0.1", "::1", "localhost"):
+        warn(f"everybody who reaches {host} can use this server; set RELAYLAB_API_KEY to ask for a key")
+    pair = teacher.pair(student)
+    from relaylab.server.app import Server, serve
+
+    loop = pair.relay(batch_size=max_batch, **{"on_failure": "exclude", **relay, **calls.keywords})
+    server = Server(
+        loop,
+        name or f"{pair.student.name}+{pair.teacher.name}",
+        api_key=key,
+        max_waiting=max_waiting,
+        max_body=max_body,
+    )
+    say(f"{server.name} at http://{host}:{port}/v1")
+    serve(server, host=host, port=port, drain=drain)
+
+
 @command(app, "lab")
 def _lab(
-    folder: Annotated[Path, typer.Argument(help="Your copy of the lessons.")] = Path("relaylab-lessons"),
+    folder: Annotated[
+        Path | None, typer.Argument(help="Your copy. Default: relaylab-lessons, or relaylab-solutions.")
+    ] = None,
+    solutions: Annotated[bool, option("For instructors: the lessons with their solutions.", "--solutions")] = False,
     open_: Annotated[bool, option("Open JupyterLab there.", "--open/--no-open")] = True,
     jupyter: Annotated[list[str] | None, option("For JupyterLab: --jupyter=--no-browser; may be repeated.")] = None,
 ) -> None:
     """Copy the lessons to a folder of your own, and open JupyterLab there. What you changed is never overwritten."""
     from relaylab.lab import open_lab
 
-    raise typer.Exit(open_lab(folder, open_=open_, jupyter=jupyter or ()))
+    folder = folder or Path("relaylab-solutions" if solutions else "relaylab-lessons")
+    raise typer.Exit(open_lab(folder, open_=open_, jupyter=jupyter or (), solutions=solutions))
+
+
+command(app, "grade")(grade_command)
 
 
 @command(app, "doctor")
@@ -321,8 +366,8 @@ def main() -> None:
             raise
         foreseen = isinstance(error, (ValueError, OSError, RuntimeError, ImportError))
         text = str(error) or type(error).__name__
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            text += "; free some space and run the same command again"
+        if any(words in text for words in FULL):
+            text += "; if the disk is full, free some space and run the same command again"
         if foreseen or type(error).__module__.split(".")[0] in FOREIGN:
             warn(text)
             sys.exit(2)

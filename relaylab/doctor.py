@@ -66,7 +66,7 @@ class Estimate(NamedTuple):
 
 def survey(cgroup: Path = Path("/sys/fs/cgroup")) -> Machine:
     """This machine, within the limits of its container. Never raises."""
-    m = Machine(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, None, None)
+    m = Machine(len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1, None, None)
     with suppress(Exception):  # a locked /proc; no container, or one without a limit
         host = psutil.virtual_memory()
         m = m._replace(memory=host.total, memory_free=host.available)

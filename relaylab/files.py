@@ -98,6 +98,10 @@ def replaced_folder(out: str | os.PathLike, *, marker: str) -> Iterator[Path]:
     try:
         with naming(out):
             yield fresh
+            for file in fresh.rglob("*"):  # a power cut after the renaming must not leave an empty file
+                if file.is_file():
+                    with open(file, "rb+") as written:
+                        os.fsync(written.fileno())
         fresh.chmod(0o755)
         if out.exists():
             old = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.")) / "old"

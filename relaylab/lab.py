@@ -2,11 +2,16 @@
 
 What the reader changed stays. A file counts as changed if its bytes are not those that were written here last, so saved
 outputs count, too. A newer version of such a file is put beside it. Nothing is deleted or merged.
+
+The solutions of the exercises stand in ``notebooks/solutions``, which no learner's copy holds. An instructor's copy has
+these pages, and their code in the lessons.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
+import re
 import signal
 import subprocess
 import sys
@@ -22,6 +27,9 @@ from relaylab.files import read_json, write_json, write_whole
 from relaylab.notebook_commands import lessons_home
 
 RECORD = ".relaylab.json"  # in the reader's folder: of each file, the checksum of what was written last
+SOLVED_RECORD = ".relaylab-solutions.json"  # in a folder of solved lessons, so that the two are never mixed up
+SOLUTIONS = "notebooks/solutions/*.md"  # by lesson; for instructors
+OPEN = "# yours"  # stands in an answer cell where the answer belongs
 SHARED = ("notebooks/*.ipynb", "notebooks/lesson/**/*.py", "notebooks/*.yaml", "notebooks/measured/*.csv", "docs/*.md")
 
 
@@ -34,8 +42,13 @@ class Copied:
     beside: str | None = None  # the newer version of a kept file; None if the reader had that version already
 
 
-def copy_lessons(folder: str | Path, home: str | Path | None = None) -> list[Copied]:
+def copy_lessons(folder: str | Path, home: str | Path | None = None, *, solutions: bool = False) -> list[Copied]:
     """Copy the lessons from their home (the shipped ones by default) into a folder, or bring it up to date.
+
+    Args:
+        folder: The copy.
+        home: Where the lessons come from.
+        solutions: Copy the solutions, too, and put them into the lessons.
 
     Returns:
         One entry per file, notebooks first.
@@ -47,43 +60,67 @@ def copy_lessons(folder: str | Path, home: str | Path | None = None) -> list[Cop
     if (folder.exists() and not folder.is_dir()) or folder.resolve() == home.resolve():
         raise ValueError(f"{folder} is a file, or where the lessons come from; name another folder for your copy")
     folder.mkdir(parents=True, exist_ok=True)
-    record, copied = {}, []
+    record, copied, record_file = {}, [], folder / (SOLVED_RECORD if solutions else RECORD)
     with suppress(OSError, ValueError, TypeError):  # without a record everything counts as the reader's own
-        record = dict(read_json(folder / RECORD))
-    for source in (path for pattern in SHARED for path in sorted(home.glob(pattern))):
+        record = dict(read_json(record_file))
+    patterns = (*SHARED, *([SOLUTIONS] if solutions else []))
+    for source in (path for pattern in patterns for path in sorted(home.glob(pattern))):
         name = source.relative_to(home).as_posix()
-        copied.append(_copy(source, folder, name, record.get(name)))
-        record[name] = _digest(source)
-    write_json(folder / RECORD, record)
+        data = source.read_bytes()
+        answers = source.parent / "solutions" / f"{source.stem[:2]}.md"
+        if solutions and source.suffix == ".ipynb" and answers.exists():
+            data = with_solutions(data, answers.read_text(encoding="utf-8"))
+        copied.append(_copy(data, folder, name, record.get(name)))
+        record[name] = _digest(data)
+    write_json(record_file, record)
     return copied
 
 
-def _copy(source: Path, folder: Path, name: str, last: str | None) -> Copied:
-    """Copy one file. ``last``: the checksum of what was written there last."""
-    target, newest = folder / name, _digest(source)
-    present = _digest(target) if target.exists() else None
+def with_solutions(notebook: bytes, text: str) -> bytes:
+    """A lesson with its solutions in the answer cells, between the marks at which nbgrader cuts them out again.
+
+    Args:
+        notebook: The lesson.
+        text: A page with one ``## exercise`` each; its first block of code is the answer.
+    """
+    book = json.loads(notebook)
+    blocks = dict(re.findall(r"^## (\w+)\n\n```python\n(.*?)```\n", text, re.MULTILINE | re.DOTALL))
+    for cell in book["cells"]:
+        if code := blocks.get(cell["metadata"].get("nbgrader", {}).get("grade_id")):
+            head, _, _ = "".join(cell["source"]).partition(OPEN)
+            indent = "    " if head.startswith("def ") else ""
+            body = code.partition("\n")[2] if indent else code  # the line with `def` stands in the cell
+            lines = f"{head.rstrip()}\n{indent}### BEGIN SOLUTION\n{body}{indent}### END SOLUTION"
+            cell["source"] = lines.splitlines(keepends=True)
+    return (json.dumps(book, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def _copy(data: bytes, folder: Path, name: str, last: str | None) -> Copied:
+    """Write one file. ``last``: the checksum of what was written there last."""
+    target, newest = folder / name, _digest(data)
+    present = _digest(target.read_bytes()) if target.exists() else None
     if present == newest:
         return Copied(name, "current")
     target.parent.mkdir(parents=True, exist_ok=True)
     if present is None or present == last:
-        write_whole(target, source.read_bytes())
+        write_whole(target, data)
         return Copied(name, "updated" if present else "new")
     if last == newest:
         return Copied(name, "kept")
     names = (target.with_name(f"{target.stem}.new{i if i > 1 else ''}{target.suffix}") for i in count(1))
     # An older version that was put beside and never touched makes room.
-    beside = next(b for b in names if not b.exists() or _digest(b) in (last, newest))
-    write_whole(beside, source.read_bytes())
+    beside = next(b for b in names if not b.exists() or _digest(b.read_bytes()) in (last, newest))
+    write_whole(beside, data)
     return Copied(name, "kept", beside.relative_to(folder).as_posix())
 
 
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
-def open_lab(folder: Path, *, open_: bool = True, jupyter: Sequence[str] = ()) -> int:
+def open_lab(folder: Path, *, open_: bool = True, jupyter: Sequence[str] = (), solutions: bool = False) -> int:
     """Copy the lessons, say what changed, and run JupyterLab of this Python there; its exit code."""
-    copied = copy_lessons(folder)
+    copied = copy_lessons(folder, solutions=solutions)
     states = Counter(file.state for file in copied)
     print(f"the lessons are in {folder}: {', '.join(f'{n} {state}' for state, n in states.items())}")
     for file in copied:

@@ -16,6 +16,12 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 if "PYTEST_XDIST_WORKER" in os.environ:  # one worker a core: threads within them would only fight
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if os.name != "posix" and item.get_closest_marker("posix"):
+        pytest.skip("Windows has no such signals")
+
+
 settings.register_profile("relaylab", deadline=None)  # a busy machine is no fault of the code
 settings.load_profile("relaylab")
 

@@ -147,6 +147,27 @@ def test_each_view_has_its_seed_and_no_seed_is_too_large_for_a_server(server, co
     assert {r.body["max_tokens"]: r.body["seed"] for r in server.requests} == {1: 7, 2: 8, 3: 9}
 
 
+@pytest.mark.parametrize("token_prompts", [True, False])
+def test_a_prompt_without_a_template_goes_as_it_is(server, connect, tokenizer, token_prompts):
+    server.token_prompts = token_prompts
+    teacher = connect(tokenizer=tokenizer)
+    raw = [Segment("1+1="), Segment("1+1=", (5, 6, 7))]
+    complete(teacher, [TeacherView(QUESTION, [Segment("so")], 5, raw=one) for one in raw])
+    sent = sorted(str(r.body["prompt"]) for r in server.requests)
+    encode = lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]  # noqa: E731
+    ids = [tokenizer("1+1=")["input_ids"] + encode("so"), [5, 6, 7, *encode("so")]]
+    assert sent == sorted(map(str, ids if token_prompts else ["1+1=so"] * 2))
+    complete(connect(), [TeacherView(QUESTION, [Segment("so")], 5, raw=raw[0])])
+    assert server.requests[0].body["prompt"] == "1+1=so", "without a tokenizer, too"
+
+
+def test_a_chat_cannot_take_a_prompt_without_a_template(server, connect):
+    server.completions = False
+    output = complete(connect(), [TeacherView(QUESTION, [Segment("so")], 5, raw=Segment("1+1="))])[0]
+    assert (output.finish_reason, server.requests) == ("error", [])
+    assert "needs a server with completions" in output.error
+
+
 def test_equal_views_are_two(server, connect, tokenizer):
     complete(connect(tokenizer=tokenizer), [view("one", "two"), view("one", "2"), view("one", "two")])
     assert sorted(r.prompt.removeprefix(PROMPT) for r in server.requests) == ["one2", "onetwo", "onetwo"]

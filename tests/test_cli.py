@@ -133,6 +133,11 @@ def foreign(name: str) -> Exception:
     ("error", "code", "text"),
     [
         (OSError(28, "No space left on device"), 2, "free some space and run the same command again"),
+        (
+            RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 8960"),
+            2,
+            "if the disk is full, free",
+        ),
         (ImportError("no module named x"), 2, "relaylab: no module named x"),
         (foreign("jinja2.exceptions"), 2, "relaylab: too deep"),
         (foreign("safetensors_rust"), 2, "relaylab: too deep"),
@@ -238,6 +243,7 @@ def contents(path: Path) -> set[str]:
     return {replace(t, calls=[replace(c, latency=None) for c in t.calls]).to_json() for t in read_traces(path)}
 
 
+@pytest.mark.posix
 @pytest.mark.parametrize("interrupt", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_decode_goes_on_where_it_stopped(relaylab, tmp_path, interrupt):
     options = ["--suite", "savings", "--suite", "depot", "--limit", 15, "--call-every", 30, "--temperature", 1]
@@ -318,6 +324,15 @@ def test_a_teacher_that_fails_at_every_call_is_an_error(relaylab, tmp_path, monk
     assert int(cells[-2]) >= 2, "failed calls"
     assert cells[-1] == ("2" if excluded else "0")
     assert (cells[2] == "-") == excluded, "an excluded answer is not a wrong one"
+
+
+def test_a_filter_without_an_answer_is_an_error(relaylab, tmp_path, monkeypatch):
+    broken = ScriptedTeacher([TeacherOutput("", "error", error="the server is on fire")])
+    monkeypatch.setattr("relaylab.relay.pair.load_teacher", lambda *_, **__: broken)
+    result = relaylab("filter", "--suite", "savings", "--limit", 2, "--samples", 1, "--out", tmp_path / "r.jsonl")
+    assert result.code == 1
+    assert "2 of 2 samples failed" in result.err
+    assert "the server is on fire" in result.err
 
 
 # Show -----------------------------------------------------------------------------------------------------------------

@@ -153,6 +153,7 @@ def test_samples_have_their_own_seeds_and_two_runs_are_equal(tmp_path):
     assert summary(one, ks=[2]).loc[0, "pass@2"] == pytest.approx(expected)
 
 
+@pytest.mark.posix
 def test_killed_anywhere_it_goes_on_and_repeats_nothing(tmp_path):
     methods = ["student", "relay", "router:p=0.5"]
     whole = run(tmp_path / "whole", methods, count=12)

@@ -49,17 +49,20 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
 
 
 def test_a_full_disk_leaves_the_old_file_whole_and_names_it(tmp_path, monkeypatch):
-    path, full = tmp_path / "a.json", OSError(errno.ENOSPC, "No space left on device")
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path = tmp_path / "a.json"
     write_whole(path, "old")
-    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(full))
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match=r"No space left on device: '.*a\.json'"):
         write_whole(path, "new")
     assert (path.read_text(), [p.name for p in tmp_path.iterdir()]) == ("old", ["a.json"])
-    with (
-        pytest.raises(OSError, match=r"No space left on device: '.*out'"),
-        replaced_folder(tmp_path / "out", marker="m"),
-    ):
-        raise OSError(errno.ENOSPC, "No space left on device")
+    out = tmp_path / "out"
+    out.mkdir()
+    with pytest.raises(OSError, match=r"No space left on device: '.*out'"), replaced_folder(out, marker="m") as fresh:
+        (fresh / "weights").write_text("new")
+    assert (list(out.iterdir()), sorted(p.name for p in tmp_path.iterdir())) == ([], ["a.json", "out"])
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")

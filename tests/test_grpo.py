@@ -356,6 +356,7 @@ def weights(out: Path) -> dict[str, torch.Tensor]:
     return load_file(out / "student" / "adapter_model.safetensors")
 
 
+@pytest.mark.posix
 def test_a_killed_run_ends_with_the_weights_of_an_undisturbed_one(tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert start(whole).wait() == 0

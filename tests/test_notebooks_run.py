@@ -172,6 +172,7 @@ def test_a_notebook_leaves_its_copy_and_its_record(tmp_path):
     assert not any(cell.get("outputs") for cell in nbformat.read(source, 4).cells), "the source stays clean"
 
 
+@pytest.mark.posix
 def test_a_notebook_that_raises_or_hangs_is_a_record_too(tmp_path):
     """In one kernel start each: the first cell's result is kept, and the rest is in the record."""
     first = "x = 1", "import relaylab as rl\nrl.result(x=x)"
@@ -187,6 +188,7 @@ def test_a_notebook_that_raises_or_hangs_is_a_record_too(tmp_path):
     assert (tmp_path / "slow" / "slow.ipynb").exists()
 
 
+@pytest.mark.posix
 @pytest.mark.parametrize("signal", [9, 15])
 def test_a_killed_process_takes_its_notebook_along(tmp_path, signal):
     body = f"import os, time\nopen({str(tmp_path / 'pid')!r}, 'w').write(f'{{os.getpid()}}\\n')\ntime.sleep(999)"

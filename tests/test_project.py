@@ -6,8 +6,11 @@ import re
 import sys
 import tomllib
 from importlib.metadata import packages_distributions
+from pathlib import Path
 
 import pytest
+import yaml
+from click.testing import CliRunner
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from test_layering import PACKAGE, ROOT, imports
@@ -67,6 +70,7 @@ def test_one_version():
     assert PROJECT["dynamic"] == ["version"]
     assert re.fullmatch(r"\d+\.\d+\.\d+", __version__)
     assert f"{__version__}" in (ROOT / "CHANGELOG.md").read_text()
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == __version__
 
 
 def test_exported_pages_ask_no_server():
@@ -89,4 +93,42 @@ def test_exported_pages_ask_no_server():
 
 @pytest.mark.parametrize("name", ["pyproject.toml", "constraints.txt", "environment.yml", "Makefile", ".ci/run"])
 def test_no_index_and_no_host_is_named(name):
-    assert not re.search(r"https?://|index-url|find-links|trusted-host", (ROOT / name).read_text())
+    text = (ROOT / name).read_text().replace(f'"{PROJECT["urls"]["Repository"]}"', "")  # the project's own address
+    assert not re.search(r"https?://|index-url|find-links|trusted-host", text)
+
+
+@pytest.mark.parametrize(
+    ("schema", "files"),
+    [
+        ("github-workflows", ".github/workflows/*.yml"),
+        ("github-actions", ".github/actions/*/action.yml"),
+        ("github-issue-forms", ".github/ISSUE_TEMPLATE/[!c]*.yml"),
+        ("github-issue-config", ".github/ISSUE_TEMPLATE/config.yml"),
+        ("dependabot", ".github/dependabot.yml"),
+        ("citation-file-format", "CITATION.cff"),
+    ],
+)
+def test_project_files_follow_their_schemas(schema, files, tmp_path):
+    check = pytest.importorskip("check_jsonschema").main
+    found = [str(path) for path in ROOT.glob(files)]
+    assert found
+    done = CliRunner().invoke(check, ["--builtin-schema", f"vendor.{schema}", *found])
+    assert done.exit_code == 0, done.output
+    broken = tmp_path / "broken.yml"
+    broken.write_text(re.sub(r"^\w+", "unknown", Path(found[0]).read_text(), flags=re.M))
+    assert CliRunner().invoke(check, ["--builtin-schema", f"vendor.{schema}", str(broken)]).exit_code == 1
+
+
+def test_ci_runs_what_the_classifiers_promise():
+    matrix = yaml.safe_load((ROOT / ".github/workflows/tests.yml").read_text())["jobs"]["test"]["strategy"]["matrix"]
+    promised = [c.rpartition(" ")[2] for c in PROJECT["classifiers"] if re.search(r"Python :: 3\.", c)]
+    assert matrix["python"] == promised
+    assert PROJECT["requires-python"] == f">={promised[0]}"
+    assert len(matrix["os"]) == sum(c.startswith("Operating System") for c in PROJECT["classifiers"])
+
+
+def test_the_address_of_the_repository_stands_in_one_place():
+    patterns = ("*.md", "*.toml", "*.cff", "docs/*.md", ".github/**/*.md", ".github/**/*.yml", "notebooks/*.ipynb")
+    files = [path for pattern in patterns for path in ROOT.glob(pattern)]
+    address = re.compile(r"github\.com/[\w.-]+/relaylab|https://example\.invalid")
+    assert [p.name for p in files if address.search(p.read_text(encoding="utf-8"))] == ["pyproject.toml"]

@@ -17,6 +17,7 @@ LOGITS = torch.tensor(RNG.normal(0, 2, 12), dtype=torch.float32)
 
 def draw(logits, uniforms, temperature=1.0, **options):
     n = len(uniforms)
+    options |= {name: [options[name]] * n for name in ("top_p", "top_k") if name in options}
     return sample(logits.expand(n, -1), temperatures=[temperature] * n, uniforms=uniforms, **options)
 
 

@@ -20,6 +20,7 @@ from relaylab.sweep.plan import read_plan
 from relaylab.sweep.results import collect
 from relaylab.views.sweep_report import sweep_page
 
+pytestmark = pytest.mark.posix  # the child that stands in for papermill ends by a signal
 _spec = importlib.util.spec_from_file_location("chaos", ROOT / "benchmarks" / "chaos.py")
 chaos = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(chaos)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -92,6 +93,28 @@ def test_an_adapter_that_cannot_be_merged_is_refused(tmp_path):
     model.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="adapter of type PROMPT_TUNING, which cannot be merged"):
         load_model(tmp_path, device="cpu")
+
+
+def test_what_somebody_has_changed_is_one_error_that_names_the_model(tmp_path):
+    """Kinds of errors that transformers lets through."""
+    for number, change in enumerate(({"dtype": "__import__('os')"}, {"hidden_act": "evil"})):
+        folder = tmp_path / str(number)
+        shutil.copytree(resolve("student"), folder)
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | change))
+        with pytest.raises(ValueError, match=f"{number} holds no model that can be loaded: "):
+            load_model(folder, device="cpu")
+
+
+def test_pickles_are_not_read_as_shards_of_safetensors(tmp_path):
+    """transformers reads them by torch.load."""
+    shutil.copytree(resolve("student"), tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").unlink()
+    torch.save({"model.norm.weight": torch.ones(48)}, tmp_path / "model" / "a.bin")
+    index = {"metadata": {}, "weight_map": {"model.norm.weight": "a.bin"}}
+    (tmp_path / "model" / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=r"names 'a\.bin', which is no safetensors file"):
+        load_model(tmp_path / "model", device="cpu")
 
 
 def test_a_checksum_sees_every_file_that_matters(tmp_path):

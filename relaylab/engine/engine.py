@@ -23,7 +23,7 @@ from relaylab.engine.fast_llama import causal_mask, fast_forward
 from relaylab.engine.kernels import ATTENTION, FEW, FewTokens
 from relaylab.engine.kv_cache import CacheSlot, KVCache
 from relaylab.engine.supported import cache_shape, context_of, end_ids_of
-from relaylab.engine.token_text import TokenText, prompt_ids
+from relaylab.engine.token_text import TokenText, prompt_ids, raw_ids
 
 MAX_CHUNK_TOKENS = 8192  # tokens of one forward pass, padding included: bounds the memory of a prefill
 
@@ -108,6 +108,10 @@ class Engine:
     def prompt_ids(self, messages: list[dict[str, str]]) -> list[int]:
         """The chat template applied, ready for an answer, in non-thinking mode where a model has one."""
         return prompt_ids(self.tokenizer, messages)
+
+    def raw_ids(self, text: str, ids: Sequence[int] | None = None) -> list[int]:
+        """A prompt without a template: its ``ids`` if they are known, else those of the text."""
+        return raw_ids(self.tokenizer, text) if ids is None else list(ids)
 
     # Slots ------------------------------------------------------------------------------------------------------------
 

@@ -88,7 +88,19 @@ def load_model(
     Raises ValueError for a name that stands for nothing, and for 4 bits without a CUDA device, without bitsandbytes, or
     of an adapter. Remote code is never run and weights are read from safetensors only.
     """
+    try:
+        return _load(name, dtype, device, quantize)
+    except (ValueError, OSError, RuntimeError, ImportError):
+        raise
+    except Exception as error:  # of any kind, for files that somebody has changed
+        raise ValueError(f"{name} holds no model that can be loaded: {type(error).__name__}: {error}") from error
+
+
+def _load(
+    name: str | Path, dtype: torch.dtype | None, device: str | None, quantize: str | None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     path = resolve(name)
+    _check_shards(path)
     if str(name) in embedded():  # they load in milliseconds; a bar in every notebook cell would be noise
         logging.disable_progress_bar()
     device = device or _device()
@@ -117,6 +129,15 @@ def load_model(
     else:
         model = AutoModelForCausalLM.from_pretrained(path, **options)
     return model.to(device).eval(), AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+
+
+def _check_shards(path: str) -> None:
+    """transformers reads the shards that an index of safetensors names, also if they are pickles."""
+    missing = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    index = cached_file(path, "model.safetensors.index.json", **missing)
+    shards = read_json(index).get("weight_map", {}).values() if index else ()
+    if other := next((s for s in shards if not str(s).endswith(".safetensors")), None):
+        raise ValueError(f"{index} names {other!r}, which is no safetensors file")
 
 
 def base_of(adapter: str | Path) -> str:
@@ -239,7 +260,7 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
 
 def manifest() -> dict[str, dict[str, Any]]:
     """What is known of the embedded models: ``sha256``, ``parameters``, ``recipe``, ``scores``, how they were made."""
-    return json.loads(MANIFEST.read_text()) if MANIFEST.exists() else {}
+    return json.loads(MANIFEST.read_text(encoding="utf-8")) if MANIFEST.exists() else {}
 
 
 def changed() -> list[str]:

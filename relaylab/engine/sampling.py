@@ -44,8 +44,8 @@ def sample(
     *,
     temperatures: Sequence[float],
     uniforms: Sequence[float],
-    top_p: float = 1.0,
-    top_k: int = 0,
+    top_p: Sequence[float] = (),
+    top_k: Sequence[int] = (),
     forbidden: dict[int, np.ndarray] | None = None,
 ) -> list[int]:
     """One token a row from logits (B, V): the most probable where the temperature is 0, else by inverting the CDF.
@@ -67,8 +67,13 @@ def sample(
     if warm:
         t = torch.tensor([temperatures[i] for i in warm], device=logits.device)
         scaled = logits[warm] / t[:, None]
-        if top_p < 1 or top_k > 0:
-            scaled = _truncate(scaled, top_p, top_k)
+        cut = [k for k, i in enumerate(warm) if (top_p and top_p[i] < 1) or (top_k and top_k[i] > 0)]
+        if cut:
+            scaled[cut] = _truncate(
+                scaled[cut],
+                [top_p[warm[k]] if top_p else 1.0 for k in cut],
+                [top_k[warm[k]] if top_k else 0 for k in cut],
+            )
         cdf = torch.softmax(scaled, -1, dtype=torch.float64).cumsum(-1)
         u = torch.tensor([uniforms[i] for i in warm], device=logits.device, dtype=torch.float64)
         drawn = torch.searchsorted(cdf, (u * cdf[:, -1])[:, None], right=True)[:, 0]
@@ -78,13 +83,13 @@ def sample(
     return chosen.tolist()
 
 
-def _truncate(logits: torch.Tensor, top_p: float, top_k: int) -> torch.Tensor:
-    """Keep the ``top_k`` likeliest tokens (0: all), and of these the fewest that hold ``top_p`` of the probability."""
+def _truncate(logits: torch.Tensor, top_p: list[float], top_k: list[int]) -> torch.Tensor:
+    """Keep a row's ``top_k`` likeliest tokens (0: all), of these the fewest that hold ``top_p`` of the probability."""
     ordered, index = logits.sort(-1, descending=True)
-    if top_k > 0:
-        ordered[:, top_k:] = -torch.inf
+    most = torch.tensor([k or logits.shape[1] for k in top_k], device=logits.device)[:, None]
+    ordered[torch.arange(logits.shape[1], device=logits.device) >= most] = -torch.inf
     before = torch.softmax(ordered, -1).cumsum(-1) - torch.softmax(ordered, -1)
-    ordered[before >= top_p] = -torch.inf
+    ordered[before >= torch.tensor(top_p, device=logits.device)[:, None]] = -torch.inf
     return torch.full_like(logits, -torch.inf).scatter(-1, index, ordered)
 
 

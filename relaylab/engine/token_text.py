@@ -192,6 +192,11 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]
     return ids
 
 
+def raw_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """The ids of a prompt without a chat template, begun as the tokenizer begins a text. Special tokens stay text."""
+    return tokenizer(text, split_special_tokens=True)["input_ids"]
+
+
 def prompt_text(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> str:
     """The text of a prompt, up to where the answer begins.
 

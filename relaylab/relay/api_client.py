@@ -11,6 +11,7 @@ import functools
 import json
 import os
 import socket
+import sys
 import threading
 import time
 import weakref
@@ -374,5 +375,5 @@ def _close(pid: int, connections: list[_Connection]) -> None:
 
 
 _clients: weakref.WeakSet[APIClient] = weakref.WeakSet()
-if hasattr(os, "register_at_fork"):  # a forked child begins anew: the threads and the connections are its parent's
+if sys.platform != "win32":  # a forked child begins anew: the threads and the connections are its parent's
     os.register_at_fork(after_in_child=lambda: [client._begin() for client in list(_clients)])

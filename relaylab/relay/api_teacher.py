@@ -186,7 +186,7 @@ class APITeacher:
             raise ServerError(f"the tokenizer given is not that of {server.model}: give its own, or none")
         # 1) What every request holds.
         written = tokenizer.segment_ids(view) if tokenizer else []
-        ids = tokenizer.opening_ids(view.messages) + written if tokenizer else []
+        ids = tokenizer.opening_ids(view) + written if tokenizer else []
         if ids and server.context and (n := min(n, server.context - len(ids))) < 1:
             raise ServerError(f"the sequence's {len(ids)} tokens fill the teacher's context of {server.context}")
         body = {"model": server.model, "max_tokens": n, "temperature": self.temperature, "seed": view.seed % 2**31}
@@ -194,6 +194,8 @@ class APITeacher:
             body["return_token_ids"] = True
         # 2) The prompt, in one of three ways.
         path, begun, by_chat = "/completions", view.text, self._by_chat(server)
+        if view.raw and self.mode == "auto" and server.completions:
+            by_chat = False
         if ids and server.token_prompts and not by_chat:
             body["prompt"] = ids
         else:
@@ -201,12 +203,14 @@ class APITeacher:
                 begun = tokenizer.decode(written) if CUT in begun else begun
                 tokenizer.check_plain([*(m["content"] for m in view.messages), begun])
             begun = begun.rstrip(CUT)  # a character in two segments is in neither's text, but in their ids
+            if by_chat and view.raw:
+                raise ServerError("a prompt without a chat template needs a server with completions")
             if by_chat:
                 path, body = "/chat/completions", body | _chat(view.messages, begun, server)
             elif server.template:
                 raise ServerError("this server puts a chat template around completions; only its chat can be used")
             else:
-                body["prompt"] = self._opening(view.messages, server) + begun
+                body["prompt"] = self._opening(view, server) + begun
         # 3) The answer, as much of it as was asked for.
         answer = self._client.ask(path, body | self.extra_body)
         if by_chat and begun and server.prefix == "repeats":
@@ -222,10 +226,12 @@ class APITeacher:
             return False
         return not server.completions or (self.tokenizer is None and server.continues)
 
-    def _opening(self, messages: list[Message], server: ServerProbe) -> str:
+    def _opening(self, view: TeacherView, server: ServerProbe) -> str:
+        if view.raw:
+            return view.raw.text
         if self.tokenizer is None:
-            return "".join(f"{m['content']}\n\n" for m in messages)
-        text, bos = self.tokenizer.opening(messages), self.tokenizer.bos
+            return "".join(f"{m['content']}\n\n" for m in view.messages)
+        text, bos = self.tokenizer.opening(view.messages), self.tokenizer.bos
         return text.removeprefix(bos) if bos and server.begins else text  # the server would write it a second time
 
     def _read(self, answer: Answer, n: int, whole_characters: bool) -> TeacherOutput:
@@ -284,11 +290,15 @@ class TeacherTokenizer:
         with _tokenizing:
             return prompt_text(self.tokenizer, messages)
 
-    def opening_ids(self, messages: list[Message]) -> list[int]:
-        from relaylab.engine.token_text import prompt_ids
+    def opening_ids(self, view: TeacherView) -> list[int]:
+        from relaylab.engine.token_text import prompt_ids, raw_ids
 
+        if view.raw and view.raw.ids is not None:
+            return list(view.raw.ids)
         with _tokenizing:
-            return prompt_ids(self.tokenizer, messages)
+            if view.raw:
+                return raw_ids(self.tokenizer, view.raw.text)
+            return prompt_ids(self.tokenizer, view.messages)
 
     def segment_ids(self, view: TeacherView) -> list[int]:
         """The answer so far. Each segment is tokenised by itself, so its ids never change."""

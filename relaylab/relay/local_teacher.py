@@ -91,7 +91,9 @@ class LocalTeacher:
         """Bring the histories of new turns up to date. Prompts that come several times are read once."""
         engine = self.engine
         if new := [t.view for t in turns if t.view not in self._histories]:
-            slots = engine.open_many([engine.prompt_ids(view.messages) for view in new])
+            slots = engine.open_many(
+                [engine.raw_ids(v.raw.text, v.raw.ids) if v.raw else engine.prompt_ids(v.messages) for v in new]
+            )
             self._histories.update((view, _History(slot, list(slot.ids))) for view, slot in zip(new, slots))
         for turn in turns:
             turn.history = history = self._histories[turn.view]
@@ -115,8 +117,8 @@ class LocalTeacher:
             self.engine.forward([t.history.slot for t in turns])[:, -1],
             temperatures=[self.temperature] * len(turns),
             uniforms=[t.uniforms[t.begin + len(t.ids)] if self.temperature > 0 else 0.0 for t in turns],
-            top_p=self.top_p,
-            top_k=self.top_k,
+            top_p=[self.top_p] * len(turns),
+            top_k=[self.top_k] * len(turns),
         )
         for turn, token in zip(turns, tokens):
             slot = turn.history.slot

@@ -12,7 +12,7 @@ its prompt and seed alone, so the order of turns is only a matter of speed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from collections.abc import Sequence as Many
 from dataclasses import replace
 from itertools import count
@@ -26,11 +26,12 @@ from relaylab.engine.sampling import sample, token_statistics
 from relaylab.relay.call_rules import CallRule, StepState
 from relaylab.relay.config import RelayConfig
 from relaylab.relay.events import CallClosed, CallOpened, Done, Event, TokenEvent
-from relaylab.relay.sequence import Sequence
-from relaylab.relay.teachers import Message, NoTeacher, Teacher
+from relaylab.relay.sequence import Sequence, record_statistics
+from relaylab.relay.teachers import Message, NoTeacher, Segment, Teacher
 from relaylab.trace import TEACHER, Trace
 
-Prompt = str | list[Message]
+Prompt = str | list[Message] | Segment  # a question, a chat, or a raw prompt without a chat template
+Feed = Callable[[int, bool], list[Sequence]]
 
 FORBIDDEN_SPAN = 8  # tokens from a fork that forbids a call, in which none may begin
 GATHER, MANY = 4, 16  # with 16 or more open sequences, wait up to 4 steps so that hand-offs happen in batches
@@ -83,7 +84,7 @@ class Relay:
         self.config = replace(config or RelayConfig(), **overrides)
         self.call_rule, self.record, self.batch_size = call_rule, record, batch_size
         self.forbid_calls = self.config.forbid_calls or isinstance(teacher, NoTeacher)
-        self._shared = teacher.fingerprint == student.text.fingerprint
+        self.shared = teacher.fingerprint == student.text.fingerprint
 
     def run(self, prompts: Many[Prompt], *, seeds: Many[int] | None = None) -> list[Trace]:
         """Relay all prompts; one trace a prompt, in order. ``seeds``: one a prompt; 0, 1, 2 ... by default."""
@@ -99,7 +100,7 @@ class Relay:
         seeds = range(len(prompts)) if seeds is None else seeds
         if len(seeds) != len(prompts):
             raise ValueError(f"{len(seeds)} seeds for {len(prompts)} prompts")
-        return Stream(self, [self._sequence(i, p, seed) for i, (p, seed) in enumerate(zip(prompts, seeds))])
+        return Stream(self, [self.sequence(i, p, seed) for i, (p, seed) in enumerate(zip(prompts, seeds))])
 
     def fork(
         self,
@@ -151,7 +152,7 @@ class Relay:
     ) -> Sequence:
         if not 0 <= at <= len(trace.completion_ids):
             raise ValueError(f"a trace of {len(trace.completion_ids)} tokens cannot be forked at {at}")
-        sequence = self._sequence(index, prompt or trace.prompt, (trace.seed or 0) if seed is None else seed)
+        sequence = self.sequence(index, prompt or trace.prompt, (trace.seed or 0) if seed is None else seed)
         sequence.prompt_ids = list(trace.prompt_ids)
         sequence.take_over(trace, at)
         if forbid:
@@ -168,19 +169,42 @@ class Relay:
                 sequence.config = replace(self.config, write_call=write_call)
         return sequence
 
-    def _sequence(self, index: int, prompt: Prompt, seed: int) -> Sequence:
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    def sequence(
+        self, index: int, prompt: Prompt, seed: int, *, config: RelayConfig | None = None, ids: list[int] | None = None
+    ) -> Sequence:
+        """An answer that is to begin.
+
+        Args:
+            index: its number in events.
+            prompt: a question, chat messages, or a raw prompt.
+            seed: of its random numbers.
+            config: its own settings; ``on_failure`` stays the relay's.
+            ids: those of the prompt, if they are known.
+        """
+        raw = prompt if isinstance(prompt, Segment) else None
+        text = prompt.text if isinstance(prompt, Segment) else prompt
+        messages = [{"role": "user", "content": text}] if isinstance(text, str) else text
+        if ids is None:
+            ids = self.student.raw_ids(raw.text, raw.ids) if raw else self.student.prompt_ids(messages)
         return Sequence(
-            index, messages, self.student.prompt_ids(messages), student=self.student, config=self.config, seed=seed,
-            shared=self._shared, record=self.record,
+            index, messages, ids, student=self.student, config=config or self.config, seed=seed,
+            shared=self.shared, record=self.record, raw=raw,
         )  # fmt: skip
 
 
 class Stream(Iterator[Event]):
-    """The events of some sequences. ``traces`` are their records at any time, ``interrupted`` if closed early."""
+    """The events of some sequences. ``traces`` are their records at any time, ``interrupted`` if closed early.
 
-    def __init__(self, relay: Relay, sequences: list[Sequence]):
-        self._relay, self._sequences = relay, sequences
+    Args:
+        relay: the models and their settings.
+        sequences: those that are known from the beginning.
+        feed: asked before each pass for sequences that join. ``feed(places, idle)`` returns at most so many; ``idle``
+            says that only the teacher is at work, and nothing came of it. It may ``finish`` sequences, too. The stream
+            ends once it returns none and nothing is left. ``traces`` are those of the answers under way.
+    """
+
+    def __init__(self, relay: Relay, sequences: list[Sequence], feed: Feed | None = None):
+        self._relay, self._sequences, self._feed = relay, sequences, feed
         self._events: Any = self._decode()
 
     def __next__(self) -> Event:
@@ -205,11 +229,15 @@ class Stream(Iterator[Event]):
 
     def _decode(self) -> Iterator[Event]:
         relay, queue, live = self._relay, self._sequences[::-1], list[Sequence]()
-        student, teacher = relay.student, relay.teacher
+        student, teacher, feed, idle = relay.student, relay.teacher, self._feed, False
         try:
             for step in count():
                 # 1) Fill the batch. A prompt that comes several times is read once.
-                if fresh := [queue.pop() for _ in range(min(len(queue), relay.batch_size - len(live)))]:
+                fresh = [queue.pop() for _ in range(min(len(queue), relay.batch_size - len(live)))]
+                if feed:
+                    fresh += (joined := feed(relay.batch_size - len(live) - len(fresh), idle))
+                    self._sequences += joined
+                if fresh:
                     live += fresh
                     for s, slot in zip(fresh, student.open_many([s.prompt_ids for s in fresh])):
                         s.slot = slot
@@ -227,11 +255,16 @@ class Stream(Iterator[Event]):
                 if active:
                     yield from self._student_step(active)
                 # 3) The teacher takes over the turns that are new, and writes on those that it has.
+                idle = False
                 if waiting := [s for s in live if s.turn == "teacher"]:
-                    yield from self._teacher_step(waiting, gather=gather or not active, idle=not active)
+                    patient = not active and not feed
+                    ready = yield from self._teacher_step(waiting, gather=gather or not active, wait=patient)
+                    idle = not active and not ready
                 # 4) Finished sequences give their caches back.
                 for s in [s for s in live if s.turn == "done"]:
                     live.remove(s)
+                    if feed:
+                        self._sequences.remove(s)
                     student.close(s.slot)
                     teacher.release([s.view])
                     yield Done(s.index, s.trace(student.name, teacher.name))
@@ -264,16 +297,14 @@ class Stream(Iterator[Event]):
             # 2) All others draw their next token.
             drawing = [i for i in range(len(part)) if i not in called]
             if drawing:
-                rows, config = [part[i] for i in drawing], relay.config
+                rows = [part[i] for i in drawing]
                 tokens = sample(
                     logits[:, -1] if len(rows) == len(part) else logits[drawing, -1],
-                    temperatures=[config.temperature] * len(rows),
-                    uniforms=[s.uniforms[len(s.ids)] if config.temperature > 0 else 0.0 for s in rows],
-                    top_p=config.top_p,
-                    top_k=config.top_k,
-                    forbidden=self._forbidden(rows)
-                    if relay.forbid_calls or any(s.no_call_before for s in rows)
-                    else None,
+                    temperatures=[s.config.temperature for s in rows],
+                    uniforms=[s.uniforms[len(s.ids)] if s.config.temperature > 0 else 0.0 for s in rows],
+                    top_p=[s.config.top_p for s in rows],
+                    top_k=[s.config.top_k for s in rows],
+                    forbidden=self._forbidden(rows),
                 )
                 for s, token in zip(rows, tokens):
                     s.write_student(token)
@@ -281,7 +312,7 @@ class Stream(Iterator[Event]):
             for s, start in zip(part, before):
                 relay.student.extend(s.slot, s.ids[start:])
             if relay.record:
-                _record(part, before, wanted, logits)
+                record_statistics(part, before, wanted, logits)
             for s, start in zip(part, before):
                 yield from self._tokens(s, start)
 
@@ -290,7 +321,7 @@ class Stream(Iterator[Event]):
         bans = {}
         for i, s in enumerate(sequences):
             here = len(s.ids)
-            if self._relay.forbid_calls or here < s.no_call_before:
+            if self._relay.forbid_calls or s.config.forbid_calls or here < s.no_call_before:
                 bans[i] = self._relay.student.text.forbidden(s.turn_tail)
                 if s.banned is not None and s.banned[0] == here:
                     bans[i] = bans[i].copy()
@@ -305,7 +336,7 @@ class Stream(Iterator[Event]):
         called = set()
         for i, s in enumerate(part):
             n, s.forced_call, forked = s.forced_call, None, s.forced_call is not None
-            if rule and not forked and s.may_call():
+            if rule and not forked and not s.config.forbid_calls and s.may_call():
                 state = None if states is None else states[i, -1]
                 where = (len(s.ids), s.since_call, len(s.closed_calls))
                 n = rule(StepState(*where, entropies[i], s.seed, logits[i], state, s.line))
@@ -326,10 +357,10 @@ class Stream(Iterator[Event]):
 
     # The teacher's step -----------------------------------------------------------------------------------------------
 
-    def _teacher_step(self, waiting: list[Sequence], *, gather: bool, idle: bool) -> Iterator[Event]:
-        """Hand sequences over, and take the answers that are ready back.
+    def _teacher_step(self, waiting: list[Sequence], *, gather: bool, wait: bool) -> Generator[Event, None, int]:
+        """Hand sequences over, and take the answers that are ready back; returns how many.
 
-        idle: no student can write, so wait for an answer.
+        wait: no student can write, so wait for an answer.
         """
         relay = self._relay
         if fresh := [s for s in waiting if gather and not s.submitted]:
@@ -338,8 +369,8 @@ class Stream(Iterator[Event]):
                 assert s.waiting is not None
                 yield CallOpened(s.index, replace(s.waiting))
         by_view = {s.view: s for s in waiting if s.submitted}
-        failed = []
-        for view, output in relay.teacher.poll(list(by_view), wait=idle):
+        answers, failed = relay.teacher.poll(list(by_view), wait=wait), []
+        for view, output in answers:
             s, before = by_view[view], len(by_view[view].ids)
             call = s.write_teacher(output, relay.teacher.name)
             relay.student.extend(s.slot, s.ids[before:])
@@ -352,24 +383,4 @@ class Stream(Iterator[Event]):
         if failed and relay.config.on_failure == "raise":
             self._interrupt()
             raise TeacherFailed(f"{relay.teacher.name}: {failed[0]}", self.traces)
-
-
-def _record(part: list[Sequence], before: list[int], wanted: list[int], logits: torch.Tensor) -> None:
-    """Log-probabilities and entropies of the tokens that the last ``wanted`` distributions of each sequence were for.
-
-    logits (B, K, V) are right-aligned: the last ones were for the token now at ``before``, the others for those in
-    front of it.
-    """
-    logp, entropy = token_statistics(logits)
-    targets = torch.zeros(logits.shape[:2], dtype=torch.long)
-    spans = [slice(end + 1 - n, min(end + 1, len(s.ids))) for s, end, n in zip(part, before, wanted)]
-    for i, (s, span, n) in enumerate(zip(part, spans, wanted)):  # the last may have been for nothing: a silent call
-        ids = s.ids[span]
-        targets[i, -n : len(ids) - n or None] = torch.tensor(ids, dtype=torch.long)
-    chosen = logp.gather(-1, targets.to(logp.device)[..., None])[..., 0].tolist()
-    for i, (s, span, n) in enumerate(zip(part, spans, wanted)):
-        many = span.stop - span.start
-        assert s.logprobs is not None
-        assert s.entropies is not None
-        s.logprobs[span] = chosen[i][-n:][:many]
-        s.entropies[span] = entropy[i, -n:].tolist()[:many]
+        return len(answers)

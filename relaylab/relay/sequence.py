@@ -11,9 +11,11 @@ import codecs
 from dataclasses import replace
 from typing import Any, Literal
 
+import torch
+
 from relaylab.call_tag import Command
 from relaylab.engine.engine import Engine
-from relaylab.engine.sampling import Uniforms
+from relaylab.engine.sampling import Uniforms, token_statistics
 from relaylab.relay.config import RelayConfig
 from relaylab.relay.teachers import Message, Segment, TeacherOutput, TeacherView
 from relaylab.relay.turn import StudentTurn
@@ -34,6 +36,7 @@ class Sequence:
         seed: of its random numbers.
         shared: student and teacher have one tokenizer.
         record: keep log-probabilities and entropies.
+        raw: the prompt, if no chat template belongs around it.
     """
 
     def __init__(
@@ -47,12 +50,14 @@ class Sequence:
         seed: int,
         shared: bool,
         record: bool,
+        raw: Segment | None = None,
     ):
         self._text, self._end_ids, self._shared = student.text, student.end_ids, shared
         self.index, self.messages, self.prompt_ids, self.config, self.seed = index, messages, prompt_ids, config, seed
         self.uniforms = Uniforms(seed)
         self.slot: Any = None  # the student's CacheSlot, while it decodes
-        self.view = TeacherView(messages, seed=seed, whole_characters=not shared)
+        raw = raw if raw is None or shared else replace(raw, ids=None)
+        self.view = TeacherView(messages, seed=seed, whole_characters=not shared, raw=raw)
         self.ids: list[int] = []
         self.source: list[str] = []
         self.pieces: list[str] = []
@@ -329,6 +334,27 @@ class Sequence:
             id=self.id,
             problem=dict(self.problem),
         )
+
+
+def record_statistics(part: list[Sequence], before: list[int], wanted: list[int], logits: torch.Tensor) -> None:
+    """Log-probabilities and entropies of the tokens that the last ``wanted`` distributions of each sequence were for.
+
+    logits (B, K, V) are right-aligned: the last ones were for the token now at ``before``, the others for those in
+    front of it.
+    """
+    logp, entropy = token_statistics(logits)
+    targets = torch.zeros(logits.shape[:2], dtype=torch.long)
+    spans = [slice(end + 1 - n, min(end + 1, len(s.ids))) for s, end, n in zip(part, before, wanted)]
+    for i, (s, span, n) in enumerate(zip(part, spans, wanted)):  # the last may have been for nothing: a silent call
+        ids = s.ids[span]
+        targets[i, -n : len(ids) - n or None] = torch.tensor(ids, dtype=torch.long)
+    chosen = logp.gather(-1, targets.to(logp.device)[..., None])[..., 0].tolist()
+    for i, (s, span, n) in enumerate(zip(part, spans, wanted)):
+        many = span.stop - span.start
+        assert s.logprobs is not None
+        assert s.entropies is not None
+        s.logprobs[span] = chosen[i][-n:][:many]
+        s.entropies[span] = entropy[i, -n:].tolist()[:many]
 
 
 def _is_unicode(text: str) -> bool:

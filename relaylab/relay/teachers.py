@@ -41,6 +41,7 @@ class TeacherView:
         n: tokens asked for at the present turn.
         seed: of the sequence, for a teacher that samples.
         whole_characters: the answer will be tokenised anew, so it must not end inside a character.
+        raw: the prompt, if no chat template belongs around it; ``messages`` hold its text, too.
     """
 
     messages: list[Message]
@@ -48,6 +49,7 @@ class TeacherView:
     n: int = 0
     seed: int = 0
     whole_characters: bool = False
+    raw: Segment | None = None
 
     @property
     def text(self) -> str:

@@ -69,7 +69,7 @@ def result(**values: Any) -> None:
     for name, value in plain.items():
         print(f"{name} = {value!r}")
     if path := os.environ.get(RESULT):
-        before = json.loads(Path(path).read_text()) if Path(path).exists() else {}
+        before = json.loads(Path(path).read_text(encoding="utf-8")) if Path(path).exists() else {}
         write_json(path, before | plain)
 
 
@@ -255,7 +255,7 @@ def execute(
             error = f"stopped after {timeout or 0:g} seconds"
         elif process.returncode:
             error = f"its process died (exit code {process.returncode})"
-        found = json.loads(results.read_text()) if results.exists() else {}
+        found = json.loads(results.read_text(encoding="utf-8")) if results.exists() else {}
     if not error and (missing := [name for name in expected if name not in found]):
         error = f"the notebook gave no {missing[0]!r}: rl.result({missing[0]}=...) would"
     status = "timeout" if timed_out else "failed" if error else "done"

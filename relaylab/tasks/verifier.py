@@ -129,7 +129,7 @@ def _forget() -> None:
 
 
 atexit.register(_stop)
-if hasattr(os, "register_at_fork"):
+if sys.platform != "win32":
     os.register_at_fork(after_in_child=_forget)
 
 
@@ -259,15 +259,17 @@ def _is_smooth(side: Any) -> bool:
 
 def _limit_time(seconds: float) -> None:
     """Have the system kill this process after so much processor time, in C code too; 0 takes the limit away."""
-    if hasattr(signal, "setitimer"):
+    if sys.platform != "win32":
         signal.setitimer(signal.ITIMER_PROF, seconds)
 
 
 def _limit_memory() -> None:
-    with suppress(ImportError, OSError, ValueError):  # Windows has none and macOS may refuse: there time bounds memory
+    """Bound the memory of this process. Windows has no such limit and macOS may refuse: there time bounds memory."""
+    if sys.platform != "win32":
         import resource
 
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
 
 
 if __name__ == "__main__":

@@ -200,7 +200,7 @@ def base_model(name: str | Path) -> str:
     """The model under a student's adapter, or the student itself; a folder is named by its absolute path."""
     adapter = Path(resolve(name)) / "adapter_config.json"
     if adapter.exists():
-        name = json.loads(adapter.read_text())["base_model_name_or_path"]
+        name = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
     return str(name) if str(name) in embedded() or not Path(name).is_dir() else str(Path(name).resolve())
 
 
@@ -223,7 +223,7 @@ def save_student(
         write_whole(folder / "README.md", _card(base))
         if base not in embedded():
             tokenizer.save_pretrained(folder)
-        settings = json.loads((folder / "adapter_config.json").read_text())
+        settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         for key in ("target_modules", "exclude_modules"):  # sets, in another order in each process
             if isinstance(settings[key], list):
                 settings[key] = sorted(settings[key])

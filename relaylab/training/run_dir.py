@@ -69,16 +69,16 @@ class RunDir:
         if self.metrics.exists():
             lines = (json.dumps(line) + "\n" for line in read_lines(self.metrics) if line["step"] <= step)
             write_whole(self.metrics, "".join(lines))
-        return str(path) if path else None
+        return path
 
 
-def last_checkpoint(folder: Path) -> tuple[int, Path | None]:
+def last_checkpoint(folder: Path) -> tuple[int, str | None]:
     """The last whole checkpoint in a folder and its step; (0, None) without one. Broken ones are removed."""
     numbered = ((re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in folder.glob("*"))
     checkpoints = sorted((int(match[1]), path) for match, path in numbered if match)
     while checkpoints and not _whole(checkpoints[-1][1]):
         shutil.rmtree(checkpoints.pop()[1])
-    return checkpoints[-1] if checkpoints else (0, None)
+    return (checkpoints[-1][0], str(checkpoints[-1][1])) if checkpoints else (0, None)
 
 
 def _whole(checkpoint: Path) -> bool:
@@ -138,7 +138,7 @@ class MetricsCallback(TrainerCallback):
         line = {"step": state.global_step, "seconds": now - self._at}
         self._at = now
         line |= {k: v for k, v in logs.items() if isinstance(v, int | float) and math.isfinite(v)}
-        with naming(self.run.metrics), open(self.run.metrics, "a") as out:
+        with naming(self.run.metrics), open(self.run.metrics, "a", encoding="utf-8") as out:
             out.write(json.dumps(line) + "\n")
         self._bar.set_postfix({k: f"{line[k]:.2f}" for k in SHOWN if k in line}, refresh=False)
         self._bar.update(state.global_step - self._bar.n)

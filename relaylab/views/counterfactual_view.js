@@ -21,7 +21,7 @@ export function render({ model, el }) {
   const area = h("div", { class: "rl-runs", tabindex: "-1" });
   const group = (...buttons) => h("div", { class: "rl-group" }, ...buttons);
   root.append(
-    questionBox(model.get("runs")[0].question),
+    questionBox((model.get("runs")[0] ?? model.get("live")).question),
     where,
     bar(labelled("n", n, h("span", { class: "rl-muted" }, "tokens")), group(force, resize, forbid), group(stop, clear)),
     status,

@@ -49,7 +49,7 @@ export function panels(model, area, options) {
   const redraw = () => {
     const runs = [...model.get("runs")];
     const live = model.get("live");
-    const writing = live.key && !runs.some((run) => run.key === live.key);
+    const writing = Boolean(live.key) && !runs.some((run) => run.key === live.key);
     if (writing) runs.push(live);
     const keys = new Set(runs.map((run) => run.key));
     for (const [key, one] of shown) {

@@ -11,10 +11,14 @@ from typing import Any
 
 
 class NotYet(AssertionError):
-    """The answer is wrong. The message says for which input, and what the mistake may be."""
+    """The answer is wrong. The message says what the mistake may be, and for which input it shows."""
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows: the message alone. The lines of a check tell a learner nothing."""
+        return [str(self)]
 
 
-CHECKS: dict[str, Callable[[Any], bool]] = {}  # name of an exercise -> its check, which is False while it is open
+CHECKS: dict[str, Callable[..., bool]] = {}  # name of an exercise -> its check, which is False while it is open
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,29 +40,35 @@ class Exercise:
 
         return add
 
-    def __call__(self, answer: Callable) -> bool:
+    def __call__(self, answer: Callable, seed: int = 0) -> bool:
         """Check a function; False if it returns None.
 
         Raises:
             NotYet: The function is wrong for one of the inputs.
         """
-        inputs, results = list(self.inputs(random.Random(0))), []
+        __tracebackhide__ = True
+        if not callable(answer):
+            raise NotYet(f"it must be a function, not {short(answer)}")
+        inputs, results = list(self.inputs(random.Random(seed))), []
         for arguments in inputs:
             copied = deepcopy(arguments)
-            results.append(answer(*copied))
+            try:
+                results.append(answer(*copied))
+            except Exception as error:
+                error.add_note(f"Your function stopped for {self.show(*arguments)}.")
+                raise
             if results[-1] is None and len(results) == 1:
                 return False
             if _visible(copied) != _visible(arguments):
                 raise NotYet("your function changed its input; build a new list instead")
-        wrong = [k for k, arguments in enumerate(inputs) if not self._same(results[k], self.right(*arguments))]
+        expected = [self.right(*arguments) for arguments in inputs]
+        wrong = [k for k, (a, b) in enumerate(zip(results, expected)) if not self._same(a, b)]
         if not wrong:
             return True
-        first = inputs[wrong[0]]
-        message = f"for {self.show(*first)} it gives {short(results[wrong[0]])}, not {short(self.right(*first))}."
-        for hint, mistake in self.mistakes.items():
-            if all(self._same(result, mistake(*arguments)) for result, arguments in zip(results, inputs)):
-                raise NotYet(f"{message} {hint}")
-        raise NotYet(f"{message} It is wrong for {len(wrong)} of {len(inputs)} inputs.")
+        same = lambda mistake: all(self._same(a, mistake(*arguments)) for a, arguments in zip(results, inputs))  # noqa: E731
+        hint = next((text for text, mistake in self.mistakes.items() if same(mistake)), None)
+        hint, k = hint or usual(results, expected) or f"It is wrong for {len(wrong)} of {len(inputs)} inputs.", wrong[0]
+        raise NotYet(f"{hint}\nFor {self.show(*inputs[k])} it gives {short(results[k])}, not {short(expected[k])}.")
 
     def _same(self, a: Any, b: Any) -> bool:
         if isinstance(b, (list, tuple)):
@@ -72,7 +82,7 @@ class Exercise:
                 return math.isclose(a, b, rel_tol=self.tolerance, abs_tol=self.tolerance)
             except TypeError:
                 return False
-        return a == b
+        return isinstance(a, type(b)) and a == b
 
 
 def exercise(
@@ -93,10 +103,67 @@ def exercise(
     return make
 
 
-def number(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
+def number(check: Callable[[Any], bool]) -> Callable[..., bool]:
     """Decorator of the check of an exercise that asks for a number, under the function's name."""
-    CHECKS[check.__name__] = check
-    return check
+
+    def run(answer: Any, seed: int = 0) -> bool:
+        __tracebackhide__ = True
+        answer = answer.item() if hasattr(answer, "item") else answer  # numpy and torch
+        if not isinstance(answer, (int, float)) or isinstance(answer, bool) or not math.isfinite(answer):
+            raise NotYet(f"it is a number, not {short(answer)}")
+        return check(answer)
+
+    CHECKS[check.__name__] = run
+    return run
+
+
+def usual(results: list, expected: list) -> str | None:
+    """The hint for a mistake that can happen in any exercise, or None.
+
+    >>> usual([[1, 2]], [[1, 2, 3]])
+    'It has another number of entries than it should.'
+    >>> usual([25.0, 50.0], [0.25, 0.5])
+    'It is 100 times as large as it should be, for every input.'
+    """
+    for result, value in zip(results, expected):
+        if result is None:
+            return "For some inputs it returns None: does every path end in a return?"
+        if _kind(result) != _kind(value):
+            return f"It must return a {type(value).__name__}, not a {type(result).__name__}."
+        if _kind(value) == "list" and len(list(result)) != len(value):
+            return "It has another number of entries than it should."
+    pairs = list(zip(_numbers(results), _numbers(expected)))
+    if len(pairs) != len(_numbers(expected)) or not (first := next((pair for pair in pairs if pair[1]), None)):
+        return None
+    factor, offset = first[0] / first[1], first[0] - first[1]
+    if _close(pairs, lambda b: -b):
+        return "The sign is reversed."
+    if _close(pairs, lambda b: 1 - b):
+        return "That is the other part: 1 minus what is asked for."
+    if factor and _close(pairs, lambda b: factor * b):
+        return f"It is {factor:.4g} times as large as it should be, for every input."
+    if _close(pairs, lambda b: b + offset):
+        return f"It is {abs(offset):.4g} too {'large' if offset > 0 else 'small'} for every input."
+    if all(abs(a - b) <= 0.51 and a == round(a) for a, b in pairs):
+        return "Do not round."
+    return None
+
+
+def _kind(value: Any) -> str:
+    kinds = {"bool": bool, "text": (str, bytes), "mapping": dict, "number": (int, float)}
+    name = next((name for name, kind in kinds.items() if isinstance(value, kind)), None)
+    return name or ("list" if hasattr(value, "__iter__") else "number" if hasattr(value, "__float__") else "other")
+
+
+def _close(pairs: list[tuple[float, float]], expected: Callable[[float], float]) -> bool:
+    return all(math.isclose(a, expected(b), rel_tol=1e-3, abs_tol=1e-6) for a, b in pairs)
+
+
+def _numbers(value: Any) -> list[float]:
+    """All numbers in nested lists, in order."""
+    if isinstance(value, (list, tuple)):
+        return [n for v in value for n in _numbers(v)]
+    return [float(value)] if isinstance(value, (int, float)) and math.isfinite(value) else []
 
 
 def _visible(value: Any) -> Any:

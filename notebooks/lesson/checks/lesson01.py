@@ -68,3 +68,23 @@ def behind_the_position(*a):
 @insert_one.mistake("A command is several tokens: add all of them, not a list of them.")
 def a_list_in_the_list(ids, p, n, encode):
     return [*ids[:p], encode(format_call(min(n, len(ids) - 1 - p))), *ids[p:]]
+
+
+@insert_one.mistake("That inserts a text. encode turns it into tokens.")
+def text_inserted(ids, p, n, encode):
+    return [*ids[:p], format_call(min(n, len(ids) - 1 - p)), *ids[p:]]
+
+
+@insert_one.mistake("Clip n to what is left: the smaller of the two.")
+def the_larger_one(ids, p, n, encode):
+    return ids[:p] + encode(format_call(max(n, len(ids) - 1 - p))) + ids[p:]
+
+
+@insert_one.mistake("The answer must stay around the command.")
+def the_command_alone(ids, p, n, encode):
+    return encode(format_call(min(n, len(ids) - 1 - p)))
+
+
+@insert_one.mistake("Nothing is replaced: the token at the position stays, behind the command.")
+def replaced(ids, p, n, encode):
+    return ids[:p] + encode(format_call(min(n, len(ids) - 1 - p))) + ids[p + 1 :]

@@ -6,11 +6,11 @@ import random
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from statistics import fmean, pstdev, stdev
+from statistics import fmean, median, pstdev, stdev, variance
 
 from lesson.checks.function import NotYet, exercise, number, short
 from relaylab.trace import COMMAND, STUDENT, TEACHER, Call, Trace
-from relaylab.training.rewards import advantages, difficulty_aware, helped, kind_of, ratios
+from relaylab.training.rewards import advantages, difficulty_aware, helped, kind_of, ratios, simple
 
 Groups = list[list[Trace]]
 
@@ -116,12 +116,23 @@ def _standard_of_the_batch(groups: list[list[float]]) -> list[list[float]]:
     return [[next(gains) for _ in group] for group in groups]
 
 
-def _over(group: Sequence[Trace], *, tags: bool = False, own: bool = False, capped: bool = True) -> list[float]:
-    """The share of the teacher over the mean length of the others, with its own length among them if ``own``."""
-    lengths = [len(t.source) - (0 if tags else t.tag_tokens) for t in group]
-    others = len(group) - (not own)
+def _content(trace: Trace) -> int:
+    return len(trace.source) - trace.tag_tokens
+
+
+def _over(
+    group: Sequence[Trace],
+    *,
+    content: Callable[[Trace], int] = _content,
+    own: bool = False,
+    others: int | None = None,
+    capped: bool = True,
+) -> list[float]:
+    """The share of the teacher over the mean content of the others, with its own content among them if ``own``."""
+    lengths = [content(t) for t in group]
+    others = others or len(group) - (not own)
     means = [(sum(lengths) - (0 if own else length)) / others for length in lengths]
-    shares = [t.count(TEACHER) / mean for t, mean in zip(group, means)]
+    shares = [t.count(TEACHER) / max(1, mean) for t, mean in zip(group, means)]
     return [min(1.0, share) for share in shares] if capped else shares
 
 
@@ -221,7 +232,7 @@ def own_length_in_the_mean(g):
 
 @undilutable.mistake("Tokens of commands and stray tags are no content (Trace.tag_tokens).")
 def tags_are_content(g):
-    return _over(g, tags=True)
+    return _over(g, content=lambda t: len(t.source))
 
 
 @undilutable.mistake("A share is at most 1, however short the others are.")
@@ -261,3 +272,79 @@ def teacher_trained(t):
 @loss_mask.mistake("It is upside down: 1 is for the tokens that are trained.")
 def upside_down(t):
     return [int(s == TEACHER) for s in t.source]
+
+
+@group_advantages.mistake("Divide by the standard deviation, not by the variance.")
+def by_the_variance(gs):
+    return [[(r - fmean(g)) / (variance(g) + 0.0001) for r in g] for g in gs]
+
+
+@group_advantages.mistake("Subtract the mean of the group, not its best reward.")
+def from_the_best(gs):
+    return [[(r - max(g)) / (stdev(g) + 0.0001) for r in g] for g in gs]
+
+
+@group_advantages.mistake("Subtract the mean, not the median.")
+def from_the_median(gs):
+    return [[(r - median(g)) / (stdev(g) + 0.0001) for r in g] for g in gs]
+
+
+@group_advantages.mistake("Keep the groups: a list of lists, one per group.")
+def one_list(gs):
+    return [a for g in gs for a in advantages(g)]
+
+
+@loss_mask.mistake("The student's other tokens are trained, too: only the teacher's are masked.")
+def commands_only(t):
+    return [int(s == COMMAND) for s in t.source]
+
+
+@my_rewards.mistake("That is the simple reward. Here the kind of the group decides what an answer earns.")
+def simple_reward(gs):
+    return [simple(g) for g in gs]
+
+
+@my_rewards.mistake("In a dependent group a wrong rollout that was helped gets 0. It does not pay.")
+def dependent_pays(gs):
+    return [
+        [
+            -t.call_ratio if kind_of(g) == "dependent" and helped(t) and not t.correct else r
+            for t, r in zip(g, difficulty_aware(g))
+        ]
+        for g in gs
+    ]
+
+
+@my_rewards.mistake(
+    "A group is dependent if all its right rollouts were helped. One that was right alone makes it solvable."
+)
+def any_is_dependent(gs):
+    return [
+        [
+            -1.0 if any(u.correct and helped(u) for u in g) and not t.correct and not helped(t) else r
+            for t, r in zip(g, difficulty_aware(g))
+        ]
+        for g in gs
+    ]
+
+
+@my_rewards.mistake("A group without a right rollout is unsolvable. Note that all() of nothing is True.")
+def nobody_is_dependent(gs):
+    return [
+        [float(-1 + helped(t)) if kind_of(g) == "unsolvable" else r for t, r in zip(g, difficulty_aware(g))] for g in gs
+    ]
+
+
+@undilutable.mistake("Divide by the mean content of the others, not by the sum.")
+def sum_of_the_others(g):
+    return _over(g, others=1)
+
+
+@undilutable.mistake("Stray tags are no content either: trace.tag_tokens counts both.")
+def commands_alone_left_out(g):
+    return _over(g, content=lambda t: len(t.source) - t.count(COMMAND))
+
+
+@undilutable.mistake("Content holds the teacher's tokens, too: all tokens but those of tags.")
+def students_content(g):
+    return _over(g, content=lambda t: len(t.source) - t.tag_tokens - t.count(TEACHER))

@@ -93,3 +93,37 @@ def total_length(t, n, rho):
 @stray_tokens.mistake("The total holds the teacher's tokens already.")
 def teacher_counted_twice(t, n, rho):
     return max(0, math.ceil(_stray(t, n + t, rho)))
+
+
+@gain_of_calling.mistake("A price is subtracted, not added.")
+def price_added(a, h, rho):
+    return h - a + rho
+
+
+@gain_of_calling.mistake(
+    "The price ρ is subtracted, not a factor: each answer that was helped pays it, a wrong one as well."
+)
+def price_as_a_factor(a, h, rho):
+    return (h - a) * (1 - rho)
+
+
+@gain_of_calling.mistake("A call can cost more than it brings: then the gain is negative.")
+def never_negative(a, h, rho):
+    return max(0.0, h - rho - a)
+
+
+@stray_tokens.mistake("Rounded to the nearest number, ρ can stay above the wish: round up.")
+def rounded(t, n, rho):
+    return max(0, round(_stray(t, n, rho)))
+
+
+@stray_tokens.mistake("Where the division leaves no remainder, that is one too many.")
+def one_more(t, n, rho):
+    return max(0, math.floor(_stray(t, n, rho)) + 1)
+
+
+@stray_tokens.mistake(
+    "That is how many teacher tokens are too many. Useless tokens make the total larger: solve for the total."
+)
+def tokens_too_many(t, n, rho):
+    return max(0, math.ceil(t - rho * n))

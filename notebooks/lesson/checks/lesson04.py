@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from math import comb
+from collections.abc import Iterable, Iterator
+from math import ceil, comb
 
 from lesson.checks.function import NotYet, exercise, number
 
@@ -36,6 +36,11 @@ def _chance(p: float, samples: int, threshold: float, *, above: bool = False, wa
     """That the share of ``samples`` answers, each right with chance ``p``, reaches the threshold, or is above it."""
     kept = [k for k in range(samples + 1) if k / samples > threshold or (not above and k / samples == threshold)]
     return sum((comb(samples, k) if ways else 1) * p**k * (1 - p) ** (samples - k) for k in kept)
+
+
+def _some(p: float, samples: int, numbers: Iterable[int]) -> float:
+    """The chance that one of these numbers of samples is right."""
+    return sum(comb(samples, k) * p**k * (1 - p) ** (samples - k) for k in numbers)
 
 
 @number
@@ -105,3 +110,33 @@ def one_order(*a):
 @chance_kept.mistake("The filter does not see p. It sees a share of a few samples.")
 def sees_p(p, samples, threshold):
     return float(p >= threshold)
+
+
+@kept.mistake("Places are asked for, not True and False.")
+def flags(rates, threshold):
+    return [bool(n) and k / n >= threshold for k, n in rates]
+
+
+@kept.mistake("It is upside down: those that reach the threshold stay.")
+def upside_down(rates, threshold):
+    return [i for i, (k, n) in enumerate(rates) if n and k / n <= threshold]
+
+
+@kept.mistake("A rate is the number of passed samples divided by the number of samples.")
+def not_divided(rates, threshold):
+    return [i for i, (k, n) in enumerate(rates) if k >= threshold]
+
+
+@chance_kept.mistake("That is the chance to lie exactly on the threshold. What lies above it is kept, too.")
+def on_the_threshold(p, samples, threshold):
+    return _some(p, samples, range(ceil(threshold * samples), ceil(threshold * samples) + 1))
+
+
+@chance_kept.mistake("The fewest passed samples that reach the threshold: round up, not down.")
+def rounded_down(p, samples, threshold):
+    return _some(p, samples, range(int(threshold * samples), samples + 1))
+
+
+@chance_kept.mistake("If all samples are right, the problem is kept, too: a range ends before its end.")
+def not_all_right(p, samples, threshold):
+    return _some(p, samples, range(ceil(threshold * samples), samples))

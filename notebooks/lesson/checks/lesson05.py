@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterator, Sequence
-from statistics import pstdev, stdev
+from statistics import fmean, pstdev, stdev, variance
 
 from lesson.checks.function import NotYet, exercise, number
 from relaylab.call_tag import OPEN
@@ -24,6 +24,7 @@ def _vocabularies(rng: random.Random) -> Iterator[tuple]:
     yield tokens, b"<ca"
     yield tokens, b"it said <call>5</call>, and then"  # a call before the ban began: it must not ban all that follows
     yield tokens, b"x</"
+    yield tokens, b"a tag from before: <call"  # it stands already; only another one must not follow
     for _ in range(30):
         yield (
             [bytes(rng.choices(b"<cal>7", k=rng.randint(1, 6))) for _ in range(8)],
@@ -68,6 +69,8 @@ def kept_lead(answer: float) -> bool:
             raise NotYet(f"that is the {column_name} column of {system}; take the easy one of {FULL}")
     if math.isclose(answer, _lead(FULL, "without teacher", 0), abs_tol=0.005):
         raise NotYet("that is what is left, in points; divide it by the lead with the teacher")
+    if math.isclose(answer, 1 - right, abs_tol=0.005):
+        raise NotYet("that is the share that is lost; which share is left?")
     raise NotYet("take the lead over GRPO without the teacher, and divide it by the lead over GRPO with the teacher")
 
 
@@ -103,6 +106,11 @@ def whole_turn(tokens, turn):
     return [FORBIDDEN in turn + t for t in tokens]
 
 
+@banned.mistake("Too many bytes of the turn: a <call that stands complete at its end would ban whatever comes.")
+def five_bytes_of_the_turn(tokens, turn):
+    return [FORBIDDEN in turn[-len(FORBIDDEN) :] + t for t in tokens]
+
+
 @banned.mistake("The pattern is <call without its last character, so that nothing of a tag is left.")
 def with_the_last_character(tokens, turn):
     return [FORBIDDEN + b">" in turn[-len(FORBIDDEN) :] + t for t in tokens]
@@ -129,3 +137,33 @@ def spread_of_differences(a, b):
 @paired_error.mistake("Divide by n - 1, not by n: the mean was estimated from the same differences.")
 def population_spread(a, b):
     return pstdev(_differences(a, b)) / math.sqrt(len(a))
+
+
+@banned.mistake("A token can go on behind the pattern: look for it anywhere, not at the end.")
+def at_the_end(tokens, turn):
+    return [(turn + t).endswith(FORBIDDEN) for t in tokens]
+
+
+@banned.mistake("One True or False for each token is asked for, not the tokens.")
+def list_of_tokens(tokens, turn):
+    return [t for t, no in zip(tokens, _banned(tokens, turn)) if no]
+
+
+@paired_error.mistake("Divide by the root of their number, not by the number.")
+def by_the_number(a, b):
+    return stdev(_differences(a, b)) / len(a)
+
+
+@paired_error.mistake("That is half of a 95 % interval. The standard error is it without the 1.96.")
+def half_an_interval(a, b):
+    return 1.96 * stdev(_differences(a, b)) / math.sqrt(len(a))
+
+
+@paired_error.mistake("That is the mean difference. How uncertain is it?")
+def mean_difference(a, b):
+    return fmean(_differences(a, b))
+
+
+@paired_error.mistake("That is the variance. Take its root first.")
+def variance_of_differences(a, b):
+    return variance(_differences(a, b)) / math.sqrt(len(a))

@@ -97,3 +97,28 @@ def worst_of_the_others(accuracy, trained):
 @peak.mistake("The sign: positive where the teacher of the training is the best.")
 def negative_peak(accuracy, trained):
     return max(_others(accuracy, trained)) - accuracy[trained]
+
+
+@my_view.mistake("What a teacher wrote belongs to the answer. The commands alone go.")
+def without_the_teacher(turns):
+    return "".join(strip_calls(text) for writer, text in turns if writer == "s")
+
+
+@my_view.mistake("What a teacher wrote belongs to the answer, and the commands must go.")
+def the_student_alone(turns):
+    return "".join(text for writer, text in turns if writer == "s")
+
+
+@my_view.mistake("Nothing stands between two turns: join them without a line break.")
+def with_line_breaks(turns):
+    return "\n".join(strip_calls(text) if writer == "s" else text for writer, text in turns)
+
+
+@peak.mistake("A difference is asked for, not a quotient.")
+def quotient(accuracy, trained):
+    return accuracy[trained] / max(_others(accuracy, trained))
+
+
+@peak.mistake("It may be negative: then another teacher is the best.")
+def never_negative(accuracy, trained):
+    return max(0.0, accuracy[trained] - max(_others(accuracy, trained)))

@@ -21,7 +21,8 @@ def _trace(turns: Sequence[tuple[int, int, int]], last: int, *, prompt: int = 4)
         status = "answered" if delivered else "refused"
         calls.append(Call(start, start + command, delivered + 2, delivered, delivered, delivered, status))
     source += STUDENT * last
-    return Trace("q", [1] * prompt, list(range(len(source))), source, ["x"] * len(source), calls)
+    pieces = ["x" * (1 + 3 * (k % 4 == 0)) for k in range(len(source))]  # tokens and characters are not the same
+    return Trace("q", [1] * prompt, list(range(len(source))), source, pieces, calls)
 
 
 def _traces(rng: random.Random) -> Iterator[tuple[Trace]]:
@@ -47,6 +48,7 @@ def _covering(rng: random.Random) -> Iterator[tuple]:
     yield Call(10, 15, 20, 2, 2, 2), {1: {18, 19, 20, 21}}, {1}  # the cap left too little
     yield Call(10, 15, 2, 2, 2, 2), {1: {15, 16, 17, 18}}, {1}
     yield Call(10, 15, 1, 1, 1, 1), {1: {15, 16, 17, 18}}, {1}
+    yield Call(10, 15, 1, 1, 1, 1), {1: {15}}, {1}
     yield Call(10, 15, 9, 9, 9, 9), {0: {15, 16}, 1: {40, 41}}, {1}
     yield Call(10, 15, 2, 2, 2, 2), {1: {16, 17}, 2: {30, 31, 32, 33, 34, 35}}, {1, 2}
     yield Call(10, 15, 9, 9, 9, 9), {0: {15, 16}}, {3}  # the answer ended before its hard line
@@ -77,6 +79,8 @@ def _all_together(call: Call, digits: Digits, lines: set[int]) -> bool:
 def _long_enough(rng: random.Random) -> Iterator[tuple]:
     yield Call(56, 61, 20, 20, 20, 20), {0: {8, 9, 10}, 3: {70, 71, 72, 73}}, 3
     yield Call(56, 61, 4, 4, 4, 4), {3: {61, 62, 63, 64}}, 3
+    yield Call(56, 61, 4, 4, 4, 4), {3: {63, 64, 65, 66}}, 3  # it was too short
+    yield Call(56, 61, 20, 2, 2, 2), {3: {62, 63, 64}}, 3  # a cap made it too short
     for _ in range(20):
         start = rng.randint(0, 60)
         end, wait, length = start + rng.randint(3, 5), rng.randint(0, 9), rng.randint(2, 4)
@@ -131,6 +135,12 @@ def per_cent(trace):
 relative_positions.mistake("The student wrote its commands, too: they count as tokens of the answer.")(
     _without_commands
 )
+
+
+@relative_positions.mistake("Positions count tokens, not characters.")
+def in_characters(trace):
+    lengths = [len(piece) for piece in trace.pieces]
+    return [sum(lengths[: c.start]) / sum(lengths) for c in trace.answered]
 
 
 @relative_positions.mistake("Positions count from the first token of the answer, and the prompt is none.")
@@ -195,6 +205,11 @@ def from_the_start_of_the_command(call, digits, line):
     return max(digits[line]) - call.start + 1
 
 
+@enough.mistake("A call can have been too short: then n is more than was delivered.")
+def no_more_than_delivered(call, digits, line):
+    return min(call.delivered, max(digits[line]) - call.end + 1)
+
+
 @enough.mistake("It has to write the words and numbers in front of the result, too.")
 def only_the_digits(call, digits, line):
     return len(digits[line])
@@ -246,3 +261,58 @@ def reversed_effect(pairs):
 @effect.mistake("As a share, from -1 to 1, not in points.")
 def in_points(pairs):
     return 100 * fmean(_differences(pairs))
+
+
+@relative_positions.mistake("Divide by the number of tokens, so that it goes from 0 to 1.")
+def token_numbers(trace):
+    return [call.start for call in trace.answered]
+
+
+@relative_positions.mistake("Divide by the number of tokens, not by the last index.")
+def by_the_last_index(trace):
+    return [call.start / (len(trace.source) - 1) for call in trace.answered]
+
+
+@relative_positions.mistake("All tokens of the answer count, not the student's alone.")
+def of_the_students_tokens(trace):
+    return [call.start / max(1, trace.count(STUDENT)) for call in trace.answered]
+
+
+@covers.mistake("One of the hard lines is enough.")
+def each_line(call, digits, hard):
+    return all(_share(call, digits[k], call.end, call.delivered) >= 0.5 for k in hard if k in digits)
+
+
+@covers.mistake("The token at call.end is the teacher's already.")
+def one_token_late(call, digits, hard):
+    return any(_share(call, digits[k], call.end + 1, call.delivered) >= 0.5 for k in hard if k in digits)
+
+
+@enough.mistake("That is a position in the answer. The teacher begins at call.end.")
+def position_of_the_last_digit(call, digits, line):
+    return max(digits[line])
+
+
+@enough.mistake("Count from call.end, where the teacher begins, not from the first digit.")
+def from_the_first_digit(call, digits, line):
+    return max(digits[line]) - min(digits[line])
+
+
+@enough.mistake("That is what came. How much was needed?")
+def as_delivered(call, digits, line):
+    return call.delivered
+
+
+@effect.mistake("The mean over the calls, not the sum.")
+def sum_of_effects(pairs):
+    return sum(_differences(pairs))
+
+
+@effect.mistake("That is the accuracy without the calls. What do they add to it?")
+def accuracy_without(pairs):
+    return fmean(bool(b.correct) for _, b in pairs)
+
+
+@effect.mistake("Over all calls: what was right without the call counts, too, and can become wrong.")
+def of_the_wrong_ones(pairs):
+    return sum(d > 0 for d in _differences(pairs)) / max(1, sum(not b.correct for _, b in pairs))

@@ -165,3 +165,35 @@ def zero_without_teacher(s, t, a):
 @coin.mistake("These are points; p is a share of the gap.")
 def points_not_share(s, t, a):
     return a - s
+
+
+@my_flops.mistake("The two models do not read the same tokens. Count them for each model.")
+def both_read_everything(trace, student, teacher):
+    return 2 * (student + teacher) * (len(trace.prompt_ids) + len(trace.source))
+
+
+@my_flops.mistake("The teacher keeps its cache: it reads the prompt once, and what the student wrote since.")
+def prompt_at_every_call(trace, student, teacher):
+    return 2 * student * (len(trace.prompt_ids) + len(trace.source)) + 2 * teacher * sum(
+        len(trace.prompt_ids) + c.delivered for c in trace.answered
+    )
+
+
+@my_flops.mistake("What the teacher writes at the very end, the student does not read.")
+def student_reads_the_end(trace, student, teacher):
+    return _summed(trace, student, teacher) + 2 * student * (len(trace.source) - len(trace.source.rstrip(TEACHER)))
+
+
+@my_flops.mistake("The student reads the prompt, too.")
+def student_without_the_prompt(trace, student, teacher):
+    return _summed(trace, student, teacher) - 2 * student * len(trace.prompt_ids)
+
+
+@coin.mistake("Divide by what there is to gain, teacher less student, not by 100.")
+def divided_by_100(s, t, a):
+    return (a - s) / 100
+
+
+@coin.mistake("Divide by what there is to gain, teacher less student, not by the accuracy.")
+def divided_by_the_accuracy(s, t, a):
+    return (a - s) / a

@@ -162,3 +162,38 @@ def key_heads_as_query_heads(c, r):
 @lora_parameters.mistake("That is one layer's.")
 def one_layer_adapted(c, r):
     return _lora(c, r, num_hidden_layers=1)
+
+
+@cache_bytes.mistake("Every layer has a cache: num_hidden_layers, not num_attention_heads.")
+def heads_for_layers(c):
+    return _cache(c, num_hidden_layers=c["num_attention_heads"])
+
+
+@cache_bytes.mistake("Keys and values have num_key_value_heads x head_dim numbers each, not hidden_size.")
+def hidden_size_once(c):
+    return 2 * c["num_hidden_layers"] * c["hidden_size"]
+
+
+@cache_bytes.mistake("Keys and values, of 2 bytes a number: both factors are missing.")
+def both_factors_missing(c):
+    return _cache(c) // 4
+
+
+@lora_parameters.mistake("q, k, v and o are not square: their heads are num_..._heads x head_dim wide.")
+def square_attention(c, r):
+    return r * c["num_hidden_layers"] * (8 * c["hidden_size"] + 3 * (c["hidden_size"] + c["intermediate_size"]))
+
+
+@lora_parameters.mistake("Seven matrices: gate and up are two.")
+def one_gate(c, r):
+    return _of(c, r, "q k v o up down")
+
+
+@lora_parameters.mistake("Each thin matrix has the rank as its other side.")
+def no_rank(c, r):
+    return _of(c, 1)
+
+
+@lora_parameters.mistake("Seven matrices: o of attention and the three of the MLP, too.")
+def without_o(c, r):
+    return _of(c, r, "q k v")

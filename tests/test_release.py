@@ -1,0 +1,129 @@
+"""What a release holds: the wheel and the source archive, and a wheel that works where there is no repository.
+
+    python -m pytest -m release tests/test_release.py
+
+Nothing is downloaded: the dependencies are those of the running Python, the package itself is that of the wheel alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from relaylab.tasks.suites import problem
+
+pytestmark = pytest.mark.release
+ROOT = Path(__file__).parents[1]
+MAX_BYTES = 12_000_000
+
+
+def python(*words: object, cwd: Path, **env: str) -> str:
+    """Run this Python; its standard output. The test fails if it fails."""
+    clean = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONSAFEPATH")}
+    command = [sys.executable, *map(str, words)]
+    done = subprocess.run(command, cwd=cwd, env=clean | env, capture_output=True, text=True, encoding="utf-8")
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def archives(tmp_path_factory) -> tuple[Path, Path]:
+    """The wheel and the source archive; the wheel is built from what the archive holds."""
+    out = tmp_path_factory.mktemp("dist")
+    python("-m", "build", "--no-isolation", "--outdir", out, cwd=ROOT)
+    (wheel,), (source,) = out.glob("*.whl"), out.glob("*.tar.gz")
+    return wheel, source
+
+
+@pytest.fixture(scope="module")
+def relaylab(archives, tmp_path_factory):
+    """The command line of the wheel, in an empty folder; returns what it prints."""
+    home, place = tmp_path_factory.mktemp("site"), tmp_path_factory.mktemp("empty")
+    python("-m", "pip", "install", "-q", "--no-deps", "--no-index", "--target", home, archives[0], cwd=place)
+    env = {"PYTHONPATH": str(home), "PYTHONUTF8": "1", "COLUMNS": "200"}
+    where = python("-c", "import relaylab; print(relaylab.__file__)", cwd=place, **env)
+    assert Path(where.strip()) == home / "relaylab" / "__init__.py", "not the repository"
+
+    def run(*words: object) -> str:
+        return python("-m", "relaylab", *words, cwd=place, **env)
+
+    run.place = place
+    return run
+
+
+def test_the_archives_are_small_and_the_index_would_take_them(archives):
+    assert {path.name.split("-")[0] for path in archives} == {"relaylab"}
+    assert [path for path in archives if path.stat().st_size > MAX_BYTES] == []
+    python("-m", "twine", "check", "--strict", *archives, cwd=ROOT)
+
+
+def test_the_wheel_has_what_it_runs_and_nothing_else(archives):
+    names = zipfile.ZipFile(archives[0]).namelist()
+    assert {name.split("/")[0] for name in names} == {
+        "relaylab",
+        next(n for n in names if "METADATA" in n).split("/")[0],
+    }
+    kinds = {Path(name).suffix for name in names if ".dist-info/" not in name}
+    assert kinds <= {
+        ".py",
+        ".pyi",
+        ".typed",
+        ".js",
+        ".css",
+        ".csv",
+        ".json",
+        ".yaml",
+        ".safetensors",
+        ".ipynb",
+        ".md",
+        ".jinja",
+    }
+    lessons = [n for n in names if n.startswith("relaylab/lessons/notebooks/") and n.endswith(".ipynb")]
+    assert len(lessons) == len(list((ROOT / "notebooks").glob("*.ipynb")))
+    weights = {n.removeprefix("relaylab/zoo/weights/") for n in names if n.endswith(".safetensors")}
+    folder = ROOT / "relaylab/zoo/weights"
+    assert weights == {path.relative_to(folder).as_posix() for path in folder.rglob("*.safetensors")}
+
+
+def test_the_source_archive_holds_the_tests_and_no_runs(archives):
+    with tarfile.open(archives[1]) as archive:
+        tops = {name.split("/")[1] for name in archive.getnames() if name.count("/")}
+    assert {"relaylab", "notebooks", "docs", "tests", "pyproject.toml", "constraints.txt", "LICENSE"} <= tops
+    assert not tops & {"runs", ".venv", "figures", ".git"}
+
+
+def test_lab_copies_the_lessons(relaylab):
+    assert "the lessons are in mine" in relaylab("lab", "mine", "--no-open")
+    copied = {path.name for path in (relaylab.place / "mine" / "notebooks").glob("*.ipynb")}
+    assert copied == {path.name for path in (ROOT / "notebooks").glob("*.ipynb")}
+    assert (relaylab.place / "mine" / "docs" / "training.md").read_text(encoding="utf-8").startswith("# Training")
+
+
+def test_solve_relays_with_the_shipped_weights(relaylab):
+    question = problem("tiles", 0)
+    trace = json.loads(relaylab("solve", question.question, "--student", "relay-once", "--json"))
+    assert re.search(r"\\boxed\{(\d+)\}", "".join(trace["pieces"]))[1] == question.answer
+    assert trace["calls"][0]["delivered"] > 0
+
+
+def test_evaluate_compares_systems(relaylab):
+    table = relaylab(
+        "evaluate", "--suite", "tiles", "--limit", 4, "--methods", "student teacher relay", "--out", "runs/e"
+    )
+    correct = {name: float(share) for name, share in re.findall(r"│ (\w+) +│ +([\d.]+) %", table)}
+    assert correct.keys() == {"student", "teacher", "relay"}, table
+    assert correct["student"] < correct["relay"] <= correct["teacher"]
+    assert len(list((relaylab.place / "runs/e/traces/0").glob("*.jsonl"))) == 3
+
+
+def test_the_first_lesson_runs(relaylab):
+    relaylab("notebooks", "run", "00_first_relay", "--smoke", "--out", "runs/lessons", "--timeout", 600)
+    assert (relaylab.place / "runs/lessons/00_first_relay/result.json").exists()

@@ -1,0 +1,136 @@
+"""What MkDocs does not do by itself: lessons and root files as pages, API pages, formulas, and links between them.
+
+The pages in ``docs/`` link as they do in the repository and in the wheel: ``../notebooks/NAME.ipynb``. Here a lesson is
+a page, so such links are rewritten. A lesson is shown as ``make notebooks`` executed it, or without outputs.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from html import escape, unescape
+from pathlib import Path
+
+from latex2mathml.converter import convert
+from mkdocs.structure.files import File, Files
+
+ROOT = Path(__file__).parents[1]
+EXECUTED = ROOT / "runs" / "notebooks"
+ROOT_PAGES = ("CHANGELOG", "CONTRIBUTING", "SECURITY", "CODE_OF_CONDUCT")
+PARTS = {  # of the package, as in docs/design.md; the first page has the names of `import relaylab as rl`
+    "relay": "relay", "engine": "engine", "tasks": "tasks", "training": "training", "evaluation": "evaluation",
+    "sweep": "sweep", "views": "views", "zoo": "zoo", "ground": ("trace", "files", "settings", "stopping", "call_tag"),
+}  # fmt: skip
+_outputs: dict[str, list[str]] = {}  # of each lesson: its outputs as HTML, in the order of their placeholders
+
+
+def on_config(config):
+    """Fill the two folders of the navigation."""
+    lessons = [f"lessons/{path.stem}.md" for path in sorted((ROOT / "notebooks").glob("*.ipynb"))]
+    for section in config.nav:
+        if "Lessons" in section:
+            section["Lessons"] = lessons
+        for place in section.get("Reference", []):
+            if "API" in place:
+                place["API"] = ["api/index.md", *(f"api/{part}.md" for part in PARTS)]
+    return config
+
+
+def on_files(files: Files, config) -> Files:
+    """Add the pages that are not in docs/, and what pages link to."""
+
+    def add(name: str, content: str | bytes) -> None:
+        files.append(File.generated(config, name, content=content))
+
+    for name in ROOT_PAGES:
+        add(f"{name.lower()}.md", (ROOT / f"{name}.md").read_text(encoding="utf-8"))
+    for table in (ROOT / "notebooks" / "measured").glob("*.csv"):
+        add(f"measured/{table.name}", table.read_bytes())
+    plotly = b""
+    for source in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        executed = EXECUTED / source.stem / source.name
+        text, plotly_here = _lesson(executed if executed.exists() else source)
+        plotly = plotly_here or plotly
+        add(f"lessons/{source.stem}.md", text)
+        add(f"lessons/{source.name}", source.read_bytes())
+    if plotly:
+        add("assets/plotly.js", plotly)
+    for name, text in _api_pages():
+        add(f"api/{name}.md", text)
+    return files
+
+
+def _lesson(path: Path) -> tuple[str, bytes]:
+    """A notebook as Markdown with placeholders for its outputs, and the plotly.js that it holds, if any."""
+    parts, outputs, plotly = [], [], b""
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            parts.append(source)
+            continue
+        parts.append(f"```python\n{source}\n```")
+        for output in cell["outputs"]:
+            data = output.get("data", {})
+            html, text = ("".join(data.get(kind, "")) for kind in ("text/html", "text/plain"))
+            if html.startswith("<script>") and "plotly.js v" in html[:40]:  # 5 MB; all lessons share one file
+                plotly = html.removeprefix("<script>").removesuffix("</script>").encode()
+                html = '<script src="../../assets/plotly.js"></script>'
+            elif "text/markdown" in data:
+                parts.append("".join(data["text/markdown"]))
+                continue
+            text = "".join(output.get("text", "")) or text or "\n".join(output.get("traceback", []))
+            parts.append(f"RELAYLAB-OUTPUT-{len(outputs)}-")
+            shown = html or f"<pre>{escape(re.sub(chr(27) + r'[^m]*m', '', text))}</pre>"
+            outputs.append(f'<div class="lesson-output" tabindex="0">{shown}</div>')
+    _outputs[f"lessons/{path.stem}.md"] = outputs
+    where = f"[Download this lesson]({path.name}) for JupyterLab, or run `relaylab lab`: it opens all of them."
+    heading, _, rest = "\n\n".join(parts).partition("\n")
+    return f"{heading}\n\n{where}\n\n{rest}", plotly
+
+
+def _api_pages():
+    """One page per part of the package."""
+    exported = re.findall(
+        r"^from \.(\S+) import (\w+)", (ROOT / "relaylab/__init__.pyi").read_text(encoding="utf-8"), re.M
+    )
+    names = "\n".join(
+        f"- [`rl.{name}`][relaylab.{module}{'' if name.isupper() else f'.{name}'}]"
+        for module, name in sorted(exported, key=lambda e: e[1].lower())
+    )
+    yield (
+        "index",
+        f"# API\n\nThe names of `import relaylab as rl`. Every public name is on the page of its part.\n\n{names}\n",
+    )
+    for part, members in PARTS.items():
+        if isinstance(members, str):
+            files = sorted((ROOT / "relaylab" / members).glob("*.py"))
+            members = [f"{members}.{file.stem}" for file in files if file.stem != "__init__"]
+        blocks = "\n\n".join(f"::: relaylab.{module}" for module in members)
+        yield part, f"# {part}\n\n{blocks}\n"
+
+
+def on_page_markdown(markdown: str, page, config, files) -> str:
+    """Links of the repository become links of the site."""
+    here = page.file.src_uri
+    if here.startswith("lessons/"):
+        markdown = re.sub(r"\]\((\d\d_\w+)\.ipynb", r"](\1.md", markdown)
+        return markdown.replace("](../docs/", "](../")
+    markdown = markdown.replace("](../notebooks/measured/", "](measured/")
+    markdown = re.sub(r"\]\((?:\.\./)?notebooks/(\d\d_\w+)\.ipynb", r"](lessons/\1.md", markdown)
+    for name in ROOT_PAGES:
+        markdown = re.sub(rf"\]\((\.\./)?{name}\.md", f"]({name.lower()}.md", markdown)
+    return markdown.replace("](docs/", "](")
+
+
+def on_page_content(html: str, page, config, files) -> str:
+    """Outputs take their places, and formulas become MathML, which browsers show without a library."""
+    for number, output in enumerate(_outputs.get(page.file.src_uri, [])):
+        html = html.replace(f"<p>RELAYLAB-OUTPUT-{number}-</p>", output)
+    return re.sub(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', _formula, html, flags=re.S)
+
+
+def _formula(match: re.Match) -> str:
+    """A formula as MathML; one on a line of its own stays in its ``div``, which scrolls."""
+    if match[1] == "span":
+        return convert(unescape(match[2]))
+    return f'<div class="formula" tabindex="0">{convert(unescape(match[2]), display="block")}</div>'
