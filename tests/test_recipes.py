@@ -55,7 +55,7 @@ def test_a_run_of_stage_two_becomes_an_adapter(tmp_path, monkeypatch):
     monkeypatch.setattr(recipes, "read_config", lambda name: dict(settings))
     make("tiny", tmp_path / "out", steps=1)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
-    names = {"adapter_config.json", "adapter_model.safetensors", "relay_config.json", "training.json"}
+    names = {"README.md", "adapter_config.json", "adapter_model.safetensors", "relay_config.json", "training.json"}
     assert {p.name for p in (tmp_path / "out").iterdir()} == names
     assert json.loads((tmp_path / "out" / "training.json").read_text())["recipe"]["max_steps"] == 1
     engine, warm = load_engine(tmp_path / "out", device="cpu"), load_engine("warm", device="cpu")
