@@ -82,6 +82,7 @@ def lesson(jupyter, folder: Path) -> Lab:
     small = smoke_parameters(ROOT / "notebooks")[LESSON]
     copy = folder / f"{LESSON}.ipynb"
     shutil.copytree(ROOT / "notebooks" / "lesson", folder / "lesson")
+    shutil.copy(ROOT / "notebooks" / "exercises.yaml", folder)
     papermill.execute_notebook(ROOT / "notebooks" / copy.name, copy, small, prepare_only=True)
     lab = jupyter(copy.name)
     lab.run_all()
