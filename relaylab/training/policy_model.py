@@ -238,7 +238,7 @@ def save_student(
 def adapter_card(base: str) -> str:
     """What stands beside an adapter over ``base``. PEFT does not know the names of embedded models."""
     known = base in embedded()
-    path = f"resolve({base!r})" if known else repr(base)
+    path = f"resolve({json.dumps(base)})" if known else json.dumps(base)
     imported = "from relaylab.engine.load import resolve\n" if known else ""
     return f"""---
 library_name: peft
