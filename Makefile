@@ -17,7 +17,7 @@ export HF_HUB_OFFLINE ?= 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DELETE_ON_ERROR:
-.PHONY: run test lint format notebooks page site benchmarks clean
+.PHONY: run test lint format notebooks page site clean
 
 run: $(READY)
 	@rm -rf $(RUN)
@@ -61,9 +61,6 @@ lint: $(READY)
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-
-benchmarks: $(READY)
-	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 clean:
 	rm -rf .venv web/node_modules runs dist build .pytest_cache .ruff_cache .hypothesis

@@ -1127,7 +1127,9 @@ def part_evaluation(book: Book) -> None:
 RUNS = {
     "lesson 05": ("notebooks/05_teacher_free.ipynb", {"relays": ["relay"], "problems_a_suite": 2, "forked_a_suite": 1}),
     "sweep point": (
-        "sweeps/relay.ipynb", {"count": 18, "steps": 2, "prompts": 2, "group": 4, "problems_a_suite": 1, "seed": 1},
+        "sweeps/relay.ipynb",
+        {"num_problems": 18, "max_steps": 2, "per_device_train_batch_size": 8, "num_generations": 4}
+        | {"problems_a_suite": 1, "seed": 1},
     ),
 }  # fmt: skip
 

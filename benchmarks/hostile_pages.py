@@ -1,6 +1,6 @@
 """Put 31 hostile texts into every field of 21 kinds of pages: none may become markup.
 
-    python benchmarks/hostile_pages.py      # needs html5lib
+    python benchmarks/hostile_pages.py
 
 A parser of HTML5 reads each page. It has to find the same elements and attributes as with harmless texts.
 """

@@ -29,7 +29,6 @@ from relaylab.call_tag import visible
 from relaylab.files import write_whole
 from relaylab.notebook_commands import find_notebook, lessons_home
 from relaylab.options import console, option, say
-from relaylab.settings import read_yaml
 
 START_SECONDS = 300.0  # to import the checks, on a busy machine
 KEPT_VARIABLES = ("PATH", "LD_LIBRARY_PATH", "SYSTEMROOT", "LANG")
@@ -68,6 +67,8 @@ def read_lesson(name: str, folder: str | Path | None = None) -> Lesson:
     folder = Path(folder or lessons_home() / "notebooks")
     path = find_notebook(name, folder)
     table = folder / "exercises.yaml"
+    from relaylab.settings import read_yaml  # `relaylab -h` reads no YAML
+
     exercises = read_yaml(table.read_text(encoding="utf-8"), str(table)).get(path.stem[:2])
     if not exercises:
         raise ValueError(f"no exercise of {path.stem} has a check ({table}); choose another --lesson")

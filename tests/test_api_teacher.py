@@ -401,6 +401,7 @@ def test_a_service_that_calls_the_limit_otherwise_is_found_out_once(server, dial
     vars(server).update(dialect)
     with APITeacher(server.url, "m") as usual:
         expected = usual.probe()
+    server.script()
     server.limit = "max_completion_tokens"
     with APITeacher(server.url, "m") as teacher:
         assert teacher.probe() == expected

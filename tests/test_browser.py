@@ -62,6 +62,7 @@ VIEWS = {  # how their names begin
 }
 OF_THE_LESSON, OWN = list(VIEWS)[:4], list(VIEWS)[2:]
 WAIT = SECONDS * 1000
+FOCUSED = "document.activeElement.ariaLabel ?? document.activeElement.textContent"
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +83,7 @@ def lesson(jupyter, folder: Path) -> Lab:
     small = smoke_parameters(ROOT / "notebooks")[LESSON]
     copy = folder / f"{LESSON}.ipynb"
     shutil.copytree(ROOT / "notebooks" / "lesson", folder / "lesson")
+    shutil.copy(ROOT / "notebooks" / "exercises.yaml", folder)
     papermill.execute_notebook(ROOT / "notebooks" / copy.name, copy, small, prepare_only=True)
     lab = jupyter(copy.name)
     lab.run_all()
@@ -109,7 +111,12 @@ def says(lab: Lab, view, text: str) -> None:
 
 def focused(lab: Lab) -> str:
     """The name of what has the focus."""
-    return lab.page.evaluate("document.activeElement.ariaLabel ?? document.activeElement.textContent")
+    return lab.page.evaluate(FOCUSED)
+
+
+def gets_focus(lab: Lab, name: str) -> None:
+    """Wait until what has this name has the focus. A view's state arrives after its status line."""
+    lab.page.wait_for_function(f"name => ({FOCUSED}) === name", arg=name, timeout=WAIT)
 
 
 # Lesson 07 ------------------------------------------------------------------------------------------------------------
@@ -294,10 +301,10 @@ def test_the_playground(lab: Lab):
     lab.page.keyboard.press("Enter")
     growing = playground.locator(".rl-run[aria-busy=true] .rl-strip > span")
     growing.nth(2).wait_for(timeout=WAIT)
-    assert focused(lab) == "Stop the answer that is being written"  # the focus came along
+    gets_focus(lab, "Stop the answer that is being written")  # the focus came along
     lab.page.keyboard.press("Enter")
     says(lab, playground, "interrupted")
-    assert focused(lab) == "Ask this question"
+    gets_focus(lab, "Ask this question")
     assert playground.locator(".rl-run").nth(2).locator(".rl-question").inner_text().startswith("<img src=x")
     assert playground.locator("img").count() == 0
 
@@ -312,7 +319,7 @@ def test_the_playground(lab: Lab):
     lab.page.keyboard.press("Enter")
     says(lab, playground, "Removed.")
     assert run.count() == 2
-    assert focused(lab) == "Remove Run 2: student with no teacher"  # the next one that can go
+    gets_focus(lab, "Remove Run 2: student with no teacher")  # the next one that can go
 
 
 def test_the_counterfactual(lab: Lab):

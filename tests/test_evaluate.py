@@ -186,7 +186,7 @@ def test_shards_decode_and_the_call_without_a_shard_makes_the_same_tables(tmp_pa
     assert [set(part["method"]) for part in parts] == [{"student", "relay", "teacher"}] * 2
     assert sum(len(part) for part in parts) == 3 * 8
     assert not (tmp_path / "parts" / "table.csv").exists()
-    monkeypatch.setattr("relaylab.relay.relay.Relay._sequence", None)  # everything is decoded
+    monkeypatch.setattr("relaylab.relay.relay.Relay.sequence", None)  # everything is decoded
     pd.testing.assert_frame_equal(run(tmp_path / "parts", methods), whole)
     for name in ("table.csv", "summary.csv", "config.json"):
         assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()

@@ -413,12 +413,15 @@ def test_two_processes_take_the_steps_of_one_with_twice_the_prompts(tmp_path):
     script = tmp_path / "train.py"
     script.write_text(SCRIPT.replace("save_steps=4", "save_steps=1"))
     two, one = tmp_path / "two", tmp_path / "one"
-    several = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    several = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
+    several += ["--nproc_per_node", "2"]
     for command in (
         [*several, str(script), str(two), "4", "8", "2", "1"],
         [sys.executable, str(script), str(one), "4", "16", "2", "1"],
     ):
-        subprocess.run(command, env=ENV, check=True, capture_output=True)
+        run = subprocess.run(command, env=ENV, capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr
+    assert not (two / "checkpoints").exists()
     a, b = read_metrics(two), read_metrics(one)
     names = ["reward", "accuracy", "call_ratio", "calls", "tokens", "num_tokens", "loss", "kl", "grad_norm"]
     assert b["calls"].min() > 0

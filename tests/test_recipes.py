@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from relaylab.engine.load import checksum, embedded, embedded_tokenizer, load_engine
 from relaylab.relay.config import RelayConfig
 from relaylab.training.config import make_config
 from relaylab.training.configs import read_config
+from relaylab.training.policy_model import adapter_card
 from relaylab.zoo import pretrain, recipes
 from relaylab.zoo.recipes import make
 from relaylab.zoo.recipes import recipes as names
@@ -36,6 +40,35 @@ def test_the_embedded_students_say_what_made_them():
             recipe = make_config(f"embedded/{name}", output_dir="x")
             assert record["recipe"] == {"seed": 0} | read_config(f"embedded/{name}")
             assert RelayConfig(**json.loads((path / "relay_config.json").read_text())) == recipe.relay
+            base = json.loads((path / "adapter_config.json").read_text())["base_model_name_or_path"]
+            assert (path / "README.md").read_text() == adapter_card(base)
+
+
+def test_a_signal_ends_a_training_from_scratch_with_a_checkpoint(tmp_path, monkeypatch):
+    recipe = pretrain.Recipe(6, 1, width=16, layers=1, batch=2)
+    tokenizer = embedded_tokenizer()
+
+    def trained(name: str) -> dict[str, torch.Tensor]:
+        (tmp_path / name).mkdir(exist_ok=True)
+        pretrain.pretrain(recipe, tokenizer, tmp_path / name)
+        return load_file(tmp_path / name / "model" / "model.safetensors")
+
+    whole, loss = trained("whole"), pretrain._loss
+    losses = []
+
+    def interrupted(*args):
+        losses.append(loss(*args))
+        if len(losses) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return losses[-1]
+
+    monkeypatch.setattr(pretrain, "_loss", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        trained("stopped")
+    assert torch.load(tmp_path / "stopped" / "checkpoint.pt", weights_only=True)["step"] == 3
+    again = trained("stopped")
+    assert len(losses) == 6
+    assert all(torch.equal(whole[k], again[k]) for k in whole)
 
 
 def test_a_recipe_that_is_cut_short_keeps_the_first_of_its_stages():
@@ -55,7 +88,7 @@ def test_a_run_of_stage_two_becomes_an_adapter(tmp_path, monkeypatch):
     monkeypatch.setattr(recipes, "read_config", lambda name: dict(settings))
     make("tiny", tmp_path / "out", steps=1)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
-    names = {"adapter_config.json", "adapter_model.safetensors", "relay_config.json", "training.json"}
+    names = {"README.md", "adapter_config.json", "adapter_model.safetensors", "relay_config.json", "training.json"}
     assert {p.name for p in (tmp_path / "out").iterdir()} == names
     assert json.loads((tmp_path / "out" / "training.json").read_text())["recipe"]["max_steps"] == 1
     engine, warm = load_engine(tmp_path / "out", device="cpu"), load_engine("warm", device="cpu")

@@ -54,6 +54,23 @@ def test_formulas_become_mathml(hooks):
     assert "&lt;" in shown or "&#x0003C;" in shown, "a less-than stays text"
 
 
+def test_the_first_screen_is_a_relay_where_the_page_was_built(hooks, monkeypatch, tmp_path):
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="index.md"))
+    added = {}
+    monkeypatch.setattr(hooks.File, "generated", lambda config, name, content: (name, content))
+    files = SimpleNamespace(append=lambda file: added.update([file]), get_file_from_path=added.get)
+    monkeypatch.setattr(hooks, "RELAY", tmp_path)
+    hooks.on_files(files, None)
+    empty = '<div id="relay-in-the-page"></div>'
+    assert hooks.on_page_content(empty, page, None, files) == empty
+    (tmp_path / "models").mkdir()
+    for name in ("page.json", "index.html", "models/a.onnx.gz"):
+        (tmp_path / name).write_bytes(name.encode())
+    hooks.on_files(files, None)
+    assert added["relay/models/a.onnx.gz"] == b"models/a.onnx.gz"
+    assert 'src="relay/index.html"' in hooks.on_page_content(empty, page, None, files)
+
+
 def test_a_lesson_keeps_its_outputs_and_shares_one_plotly(hooks, tmp_path):
     library = "<script>/**\n* plotly.js v4.1.1\n*/ window.Plotly = 1</script>"
     outputs = [

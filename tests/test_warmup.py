@@ -243,7 +243,7 @@ def test_interrupted_a_warm_up_goes_on_from_its_responses(tmp_path, monkeypatch)
     assert len(list(read_traces(tmp_path / "warm.work" / "responses-0.jsonl"))) == 12
     monkeypatch.undo()
     sampled = []
-    monkeypatch.setattr(Relay, "_sequence", lambda *args: sampled.append(args))
+    monkeypatch.setattr(Relay, "sequence", lambda *args: sampled.append(args))
     again = warmup("student", chosen, out, **QUICK)
     assert not sampled, "nothing is sampled again"
     assert again.rows == whole.rows

@@ -16,11 +16,15 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
 EXECUTED = ROOT / "runs" / "notebooks"
+RELAY = ROOT / "runs" / "page"  # of `make page`: it becomes the first screen where it was built
 ROOT_PAGES = ("CHANGELOG", "CONTRIBUTING", "SECURITY", "CODE_OF_CONDUCT")
 PARTS = {  # of the package, as in docs/design.md; the first page has the names of `import relaylab as rl`
     "relay": "relay", "engine": "engine", "tasks": "tasks", "training": "training", "evaluation": "evaluation",
     "sweep": "sweep", "views": "views", "zoo": "zoo", "ground": ("trace", "files", "settings", "stopping", "call_tag"),
 }  # fmt: skip
+FRAME = """<iframe id="relay-in-the-page" src="relay/index.html" title="A relay that runs in this page" loading="lazy"
+style="width:100%;height:46rem;border:0"></iframe>
+<p><a href="relay/index.html">The relay on a page of its own.</a> Both models run in your browser.</p>"""
 _outputs: dict[str, list[str]] = {}  # of each lesson: its outputs as HTML, in the order of their placeholders
 
 
@@ -57,6 +61,9 @@ def on_files(files: Files, config) -> Files:
         add("assets/plotly.js", plotly)
     for name, text in _api_pages():
         add(f"api/{name}.md", text)
+    for path in RELAY.rglob("*") if (RELAY / "page.json").exists() else ():
+        if path.is_file():
+            add(f"relay/{path.relative_to(RELAY).as_posix()}", path.read_bytes())
     return files
 
 
@@ -126,6 +133,8 @@ def on_page_content(html: str, page, config, files) -> str:
     """Outputs take their places, and formulas become MathML, which browsers show without a library."""
     for number, output in enumerate(_outputs.get(page.file.src_uri, [])):
         html = html.replace(f"<p>RELAYLAB-OUTPUT-{number}-</p>", output)
+    if files and files.get_file_from_path("relay/index.html"):
+        html = html.replace('<div id="relay-in-the-page"></div>', FRAME)
     return re.sub(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', _formula, html, flags=re.S)
 
 

@@ -159,6 +159,7 @@ def _train(
     if trainer.state.global_step < config.max_steps:
         return
     stop.clear()  # it came too late
+    workers.wait_for_everyone()  # the others list the checkpoints, which are now removed
     if workers.is_main_process:
         with replaced_folder(run.student, marker=CAPS_FILE) as folder:
             trained = trainer.accelerator.unwrap_model(trainer.model)

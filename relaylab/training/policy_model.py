@@ -220,7 +220,7 @@ def save_student(
         config, base = model.peft_config[ADAPTER], base_model(name)
         config.base_model_name_or_path = base
         model.save_pretrained(str(folder), selected_adapters=[ADAPTER], save_embedding_layers=False)
-        write_whole(folder / "README.md", _card(base))
+        write_whole(folder / "README.md", adapter_card(base))
         if base not in embedded():
             tokenizer.save_pretrained(folder)
         settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
@@ -235,10 +235,10 @@ def save_student(
         write_json(folder / CAPS_FILE, {k: value for k in CAPS if (value := getattr(caps, k)) is not None})
 
 
-def _card(base: str) -> str:
+def adapter_card(base: str) -> str:
     """What stands beside an adapter over ``base``. PEFT does not know the names of embedded models."""
     known = base in embedded()
-    path = f"resolve({base!r})" if known else repr(base)
+    path = f"resolve({json.dumps(base)})" if known else json.dumps(base)
     imported = "from relaylab.engine.load import resolve\n" if known else ""
     return f"""---
 library_name: peft

@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from relaylab.call_tag import format_call
+from relaylab.stopping import stop_signals
 from relaylab.tasks.suites import ALL_SUITES, SUITES, Problem, mixture
 
 CHAT_TEMPLATE = (
@@ -255,6 +256,8 @@ def pretrain(
 ) -> dict[str, Any]:
     """Train one embedded model and save it to ``work/model``. Interrupted, the same call goes on from its checkpoint.
 
+    Ctrl-C and SIGTERM save one first.
+
     Args:
         base: the folder of the model that is trained on; without it the weights begin at random.
 
@@ -280,8 +283,9 @@ def pretrain(
         step, seconds, losses = state["step"], state["seconds"], state["losses"]
     started = time.monotonic()
     model.train()
-    with tqdm(total=recipe.steps, initial=step, desc="pretraining", mininterval=5) as bar:
-        while step < recipe.steps:
+    bar = tqdm(total=recipe.steps, initial=step, desc="pretraining", mininterval=5)
+    with stop_signals("step") as stop, bar:
+        while step < recipe.steps and not stop.is_set():
             done = step / recipe.steps
             rate = recipe.learning_rate * min(1.0, (step + 1) / 100) * min(1.0, max(0.01, (1 - done) / 0.5))
             for optimizer in optimizers:
@@ -296,13 +300,17 @@ def pretrain(
                 optimizer.zero_grad()
             step += 1
             bar.update()
-            if step % save_every == 0 or step == recipe.steps:
+            planned = step % save_every == 0 or step == recipe.steps
+            if planned:
                 losses.append([step, round(loss.item(), 4)])
                 bar.set_postfix(loss=losses[-1][1])
+            if planned or stop.is_set():
                 state: dict[str, Any] = dict(model=model.state_dict(), optimizers=[o.state_dict() for o in optimizers])
                 state |= dict(step=step, seconds=seconds + time.monotonic() - started, losses=losses)
                 torch.save(state, checkpoint.with_suffix(".tmp"))
                 checkpoint.with_suffix(".tmp").replace(checkpoint)
+        if step == recipe.steps:
+            stop.clear()  # it came too late
     # Stored in half the space; the scores are those of the rounded weights.
     model.eval().to(torch.bfloat16).save_pretrained(work / "model")
     tokenizer.save_pretrained(work / "model")
