@@ -15,6 +15,7 @@ import typer
 
 from relaylab import measure_commands as measure
 from relaylab import options as opt
+from relaylab.defaults import STUDENT, UNTRAINED
 from relaylab.files import shard_path, write_whole
 from relaylab.notebook_commands import notebooks_run, sweep
 from relaylab.options import command, console, option, say, warn
@@ -54,7 +55,7 @@ def _solve(
     teacher: opt.Teachers,
     relay: opt.Relay,
     calls: opt.Calls,
-    student: opt.Student = "relay",
+    student: opt.Student = STUDENT,
     prompt_suffix: Annotated[str, option("Put after the question.")] = "",
     system: opt.System = None,
     seed: opt.Seed = 0,
@@ -74,7 +75,7 @@ def _decode(
     teacher: opt.Teachers,
     relay: opt.Relay,
     calls: opt.Calls,
-    student: opt.Student = "relay",
+    student: opt.Student = STUDENT,
     system: opt.System = None,
     batch_size: opt.BatchSize = 64,
     shard: opt.Shard = None,
@@ -120,7 +121,7 @@ def _warmup(
     out: Annotated[Path, option("Folder of the warmed-up student.")],
     questions: opt.Questions,
     models: opt.Models,
-    student: opt.Student = "student",
+    student: opt.Student = UNTRAINED,
     teacher: Annotated[str, option("Writes what the commands ask for: responses become relays.")] = "",
     check: Annotated[int, option("Test problems per suite to measure accuracy on; 0: none.", min=0)] = 50,
     temperature: Annotated[float, option("At which responses are sampled.", min=0)] = 1.0,
@@ -232,7 +233,7 @@ def _serve(
     teacher: opt.Teachers,
     relay: opt.Relay,
     calls: opt.Calls,
-    student: opt.Student = "relay",
+    student: opt.Student = STUDENT,
     host: Annotated[str, option("Address to listen at; 0.0.0.0 is every one.")] = "127.0.0.1",
     port: Annotated[int, option("Port to listen at.", min=1, max=65535)] = 8000,
     name: Annotated[str | None, option("What clients call the pair. Default: student+teacher.")] = None,
@@ -302,7 +303,7 @@ def _zoo_train(
     name: Annotated[str, typer.Argument(help="A name of `zoo list`.")],
     out: Annotated[Path, option("Folder of the model.")],
     device: Annotated[str, option("cpu or cuda.")] = "cpu",
-    threads: Annotated[int, option("CPU threads.", min=1)] = 2,
+    threads: Annotated[int, option("CPU threads; more are hardly faster.", min=1)] = 1,
     steps: Annotated[int | None, option("Fewer steps than the recipe's, for a try.", min=1)] = None,
 ) -> None:
     """Make an embedded model from its recipe."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import traitlets as t
 
+from relaylab.defaults import STUDENT
 from relaylab.relay.config import RelayConfig
 from relaylab.tasks.suites import SUITES, Problem, level_of, problem
 from relaylab.trace import Trace
@@ -65,9 +66,9 @@ class Playground(LiveView):
         keep: int = 6,
         **settings: Any,
     ):
-        from relaylab.engine.load import embedded
+        from relaylab.engine.load import default_teacher, embedded
 
-        names = sorted(embedded(), key=lambda name: (name not in ("relay", "teacher"), name))
+        names = sorted(embedded(), key=lambda name: (name not in (STUDENT, default_teacher(STUDENT)), name))
         self._students = _by_name("student", students or [n for n in names if not n.startswith("teacher")])
         self._teachers = _by_name("teacher", teachers or [*(n for n in names if n.startswith("teacher")), "none"])
         self._suites = {suite: level_of(suite) for suite in suites}
