@@ -231,7 +231,8 @@ class RelayGRPOConfig(GRPOConfig):
             length = stage.get("max_completion_length", self.max_completion_length)
             fixed = caps.pop("fixed_call_tokens", None)
             grants = fixed if isinstance(fixed, list) else [fixed]
-            stages.append((stage["steps"], [RelayConfig(max_tokens=length, fixed_call_tokens=n, **caps) for n in grants]))
+            several = [RelayConfig(max_tokens=length, fixed_call_tokens=n, **caps) for n in grants]
+            stages.append((stage["steps"], several))
         return [*stages, (self.max_steps, [self.relay])]
 
     @property
