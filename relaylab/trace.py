@@ -48,11 +48,12 @@ class Call:
     delivered: int = 0  # completion tokens that came of it, in the student's tokens
     written: int = 0  # tokens the teacher wrote, in its own; differs from `delivered` between tokenizers
     status: str = "answered"
-    finish_reason: str | None = None  # the teacher's: `length`, or `stop` where it ended the answer
+    finish_reason: str | None = None  # `length`, `line`, `stop` (it ended the answer), `accepted` (it added nothing)
     teacher: str | None = None
     latency: float | None = None  # seconds, retries included
     error: str | None = None
     forced: bool = False  # written by a policy or a fork, not by the student
+    withdrawn: list[str] = field(default_factory=list)  # tokens of the student that the teacher took back here
 
 
 @dataclass(slots=True)

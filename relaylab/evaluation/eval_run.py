@@ -15,7 +15,7 @@ from relaylab.engine.engine import Engine
 from relaylab.engine.load import load_engine, relay_defaults
 from relaylab.evaluation.token_router import TokenRouter, train_token_router
 from relaylab.relay.call_rules import CallRule
-from relaylab.relay.config import RelayConfig
+from relaylab.relay.config import CallEnd, RelayConfig
 from relaylab.relay.local_teacher import LocalTeacher
 from relaylab.relay.pair import Pair, is_url, load_teacher
 from relaylab.relay.teachers import Teacher
@@ -162,12 +162,13 @@ class EvalRun:
         return replace(self.config, **caps)
 
     def called(
-        self, system: System, student: str, rule: CallRule, *, max_calls: int | None = None, write: bool = False
-    ) -> list[Trace]:
-        """The teacher takes over where a rule says so; silently, unless ``write``."""
+        self, system: System, student: str, rule: CallRule, *, teacher: Teacher | None = None, write: bool = False,
+        max_calls: int | None = None, call_end: CallEnd = "tokens",
+    ) -> list[Trace]:  # fmt: skip
+        """The teacher takes over where a rule says so, up to ``call_end``; silently, unless ``write``."""
         caps = dict.fromkeys(("max_call_tokens", "max_teacher_tokens", "fixed_call_tokens"))
-        config = replace(self.config, max_calls=max_calls, write_call=write, **caps)
-        return self.decode(system, student, self.models.teacher, config=config, call_rule=rule)
+        config = replace(self.config, max_calls=max_calls, write_call=write, call_end=call_end, **caps)
+        return self.decode(system, student, teacher or self.models.teacher, config=config, call_rule=rule)
 
     def write(self, system: System, traces: list[Trace]) -> list[Trace]:
         """Keep traces that are put together from those of other systems."""

@@ -12,10 +12,13 @@ ratio and cost mean the same everywhere.
     cascade                       the teacher answers the share of questions that the student is least sure of
     plan                          the teacher writes the first n tokens
     entropy                       the teacher writes n tokens where the student's entropy is high; no training
-    line                          the same, at the first token of a line only (GlimpRouter)
+    line                          the same, at the first token of a line only
+    glimp                         the same, and the teacher writes the whole line (GlimpRouter)
+    offload                       where the entropy is high, the teacher writes the rest of the answer
     margin                        the same, where the student's two most probable tokens lie close together
     citer                         an MLP on the student's hidden state routes single tokens (``token_router.py``)
     probe                         the same with a linear probe
+    specreason                    the teacher reads each line of the student, and rewrites the lines that surprise it
     speculative                   the teacher's own answer, drafted by the student: nothing lost, a measure of cost
 
 The untrained student never saw a command, so systems without training call silently.
@@ -28,14 +31,16 @@ import random
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields, replace
 from statistics import fmean
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import torch
 from tqdm.auto import tqdm
 
 from relaylab.engine.engine import Engine
 from relaylab.evaluation.eval_run import EvalRun, without_secrets
-from relaylab.relay.call_rules import CallAt, CallWhenUnsure
+from relaylab.relay.call_rules import CallAt, CallEvery, CallWhenUnsure
+from relaylab.relay.config import CallEnd
+from relaylab.relay.local_teacher import Verifier
 from relaylab.relay.pair import graded, problem_seed
 from relaylab.relay.teachers import NoTeacher
 from relaylab.tasks.suites import Problem
@@ -62,6 +67,8 @@ class System(ABC):
             default = getattr(type(self), option, None)
             if not low <= value <= high and value != default:
                 raise ValueError(f"{self.name}: {option} is {value}; it lies in {low} to {high}")
+        if (end := getattr(self, "call_end", "tokens")) not in get_args(CallEnd):
+            raise ValueError(f"{self.name}: call_end is {end!r}; it is one of {', '.join(get_args(CallEnd))}")
 
     @property
     def label(self) -> str:
@@ -95,14 +102,18 @@ class TeacherOnly(System):
 
 @dataclass(frozen=True)
 class RelaySystem(System):
-    """A trained student with its teacher, or another ``teacher`` (figure 3); ``n`` fixes the length of every call."""
+    """A trained student with its teacher, or another ``teacher`` (figure 3); ``n`` fixes the length of every call.
+
+    ``call_end``: as in ``RelayConfig``; a call is for a line, or for the rest of the answer.
+    """
 
     student: str = "relay"
     n: int = 0
     teacher: str = ""
+    call_end: CallEnd = "tokens"
 
     def decode(self, run: EvalRun) -> list[Trace]:
-        config = run.relay_config(self.student)
+        config = replace(run.relay_config(self.student), call_end=self.call_end)
         config = replace(config, fixed_call_tokens=self.n) if self.n else config
         teacher = run.models.teacher_named(self.teacher) if self.teacher else run.models.teacher
         return run.decode(self, self.student, teacher, config=config)
@@ -124,6 +135,7 @@ class EntropyCalls(System):
     """``n`` tokens of the teacher wherever the student's entropy is above ``threshold`` nats.
 
     ``line`` and ``margin``: see ``CallWhenUnsure``. ``write``: write the command, for a student that knows it.
+    ``call_end``: the teacher writes to the end of the line, or of the answer, whatever ``n`` is.
     """
 
     student: str = "student"
@@ -132,10 +144,29 @@ class EntropyCalls(System):
     line: bool = False
     margin: bool = False
     write: bool = False
+    call_end: CallEnd = "tokens"
 
     def decode(self, run: EvalRun) -> list[Trace]:
         rule = CallWhenUnsure(self.threshold, self.n, line=self.line, margin=self.margin)
-        return run.called(self, self.student, rule, write=self.write)
+        return run.called(self, self.student, rule, write=self.write, call_end=self.call_end)
+
+
+@dataclass(frozen=True)
+class SpecReason(System):
+    """The teacher reads each line that the student has ended, and accepts it or writes another in its place.
+
+    It accepts a line whose tokens surprise it by at most ``threshold`` nats on average. Calls of the student's own are
+    such questions, too. What ends the answer is not read.
+    """
+
+    student: str = "student"
+    threshold: float = 0.3
+
+    def decode(self, run: EvalRun) -> list[Trace]:
+        usual = run.models.local_teacher("specreason")
+        sampling = {name: getattr(usual, name) for name in ("temperature", "top_p", "top_k", "name")}
+        verifier = Verifier(usual.engine, threshold=self.threshold, **sampling)
+        return run.called(self, self.student, CallEvery(1, 1, line=True), teacher=verifier, call_end="line")
 
 
 @dataclass(frozen=True)
@@ -293,7 +324,10 @@ SYSTEMS: dict[str, System] = {
         TeacherFirst("plan"),
         EntropyCalls("entropy"),
         EntropyCalls("line", line=True),
+        EntropyCalls("glimp", line=True, call_end="line"),
+        EntropyCalls("offload", call_end="answer"),
         EntropyCalls("margin", margin=True, threshold=0.3),
+        SpecReason("specreason"),
         Citer("citer"),
         Citer("probe", linear=True),
         Speculative("speculative"),
