@@ -75,6 +75,7 @@ class Trace:
     stop: str = ""
     logprobs: list[float | None] | None = None  # of each token under the student, at temperature 1, in nats
     entropies: list[float | None] | None = None  # of the student's distribution before each token, in nats
+    teacher_logprobs: list[float | None] | None = None  # under the teacher, where it saw the token (``recorded``)
     seed: int | None = None
     temperature: float = 0.0
     student: str = ""
@@ -87,7 +88,7 @@ class Trace:
     def __post_init__(self) -> None:
         """Raise ValueError unless the parallel lists are of one length and the calls lie within them."""
         n = len(self.completion_ids)
-        for name in ("source", "pieces", "logprobs", "entropies"):
+        for name in ("source", "pieces", "logprobs", "entropies", "teacher_logprobs"):
             value = getattr(self, name)
             if value is not None and len(value) != n:
                 raise ValueError(f"trace {self.id!r}: {name} has {len(value)} entries for {n} completion tokens")

@@ -148,7 +148,7 @@ def slow_lines(
     """One greedy row in which the teacher takes over silently; every token runs the whole text anew.
 
     ``unsure``: it writes where the student's entropy is above, at the beginning of a line or, for ``call_end`` answer,
-    anywhere. ``surprise``: it writes what the student wrote since the last hand-off anew if that line surprises it more.
+    anywhere. ``surprise``: it writes anew what the student wrote since the last hand-off, if that surprises it more.
     """
     out, handed = Slow(), 0
 
@@ -178,7 +178,9 @@ def slow_lines(
             out.stop = "end" if token in end_ids else "length" if len(out.ids) >= max_tokens else ""
             continue
         start = len(out.ids)
-        while not out.stop and not (call_end == "line" and "\n" in tokenizer.decode(out.ids[-1:] if start < len(out.ids) else [])):
+        while not out.stop and not (
+            call_end == "line" and "\n" in tokenizer.decode(out.ids[-1:] if start < len(out.ids) else [])
+        ):
             token = int(logp_of(teacher, out.ids).argmax())
             if token in end_ids:
                 out.stop = "teacher_end"

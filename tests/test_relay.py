@@ -123,7 +123,9 @@ def test_a_turn_that_ends_with_the_line_or_the_answer_equals_the_slow_reference(
 
     for caps in (None, 4):
         fast = run(QUESTIONS[:6], caps)
-        assert [without_latency(t) for t in run(QUESTIONS[:6], caps, batch_size=2)] == [without_latency(t) for t in fast]
+        assert [without_latency(t) for t in run(QUESTIONS[:6], caps, batch_size=2)] == [
+            without_latency(t) for t in fast
+        ]
         for trace in fast:
             slow = slow_relay(
                 student.model, teacher.model, student.tokenizer, trace.prompt_ids, end_ids=student.end_ids,

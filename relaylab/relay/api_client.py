@@ -58,7 +58,8 @@ class ServerError(openai.OpenAIError):
 class Answer:
     """What a server wrote, and the reason why it ended there: ``stop``, ``length``, another, or None if it gives none.
 
-    ``ids`` are its tokens. ``stopped`` is the stop string that ended it; None if the server does not say. ``written`` and ``prompt`` count tokens as the server does. None is unknown.
+    ``ids`` are its tokens. ``written`` and ``prompt`` count tokens as the server does. ``stopped`` is the stop string
+    at which it ended. None is unknown.
     """
 
     text: str

@@ -72,7 +72,7 @@ class CallAt:
 
 @dataclass(frozen=True, slots=True)
 class CallEvery:
-    """Call for ``n`` tokens wherever ``every`` tokens have gone by since the last call; ``line``: between lines only."""
+    """Call for ``n`` tokens wherever ``every`` have gone by since the last call; with ``line``, between lines only."""
 
     every: int
     n: int

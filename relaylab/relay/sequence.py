@@ -57,7 +57,9 @@ class Sequence:
         self.uniforms = Uniforms(seed)
         self.slot: Any = None  # the student's CacheSlot, while it decodes
         raw = raw if raw is None or shared else replace(raw, ids=None)
-        self.view = TeacherView(messages, seed=seed, line=config.call_end == "line", whole_characters=not shared, raw=raw)
+        self.view = TeacherView(
+            messages, seed=seed, line=config.call_end == "line", whole_characters=not shared, raw=raw
+        )
         self.ids: list[int] = []
         self.source: list[str] = []
         self.pieces: list[str] = []

@@ -155,8 +155,8 @@ def usage(traces: Iterable[Trace]) -> pd.DataFrame:
 
     ``content`` is the completion without commands. ``teacher_new`` is what the teacher reads with a cache,
     ``teacher_again`` what it reads in addition without one. ``*_context`` are sums over tokens of the positions that
-    each looks at. What a cascade discarded or a teacher took back counts as the student's, and as read by the teacher. ``measured_seconds`` is the clock's time
-    of the calls, NaN if one has no latency.
+    each looks at. The student wrote what a cascade discarded or a teacher took back, too. ``measured_seconds`` is the
+    clock's time of the calls, NaN if one has no latency.
 
     >>> t = Trace("q", [1, 2], [5, 6, 7, 8], "scts", ["a", "<call>1</call>", "b", "c"], [Call(1, 2, 1, 1, 1, 1)])
     >>> usage([t])[["teacher_new", "teacher_again", "teacher_written", "student_read", "student_written"]].values
