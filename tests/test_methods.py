@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +15,7 @@ from relaylab.cost import HandOff, hand_offs, usage
 from relaylab.evaluation.calibrate import _surprises, calibrate, thresholds
 from relaylab.evaluation.eval_run import EvalRun, ModelCache
 from relaylab.evaluation.evaluate import variants
+from relaylab.evaluation.mixture import unsure_above
 from relaylab.evaluation.score import recorded, score
 from relaylab.evaluation.systems import SYSTEMS, System, system
 from relaylab.relay.call_rules import CallAt, CallEvery
@@ -35,12 +37,14 @@ METHODS = {
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     chosen = problems("tiles", 2) + problems("savings", 1)
-    folder = tmp_path_factory.mktemp("run")
-    return EvalRun(ModelCache(), chosen, folder, RelayConfig(max_tokens=90), batch_size=3, progress=False)
+    folder, models = tmp_path_factory.mktemp("run"), ModelCache(training=problems("tiles", 3, split="train"))
+    return EvalRun(models, chosen, folder, RelayConfig(max_tokens=90), batch_size=3, progress=False)
 
 
 def timeless(traces):
-    return [replace(t, calls=[replace(c, latency=None) for c in t.calls]) for t in traces]
+    """Without what the clock or the last bits of a logit decide."""
+    bare = {"logprobs": None, "entropies": None}
+    return [replace(t, calls=[replace(c, latency=None) for c in t.calls], **bare) for t in traces]
 
 
 @pytest.mark.parametrize("text", METHODS)
@@ -70,6 +74,31 @@ def test_a_method_in_another_batch_or_resumed_is_the_same(run, tmp_path, text):
     path.write_bytes(path.read_bytes()[:-100])  # torn
     assert timeless(replace(other, _done={}).traces(system(text))) == timeless(traces)
     assert len(list(read_traces(path))) == len(traces)
+
+
+def test_steer_is_glimp_above_the_threshold_of_the_mixture(run):
+    threshold = math.exp(unsure_above(run.models.line_entropies("student")))
+    lines = [t.pieces[:i] for t in run.traces(system("student")) for i in range(len(t.pieces))]
+    assert sum(not pieces or pieces[-1].endswith("\n") for pieces in lines) > 5
+    steer, glimp = run.traces(system("steer")), run.traces(system(f"glimp:threshold={threshold!r}"))
+    assert [(t.completion_ids, t.source) for t in steer] == [(t.completion_ids, t.source) for t in glimp]
+    assert unsure_above([0.0] * 50, 0.9) == float("inf"), "one kind of lines: nobody is unsure"
+
+
+def test_r2r_calls_where_its_router_says_so_and_finds_what_it_should(run):
+    router = run.models.router("student", top=5)
+    first = next(iter(router.net.parameters()))
+    engine = run.models.engine("student")
+    assert first.shape[1] == engine.model.config.hidden_size + 5
+    threshold = router.threshold_for(0.95)
+    assert router.needs
+    assert np.mean(np.array(router.needs) > threshold) >= 0.95
+    traces = run.traces(system("r2r:top=5"))
+    assert any(t.calls for t in traces)
+    for trace in traces:
+        logits, hidden = engine.read(trace.prompt_ids, trace.completion_ids)
+        wanted = (router.probability(hidden, logits) > threshold).tolist()
+        assert [s == "t" for s in trace.source] == wanted
 
 
 def test_what_a_teacher_takes_back_is_paid_for():
@@ -172,7 +201,7 @@ def test_thresholds_are_quantiles_of_what_a_method_looks_at(run):
     highest = [max(t.entropies) for t in alone]
     assert thresholds("offload", run, alone, [0.5]) == pytest.approx([np.median(highest)])
     teacher, trace = LocalTeacher(run.models.teacher.engine), alone[0]
-    end = next(i for i, piece in enumerate(trace.pieces, 1) if piece.endswith("\\n"))
+    end = next(i for i, piece in enumerate(trace.pieces, 1) if piece.endswith("\n"))
     line = Segment("".join(trace.pieces[:end]), tuple(trace.completion_ids[:end]))
     (scores,) = teacher.score([TeacherView([{"role": "user", "content": trace.prompt}], [line])])
     assert _surprises(run, trace)[0] == pytest.approx(scores.surprise, abs=1e-4)
@@ -190,17 +219,17 @@ def test_methods_for_lines_and_answers_are_calibrated_without_a_length(tmp_path)
 
 def test_a_method_of_ones_own_is_a_class_with_one_method(run, tmp_path, monkeypatch):
     (tmp_path / "my_methods.py").write_text(
-        "from dataclasses import dataclass\\n"
-        "from relaylab.evaluation.systems import System\\n"
-        "from relaylab.relay.call_rules import CallAt\\n"
-        "class Plain(System):\\n"
-        "    def decode(self, run):\\n"
-        "        return run.called(self, 'student', CallAt({10: 4}))\\n"
-        "@dataclass(frozen=True)\\n"
-        "class Sized(Plain):\\n"
-        "    n: int = 4\\n"
-        "class Wrong:\\n"
-        "    def __init__(self, name): pass\\n"
+        "from dataclasses import dataclass\n"
+        "from relaylab.evaluation.systems import System\n"
+        "from relaylab.relay.call_rules import CallAt\n"
+        "class Plain(System):\n"
+        "    def decode(self, run):\n"
+        "        return run.called(self, 'student', CallAt({10: 4}))\n"
+        "@dataclass(frozen=True)\n"
+        "class Sized(Plain):\n"
+        "    n: int = 4\n"
+        "class Wrong:\n"
+        "    def __init__(self, name): pass\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     plain, sized = system("my_methods:Plain"), system("my_methods:Sized:n=2")
