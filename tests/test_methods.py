@@ -16,7 +16,7 @@ from relaylab.evaluation.calibrate import _surprises, calibrate, thresholds
 from relaylab.evaluation.eval_run import EvalRun, ModelCache
 from relaylab.evaluation.evaluate import variants
 from relaylab.evaluation.mixture import unsure_above
-from relaylab.evaluation.score import recorded, score
+from relaylab.evaluation.score import recorded, score_traces
 from relaylab.evaluation.systems import SYSTEMS, System, system
 from relaylab.relay.call_rules import CallAt, CallEvery
 from relaylab.relay.config import RelayConfig
@@ -138,7 +138,7 @@ def called(run):
 @torch.no_grad()
 def test_scores_are_those_of_the_model_over_the_text_without_commands(run, called):
     teacher, student = run.models.teacher.engine, run.models.engine("warm")
-    frame = score(teacher, called, against=student, topk=3, hidden=True)
+    frame = score_traces(teacher, called, against=student, topk=3, hidden=True)
     for k, trace in enumerate(called):
         own = [i for i, s in enumerate(trace.source) if s != "c"]
         mine = frame[frame["trace"] == k]
@@ -159,7 +159,7 @@ def test_scores_are_those_of_the_model_over_the_text_without_commands(run, calle
     (first, second) = recorded(teacher, called)
     assert [p is None for p in first.teacher_logprobs] == [s == "c" for s in first.source]
     assert Trace.from_dict(json.loads(second.to_json())) == second
-    own = score(student, called, commands=True)
+    own = score_traces(student, called, commands=True)
     known = [p for t in called for p in t.logprobs if p is not None]
     assert own["logprob"].to_numpy()[: len(called[0].logprobs)] == pytest.approx(
         known[: len(called[0].logprobs)], abs=1e-4
@@ -175,7 +175,7 @@ def test_a_hand_off_reads_nothing_again_that_was_scored(run, called):
     )
     begin = engine.forwarded
     (scores,) = teacher.score([view])
-    frame = score(engine, [trace])
+    frame = score_traces(engine, [trace])
     assert scores.ids == ids
     assert scores.logprobs == pytest.approx(frame["logprob"][:5].tolist(), abs=1e-4)
     assert scores.surprise == pytest.approx(-frame["logprob"][:5].mean(), abs=1e-4)
@@ -190,7 +190,7 @@ def test_a_hand_off_reads_nothing_again_that_was_scored(run, called):
 
 def test_a_trace_of_another_tokenizer_is_refused(run, called):
     with pytest.raises(ValueError, match="another tokenizer"):
-        score(run.models.teacher.engine, [replace(called[0], pieces=["?"] * len(called[0].pieces))])
+        score_traces(run.models.teacher.engine, [replace(called[0], pieces=["?"] * len(called[0].pieces))])
 
 
 # Calibration, and methods of the user's own ---------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What a model thinks of text that others wrote: ``score`` reads traces and gives one row a token.
+"""What a model thinks of text that others wrote: ``score_traces`` reads traces and gives one row a token.
 
 A teacher reads the text as in a relay, without commands. The student's entropy beside the divergence of the two is the
 map of TIP (2604.14084): low entropy with a high divergence is a confident error.
@@ -23,7 +23,7 @@ from relaylab.trace import TEACHER, Trace
 COLUMNS = ("trace", "id", "position", "source", "token", "logprob", "entropy", "rank", "top")
 
 
-def score(
+def score_traces(
     model: Engine,
     traces: Sequence[Trace],
     *,
@@ -52,7 +52,7 @@ def score(
     >>> from relaylab.relay.pair import load_pair
     >>> pair = load_pair(teacher="teacher")
     >>> trace = pair.solve("What is 2+3?", max_tokens=9)
-    >>> score(pair.teacher.engine, [trace], against=pair.student)["divergence"].ge(-1e-5).all().item()
+    >>> score_traces(pair.teacher.engine, [trace], against=pair.student)["divergence"].ge(-1e-5).all().item()
     True
     """
     views = [_seen(trace, model.text, commands) for trace in traces]
@@ -81,7 +81,7 @@ def score(
 def recorded(model: Engine, traces: Sequence[Trace]) -> list[Trace]:
     """The traces with ``teacher_logprobs``: those of a teacher's model; None for commands."""
     result = [replace(trace, teacher_logprobs=[None] * len(trace.completion_ids)) for trace in traces]
-    for k, at, logprob in score(model, traces)[["trace", "position", "logprob"]].itertuples(index=False):
+    for k, at, logprob in score_traces(model, traces)[["trace", "position", "logprob"]].itertuples(index=False):
         result[k].teacher_logprobs[at] = logprob
     return result
 
