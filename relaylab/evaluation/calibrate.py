@@ -136,7 +136,7 @@ def thresholds(trigger: str, run: EvalRun, alone: Sequence[Trace], quantiles: Se
 def _surprises(run: EvalRun, trace: Trace) -> list[float]:
     """Mean surprise (nats) of the teacher at each line that the student ended."""
     logits, _ = run.models.local_teacher("specreason").engine.read(trace.prompt_ids, trace.completion_ids)
-    chosen = logits.log_softmax(-1)[range(len(logits)), trace.completion_ids].neg().cpu().numpy()
+    chosen = -logits.log_softmax(-1).cpu().numpy()[np.arange(len(logits)), trace.completion_ids]
     ends = [i for i, piece in enumerate(trace.pieces, 1) if piece.endswith("\n")]
     return [float(chosen[a:b].mean()) for a, b in zip([0, *ends], ends)]
 

@@ -80,10 +80,10 @@ def score_traces(
 
 def recorded(model: Engine, traces: Sequence[Trace]) -> list[Trace]:
     """The traces with ``teacher_logprobs``: those of a teacher's model; None for commands."""
-    result = [replace(trace, teacher_logprobs=[None] * len(trace.completion_ids)) for trace in traces]
+    columns: list[list[float | None]] = [[None] * len(trace.completion_ids) for trace in traces]
     for k, at, logprob in score_traces(model, traces)[["trace", "position", "logprob"]].itertuples(index=False):
-        result[k].teacher_logprobs[at] = logprob
-    return result
+        columns[k][at] = logprob
+    return [replace(trace, teacher_logprobs=column) for trace, column in zip(traces, columns)]
 
 
 def _seen(trace: Trace, text: TokenText, commands: bool) -> tuple[list[int], list[int | None]]:
