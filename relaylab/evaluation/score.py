@@ -50,8 +50,9 @@ def score_traces(
         ValueError: for traces with another tokenizer.
 
     >>> from relaylab.relay.pair import load_pair
+    >>> from relaylab.tasks.suites import problem
     >>> pair = load_pair(teacher="teacher")
-    >>> trace = pair.solve("What is 2+3?", max_tokens=9)
+    >>> trace = pair.solve(problem("tiles", 0), max_tokens=9)
     >>> score_traces(pair.teacher.engine, [trace], against=pair.student)["divergence"].ge(-1e-5).all().item()
     True
     """
