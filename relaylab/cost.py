@@ -124,7 +124,7 @@ def hand_offs(trace: Trace) -> list[HandOff]:
 
     >>> t = Trace("q", [1, 2], [5, 6, 7, 8, 9], "scttc", list("acttc"), [Call(1, 2, 2, 2, 2, 2), Call(4, 5, 9)])
     >>> hand_offs(t)[0]
-    HandOff(at=2, new=3, again=0, written=2, delivered=2)
+    HandOff(at=2, new=3, again=0, written=2, delivered=2, withdrawn=0)
     """
     calls = [c for c in trace.calls if c.status in ("answered", "failed")]
     begun = {c.end for c in calls if c.delivered}

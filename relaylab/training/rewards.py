@@ -110,7 +110,7 @@ def cost_aware(group: Group, *, cost_weight: float = 0.1, teacher_size: float = 
     >>> from relaylab.trace import Call
     >>> alone = Trace("q", [1], [5, 6], "ss", ["x", "y"], correct=True)
     >>> called = Trace("q", [1], [5, 6], "st", ["x", "y"], [Call(1, 1, 1, 1, 1, 1)], correct=True)
-    >>> cost_aware([alone, called])
+    >>> [round(r, 2) for r in cost_aware([alone, called])]
     [0.99, 0.89]
     """
     prices = Prices(student=ModelPrices(parameters=1), teacher=ModelPrices(parameters=teacher_size))
