@@ -327,7 +327,7 @@ def cost(traces: Sequence[Any], alone: Sequence[Any], student: dict, teacher: di
 
     student, teacher: parameters, attention_width, prices and rates. terms: network_delay, cache.
     """
-    from relaylab.evaluation import cost as c
+    from relaylab import cost as c
 
     terms = c.Prices(student=c.ModelPrices(**student), teacher=c.ModelPrices(**teacher), **terms)
     used = c.usage(traces).drop(columns="measured_seconds")

@@ -23,7 +23,7 @@ def evaluate_command(
     methods: Annotated[str, option("With options: 'router:p=0.3 relay:student=a+b'.")] = "student teacher relay",
     student: Annotated[str, option("The untrained one, for methods that name no other.")] = UNTRAINED,
     samples: opt.Samples = 1,
-    training: Annotated[int, option("Training problems for methods that learn (citer).", min=0)] = 300,
+    training: Annotated[int, option("Training problems for methods that learn (citer, r2r, steer).", min=0)] = 300,
     training_benchmark: Annotated[str | None, option("Their source, such as gsm8k_train.")] = None,
     batch_size: opt.BatchSize = 64,
     shard: opt.Shard = None,

@@ -48,11 +48,12 @@ class Call:
     delivered: int = 0  # completion tokens that came of it, in the student's tokens
     written: int = 0  # tokens the teacher wrote, in its own; differs from `delivered` between tokenizers
     status: str = "answered"
-    finish_reason: str | None = None  # the teacher's: `length`, or `stop` where it ended the answer
+    finish_reason: str | None = None  # `length`, `line`, `stop` (it ended the answer), `accepted` (it added nothing)
     teacher: str | None = None
     latency: float | None = None  # seconds, retries included
     error: str | None = None
     forced: bool = False  # written by a policy or a fork, not by the student
+    withdrawn: list[str] = field(default_factory=list)  # tokens of the student that the teacher took back here
 
 
 @dataclass(slots=True)
@@ -74,6 +75,7 @@ class Trace:
     stop: str = ""
     logprobs: list[float | None] | None = None  # of each token under the student, at temperature 1, in nats
     entropies: list[float | None] | None = None  # of the student's distribution before each token, in nats
+    teacher_logprobs: list[float | None] | None = None  # under the teacher, where it saw the token (``recorded``)
     seed: int | None = None
     temperature: float = 0.0
     student: str = ""
@@ -86,7 +88,7 @@ class Trace:
     def __post_init__(self) -> None:
         """Raise ValueError unless the parallel lists are of one length and the calls lie within them."""
         n = len(self.completion_ids)
-        for name in ("source", "pieces", "logprobs", "entropies"):
+        for name in ("source", "pieces", "logprobs", "entropies", "teacher_logprobs"):
             value = getattr(self, name)
             if value is not None and len(value) != n:
                 raise ValueError(f"trace {self.id!r}: {name} has {len(value)} entries for {n} completion tokens")

@@ -78,7 +78,8 @@ class MisbehavingServer:
     chat: what it makes of a begun answer: "new text", "repeats", "new turn" or "refused". strict: 422 for fields that
     it does not know. usage: counts tokens. extra: tokens that it writes beyond ``max_tokens``. begins: tokens that it
     puts before a text. context: tokens, in its list of models. reasons: its chats hold no text. limit: how it calls the
-    field ``max_tokens``, which it refuses by another name.
+    field ``max_tokens``, which it refuses by another name. stops: the field that names the stop string which ended an
+    answer, if it has one.
     """
 
     def __init__(self) -> None:
@@ -89,6 +90,7 @@ class MisbehavingServer:
         self.chat = "new text"
         self.extra = self.begins = 0
         self.limit = "max_tokens"
+        self.stops: str | None = "stop_reason"
         self.context: int | None = None
         self.rule: Callable[[Request], Reply | None] = lambda request: None
         self.requests: list[Request] = []
@@ -192,7 +194,7 @@ class MisbehavingServer:
             return 200, {"object": "list", "data": [{"id": m, "object": "model"} | context for m in self.models]}
         if (body := request.body)["model"] not in self.models:
             return 404, {"error": {"message": f"The model `{body['model']}` does not exist."}}
-        known = {"model", "prompt", "messages", self.limit, "temperature", "seed"}
+        known = {"model", "prompt", "messages", self.limit, "temperature", "seed", "stop"}
         if self.limit not in body:
             text = "Unsupported parameter: 'max_tokens' is not supported with this model. Use '{}' instead."
             return 400, {"error": {"message": text.format(self.limit), "code": "unsupported_parameter"}}
@@ -229,7 +231,13 @@ class MisbehavingServer:
         said = list((self.writes if isinstance(self.writes, str) else self.writes(request)).encode())
         ids = said[:n] if len(said) >= n else [*said, END]
         ended = ids[-1:] == [END]
-        choice = {"index": 0, "finish_reason": "stop" if ended else "length"} | wrap(decode(ids[: len(ids) - ended]))
+        text, stops = decode(ids[: len(ids) - ended]), [s for s in body.get("stop", ()) if s.encode()[0] in ids]
+        if stops:  # the ids keep the stop string, the text does not
+            text, ended = text.partition(stops[0])[0], True
+            ids = encode(text + stops[0])
+        choice = {"index": 0, "finish_reason": "stop" if ended else "length"} | wrap(text)
+        if self.stops:
+            choice[self.stops] = stops[0] if stops else None
         if self.token_ids and body.get("return_token_ids"):
             choice["token_ids"] = ids
         usage = {"prompt_tokens": prompt, "completion_tokens": len(ids), "total_tokens": prompt + len(ids)}

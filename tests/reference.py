@@ -21,13 +21,15 @@ class Slow:
     logprobs: list[float] = field(default_factory=list)
     calls: list[tuple[int, int, int]] = field(default_factory=list)  # start, end, delivered
     stop: str = ""
+    withdrawn: list[tuple[int, str]] = field(default_factory=list)  # place, text
     student_runs: int = 0
 
 
 @torch.no_grad()
 def slow_relay(
-    student, teacher, tokenizer, prompt, *, end_ids, max_tokens, seed=0, temperature=0.0, call_rule=None, caps=None
-):
+    student, teacher, tokenizer, prompt, *, end_ids, max_tokens, seed=0, temperature=0.0, call_rule=None, caps=None,
+    call_end="tokens",
+):  # fmt: skip
     """One row. ``call_rule(position) -> n | None``; ``caps`` bounds granted n. The teacher is greedy."""
     out = Slow()
     done_turns: list[tuple[str, list[int]]] = []  # finished turns as the teacher sees them
@@ -80,7 +82,8 @@ def slow_relay(
         start = out.source.rfind("c")
         while start > 0 and out.source[start - 1] == "c":
             start -= 1
-        granted = min(closed.n, max_tokens - len(out.ids), caps or closed.n)
+        wanted = closed.n if call_end == "tokens" else max_tokens
+        granted = min(wanted, max_tokens - len(out.ids), caps or wanted)
         if granted <= 0:
             out.stop = "length"
             break
@@ -94,6 +97,8 @@ def slow_relay(
                 teacher_stop = True
                 break
             said.append(token)
+            if call_end == "line" and "\n" in text_of([token]):
+                break
         for token in said:
             note(token, logits_of(student, prompt + out.ids))
             out.ids.append(token)
@@ -134,3 +139,55 @@ def seen_by_teacher(tokenizer, turn):
             rest = "".join(text[k] for k in range(a, b) if k not in inside)
             ids += tokenizer(rest, add_special_tokens=False)["input_ids"] if rest else []
     return ids
+
+
+@torch.no_grad()
+def slow_lines(
+    student, teacher, tokenizer, prompt, *, end_ids, max_tokens, call_end="line", unsure=None, surprise=None
+):
+    """One greedy row in which the teacher takes over silently; every token runs the whole text anew.
+
+    ``unsure``: it writes where the student's entropy is above, at the beginning of a line or, for ``call_end`` answer,
+    anywhere. ``surprise``: it writes anew what the student wrote since the last hand-off, if that surprises it more.
+    """
+    out, handed = Slow(), 0
+
+    def logp_of(model, ids):
+        return torch.log_softmax(model(input_ids=torch.tensor([prompt + ids])).logits[0, -1].float(), -1)
+
+    while not out.stop:
+        text = tokenizer.decode(out.ids, skip_special_tokens=False)
+        begins, take = not text or text.endswith("\n"), False
+        if surprise is not None and begins and len(out.ids) > handed:
+            line = out.ids[handed:]
+            nats = [-float(logp_of(teacher, out.ids[: handed + i])[token]) for i, token in enumerate(line)]
+            take = sum(nats) / len(nats) > surprise
+            if take:
+                out.withdrawn.append((handed, tokenizer.decode(line)))
+                out.ids, out.source = out.ids[:handed], out.source[:handed]
+            else:
+                out.calls.append((len(out.ids), len(out.ids), 0))
+                handed = len(out.ids)
+        logp = logp_of(student, out.ids)
+        if unsure is not None and (begins or call_end == "answer"):
+            take = float(-(logp.exp() * logp).sum()) > unsure
+        if not take:
+            token = int(logp.argmax())
+            out.ids.append(token)
+            out.source += "s"
+            out.stop = "end" if token in end_ids else "length" if len(out.ids) >= max_tokens else ""
+            continue
+        start = len(out.ids)
+        while not out.stop and not (
+            call_end == "line" and "\n" in tokenizer.decode(out.ids[-1:] if start < len(out.ids) else [])
+        ):
+            token = int(logp_of(teacher, out.ids).argmax())
+            if token in end_ids:
+                out.stop = "teacher_end"
+                break
+            out.ids.append(token)
+            out.source += "t"
+            out.stop = "length" if len(out.ids) >= max_tokens else ""
+        handed = len(out.ids)
+        out.calls.append((start, start, handed - start))
+    return out

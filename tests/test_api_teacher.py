@@ -17,6 +17,7 @@ import threading
 import time
 import tracemalloc
 from contextlib import closing
+from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -90,6 +91,30 @@ def ask(teacher: APITeacher, *segments: str | Segment, n: int = 5, seed: int = 0
 def choice(**changes) -> Reply:
     """The truth with some fields of its choice changed."""
     return Reply(change=lambda body: body["choices"][0].update(changes))
+
+
+# Turns that end with the line --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("token_ids", [True, False])
+@pytest.mark.parametrize("stops", ["stop_reason", "matched_stop", None])
+def test_a_turn_ends_with_the_line_whatever_the_server_tells(server, connect, tokenizer, stops, token_ids):
+    server.stops, server.token_ids, server.writes = stops, token_ids, "6.\nNext line"
+    teacher = connect(tokenizer=tokenizer)
+    line = replace(view("2*3=", n=40), line=True)
+    output, again = complete(teacher, [line])[0], complete(teacher, [line])[0]
+    assert output.text == again.text == ("6.\n" if stops else "6.\nNext line"), "else the relay cuts it"
+    assert output.finish_reason == ("length" if stops else "stop")
+    assert output.tokens == len(output.text)
+    assert output.ids == (tuple(output.text.encode()) if token_ids else None)
+    asked = [r.body.get("stop") for r in server.requests]
+    assert asked == ([["\n"], ["\n"]] if stops else [["\n"], None, None]), "found out once"
+
+
+def test_the_end_of_the_answer_is_none_of_the_line(server, connect):
+    server.writes = "6."
+    output = complete(connect(), [replace(view("2*3=", n=40), line=True)])[0]
+    assert (output.text, output.finish_reason) == ("6.", "stop")
 
 
 # What is sent -------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from relaylab.evaluation.cost import (
+from relaylab.cost import (
     MEASURES,
     HandOff,
     ModelPrices,

@@ -20,7 +20,7 @@ PACKAGE = ROOT / "relaylab"
 ORDER = [
     *("__main__", "cli", "lab", "submissions", "notebook_commands", "measure_commands", "options", "doctor", "memory"),
     *("views", "sweep", "server", "zoo", "evaluation", "training", "relay", "engine", "tasks"),
-    *("trace", "files", "settings", "defaults", "stopping", "call_tag", "version"),
+    *("cost", "trace", "files", "settings", "defaults", "stopping", "call_tag", "version"),
 ]
 RANK = {name: rank for rank, name in enumerate(ORDER)}
 # The package itself is a facade over everything; only a door may look at it from inside.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from relaylab.evaluation.cost import HandOff, ModelPrices, Prices, alone, costs, regular_trace, usage
+from relaylab.cost import HandOff, ModelPrices, Prices, alone, costs, regular_trace, usage
 from relaylab.trace import Trace
 
 SPEC = importlib.util.spec_from_file_location("lesson_fleet", Path(__file__).parents[1] / "notebooks/lesson/fleet.py")

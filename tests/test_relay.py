@@ -112,6 +112,49 @@ def test_a_ragged_batch_equals_the_slow_reference(engines, kind, temperature):
         assert {trace.source[k] for k in unknown} <= {"t", "c"}
 
 
+@pytest.mark.parametrize(("kind", "call_end"), [("embedded", "line"), ("embedded", "answer"), ("qwen3", "line")])
+def test_a_turn_that_ends_with_the_line_or_the_answer_equals_the_slow_reference(engines, kind, call_end):
+    student, teacher = engines[kind]
+
+    def run(questions, caps=None, **options):
+        relay = Relay(student, LocalTeacher(teacher), max_tokens=60, max_call_tokens=caps, call_end=call_end,
+                      call_rule=CallAt({3: 1, 17: 1, 30: 2}), **options)  # fmt: skip
+        return relay.run(questions)
+
+    for caps in (None, 4):
+        fast = run(QUESTIONS[:6], caps)
+        assert [without_latency(t) for t in run(QUESTIONS[:6], caps, batch_size=2)] == [
+            without_latency(t) for t in fast
+        ]
+        for trace in fast:
+            slow = slow_relay(
+                student.model, teacher.model, student.tokenizer, trace.prompt_ids, end_ids=student.end_ids,
+                max_tokens=60, call_rule={3: 1, 17: 1, 30: 2}.get, caps=caps, call_end=call_end,
+            )  # fmt: skip
+            assert (trace.completion_ids, trace.source, trace.stop) == (slow.ids, slow.source, slow.stop)
+            assert [(c.start, c.end, c.delivered) for c in trace.answered] == slow.calls
+            for c in trace.answered:
+                text = "".join(trace.pieces[c.end : c.end + c.delivered])
+                assert (c.finish_reason == "line") == (call_end == "line" and "\n" in text)
+        reasons = {c.finish_reason for t in fast for c in t.answered}
+        assert kind == "qwen3" or reasons >= {"line" if call_end == "line" and not caps else "length"}
+        assert caps or all(c.granted == 60 - c.end for t in fast for c in t.answered)
+        fork = list(Relay(student, LocalTeacher(teacher), max_tokens=60, max_call_tokens=caps, call_end=call_end,
+                          call_rule=CallAt({17: 1, 30: 2})).fork(fast[0], fast[0].calls[0].end))[-1].trace  # fmt: skip
+        assert without_latency(fork) == without_latency(fast[0])
+
+
+def test_a_teacher_that_knows_no_lines_is_cut_at_the_end_of_the_line(engines):
+    student, _ = engines["embedded"]
+    teacher = ScriptedTeacher(["one\ntwo\nthree"])
+    relay = Relay(student, teacher, call_rule=CallAt({4: 2}), max_tokens=60, call_end="line")
+    trace = relay.run([QUESTIONS[0]])[0]
+    (call,) = trace.answered
+    assert "".join(trace.pieces[call.end : call.end + call.delivered]) == "one\n"
+    assert (call.finish_reason, call.written) == ("line", 13)  # all that it wrote is paid for
+    assert teacher.requests[0][1] == call.granted == 60 - call.end
+
+
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("kind", ["embedded", "qwen3"])
 def test_a_row_alone_equals_the_row_in_a_batch_of_64(engines, kind, temperature):

@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 import pytest
 from test_player import Page, evaluate
 
-from relaylab.evaluation.cost import MEASURES, ModelPrices, Prices, cost_sweep
+from relaylab.cost import MEASURES, ModelPrices, Prices, cost_sweep
 from relaylab.training.rewards import rolled_back
 from relaylab.views.cost_dial import cost_dial, example_prices
 from relaylab.views.reward_lab import EXAMPLE, SCHEMES, Rollout, reward_lab, reward_table

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from relaylab.trace import Call, Trace
 from relaylab.training.rewards import (
     advantages,
+    cost_aware,
     difficulty_aware,
     kind_of,
     outcome,
@@ -51,6 +52,20 @@ CELLS = [
     ([HELPED_RIGHT, ALONE_WRONG, HELPED_WRONG, IGNORED], [0.6, -1, 0, -1]),  # dependent
     ([ALONE_WRONG, HELPED_WRONG, IGNORED], [0, 0.2, 0]),  # unsolvable
 ]
+
+
+def test_the_cost_of_a_rollout_is_what_both_models_read_and_wrote():
+    """FLOPs in units of 2 x the student's parameters; the teacher has 10 times as many, and the prompt one token."""
+    alone = (1 + 4) * 1
+    helped = (5 + 6) * 1 + ((2 + 2) + (2 + 2)) * 10  # 2 new tokens before each call, and 2 written
+    teacher_short, teacher_long = (1 + 4) * 10, (1 + 8) * 10
+    found = cost_aware([ALONE_RIGHT, HELPED_RIGHT], cost_weight=0.5)
+    assert found == pytest.approx([1 - 0.5 * alone / teacher_long, 1 - 0.5 * helped / teacher_short])
+    assert cost_aware([ALONE_WRONG], cost_weight=0.5) == pytest.approx([-0.5 * alone / teacher_short])
+    assert cost_aware([HELPED_WRONG, ALONE_WRONG], cost_weight=0) == [0, 0]
+    padded = rollout("sctts" * 2 + "s" * 30, True)
+    for group in ([HELPED_RIGHT, ALONE_RIGHT], [HELPED_RIGHT, HELPED_WRONG]):
+        assert cost_aware([padded, *group[1:]])[0] < cost_aware(group)[0], "padding pays for itself only"
 
 
 @pytest.mark.parametrize(("group", "expected"), CELLS, ids=["solvable", "dependent", "unsolvable"])

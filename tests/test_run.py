@@ -102,6 +102,7 @@ def test_python_yaml_and_the_command_line_are_one_thing(tmp_path):
         (dict(call_curriculum=[{"steps": 1, "n": 1}]), r"unknown \['n'\] in call_curriculum"),
         (dict(suites=["tile"]), r"unknown suites \['tile'\]"),
         # what TRL would take, and a relay run cannot honour
+        (dict(reward="simple", cost_weight=0.3), "cost_weight does nothing for this reward"),
         (dict(top_p=0.5), "top_p does nothing in a relay run: rollouts follow temperature alone"),
         (dict(use_vllm=True), "use_vllm does nothing in a relay run: relaylab's own engine"),
         (dict(chat_template_kwargs={"enable_thinking": True}), "chat_template_kwargs does nothing"),

@@ -19,7 +19,7 @@ _NAMES = {
     "relaylab.call_tag": "OPEN find_calls format_call strip_calls visible",
     "relaylab.engine.load": "embedded embedded_tokenizer load_engine manifest resolve",
     "relaylab.doctor": "Machine estimates",
-    "relaylab.evaluation.cost": "MEASURES ModelPrices Prices costs hand_offs roofline usage",
+    "relaylab.cost": "MEASURES ModelPrices Prices costs hand_offs roofline usage",
     "relaylab.evaluation.counterfactual": "call_effects effects_by verdicts",
     "relaylab.evaluation.learning": "calls_at hard_kinds result_digits step_accuracy",
     "relaylab.evaluation.placement": "agreement_frame calls_frame transfer_frame windows_frame",

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import simpy
 
-from relaylab.evaluation.cost import HandOff, hand_offs
+from relaylab.cost import HandOff, hand_offs
 
 
 class TeacherMachine:

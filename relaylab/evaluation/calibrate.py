@@ -1,8 +1,9 @@
 """Fair thresholds: every trigger gets the setting that is best for it on training problems at a budget.
 
-A trigger's candidates are all pairs of a threshold and a call length. Thresholds are quantiles of the signal in the
-student's own answers. Of the candidates whose share of teacher tokens stays within the budget, the most accurate one is
-chosen. The choice is a method text that ``evaluate`` reads, such as ``entropy:threshold=1.42,n=8``.
+A trigger's candidates are all pairs of a threshold and a call length; a call for a line or an answer has no length.
+Thresholds are quantiles of the signal in the student's own answers. Of the candidates whose share of teacher tokens
+stays within the budget, the most accurate one is chosen. The choice is a method text that ``evaluate`` reads, such as
+``entropy:threshold=1.42,n=8``.
 """
 
 from __future__ import annotations
@@ -12,14 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from tqdm.auto import tqdm
 
 from relaylab.defaults import UNTRAINED
 from relaylab.engine.load import default_teacher, fingerprint_weights
 from relaylab.evaluation.eval_run import EvalRun, ModelCache
 from relaylab.evaluation.stats import share
-from relaylab.evaluation.systems import SYSTEMS, system
+from relaylab.evaluation.systems import SYSTEMS, Citer, system
 from relaylab.evaluation.token_router import TokenRouter
 from relaylab.files import bind_folder, plain
 from relaylab.relay.config import RelayConfig
@@ -28,7 +28,7 @@ from relaylab.tasks.suites import Problem
 from relaylab.trace import TEACHER, Trace
 
 BUDGETS = (0.02, 0.05, 0.1)  # teacher tokens of all tokens
-TRIGGERS = ("entropy", "line", "margin", "probe", "citer")
+TRIGGERS = ("entropy", "line", "margin", "probe", "citer", "r2r", "glimp", "offload", "specreason")
 LENGTHS = (3, 8, 16)
 QUANTILES = (0.8, 0.9, 0.95, 0.98, 0.99, 0.995)  # of the signal; a larger one calls less
 
@@ -85,10 +85,10 @@ def calibrate(
     run = EvalRun(models, problems, folder, RelayConfig(max_tokens=max_tokens), seed, batch_size, progress=False)
     alone = run.traces(SYSTEMS["student"])
     candidates = [
-        (trigger, system(f"{trigger}:threshold={threshold:.4g},n={n}"))
+        (trigger, system(f"{trigger}:threshold={threshold:.4g}{length}{',recall=0' if trigger == 'r2r' else ''}"))
         for trigger in triggers
         for threshold in thresholds(trigger, run, alone, quantiles)
-        for n in lengths
+        for length in ([f",n={n}" for n in lengths] if _counts(trigger) else [""])
     ]
     rows = []
     for trigger, candidate in tqdm(candidates, desc="calibrating", disable=not progress):
@@ -106,11 +106,22 @@ def calibrate(
     return chosen
 
 
+def _counts(trigger: str) -> bool:
+    """Whether a trigger's calls are for a number of tokens."""
+    return hasattr(SYSTEMS[trigger], "n") and getattr(SYSTEMS[trigger], "call_end", "tokens") == "tokens"
+
+
 def thresholds(trigger: str, run: EvalRun, alone: Sequence[Trace], quantiles: Sequence[float]) -> list[float]:
-    """Quantiles of a trigger's signal over the tokens that it looks at, in the student's own answers."""
+    """Quantiles of a trigger's signal over the tokens that it looks at, in the student's own answers.
+
+    What hands an answer over once looks at the highest entropy of each answer, what verifies at whole lines.
+    """
     default = SYSTEMS[trigger]
-    if trigger in ("citer", "probe"):
-        router = run.models.router("student", linear=trigger == "probe")
+    if trigger == "specreason":
+        values = [surprise for trace in alone for surprise in _surprises(run, trace)]
+        return sorted({float(v) for v in np.quantile(values, quantiles)})
+    if isinstance(default, Citer):
+        router = run.models.router("student", linear=default.linear, top=default.top)
         values = np.concatenate([_probabilities(router, run, trace) for trace in alone])
         return sorted({float(v) for v in np.quantile(values, quantiles)})
     if getattr(default, "margin", False):
@@ -118,8 +129,18 @@ def thresholds(trigger: str, run: EvalRun, alone: Sequence[Trace], quantiles: Se
         return sorted({float(v) for v in np.quantile(values, [1 - q for q in quantiles])})
     begins = [[i for i in range(len(t.pieces)) if i == 0 or "\n" in t.pieces[i - 1]] for t in alone]
     looked_at = begins if getattr(default, "line", False) else [range(len(t.pieces)) for t in alone]
-    values = [t.entropies[i] or 0.0 for t, places in zip(alone, looked_at) for i in places if t.entropies]
+    seen = [[t.entropies[i] or 0.0 for i in places] for t, places in zip(alone, looked_at) if t.entropies]
+    once = getattr(default, "call_end", "") == "answer"
+    values = [max(v) for v in seen if v] if once else [e for v in seen for e in v]
     return sorted({float(v) for v in np.quantile(values, quantiles)})
+
+
+def _surprises(run: EvalRun, trace: Trace) -> list[float]:
+    """Mean surprise (nats) of the teacher at each line that the student ended."""
+    logits, _ = run.models.local_teacher("specreason").engine.read(trace.prompt_ids, trace.completion_ids)
+    chosen = -logits.log_softmax(-1).cpu().numpy()[np.arange(len(logits)), trace.completion_ids]
+    ends = [i for i, piece in enumerate(trace.pieces, 1) if piece.endswith("\n")]
+    return [float(chosen[a:b].mean()) for a, b in zip([0, *ends], ends)]
 
 
 def _margins(run: EvalRun, trace: Trace) -> np.ndarray:
@@ -128,7 +149,6 @@ def _margins(run: EvalRun, trace: Trace) -> np.ndarray:
     return (best[:, 0] - best[:, 1]).cpu().numpy()
 
 
-@torch.inference_mode()
 def _probabilities(router: TokenRouter, run: EvalRun, trace: Trace) -> np.ndarray:
-    _, hidden = run.models.engine("student").read(trace.prompt_ids, trace.completion_ids)
-    return router.net(hidden).sigmoid()[:, 0].cpu().numpy()
+    logits, hidden = run.models.engine("student").read(trace.prompt_ids, trace.completion_ids)
+    return router.probability(hidden, logits).cpu().numpy()

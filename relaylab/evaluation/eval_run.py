@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -15,10 +16,10 @@ from relaylab.engine.engine import Engine
 from relaylab.engine.load import embedded, load_engine, relay_defaults
 from relaylab.evaluation.token_router import TokenRouter, train_token_router
 from relaylab.relay.call_rules import CallRule
-from relaylab.relay.config import RelayConfig
+from relaylab.relay.config import CallEnd, RelayConfig
 from relaylab.relay.local_teacher import LocalTeacher
 from relaylab.relay.pair import Pair, is_url, load_teacher
-from relaylab.relay.teachers import Teacher
+from relaylab.relay.teachers import NoTeacher, Teacher
 from relaylab.tasks.suites import Problem
 from relaylab.trace import Trace, TraceWriter
 
@@ -57,7 +58,8 @@ class ModelCache:
     untrained: str = "student"
     _engines: dict[str, Engine] = field(default_factory=dict, repr=False)
     _teachers: dict[str, Teacher] = field(default_factory=dict, repr=False)
-    _routers: dict[tuple[str, bool], TokenRouter] = field(default_factory=dict, repr=False)
+    _routers: dict[tuple[str, bool, int], TokenRouter] = field(default_factory=dict, repr=False)
+    _entropies: dict[str, list[float]] = field(default_factory=dict, repr=False)
 
     @cached_property
     def teacher(self) -> Teacher:
@@ -85,17 +87,28 @@ class ModelCache:
             self._engines[name] = load_engine(self.model(name), **self.options)
         return self._engines[name]
 
-    def router(self, student: str, *, linear: bool = False) -> TokenRouter:
-        """A token router (CITER's MLP) or a linear probe for a student, trained once."""
-        key = student, linear
+    def router(self, student: str, *, linear: bool = False, top: int = 0) -> TokenRouter:
+        """A token router (an MLP) or a linear probe for a student, trained once. ``top``: as in ``TokenRouter``."""
+        key = student, linear, top
         if key not in self._routers:
             if not self.training:
                 raise ValueError("the token router (citer) learns from training problems; give some")
             self._routers[key] = train_token_router(
                 self.engine(student), self.local_teacher("citer"), self.training, max_tokens=self.max_tokens,
-                width=0 if linear else 64,
+                width=0 if linear else 64, top=top,
             )  # fmt: skip
         return self._routers[key]
+
+    def line_entropies(self, student: str) -> list[float]:
+        """Logarithms of the entropies at the beginnings of lines, in a student's answers to the training problems."""
+        if student not in self._entropies:
+            if not self.training:
+                raise ValueError("steer looks at answers to training problems; give some")
+            options = {"max_tokens": self.max_tokens, "record": True, "progress": False}
+            traces = Pair(self.engine(student), NoTeacher()).decode(self.training, **options)
+            begins = ((t, i) for t in traces for i in range(len(t.pieces)) if i == 0 or t.pieces[i - 1].endswith("\n"))
+            self._entropies[student] = [math.log((t.entropies or [])[i] or 1e-9) for t, i in begins]
+        return self._entropies[student]
 
     def local_teacher(self, system: str) -> LocalTeacher:
         """The teacher of a system that looks into both models; it must not be behind a server."""
@@ -172,12 +185,13 @@ class EvalRun:
         return replace(self.config, **caps)
 
     def called(
-        self, system: System, student: str, rule: CallRule, *, max_calls: int | None = None, write: bool = False
-    ) -> list[Trace]:
-        """The teacher takes over where a rule says so; silently, unless ``write``."""
+        self, system: System, student: str, rule: CallRule, *, teacher: Teacher | None = None, write: bool = False,
+        max_calls: int | None = None, call_end: CallEnd = "tokens",
+    ) -> list[Trace]:  # fmt: skip
+        """The teacher takes over where a rule says so, up to ``call_end``; silently, unless ``write``."""
         caps = dict.fromkeys(("max_call_tokens", "max_teacher_tokens", "fixed_call_tokens"))
-        config = replace(self.config, max_calls=max_calls, write_call=write, **caps)
-        return self.decode(system, student, self.models.teacher, config=config, call_rule=rule)
+        config = replace(self.config, max_calls=max_calls, write_call=write, call_end=call_end, **caps)
+        return self.decode(system, student, teacher or self.models.teacher, config=config, call_rule=rule)
 
     def write(self, system: System, traces: list[Trace]) -> list[Trace]:
         """Keep traces that are put together from those of other systems."""

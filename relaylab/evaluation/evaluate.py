@@ -63,7 +63,7 @@ def evaluate(
         config: of the relays.
         samples: answers per problem and method, for avg@k and pass@k; sample j has the seed ``seed + j``.
         seed: random seed.
-        training: problems that a baseline learns from (citer).
+        training: problems that methods learn from (citer, r2r, steer).
         batch_size: rows decoded together.
         suffix: put after each question, training questions included.
         shard: ``i/n`` decodes that part of the problems and writes no table. The call without it merges the parts.

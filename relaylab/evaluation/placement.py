@@ -67,12 +67,14 @@ def calls_frame(traces: Sequence[Trace]) -> pd.DataFrame:
 
 def call_outcome(call: Call) -> str:
     """``in full``, ``cut by caps`` (granted less than requested), ``teacher ended`` (the answer, too early), ``fixed
-    length`` (granted more); for a call without an answer, its status.
+    length`` (granted more), ``line``, ``accepted``; for a call without an answer, its status.
     """
     if call.status != "answered":
         return call.status
     if call.finish_reason == "stop" and call.written < call.granted:
         return "teacher ended"
+    if call.finish_reason in ("line", "accepted"):
+        return call.finish_reason
     if call.requested is None or call.granted == call.requested:
         return "in full"
     return "cut by caps" if call.granted < call.requested else "fixed length"

@@ -12,37 +12,51 @@ ratio and cost mean the same everywhere.
     cascade                       the teacher answers the share of questions that the student is least sure of
     plan                          the teacher writes the first n tokens
     entropy                       the teacher writes n tokens where the student's entropy is high; no training
-    line                          the same, at the first token of a line only (GlimpRouter)
+    line                          the same, at the first token of a line only
+    glimp                         the same, and the teacher writes the whole line (GlimpRouter)
+    offload                       where the entropy is high, the teacher writes the rest of the answer
     margin                        the same, where the student's two most probable tokens lie close together
     citer                         an MLP on the student's hidden state routes single tokens (``token_router.py``)
     probe                         the same with a linear probe
+    r2r                           the same, which sees the largest logits, too, at a threshold for a recall (R2R)
+    steer                         as glimp, above a threshold that a mixture of two Gaussians finds (STEER)
+    specreason                    the teacher reads each line of the student, and rewrites the lines that surprise it
     speculative                   the teacher's own answer, drafted by the student: nothing lost, a measure of cost
 
 The untrained student never saw a command, so systems without training call silently.
+
+A system of your own is a class with one method, named by ``module:Class`` with ``--import module.py``:
+
+    class Twice(System):
+        def decode(self, run):
+            return run.called(self, "student", CallAt({10: 4, 30: 4}))
 """
 
 from __future__ import annotations
 
 import math
+import pkgutil
 import random
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields, replace
 from statistics import fmean
-from typing import Any, ClassVar
+from typing import ClassVar, get_args
 
-import torch
 from tqdm.auto import tqdm
 
-from relaylab.engine.engine import Engine
 from relaylab.evaluation.eval_run import EvalRun, without_secrets
-from relaylab.relay.call_rules import CallAt, CallWhenUnsure
-from relaylab.relay.pair import graded, problem_seed
+from relaylab.evaluation.mixture import unsure_above
+from relaylab.evaluation.speculative import assisted
+from relaylab.relay.call_rules import CallAt, CallEvery, CallWhenUnsure
+from relaylab.relay.config import CallEnd
+from relaylab.relay.local_teacher import Verifier
+from relaylab.relay.pair import problem_seed
 from relaylab.relay.teachers import NoTeacher
-from relaylab.tasks.suites import Problem
 from relaylab.trace import TEACHER, Trace, TraceWriter, read_traces
 
 FLAGS = {"1": True, "True": True, "0": False, "False": False}
-RANGES = {"p": (0, 1), "share": (0, 1), "threshold": (0, math.inf), "n": (1, math.inf), "draft": (1, math.inf)}
+RANGES = dict.fromkeys(("p", "share", "posterior", "recall"), (0, 1)) | dict.fromkeys(("n", "draft"), (1, math.inf))
+RANGES["threshold"] = (0, math.inf)
 
 
 @dataclass(frozen=True)
@@ -62,6 +76,8 @@ class System(ABC):
             default = getattr(type(self), option, None)
             if not low <= value <= high and value != default:
                 raise ValueError(f"{self.name}: {option} is {value}; it lies in {low} to {high}")
+        if (end := getattr(self, "call_end", "tokens")) not in get_args(CallEnd):
+            raise ValueError(f"{self.name}: call_end is {end!r}; it is one of {', '.join(get_args(CallEnd))}")
 
     @property
     def label(self) -> str:
@@ -95,14 +111,18 @@ class TeacherOnly(System):
 
 @dataclass(frozen=True)
 class RelaySystem(System):
-    """A trained student with its teacher, or another ``teacher`` (figure 3); ``n`` fixes the length of every call."""
+    """A trained student with its teacher, or another ``teacher`` (figure 3); ``n`` fixes the length of every call.
+
+    ``call_end``: as in ``RelayConfig``; a call is for a line, or for the rest of the answer.
+    """
 
     student: str = "relay"
     n: int = 0
     teacher: str = ""
+    call_end: CallEnd = "tokens"
 
     def decode(self, run: EvalRun) -> list[Trace]:
-        config = run.relay_config(self.student)
+        config = replace(run.relay_config(self.student), call_end=self.call_end)
         config = replace(config, fixed_call_tokens=self.n) if self.n else config
         teacher = run.models.teacher_named(self.teacher) if self.teacher else run.models.teacher
         return run.decode(self, self.student, teacher, config=config)
@@ -124,6 +144,7 @@ class EntropyCalls(System):
     """``n`` tokens of the teacher wherever the student's entropy is above ``threshold`` nats.
 
     ``line`` and ``margin``: see ``CallWhenUnsure``. ``write``: write the command, for a student that knows it.
+    ``call_end``: the teacher writes to the end of the line, or of the answer, whatever ``n`` is.
     """
 
     student: str = "student"
@@ -132,28 +153,66 @@ class EntropyCalls(System):
     line: bool = False
     margin: bool = False
     write: bool = False
+    call_end: CallEnd = "tokens"
 
     def decode(self, run: EvalRun) -> list[Trace]:
         rule = CallWhenUnsure(self.threshold, self.n, line=self.line, margin=self.margin)
-        return run.called(self, self.student, rule, write=self.write)
+        return run.called(self, self.student, rule, write=self.write, call_end=self.call_end)
+
+
+@dataclass(frozen=True)
+class Steer(System):
+    """The teacher writes a line whose first token belongs to the unsure ones, with more than this ``posterior``.
+
+    Two Gaussians are fitted to the logarithms of the entropies at the beginnings of lines, in the student's answers to
+    training problems. It takes neither labels nor a budget.
+    """
+
+    student: str = "student"
+    posterior: float = 0.5
+
+    def decode(self, run: EvalRun) -> list[Trace]:
+        threshold = math.exp(unsure_above(run.models.line_entropies(self.student), self.posterior))
+        return run.called(self, self.student, CallWhenUnsure(threshold, 1, line=True), call_end="line")
+
+
+@dataclass(frozen=True)
+class SpecReason(System):
+    """The teacher reads each line that the student has ended, and accepts it or writes another in its place.
+
+    It accepts a line whose tokens surprise it by at most ``threshold`` nats on average. Calls of the student's own are
+    such questions, too. What ends the answer is not read.
+    """
+
+    student: str = "student"
+    threshold: float = 0.3
+
+    def decode(self, run: EvalRun) -> list[Trace]:
+        usual = run.models.local_teacher("specreason")
+        sampling = {name: getattr(usual, name) for name in ("temperature", "top_p", "top_k", "name")}
+        verifier = Verifier(usual.engine, threshold=self.threshold, **sampling)
+        return run.called(self, self.student, CallEvery(1, 1, line=True), teacher=verifier, call_end="line")
 
 
 @dataclass(frozen=True)
 class Citer(System):
     """A trained MLP routes ``n`` tokens to the teacher if its probability of needing it is above ``threshold``.
 
-    ``linear``: a linear probe instead.
+    ``linear``: a linear probe instead. ``top``: it sees so many of the largest logits, too. ``recall``: above the
+    threshold that finds this share of the tokens which need the teacher.
     """
 
     student: str = "student"
     threshold: float = 0.5
     n: int = 1
     linear: bool = False
+    top: int = 0
+    recall: float = 0.0
 
     def decode(self, run: EvalRun) -> list[Trace]:
-        router = run.models.router(self.student, linear=self.linear)
-        router = replace(router, threshold=self.threshold, n=self.n)
-        return run.called(self, self.student, router)
+        router = run.models.router(self.student, linear=self.linear, top=self.top)
+        threshold = router.threshold_for(self.recall) if self.recall else self.threshold
+        return run.called(self, self.student, replace(router, threshold=threshold, n=self.n))
 
 
 @dataclass(frozen=True)
@@ -228,55 +287,9 @@ class Speculative(System):
         todo = [p for p in run.problems if p.id not in done]
         with TraceWriter(run.path(self)) as out:
             for problem in tqdm(todo, desc="speculative", disable=not run.progress):
-                done[problem.id] = self._one(problem, student, teacher.engine, run, config)
+                done[problem.id] = assisted(problem, student, teacher.engine, run, config)
                 out.write(done[problem.id])
         return [done[p.id] for p in run.problems]
-
-    def _one(self, problem: Problem, student: Engine, teacher: Engine, run: EvalRun, config: dict) -> Trace:
-        prompt = teacher.prompt_ids([{"role": "user", "content": problem.question}])
-        counts = {"teacher_passes": 0, "student_passes": 0}
-        hooks = [
-            model.register_forward_hook(lambda *_, name=name: counts.__setitem__(name, counts[name] + 1))
-            for model, name in ((teacher.model, "teacher_passes"), (student.model, "student_passes"))
-        ]
-        seed, temperature = problem_seed(run.seed, problem.id), run.config.temperature
-        sampling = {"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {}
-        generation = student.model.generation_config
-        before = generation.num_assistant_tokens, generation.num_assistant_tokens_schedule
-        generation.num_assistant_tokens, generation.num_assistant_tokens_schedule = self.draft, "constant"
-        try:
-            with torch.random.fork_rng(devices=[]), torch.inference_mode():
-                torch.manual_seed(seed)
-                ids = torch.tensor([prompt], device=teacher.device)
-                model: Any = teacher.model
-                written = model.generate(
-                    ids,
-                    attention_mask=torch.ones_like(ids),
-                    assistant_model=student.model,
-                    max_new_tokens=run.config.max_tokens,
-                    do_sample=temperature > 0,
-                    eos_token_id=sorted(teacher.end_ids),
-                    **sampling,
-                )[0, len(prompt) :].tolist()
-        finally:
-            generation.num_assistant_tokens, generation.num_assistant_tokens_schedule = before
-            for hook in hooks:
-                hook.remove()
-        ended = bool(written) and written[-1] in teacher.end_ids
-        trace = Trace(
-            prompt=problem.question,
-            prompt_ids=prompt,
-            completion_ids=written,
-            source=TEACHER * len(written),
-            pieces=[*teacher.text.pieces(written[:-1]), ""] if ended else teacher.text.pieces(written),
-            stop="teacher_end" if ended else "length",
-            seed=seed,
-            temperature=temperature,
-            student=student.name,
-            teacher=config["teacher"],
-            config=config | {"counts": counts},
-        )
-        return graded(trace, problem)
 
 
 SYSTEMS: dict[str, System] = {
@@ -293,19 +306,24 @@ SYSTEMS: dict[str, System] = {
         TeacherFirst("plan"),
         EntropyCalls("entropy"),
         EntropyCalls("line", line=True),
+        EntropyCalls("glimp", line=True, call_end="line"),
+        EntropyCalls("offload", call_end="answer"),
         EntropyCalls("margin", margin=True, threshold=0.3),
+        Steer("steer"),
+        SpecReason("specreason"),
         Citer("citer"),
         Citer("probe", linear=True),
+        Citer("r2r", top=100, recall=0.95),
         Speculative("speculative"),
     )
 }
 
 
 def system(text: str) -> System:
-    """A system by its text: a name of ``SYSTEMS``, and options after a colon.
+    """A system by its text: a name of ``SYSTEMS`` or ``module:Class``, and options after a colon.
 
     Raises:
-        ValueError: for an unknown name or option, or a bad value.
+        ValueError: for an unknown name or option, a class that is no ``System``, or a bad value.
 
     >>> system("cascade:share=0.3")
     Cascade(name='cascade', student='student', share=0.3)
@@ -313,6 +331,10 @@ def system(text: str) -> System:
     'router'
     """
     name, _, options = text.partition(":")
+    own, _, rest = options.partition(":")
+    if name not in SYSTEMS and own and "=" not in own:
+        name, options = f"{name}:{own}", rest
+        SYSTEMS.setdefault(name, _imported(name))
     if name not in SYSTEMS:
         raise ValueError(f"no method {name!r}; there are {', '.join(SYSTEMS)}")
     default = SYSTEMS[name]
@@ -329,6 +351,17 @@ def system(text: str) -> System:
         except (ValueError, KeyError):
             raise ValueError(f"{text!r}: {value!r} is no {kinds[key].__name__}") from None
     return replace(default, **changed)
+
+
+def _imported(name: str) -> System:
+    """The system of a class of the user's own, named ``module:Class``."""
+    try:
+        made = pkgutil.resolve_name(name)(name)
+    except Exception as error:  # whatever an import of the user's code raises
+        raise ValueError(f"no method {name!r}: {type(error).__name__}: {error}") from error
+    if not isinstance(made, System):
+        raise ValueError(f"{name!r} is no method; derive it from relaylab.evaluation.systems.System")
+    return made
 
 
 def _student_only(student: str) -> System:

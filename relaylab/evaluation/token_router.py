@@ -8,9 +8,10 @@ the student goes on from its own token to the end, alone. The position needed th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -29,7 +30,8 @@ from relaylab.tasks.suites import Problem
 class TokenRouter:
     """A call rule: the teacher writes ``n`` tokens if the MLP's probability of needing it is above ``threshold``.
 
-    Of its training: ``positions`` with a label, the share that ``needed`` the teacher, and the held-back ``accuracy``.
+    It sees the student's last hidden state and the ``top`` largest logits. Of its training: ``positions`` with a label,
+    the share that ``needed`` the teacher, the held-back ``accuracy``, and the probabilities of those that it ``needs``.
     """
 
     net: nn.Module
@@ -38,6 +40,8 @@ class TokenRouter:
     positions: int = 0
     needed: float = 0.0
     accuracy: float = 0.0
+    top: int = 0
+    needs: list[float] = field(default_factory=list, repr=False)
     uses_entropy = False
     uses_hidden = True
 
@@ -46,12 +50,17 @@ class TokenRouter:
 
     def __call__(self, state: StepState) -> int | None:
         assert state.hidden is not None
-        return self.n if self.probability(state.hidden) > self.threshold else None
+        assert state.logits is not None
+        return self.n if float(self.probability(state.hidden, state.logits)) > self.threshold else None
 
     @torch.inference_mode()
-    def probability(self, hidden: Tensor) -> float:
-        """That the next token needs the teacher; ``hidden`` (H,) is the student's last hidden state."""
-        return float(torch.sigmoid(self.net(hidden.float()))[..., 0])
+    def probability(self, hidden: Tensor, logits: Tensor) -> Tensor:
+        """That the next token needs the teacher, of last hidden states (..., H) and logits (..., V)."""
+        return torch.sigmoid(self.net(_features(hidden, logits, self.top)))[..., 0]
+
+    def threshold_for(self, recall: float) -> float:
+        """The threshold that this share of the positions which need the teacher lie above."""
+        return float(np.quantile(self.needs, 1 - recall, method="lower")) * (1 - 1e-6) if self.needs else 1.0
 
 
 def train_token_router(
@@ -63,6 +72,7 @@ def train_token_router(
     threshold: float = 0.5,
     n: int = 1,
     width: int = 64,
+    top: int = 0,
     epochs: int = 200,
     seed: int = 0,
     batch_size: int = 64,
@@ -77,6 +87,7 @@ def train_token_router(
         threshold: of the router.
         n: tokens per call of the router.
         width: of the hidden layer; 0 for a linear probe.
+        top: it sees so many of the largest logits, too.
         epochs: full batches over all positions.
         seed: random seed.
         batch_size: rows decoded together.
@@ -86,12 +97,19 @@ def train_token_router(
     """
     if student.text.fingerprint != teacher.fingerprint:
         raise ValueError("a token router compares tokens: student and teacher must have one tokenizer")
-    states, labels, groups = _labels(student, teacher, problems, max_tokens, batch_size, seed)
+    states, labels, groups = _labels(student, teacher, problems, max_tokens, batch_size, seed, top)
     held = torch.tensor([problem_seed(seed, p) % 10 == 0 for p in groups], device=states.device)
     net = fit_probe(states, labels.float(), ~held, width=width, epochs=epochs, seed=seed)
     with torch.no_grad():
-        right = ((net(states)[:, 0] > 0).cpu() == labels)[held.cpu()].float()
-    return TokenRouter(net, threshold, n, len(labels), float(labels.float().mean()), float(right.mean()))
+        logits = net(states)[:, 0].cpu()
+    right, needs = ((logits > 0) == labels)[held.cpu()].float(), logits[labels].sigmoid().tolist()
+    return TokenRouter(net, threshold, n, len(labels), float(labels.float().mean()), float(right.mean()), top, needs)
+
+
+def _features(hidden: Tensor, logits: Tensor, top: int) -> Tensor:
+    """What a router sees: (..., H + top)."""
+    largest = logits.float().topk(min(top, logits.shape[-1])).values
+    return torch.cat([hidden.float(), largest], -1) if top else hidden.float()
 
 
 def fit_probe(
@@ -131,9 +149,10 @@ def fit_probe(
 
 
 def _labels(
-    student: Engine, teacher: LocalTeacher, problems: Sequence[Problem], max_tokens: int, batch_size: int, seed: int
-) -> tuple[Tensor, Tensor, list[str]]:
-    """Hidden states (positions, H), labels (positions,) and the problem of each position."""
+    student: Engine, teacher: LocalTeacher, problems: Sequence[Problem], max_tokens: int, batch_size: int, seed: int,
+    top: int,
+) -> tuple[Tensor, Tensor, list[str]]:  # fmt: skip
+    """Features (positions, H + top), labels (positions,) and the problem of each position."""
     options = {"max_tokens": max_tokens, "batch_size": batch_size, "progress": False}
     # 1) the teacher's right answers
     worked = [t for t in Pair(teacher.engine, NoTeacher()).decode(problems, seed=seed, **options) if t.correct]
@@ -145,7 +164,7 @@ def _labels(
     states, needed, groups, forks = list[Tensor](), list[bool](), list[str](), []
     for trace in worked:
         logits, hidden = student.read(trace.prompt_ids, trace.completion_ids)
-        states.append(hidden)
+        states.append(_features(hidden, logits, top))
         own = logits.argmax(-1).tolist()
         forks += [(len(needed) + i, trace, i) for i, (a, b) in enumerate(zip(own, trace.completion_ids)) if a != b]
         needed += [False] * len(own)

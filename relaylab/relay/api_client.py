@@ -58,7 +58,8 @@ class ServerError(openai.OpenAIError):
 class Answer:
     """What a server wrote, and the reason why it ended there: ``stop``, ``length``, another, or None if it gives none.
 
-    ``ids`` are its tokens. ``written`` and ``prompt`` count tokens as the server does. None is unknown.
+    ``ids`` are its tokens. ``written`` and ``prompt`` count tokens as the server does. ``stopped`` is the stop string
+    at which it ended. None is unknown.
     """
 
     text: str
@@ -66,6 +67,7 @@ class Answer:
     ids: list[int] | None = None
     written: int | None = None
     prompt: int | None = None
+    stopped: str | None = None
     has_text: bool = True  # false while a server is still reasoning
 
     @classmethod
@@ -100,7 +102,8 @@ class Answer:
         written, prompt = (n if type(n) is int else None for n in counts)
         ids = ids if isinstance(ids, list) and all(type(i) is int for i in ids) else None
         finish = _FINISH.get(str(reason).casefold(), str(reason)) if reason else None
-        return cls(text if isinstance(text, str) else "", finish, ids, written, prompt, isinstance(text, str))
+        stopped = next((str(choices[0][name]) for name in ("stop_reason", "matched_stop") if name in choices[0]), None)
+        return cls(text if isinstance(text, str) else "", finish, ids, written, prompt, stopped, isinstance(text, str))
 
 
 class APIClient:

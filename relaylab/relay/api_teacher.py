@@ -98,6 +98,7 @@ class APITeacher:
         self._probing = threading.Lock()
         self._rest, self._absent = 0.0, ""  # until when the server is left alone, and why
         self._answers: dict[TeacherView, Future[TeacherOutput]] = {}
+        self._tells_stops = True  # as far as is known, the server names the stop string that ended an answer
 
     @property
     def fingerprint(self) -> str | None:
@@ -212,7 +213,16 @@ class APITeacher:
             else:
                 body["prompt"] = self._opening(view, server) + begun
         # 3) The answer, as much of it as was asked for.
+        if view.line and self._tells_stops:
+            body["stop"] = ["\n"]
         answer = self._client.ask(path, body | self.extra_body)
+        if "stop" in body and answer.finish == "stop" and answer.stopped is None:  # at a line's end, or at its own?
+            self._tells_stops = False  # from now on whole answers are asked for, and cut by the relay
+            answer = self._client.ask(path, {k: v for k, v in body.items() if k != "stop"} | self.extra_body)
+        elif answer.stopped == "\n":
+            answer = replace(answer, text=answer.text + "\n", finish="length")
+            line = tokenizer.decode(answer.ids, skip_special_tokens=True) if tokenizer and answer.ids else ""
+            answer = replace(answer, text=line) if line.startswith(answer.text) else answer  # its last token, whole
         if by_chat and begun and server.prefix == "repeats":
             if not answer.text.startswith(begun):
                 raise ServerError("the server repeated another text than the one it was to continue")

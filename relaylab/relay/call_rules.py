@@ -72,14 +72,15 @@ class CallAt:
 
 @dataclass(frozen=True, slots=True)
 class CallEvery:
-    """Call for ``n`` tokens wherever ``every`` tokens have gone by since the last call."""
+    """Call for ``n`` tokens wherever ``every`` have gone by since the last call; with ``line``, between lines only."""
 
     every: int
     n: int
+    line: bool = False
     uses_entropy = False
 
     def __call__(self, state: StepState) -> int | None:
-        return self.n if state.since >= self.every else None
+        return self.n if state.since >= self.every and not (self.line and state.line) else None
 
 
 @dataclass(frozen=True, slots=True)

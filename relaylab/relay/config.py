@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 OnFailure = Literal["carry_on", "raise", "exclude"]
+CallEnd = Literal["tokens", "line", "answer"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +22,7 @@ class RelayConfig:
         max_call_tokens: teacher tokens that one call may be granted.
         max_teacher_tokens: delivered teacher tokens in all.
         fixed_call_tokens: grant every call so many tokens, whatever it asks for (table 5).
+        call_end: where a call ends: after the ``tokens`` asked for, or at the end of the ``line`` or the ``answer``.
         write_call: a call rule's calls are written as commands; if False, the teacher takes over silently.
         forbid_calls: no call can be written (teacher-free decoding, table 4).
         on_failure: of the teacher: ``carry_on`` alone, ``raise`` TeacherFailed, or ``exclude`` the sequence.
@@ -40,6 +42,7 @@ class RelayConfig:
     max_call_tokens: int | None = None
     max_teacher_tokens: int | None = None
     fixed_call_tokens: int | None = None
+    call_end: CallEnd = "tokens"
     write_call: bool = True
     forbid_calls: bool = False
     on_failure: OnFailure = "carry_on"
@@ -52,5 +55,7 @@ class RelayConfig:
                 raise ValueError(f"{name} is {value}; it must be at least {minimum}, or None for no cap")
         if self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
             raise ValueError("temperature and top_k must not be negative, and top_p lies in (0, 1]")
+        if self.call_end not in ("tokens", "line", "answer") or (self.call_end != "tokens" and self.fixed_call_tokens):
+            raise ValueError("call_end is 'tokens', 'line' or 'answer'; fixed_call_tokens needs 'tokens'")
         if self.on_failure not in ("carry_on", "raise", "exclude"):
             raise ValueError(f"on_failure is {self.on_failure!r}; it must be 'carry_on', 'raise' or 'exclude'")

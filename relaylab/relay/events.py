@@ -28,7 +28,10 @@ class CallOpened:
 
 @dataclass(frozen=True, slots=True)
 class CallClosed:
-    """The teacher has answered, or failed to; its tokens have been sent as events."""
+    """The teacher has answered, or failed to; its tokens have been sent as events, from ``call.end`` on.
+
+    If ``call.withdrawn`` holds tokens, these were sent before and no longer count.
+    """
 
     row: int
     call: Call

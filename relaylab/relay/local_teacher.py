@@ -9,14 +9,15 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from relaylab.engine.engine import Engine
 from relaylab.engine.kv_cache import CacheSlot
-from relaylab.engine.sampling import Uniforms, sample
+from relaylab.engine.sampling import Uniforms, sample, token_statistics
+from relaylab.relay.relay import MAX_LOGITS
 from relaylab.relay.teachers import FinishReason, TeacherOutput, TeacherView
 
 
@@ -87,6 +88,32 @@ class LocalTeacher:
             if history := self._histories.pop(view, None):
                 self.engine.close(history.slot)
 
+    def score(self, views: Sequence[TeacherView]) -> list[Scores]:
+        """What the teacher thinks of the student's turn at the end of each view.
+
+        The turn is read in one pass, as a hand-off would, and the cache keeps it: a hand-off that follows reads nothing
+        again.
+        """
+        turns = [_TeacherTurn(view) for view in views]
+        self._read(turns)
+        return self._score(turns)
+
+    def _score(self, turns: list[_TeacherTurn]) -> list[Scores]:
+        """Scores of what these turns have read, in as few passes as memory allows."""
+        counts = [t.begin - t.new for t in turns]
+        most, scores = max(1, MAX_LOGITS // (self.engine.vocabulary * (max(counts, default=0) + 1))), list[Scores]()
+        for first in range(0, len(turns), most):
+            part, lengths = turns[first : first + most], counts[first : first + most]
+            for turn in part:  # the distribution before the first new token comes of the token in front of it
+                turn.history.slot.cached = min(turn.history.slot.cached, turn.new - 1)
+            logits = self.engine.forward([t.history.slot for t in part], positions=max(lengths) + 1)
+            for turn, row, n in zip(part, logits, lengths):
+                ids = turn.history.ids[turn.new :]
+                logp, entropies = token_statistics(row[len(row) - n - 1 : -1])
+                chosen = logp.gather(-1, torch.tensor(ids, dtype=torch.long, device=logp.device)[:, None])[:, 0]
+                scores.append(Scores(ids, chosen.tolist(), logp.argmax(-1).tolist(), entropies.tolist()))
+        return scores
+
     def _read(self, turns: list[_TeacherTurn]) -> None:
         """Bring the histories of new turns up to date. Prompts that come several times are read once."""
         engine = self.engine
@@ -103,7 +130,8 @@ class LocalTeacher:
             turn.begin, slot = len(history.ids), history.slot
             if slot.ids != history.ids[: len(slot.ids)]:  # what the teacher wrote was cut: keep what is the same
                 engine.crop(slot, next(i for i, (a, b) in enumerate(zip(slot.ids, [*history.ids, -1])) if a != b))
-            slot.ids += history.ids[len(slot.ids) :]
+            turn.new = len(slot.ids)
+            slot.ids += history.ids[turn.new :]
             if slot.cached == len(slot.ids):  # called again without new text: the last token is run once more
                 slot.cached -= 1
             if len(slot.ids) > engine.context:
@@ -127,7 +155,9 @@ class LocalTeacher:
                 continue
             turn.ids.append(token)
             slot.ids.append(token)
-            if len(turn.ids) == turn.view.n or len(slot.ids) > self.engine.context:
+            if turn.view.line and b"\n" in self.engine.text.bytes[token]:
+                turn.finish_reason = "line"
+            elif len(turn.ids) == turn.view.n or len(slot.ids) > self.engine.context:
                 turn.finish_reason = "length"
 
     def _output(self, turn: _TeacherTurn) -> TeacherOutput:
@@ -142,6 +172,64 @@ class LocalTeacher:
             return TeacherOutput("", "error", latency=turn.latency, error=error)
         assert turn.finish_reason is not None
         return TeacherOutput(data.decode(errors="replace"), turn.finish_reason, tuple(ids), len(ids), turn.latency)
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """A stretch of text under the teacher, token by token.
+
+    Args:
+        ids: of the text, in the teacher's tokenizer.
+        logprobs: of these, at temperature 1, in nats.
+        top: the teacher's likeliest token at each of their places.
+        entropies: of the teacher's distributions, in nats.
+    """
+
+    ids: list[int]
+    logprobs: list[float]
+    top: list[int]
+    entropies: list[float]
+
+    @property
+    def surprise(self) -> float:
+        """Mean of the negative log-probabilities; 0 without a token."""
+        return -sum(self.logprobs) / max(1, len(self.logprobs))
+
+
+class Verifier(LocalTeacher):
+    """A teacher that is shown a turn of the student and writes only what it does not accept (SpecReason).
+
+    A turn whose tokens surprise it by more than ``threshold`` nats on average is taken back, and the teacher writes in
+    its place.
+
+    >>> from relaylab.engine.load import load_engine
+    >>> from relaylab.relay.teachers import Segment, complete
+    >>> view = TeacherView([{"role": "user", "content": "What is 7+5?"}], [Segment("nonsense")], n=3)
+    >>> output = complete(Verifier(load_engine("student"), threshold=1.0), [view])[0]
+    >>> output.withdraw, len(output.ids)
+    (True, 3)
+    """
+
+    def __init__(self, engine: Engine, *, threshold: float, **options: Any):
+        super().__init__(engine, **options)
+        self.threshold = threshold
+
+    def _read(self, turns: list[_TeacherTurn]) -> None:
+        super()._read(turns)
+        turns = [t for t in turns if not t.finish_reason]
+        for turn, scores in zip(turns, self._score(turns)):
+            history, slot = turn.history, turn.history.slot
+            if scores.surprise <= self.threshold:
+                turn.finish_reason = "accepted"
+                continue
+            turn.withdraw, turn.begin = True, turn.new
+            del history.ids[turn.new :]
+            history.segments -= 1
+            self.engine.crop(slot, turn.new)
+            slot.cached -= 1
+
+    def _output(self, turn: _TeacherTurn) -> TeacherOutput:
+        return replace(super()._output(turn), withdraw=turn.withdraw)
 
 
 def _out_of_memory(error: RuntimeError) -> bool:
@@ -161,11 +249,16 @@ class _History:
 
 @dataclass(eq=False)
 class _TeacherTurn:
-    """One view to continue by ``view.n`` tokens. ``begin``: tokens of the teacher's view before its answer."""
+    """One view to continue by ``view.n`` tokens.
+
+    ``begin``: tokens of the teacher's view before its answer; from ``new`` on they are the student's latest turn.
+    """
 
     view: TeacherView
     history: Any = None  # its _History, once it was read
     begin: int = 0
+    new: int = 0
+    withdraw: bool = False
     ids: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None  # once it is complete
     latency: float = 0.0

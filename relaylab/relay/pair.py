@@ -174,7 +174,9 @@ def problem_seed(seed: int, name: str) -> int:
 
 def relay_config(relay: Relay, seed: int) -> dict[str, Any]:
     """All that decides the traces of a relay, as JSON can hold it; of the teacher, what it tells of itself."""
-    teacher = {k: getattr(relay.teacher, k, None) for k in ("temperature", "top_p", "top_k", "fingerprint")}
+    teacher = {
+        k: getattr(relay.teacher, k, None) for k in ("temperature", "top_p", "top_k", "threshold", "fingerprint")
+    }
     engine = getattr(relay.teacher, "engine", None)
     return {
         "student": relay.student.name,

@@ -371,14 +371,17 @@ class Stream(Iterator[Event]):
         by_view = {s.view: s for s in waiting if s.submitted}
         answers, failed = relay.teacher.poll(list(by_view), wait=wait), []
         for view, output in answers:
-            s, before = by_view[view], len(by_view[view].ids)
+            s = by_view[view]
             call = s.write_teacher(output, relay.teacher.name)
-            relay.student.extend(s.slot, s.ids[before:])
+            if call.withdrawn:  # the last token that is left is run again: another one follows it now
+                relay.student.crop(s.slot, len(s.prompt_ids) + call.end)
+                s.slot.cached -= 1
+            relay.student.extend(s.slot, s.ids[call.end :])
             if call.error is not None:
                 failed.append(call.error)
                 if relay.config.on_failure == "exclude":
                     s.finish("excluded")
-            yield from self._tokens(s, before)
+            yield from self._tokens(s, call.end)
             yield CallClosed(s.index, replace(call))
         if failed and relay.config.on_failure == "raise":
             self._interrupt()

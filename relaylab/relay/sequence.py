@@ -57,7 +57,9 @@ class Sequence:
         self.uniforms = Uniforms(seed)
         self.slot: Any = None  # the student's CacheSlot, while it decodes
         raw = raw if raw is None or shared else replace(raw, ids=None)
-        self.view = TeacherView(messages, seed=seed, whole_characters=not shared, raw=raw)
+        self.view = TeacherView(
+            messages, seed=seed, line=config.call_end == "line", whole_characters=not shared, raw=raw
+        )
         self.ids: list[int] = []
         self.source: list[str] = []
         self.pieces: list[str] = []
@@ -72,6 +74,7 @@ class Sequence:
         self.no_call_before = 0  # no call may begin before this completion position
         self.banned: tuple[int, int] | None = None  # a completion position, and a token that must not come there
         self._turn, self._turn_start = StudentTurn(self._text), 0
+        self._handed = 0, 0  # where the last student's turn began: its completion position, its segment of the view
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     @property
@@ -157,6 +160,7 @@ class Sequence:
     def _request(self, call: Call) -> None:
         """Grant what the caps leave. One token can close two calls: the first is answered, the second refused."""
         wanted = self.config.fixed_call_tokens or call.requested or 0
+        wanted = wanted if self.config.call_end == "tokens" else self.room
         call.granted = 0 if self.waiting else min(wanted, self._allowance())
         call.status = "waiting" if call.granted else "refused"
         self.calls.append(call)
@@ -187,6 +191,7 @@ class Sequence:
 
     def start_teacher_turn(self) -> TeacherView:
         """Show the teacher what the student wrote since the last hand-off, without the calls."""
+        self._handed = self._turn_start, len(self.view.segments)
         self._end_student_turn()
         assert self.waiting is not None
         self.submitted, self.view.n = True, self.waiting.granted
@@ -196,7 +201,7 @@ class Sequence:
         """The teacher's answer to the waiting call. Returns the call, filled in; the turn is the student's again.
 
         Where the two share a tokenizer, the teacher's ids are taken as they are. Otherwise its text is tokenised here
-        once. More than was granted, or than there is room for, is cut off.
+        once. More than was granted, than the line, or than there is room for, is cut off.
         """
         call, self.waiting, self.submitted = self.waiting, None, False
         assert call is not None
@@ -204,21 +209,37 @@ class Sequence:
         if call.error is not None:
             call.status = "failed"
         else:
+            if output.withdraw:
+                self._withdraw(call)
             # The caps were applied when the call was granted; another tokenizer counts other tokens.
             allowed = call.granted if self._shared else self._allowance()
             exact = output.ids if self._shared else None
             every = self._text.encode(output.text) if exact is None else list(exact)
             ids = every[:allowed]
+            line = self.view.line and next((i for i, t in enumerate(ids, 1) if b"\n" in self._text.bytes[t]), 0)
+            ids = ids[: line or None]
             cut = len(ids) < len(every)
             text = "".join(self._text.pieces(ids)) if cut else output.text
             self._take(ids, text, tuple(ids) if self._shared else None if cut else output.ids)
             call.status, call.delivered, call.written = "answered", len(ids), output.tokens or len(ids)
-            call.finish_reason = "length" if cut else output.finish_reason
+            call.finish_reason = "line" if line else "length" if cut else output.finish_reason
         if call.finish_reason == "stop":
             self.finish("teacher_end")
         elif self.room <= 0:
             self.finish("length")
         return call
+
+    def _withdraw(self, call: Call) -> None:
+        """Take the student's turn before a call back, commands included. The call keeps its text."""
+        start, segments = self._handed
+        call.withdrawn, call.start, call.end, self._turn_start = self.pieces[start:], start, start, start
+        for record in (self.ids, self.source, self.pieces, self.logprobs, self.entropies):
+            if record is not None:
+                del record[start:]
+        del self.view.segments[segments:]
+        self.calls = [c for c in self.calls if c.end <= start]
+        self._decoder.reset()
+        self._decoder.decode(b"".join(self._text.bytes[i] for i in self.ids))
 
     def _fault(self, output: TeacherOutput) -> str | None:
         """What makes an output useless, whoever made it: no text and no end, unknown ids, text that is no Unicode."""

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
 
-FinishReason = Literal["length", "stop", "error"]
+FinishReason = Literal["length", "line", "stop", "accepted", "error"]
 Message = dict[str, str]  # {"role": ..., "content": ...}
 
 
@@ -37,9 +37,10 @@ class TeacherView:
 
     Args:
         messages: the prompt.
-        segments: the completion without commands; it only grows.
+        segments: the completion without commands; it only grows, unless the teacher takes a turn back.
         n: tokens asked for at the present turn.
         seed: of the sequence, for a teacher that samples.
+        line: the turn ends with the line: after the first token that holds a line break.
         whole_characters: the answer will be tokenised anew, so it must not end inside a character.
         raw: the prompt, if no chat template belongs around it; ``messages`` hold its text, too.
     """
@@ -48,6 +49,7 @@ class TeacherView:
     segments: list[Segment] = field(default_factory=list)
     n: int = 0
     seed: int = 0
+    line: bool = False
     whole_characters: bool = False
     raw: Segment | None = None
 
@@ -63,11 +65,13 @@ class TeacherOutput:
 
     Args:
         text: the continuation, without an end token.
-        finish_reason: ``length`` (more would come), ``stop`` (the teacher ended the answer) or ``error``.
+        finish_reason: ``length`` (more would come), ``line`` (the line ended), ``stop`` (the teacher ended the answer),
+            ``accepted`` (the student's turn stands, with nothing added) or ``error``.
         ids: its tokens where the teacher knows them, else None and the text counts.
         tokens: the number of the teacher's own tokens.
         latency: seconds.
         error: why there is nothing usable.
+        withdraw: the student's turn before this is taken back, and ``text`` stands in its place.
     """
 
     text: str
@@ -76,6 +80,7 @@ class TeacherOutput:
     tokens: int = 0
     latency: float = 0.0
     error: str | None = None
+    withdraw: bool = False
 
 
 @runtime_checkable

@@ -6,6 +6,8 @@ is an ASCII one, so byte offsets are as good as characters.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from relaylab.call_tag import CLOSE, MAX_BODY, OPEN, Command, find_calls
 from relaylab.engine.token_text import FORBIDDEN, TokenText
 
@@ -53,13 +55,18 @@ class StudentTurn:
         return range(first, last + 1)
 
     def without_calls(self) -> tuple[list[int], bytes]:
-        """Ids and bytes of the turn with its closed calls removed.
+        """Ids and bytes of the turn with its closed calls removed."""
+        kept = list(self.kept())
+        return [i for _, ids, _ in kept for i in ids], b"".join(data for _, _, data in kept)
+
+    def kept(self) -> Iterator[tuple[int, list[int], bytes]]:
+        """What is left without the closed calls: places in the turn, with the ids and bytes of each.
 
         A token that holds a call's beginning or end and other text besides, such as ``>=``, leaves that text, encoded
         anew; all other ids are the sampled ones.
         """
-        ids, kept, begin = [], bytearray(), 0
-        for token, end in zip(self.ids, self.ends, strict=True):
+        begin = 0
+        for place, (token, end) in enumerate(zip(self.ids, self.ends, strict=True)):
             touching = [c for c in self.calls if c.start < end and c.end > begin]
             inside = begin == end and any(c.start < begin < c.end for c in self.calls)
             if touching:
@@ -68,10 +75,7 @@ class StudentTurn:
                     for k, b in enumerate(self.bytes[begin:end], begin)
                     if not any(c.start <= k < c.end for c in touching)
                 )
-                ids += self._text.encode_bytes(rest) if rest else []
-                kept += rest
+                yield place, self._text.encode_bytes(rest) if rest else [], rest
             elif not inside:
-                ids.append(token)
-                kept += self.bytes[begin:end]
+                yield place, [token], bytes(self.bytes[begin:end])
             begin = end
-        return ids, bytes(kept)

@@ -29,6 +29,7 @@ from relaylab.training.rewards import Ratio
 
 NESTED = ("teacher_options", "lora", "call_curriculum")  # on a command line they are YAML
 CAPS = ("max_calls", "max_call_tokens", "max_teacher_tokens", "fixed_call_tokens")  # of both configs
+COST = ("cost_weight", "teacher_size")  # of the reward ``cost_aware``
 
 # The settings of GRPOConfig that a relay run honours, beginnings of names included. All others stay at their defaults.
 HONOURED = (
@@ -102,6 +103,8 @@ class RelayGRPOConfig(GRPOConfig):
         bonus: of a right answer without help in a solvable group.
         penalty: of a wrong answer without help in a dependent group.
         exploration_cap: the most that a wrong, helped answer of an unsolvable group gets; 1 is the paper's rho, 0 none.
+        cost_weight: of the reward ``cost_aware``: what an answer of the teacher alone costs, in right answers.
+        teacher_size: of the same: parameters of the teacher, in those of the student.
         released_code: train as the authors' released code does, its faults included.
         mask_teacher: keep teacher tokens out of the loss; off only to see what happens.
         max_completion_length: tokens of a rollout in all, commands included.
@@ -160,6 +163,8 @@ class RelayGRPOConfig(GRPOConfig):
     bonus: float = 1.5
     penalty: float = -1.0
     exploration_cap: float = 1.0
+    cost_weight: float = 0.1
+    teacher_size: float = 10.0
     released_code: bool = False
     mask_teacher: bool = True
     num_generations: int = 8
@@ -241,7 +246,7 @@ class RelayGRPOConfig(GRPOConfig):
         if self.released_code:
             return {"scheme": self.reward, "released_code": True}
         every = ("ratio", "bonus", "penalty", "exploration_cap")
-        names = {"outcome": (), "difficulty_aware": every}.get(self.reward, ("ratio",))
+        names = {"outcome": (), "difficulty_aware": every, "cost_aware": COST}.get(self.reward, ("ratio",))
         return {"scheme": self.reward} | {name: getattr(self, name) for name in names}
 
     def trl_config(self, checkpoints: Path, *, bf16: bool) -> GRPOConfig:
@@ -288,7 +293,7 @@ class RelayGRPOConfig(GRPOConfig):
         if self.released_code and self.reward != "difficulty_aware":
             raise ValueError("released_code has a reward of its own, the difficulty-aware one; leave reward out")
         for setting in fields(self):
-            optional = setting.name in ("ratio", "bonus", "penalty", "exploration_cap")
+            optional = setting.name in ("ratio", "bonus", "penalty", "exploration_cap", *COST)
             if optional and setting.name not in self.reward_options and getattr(self, setting.name) != setting.default:
                 raise ValueError(f"{setting.name} does nothing for this reward; leave it out")
 

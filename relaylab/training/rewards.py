@@ -19,6 +19,9 @@ Three ways to measure rho, the teacher's share:
 - ``group``: teacher tokens over the mean content length of the *other* rollouts of the group, at most 1. A rollout
   writes nothing of its own denominator, so it cannot dilute. The default in training.
 
+``cost_aware`` is r = 1[correct] - weight x cost / cost of the teacher alone, as in PyroDash (2607.20327). The cost
+counts what both models read and write (``cost.py``).
+
 ``score(..., released_code=True)`` is what the authors' released code computes instead, for a lesson.
 """
 
@@ -28,6 +31,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
+from relaylab.cost import ModelPrices, Prices, costs, usage
+from relaylab.cost import alone as teacher_alone
 from relaylab.trace import STUDENT, TEACHER, Trace
 
 Ratio = Literal["paper", "content", "group"]
@@ -89,6 +94,31 @@ def outcome(group: Group) -> list[float]:
 def simple(group: Group, *, ratio: Ratio = "paper") -> list[float]:
     """r = 1[correct] - rho (method: stage 2, simple reward)."""
     return [right - rho for right, rho in zip(outcome(group), ratios(group, ratio))]
+
+
+def cost_aware(group: Group, *, cost_weight: float = 0.1, teacher_size: float = 10.0) -> list[float]:
+    """r = 1[correct] - cost_weight x cost / cost of the teacher alone, in FLOPs.
+
+    The teacher alone writes answers as long as those of the *other* rollouts of the group, on average. So a rollout
+    cannot make its cost look smaller by its own length. Without companions its own length counts.
+
+    Args:
+        group: the rollouts of one prompt.
+        cost_weight: what an answer of the teacher alone costs, in right answers.
+        teacher_size: parameters of the teacher, in those of the student.
+
+    >>> from relaylab.trace import Call
+    >>> alone = Trace("q", [1], [5, 6], "ss", ["x", "y"], correct=True)
+    >>> called = Trace("q", [1], [5, 6], "st", ["x", "y"], [Call(1, 1, 1, 1, 1, 1)], correct=True)
+    >>> [round(r, 2) for r in cost_aware([alone, called])]
+    [0.99, 0.89]
+    """
+    prices = Prices(student=ModelPrices(parameters=1), teacher=ModelPrices(parameters=teacher_size))
+    used, others = usage(group), len(group) - 1
+    own = costs(used, prices)["flops"].to_numpy()
+    whole = costs(teacher_alone(used, "teacher"), prices)["flops"].to_numpy()
+    whole = (whole.sum() - whole) / others if others else whole
+    return [right - cost_weight * float(share) for right, share in zip(outcome(group), own / whole)]
 
 
 def difficulty_aware(
@@ -199,6 +229,7 @@ def _visible_n(trace: Trace) -> int:
 SCHEMES: dict[str, Callable[..., list[float]]] = {
     "outcome": outcome,
     "simple": simple,
+    "cost_aware": cost_aware,
     "difficulty_aware": difficulty_aware,
 }
 
@@ -210,7 +241,7 @@ def score(
 
     Args:
         groups: the rollouts of each prompt.
-        scheme: ``outcome``, ``simple`` or ``difficulty_aware``.
+        scheme: a name in ``SCHEMES``.
         released_code: the difficulty-aware reward as the authors' code computes it; it has no options.
         options: keywords of the scheme.
 

@@ -1,4 +1,4 @@
-// The cost dial. compare() and what it calls are a port of evaluation/cost.py for regular responses; the rest draws.
+// The cost dial. compare() and what it calls are a port of cost.py for regular responses; the rest draws.
 // State: prices, shape, lines, measure, measures, longest, as cost_dial.py makes them; null means not set.
 import { bar, box, clamp, count, h, labelled, muted, scrolling, select } from "./shared.js";
 

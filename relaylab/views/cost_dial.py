@@ -1,6 +1,6 @@
 """The cost dial: prices, sizes, delay and cache as sliders, and the cost against the teacher's share of the tokens.
 
-The equations are those of ``evaluation/cost.py`` (docs/cost.md) for regular responses. The page works without a kernel,
+The equations are those of ``cost.py`` (docs/cost.md) for regular responses. The page works without a kernel,
 so it computes them by a port (``cost_dial.js``); a test compares the two.
 """
 
@@ -10,7 +10,7 @@ import html
 import math
 from dataclasses import asdict, replace
 
-from relaylab.evaluation.cost import MEASURES, Prices, cost_sweep, roofline
+from relaylab.cost import MEASURES, Prices, cost_sweep, roofline
 from relaylab.views.evaluation_figures import MEASURE_NAMES
 from relaylab.views.theme import Html
 from relaylab.views.trace_view import plural

@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from relaylab.evaluation.cost import even_parts, even_trace
+from relaylab.cost import even_parts, even_trace
 from relaylab.evaluation.table import each_row
 from relaylab.trace import STUDENT, Trace
 from relaylab.training.rewards import Ratio, advantages, kind_of, ratios, score

@@ -170,7 +170,13 @@ def call_facts(call: Call) -> dict[str, str]:
     other = f" ({call.written} of its own)" if call.written not in (0, call.delivered) else ""
     result = STATUS_WORDS.get(call.status, call.status)
     if call.status == "answered":
-        ends = {"stop": "answered, and ended the text", "length": "answered in full", "": "answered"}
+        ends = {
+            "stop": "answered, and ended the text",
+            "length": "answered in full",
+            "line": "answered, to the end of the line",
+            "accepted": "let the student's text stand",
+            "": "answered",
+        }
         result = ends.get(call.finish_reason or "", f"answered, {call.finish_reason}")
     seconds = call.latency
     return {
@@ -181,7 +187,14 @@ def call_facts(call: Call) -> dict[str, str]:
         "teacher": call.teacher or "",
         "time": "" if seconds is None else f"{seconds:.2f} s" if seconds >= 0.1 else f"{seconds * 1e3:.1f} ms",
         "note": "; ".join(
-            filter(None, ("forced, not the student's own" if call.forced else "", cut(call.error or "", 300)))
+            filter(
+                None,
+                (
+                    "forced, not the student's own" if call.forced else "",
+                    cut(call.error or "", 300),
+                    f"took back {cut(''.join(call.withdrawn), 300)!r}" if call.withdrawn else "",
+                ),
+            )
         ),
     }
 

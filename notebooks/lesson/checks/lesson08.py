@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 
 from lesson.checks.function import NotYet, exercise, number
-from relaylab.evaluation.cost import ModelPrices, Prices, alone, breakeven_calls, costs, regular_trace, usage
+from relaylab.cost import ModelPrices, Prices, alone, breakeven_calls, costs, regular_trace, usage
 from relaylab.evaluation.scorecard import matched_p
 from relaylab.trace import COMMAND, STUDENT, TEACHER, Call, Trace
 

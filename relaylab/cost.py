@@ -116,6 +116,7 @@ class HandOff:
     again: int = 0  # tokens that it has read before; a cache saves them
     written: int = 0  # tokens that it writes
     delivered: int = 0  # tokens that the student gets
+    withdrawn: int = 0  # tokens of ``new`` that it takes back before it writes
 
 
 def hand_offs(trace: Trace) -> list[HandOff]:
@@ -123,7 +124,7 @@ def hand_offs(trace: Trace) -> list[HandOff]:
 
     >>> t = Trace("q", [1, 2], [5, 6, 7, 8, 9], "scttc", list("acttc"), [Call(1, 2, 2, 2, 2, 2), Call(4, 5, 9)])
     >>> hand_offs(t)[0]
-    HandOff(at=2, new=3, again=0, written=2, delivered=2)
+    HandOff(at=2, new=3, again=0, written=2, delivered=2, withdrawn=0)
     """
     calls = [c for c in trace.calls if c.status in ("answered", "failed")]
     begun = {c.end for c in calls if c.delivered}
@@ -136,8 +137,8 @@ def hand_offs(trace: Trace) -> list[HandOff]:
         if call.status == "failed":
             result.append(HandOff(call.end))
         else:
-            written = max(call.written, call.delivered)
-            result.append(HandOff(call.end, view - seen, seen, written, call.delivered))
+            written, withdrawn = max(call.written, call.delivered), len(call.withdrawn)
+            result.append(HandOff(call.end, view - seen + withdrawn, seen, written, call.delivered, withdrawn))
             seen = view + call.delivered
     return result
 
@@ -154,8 +155,8 @@ def usage(traces: Iterable[Trace]) -> pd.DataFrame:
 
     ``content`` is the completion without commands. ``teacher_new`` is what the teacher reads with a cache,
     ``teacher_again`` what it reads in addition without one. ``*_context`` are sums over tokens of the positions that
-    each looks at. An answer that a cascade discarded counts as the student's. ``measured_seconds`` is the clock's time
-    of the calls, NaN if one has no latency.
+    each looks at. The student wrote what a cascade discarded or a teacher took back, too. ``measured_seconds`` is the
+    clock's time of the calls, NaN if one has no latency.
 
     >>> t = Trace("q", [1, 2], [5, 6, 7, 8], "scts", ["a", "<call>1</call>", "b", "c"], [Call(1, 2, 1, 1, 1, 1)])
     >>> usage([t])[["teacher_new", "teacher_again", "teacher_written", "student_read", "student_written"]].values
@@ -163,18 +164,21 @@ def usage(traces: Iterable[Trace]) -> pd.DataFrame:
     """
     rows = []
     for trace in traces:
-        new, again, written = np.array([[c.new, c.again, c.written] for c in hand_offs(trace)], int).reshape(-1, 3).T
+        counts = [[c.new, c.again, c.written, c.withdrawn] for c in hand_offs(trace)]
+        new, again, written, withdrawn = np.array(counts, int).reshape(-1, 4).T
         run = len(trace.source.rstrip(TEACHER))  # the student does not read teacher tokens that end the answer
         own = run - trace.source.count(TEACHER, 0, run)
-        discarded = trace.config.get("discarded_tokens", 0)
-        prompt = len(trace.prompt_ids) if own or discarded else 0  # otherwise the whole response is the teacher's
-        context = (_upto(new + again + written) - _upto(again)).sum()
+        discarded = [(0, trace.config.get("discarded_tokens", 0)), *((c.end, len(c.withdrawn)) for c in trace.calls)]
+        lost = sum(n for _, n in discarded)
+        prompt = len(trace.prompt_ids) if own or lost else 0  # otherwise the whole response is the teacher's
+        view = new + again - withdrawn  # before the teacher's first token
+        context = (_upto(new + again) - _upto(again) + _upto(view + written) - _upto(view)).sum()
         seconds = sum(_or_nan(c.latency) for c in trace.calls if c.status in ("answered", "failed"))
         rows.append((
             trace.id, trace.problem.get("suite"), len(trace.prompt_ids), len(trace.source),
             len(trace.source) - trace.count(COMMAND), trace.call_ratio, len(new), new.sum(), again.sum(), written.sum(),
-            context, _upto(again).sum(), prompt + run - own, own + discarded,
-            _upto(prompt + (run if own else discarded)), seconds,
+            context, _upto(again).sum(), prompt + run - own, own + lost,
+            _upto(prompt + run) + sum(_upto(prompt + at + n) - _upto(prompt + at) for at, n in discarded), seconds,
         ))  # fmt: skip
     if not rows:
         raise ValueError("there is no trace to cost")
