@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -48,6 +49,22 @@ def test_an_embedded_name_comes_first():
 
 def test_hub_ids_stay_as_they_are():
     assert resolve("someone/something") == "someone/something"
+
+
+def test_without_a_way_to_the_hub_the_cache_is_all_there_is(monkeypatch, capsys):
+    """Its library would try each file several times."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))  # nobody listens
+        monkeypatch.setattr(zoo.constants, "ENDPOINT", f"http://127.0.0.1:{free.getsockname()[1]}")
+        monkeypatch.setattr(zoo.constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(zoo, "getproxies", dict)
+        zoo._look_for_hub.cache_clear()
+        with pytest.raises(OSError, match="someone/something"):
+            load_model("someone/something", device="cpu")
+        assert zoo.constants.HF_HUB_OFFLINE
+    assert "cannot be reached" in capsys.readouterr().err
+    monkeypatch.undo()
+    zoo._look_for_hub.cache_clear()
 
 
 @pytest.mark.parametrize("name", ["no-such-model", "a/b/c", "./somewhere/else", "~/nowhere", "/no/where"])

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import warnings
@@ -18,6 +19,8 @@ from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import torch
 from safetensors import safe_open
@@ -29,7 +32,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.utils import logging
-from transformers.utils.hub import cached_file
+from transformers.utils.hub import cached_file, constants
 
 from relaylab.call_tag import visible
 from relaylab.engine.engine import Engine
@@ -88,7 +91,21 @@ def resolve(name: str | Path) -> str:
             f"no model {str(name)!r}: it is none of the embedded ones ({', '.join(here)}), no directory, "
             "and no hub id of the form owner/name"
         )
+    _look_for_hub()
     return str(name)
+
+
+@lru_cache(maxsize=1)
+def _look_for_hub() -> None:
+    """Go offline if the hub cannot be reached: its library would try every file for 40 s."""
+    hub = urlsplit(constants.ENDPOINT)
+    if constants.HF_HUB_OFFLINE or getproxies():
+        return
+    try:
+        socket.create_connection((hub.hostname, hub.port or (80 if hub.scheme == "http" else 443)), 10).close()
+    except OSError as error:
+        constants.HF_HUB_OFFLINE = True
+        print(f"{constants.ENDPOINT} cannot be reached ({error}); models come from the cache alone", file=sys.stderr)
 
 
 def load_model(
