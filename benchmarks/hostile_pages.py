@@ -1,12 +1,16 @@
 """Put 31 hostile texts into every field of 21 kinds of pages: none may become markup.
 
     python benchmarks/hostile_pages.py
+    python benchmarks/hostile_pages.py --browser      # in Chromium
+    python benchmarks/hostile_pages.py --jupyterlab   # a notebook of ten of their kinds, in JupyterLab in Chromium
 
-A parser of HTML5 reads each page. It has to find the same elements and attributes as with harmless texts.
+A parser of HTML5 reads each page. It has to find the same elements and attributes as with harmless texts. In a browser,
+every element then gets a click, the pointer, the focus: no text may run, and nothing may be fetched.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import sys
@@ -203,7 +207,94 @@ def shape(page: str) -> list[tuple[str, tuple[str, ...]]]:
     return [(str(e.tag), tuple(sorted(map(str, e.attrib)))) for e in root.iter() if isinstance(e.tag, str)]
 
 
+NOTEBOOK = (
+    f"import sys\nsys.path.append({str(Path(__file__).parent)!r})\nfrom hostile_pages import *",
+    "from IPython.display import display\nfrom relaylab.trace import to_frame\nall_ = traces(PAYLOADS)",
+    "for trace in all_:\n    display(trace)",
+    "player(all_)",
+    "atlas(all_)",
+    "atlas(all_, by=list(PAYLOADS), name=PAYLOADS[0])",
+    "to_frame(all_)",
+    "show_figure(figures.token_entropy(all_[0]))",
+    "runs = [Run(t.id, t.id, t.prompt, t) for t in all_[:6]]\nside_by_side(runs)",
+    "playground = Playground(students=['student'], teachers=['none'])\nplayground._set_runs(runs)\n"
+    "playground.picked = {'suite': PAYLOADS[0], 'question': PAYLOADS[0], 'answer': PAYLOADS[1]}\n"
+    "playground.report(PAYLOADS[2], failed=True)\nplayground",
+    "what_if = CounterfactualView(all_[0], load_pair('student', 'none'))\nwhat_if._set_runs(runs)\nwhat_if",
+    "raise ValueError(PAYLOADS[2])",
+)
+TOUCH = """(root) => {
+  const all = root.querySelectorAll("*");
+  for (const e of all) for (const kind of ["click", "mouseover", "focus", "toggle", "input"])
+    e.dispatchEvent(new Event(kind, { bubbles: true }));
+  return all.length;
+}"""
+
+
+def watch(page: Any) -> list[str]:
+    """A list that gets what a page's texts run, and what it fetches from elsewhere."""
+    seen: list[str] = []
+    page.expose_function("ran", lambda x: seen.append(f"ran {x}"))
+    ours = ("file:", "data:", "blob:", "about:", "http://127.0.0.1", "ws://127.0.0.1")
+    page.on("request", lambda r: None if r.url.startswith(ours) else seen.append(r.url))
+    page.on("dialog", lambda d: seen.append(d.message))
+    return seen
+
+
+def in_browser(folder: Path) -> Iterator[tuple[str, list[str], int]]:
+    """Each kind of page in Chromium: its name, what it did, its number of elements."""
+    from playwright.sync_api import sync_playwright
+    from real_jupyterlab import CHROMIUM
+
+    with sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        for name, make in pages(PAYLOADS, folder):
+            (folder / "page.html").write_text(make(), encoding="utf-8", errors="replace")
+            page = browser.new_page()
+            seen = watch(page)
+            page.goto((folder / "page.html").as_uri(), timeout=300_000)
+            elements = page.evaluate(f"({TOUCH})(document)")
+            page.wait_for_timeout(500)
+            yield name, seen, elements
+            page.close()
+        browser.close()
+
+
+def in_jupyterlab(folder: Path) -> Iterator[tuple[str, list[str], int]]:
+    """The outputs of a notebook that is run from JupyterLab's menu. The last cell fails, with a hostile message."""
+    from real_jupyterlab import SECONDS, open_jupyter, write_notebook
+
+    (folder / "home").mkdir()
+    book = write_notebook(folder / "hostile.ipynb", *NOTEBOOK)
+    with open_jupyter(folder, folder / "home") as jupyter:
+        lab = jupyter(book.name)
+        seen = watch(lab.page)
+        lab.run_all()
+        errors = lab.page.locator("[data-mime-type='application/vnd.jupyter.error']")
+        errors.first.wait_for(timeout=2 * SECONDS * 1000, state="attached")
+        lab.page.wait_for_timeout(5000)
+        elements = lab.page.evaluate(f"({TOUCH})(document.querySelector('.jp-Notebook'))")
+        lab.page.wait_for_timeout(5000)
+        outputs = lab.page.locator(".jp-OutputArea-output").count()
+        seen += [f"formula {text}" for text in lab.page.locator("mjx-container").all_inner_texts()]
+        if "ran(1)" not in errors.first.inner_text() or errors.count() > 1:
+            seen.append(errors.first.inner_text())
+        yield f"notebook of {outputs} outputs", seen, elements
+
+
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--browser", action="store_true", help="in Chromium instead of a parser")
+    parser.add_argument("--jupyterlab", action="store_true", help="a notebook in JupyterLab in Chromium")
+    args = parser.parse_args()
+    if args.browser or args.jupyterlab:
+        sys.path.append(str(Path(__file__).parents[1] / "tests"))
+        with tempfile.TemporaryDirectory() as name:
+            done = list((in_browser if args.browser else in_jupyterlab)(Path(name)))
+        for kind, seen, elements in done:
+            print(f"{'BAD' if seen else 'good'} {kind}: {elements} elements; {seen[:5]}", flush=True)
+        print(f"{len(done)} pages x {len(PAYLOADS)} texts: {sum(bool(s) for _, s, _ in done)} ran or fetched something")
+        sys.exit(any(seen for _, seen, _ in done))
     # The same texts without a sign: what is shown of control characters stays.
     harmless = tuple(re.sub(r"[!-/:-@\[-`{-~]", "x", text) + str(i) for i, text in enumerate(PAYLOADS))
     tries = bad = 0

@@ -274,11 +274,10 @@ def _import_file(path: Path) -> ModuleType:
 
 def _is_small(name: str) -> bool:
     """Whether the files of a model say that it has fewer than 10 M parameters."""
-    from relaylab.engine.load import resolve
-    from relaylab.files import read_json
+    from relaylab.engine.load import base_of, resolve
 
     folder = Path(resolve(name))
-    if (adapter := folder / "adapter_config.json").exists():
-        folder = Path(resolve(read_json(adapter)["base_model_name_or_path"]))
+    if (folder / "adapter_config.json").exists():
+        folder = Path(resolve(base_of(folder)))
     sizes = [file.stat().st_size for file in folder.glob("*.safetensors")]
     return bool(sizes) and sum(sizes) < SMALL

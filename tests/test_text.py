@@ -9,6 +9,7 @@ from test_command import TEXTS, slow_find
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from relaylab.engine import token_text
 from relaylab.engine.load import embedded_tokenizer
 from relaylab.engine.token_text import FORBIDDEN, TokenText, fingerprint, prompt_ids
 from relaylab.relay.turn import StudentTurn
@@ -250,10 +251,13 @@ def test_a_question_cannot_write_special_tokens():
         ("{{ raise_exception('roles must alternate') }}", "q", "fails: roles must alternate"),
         ("{{ messages[0].content + 1 }}", "q", "fails: can only concatenate"),
         ("{% for part in messages[0].content %}{{ part.text }}{% endfor %}", "q", "makes an empty prompt"),
+        ("{% for i in range(99999) %}" * 3 + "{% endfor %}" * 3, "q", "fails: it takes more than 200000 steps"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "q", "fails: "),
         ("{{ messages[0].content }}", "a\ud800", r"a question holds '\\ud800'"),
     ],
 )
-def test_a_prompt_that_cannot_be_made_is_one_error(template, text, words):
+def test_a_prompt_that_cannot_be_made_is_one_error(monkeypatch, template, text, words):
+    monkeypatch.setattr(token_text, "TEMPLATE_STEPS", 200_000)
     tokenizer = embedded_tokenizer()
     tokenizer.chat_template = template
     with pytest.raises(ValueError, match=words):

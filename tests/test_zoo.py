@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,8 +14,9 @@ from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from relaylab.engine import load as zoo
-from relaylab.engine.load import checksum, embedded, load_engine, load_model, resolve
+from relaylab.engine.load import checksum, embedded, load_engine, load_model, load_tokenizer, resolve
 from relaylab.relay.pair import load_teacher
+from relaylab.training.policy_model import load_trainable
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +32,14 @@ def adapter(tmp_path_factory):
         return out, model(input_ids=torch.arange(20)[None]).logits
 
 
+def copied(name: str, to: Path, file: str, **changes) -> Path:
+    """A copy of an embedded model with fields of a JSON file changed."""
+    folder = to / "copy"
+    shutil.copytree(resolve(name), folder)
+    (folder / file).write_text(json.dumps(json.loads((folder / file).read_text()) | changes))
+    return folder
+
+
 def test_an_embedded_name_comes_first():
     assert {"student", "teacher"} <= set(embedded())
     assert resolve("student") == str(embedded()["student"])
@@ -38,6 +49,22 @@ def test_an_embedded_name_comes_first():
 
 def test_hub_ids_stay_as_they_are():
     assert resolve("someone/something") == "someone/something"
+
+
+def test_without_a_way_to_the_hub_the_cache_is_all_there_is(monkeypatch, capsys):
+    """Its library would try each file several times."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))  # nobody listens
+        monkeypatch.setattr(zoo.constants, "ENDPOINT", f"http://127.0.0.1:{free.getsockname()[1]}")
+        monkeypatch.setattr(zoo.constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(zoo, "getproxies", dict)
+        zoo._look_for_hub.cache_clear()
+        with pytest.raises(OSError, match="find them in the cached files"):
+            load_model("someone/something", device="cpu")
+        assert zoo.constants.HF_HUB_OFFLINE
+    assert "cannot be reached" in capsys.readouterr().err
+    monkeypatch.undo()
+    zoo._look_for_hub.cache_clear()
 
 
 @pytest.mark.parametrize("name", ["no-such-model", "a/b/c", "./somewhere/else", "~/nowhere", "/no/where"])
@@ -115,6 +142,47 @@ def test_pickles_are_not_read_as_shards_of_safetensors(tmp_path):
     (tmp_path / "model" / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(ValueError, match=r"names 'a\.bin', which is no safetensors file"):
         load_model(tmp_path / "model", device="cpu")
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_more_layers_than_the_files_have_tensors_are_refused(tmp_path, nested):
+    """transformers would make 10^8 layers before it looks for their weights."""
+    folder = copied("student", tmp_path, "config.json", num_hidden_layers=10**8, layer_types=None)
+    if nested:
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({"model_type": "qwen3", "text_config": config}))
+    with pytest.raises(ValueError, match=r"config\.json asks for 100000000 layers, and .* files hold \d\d tensors"):
+        load_model(folder, device="cpu")
+
+
+@pytest.mark.parametrize("setting", ["target_modules", "rank_pattern", "modules_to_save"])
+def test_a_pattern_that_takes_without_end_is_refused(tmp_path, monkeypatch, setting):
+    pattern = "model.(.*.*)*(.*.*)*x"
+    change = {"target_modules": pattern, "rank_pattern": {pattern: 2}, "modules_to_save": [pattern]}[setting]
+    folder = copied("relay", tmp_path, "adapter_config.json", **{setting: change})
+    monkeypatch.setattr(zoo, "PATTERN_SECONDS", 1.0)
+    for load in (load_model, load_trainable):
+        if load is load_model or setting != "modules_to_save":  # which is no setting of a student
+            with pytest.raises(ValueError, match=r"adapter_config\.json: matching a pattern in it takes too long"):
+                load(folder, device="cpu")
+
+
+def test_a_pattern_is_as_good_as_names(tmp_path):
+    config = json.loads((embedded()["relay"] / "adapter_config.json").read_text())
+    kinds = "|".join({name.rpartition(".")[2] for name in config["target_modules"]})
+    folder = copied("relay", tmp_path, "adapter_config.json", target_modules=rf"model\.layers\.\d+\..*\.({kinds})")
+    ours, expected = load_model(folder, device="cpu")[0].state_dict(), load_model("relay", device="cpu")[0].state_dict()
+    assert all(torch.equal(ours[name], tensor) for name, tensor in expected.items())
+
+
+def test_what_is_not_embedded_is_announced_on_stderr(tmp_path, capsys):
+    load_model("student", device="cpu")
+    assert capsys.readouterr() == ("", "")
+    folder = copied("relay", tmp_path, "adapter_config.json")
+    load_model(folder, device="cpu")
+    out, err = capsys.readouterr()
+    assert (out, err.splitlines()[0]) == ("", f"loading {folder}")
+    assert load_tokenizer("relay").get_vocab() == load_tokenizer("student").get_vocab()  # it has none of its own
 
 
 def test_a_checksum_sees_every_file_that_matters(tmp_path):

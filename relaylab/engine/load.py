@@ -9,13 +9,21 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
+import socket
+import subprocess
+import sys
 import warnings
+from collections.abc import Iterator
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import torch
+from safetensors import safe_open
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -24,8 +32,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.utils import logging
-from transformers.utils.hub import cached_file
+from transformers.utils.hub import cached_file, constants
 
+from relaylab.call_tag import visible
 from relaylab.engine.engine import Engine
 from relaylab.files import read_json
 
@@ -37,6 +46,19 @@ MANIFEST = WEIGHTS / "manifest.json"
 RELAY_CONFIG = "relay_config.json"  # beside a trained student: the caps that it was trained with
 CONFIGS = ("config.json", "adapter_config.json")  # a directory with one of them is a model
 SAFE = {"use_safetensors": True, "trust_remote_code": False}
+LAYERS = re.compile("n(um)?_(hidden_|decoder_)?layers?")  # as configurations spell the number of layers
+PATTERN_SECONDS = 30.0  # for the patterns of an adapter; real ones take milliseconds
+# The ways in which PEFT looks for a pattern in the names of modules.
+MATCH = r"""
+import json, re, sys
+texts, names = json.load(sys.stdin)
+for text in texts:
+    for pattern in (text, rf"(.*\.)?({text})$", rf"(^|.*\.){text}($|\..*)", rf"(?:^|.*?\.){text}\.(?P<idx>\d+)\."):
+        try:
+            seen = [(re.match(pattern, name), re.fullmatch(pattern, name)) for name in names]
+        except Exception:
+            pass
+"""
 
 
 def embedded() -> dict[str, Path]:
@@ -69,7 +91,21 @@ def resolve(name: str | Path) -> str:
             f"no model {str(name)!r}: it is none of the embedded ones ({', '.join(here)}), no directory, "
             "and no hub id of the form owner/name"
         )
+    _look_for_hub()
     return str(name)
+
+
+@lru_cache(maxsize=1)
+def _look_for_hub() -> None:
+    """Go offline if the hub cannot be reached: its library would try every file for 40 s."""
+    hub = urlsplit(constants.ENDPOINT)
+    if constants.HF_HUB_OFFLINE or getproxies():
+        return
+    try:
+        socket.create_connection((hub.hostname, hub.port or (80 if hub.scheme == "http" else 443)), 10).close()
+    except OSError as error:
+        constants.HF_HUB_OFFLINE = True
+        print(f"{constants.ENDPOINT} cannot be reached ({error}); models come from the cache alone", file=sys.stderr)
 
 
 def load_model(
@@ -100,24 +136,22 @@ def _load(
     name: str | Path, dtype: torch.dtype | None, device: str | None, quantize: str | None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     path = resolve(name)
-    _check_shards(path)
-    if str(name) in embedded():  # they load in milliseconds; a bar in every notebook cell would be noise
-        logging.disable_progress_bar()
+    _announce(name)
     device = device or _device()
     model: Any
     adapter = Path(path) / "adapter_config.json"
     if quantize is not None:
         _check_quantize(quantize, device, path if adapter.exists() else "")
-        model = AutoModelForCausalLM.from_pretrained(path, **_four_bit(dtype or torch.bfloat16, device))
-        return model.eval(), AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        model = _from_files(path, _four_bit(dtype or torch.bfloat16, device))
+        return model.eval(), load_tokenizer(name)
     options: dict[str, Any] = {"dtype": dtype or (torch.float32 if device == "cpu" else "auto")} | SAFE
     if adapter.exists():
         from peft import PeftModel
 
         if not (Path(path) / "adapter_model.safetensors").exists():  # PEFT would look for a pickle next
             raise ValueError(f"{path} holds an adapter without adapter_model.safetensors")
-        base = base_of(path)
-        plain: Any = AutoModelForCausalLM.from_pretrained(base, **options)
+        plain = _from_files(resolve(base_of(path)), options)
+        check_patterns(path, plain)
         adapted: Any = PeftModel.from_pretrained(plain, path)
         if not hasattr(adapted.base_model, "merge_and_unload"):
             kind = adapted.peft_config["default"].peft_type
@@ -125,23 +159,83 @@ def _load(
                 f"{path} holds an adapter of type {kind.value}, which cannot be merged into its base model"
             )
         model = adapted.merge_and_unload()
-        path = base if not (Path(path) / "tokenizer.json").exists() else path
     else:
-        model = AutoModelForCausalLM.from_pretrained(path, **options)
-    return model.to(device).eval(), AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        model = _from_files(path, options)
+    return model.to(device).eval(), load_tokenizer(name)
 
 
-def _check_shards(path: str) -> None:
-    """transformers reads the shards that an index of safetensors names, also if they are pickles."""
+def _announce(name: str | Path) -> None:
+    """Say what is being loaded, unless it is embedded: that takes milliseconds, and a line in every cell is noise."""
+    if str(name) in embedded():
+        return logging.disable_progress_bar()
+    logging.enable_progress_bar()
+    if "ipykernel" not in sys.modules:  # a notebook would keep the line; it has transformers' bar
+        print(f"loading {visible(str(name))}", file=sys.stderr, flush=True)
+
+
+def _from_files(path: str, options: dict[str, Any]) -> Any:
+    """A model from a directory or the hub.
+
+    transformers reads the shards that an index of safetensors names, also if they are pickles. It makes as many layers
+    as the configuration asks for, before it looks for their weights.
+    """
     missing = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
-    index = cached_file(path, "model.safetensors.index.json", **missing)
-    shards = read_json(index).get("weight_map", {}).values() if index else ()
-    if other := next((s for s in shards if not str(s).endswith(".safetensors")), None):
-        raise ValueError(f"{index} names {other!r}, which is no safetensors file")
+    if index := cached_file(path, "model.safetensors.index.json", **missing):
+        tensors = read_json(index).get("weight_map", {})
+        if other := next((s for s in tensors.values() if not str(s).endswith(".safetensors")), None):
+            raise ValueError(f"{index} names {other!r}, which is no safetensors file")
+    elif file := cached_file(path, "model.safetensors", **missing):
+        with safe_open(file, "pt") as opened:
+            tensors = opened.keys()
+    else:
+        tensors = None  # transformers says what is missing
+    config = cached_file(path, "config.json", **missing)
+    layers = max(_layers(read_json(config)), default=0) if config and tensors is not None else 0
+    if tensors is not None and layers > len(tensors):
+        raise ValueError(f"{config} asks for {layers} layers, and the model's files hold {len(tensors)} tensors")
+    return AutoModelForCausalLM.from_pretrained(path, **options)
+
+
+def _layers(config: Any) -> Iterator[float]:
+    """The numbers of layers in a configuration and in those that it holds."""
+    for key, value in config.items() if isinstance(config, dict) else ():
+        yield from _layers(value)
+        if LAYERS.fullmatch(key) and isinstance(value, int | float):
+            yield value
+
+
+def check_patterns(adapter: str | Path, model: torch.nn.Module) -> None:
+    """Try an adapter's patterns on the names of a model's modules, in a process that can be stopped.
+
+    Args:
+        adapter: its folder. All its texts that are no plain names count as patterns, whatever PEFT does with them.
+        model: the base model.
+
+    Raises:
+        ValueError: where a pattern takes longer than ``PATTERN_SECONDS``. ``re`` itself has no limit.
+    """
+    file = Path(adapter) / "adapter_config.json"
+    texts = sorted({t for t in _texts(read_json(file)) if not re.fullmatch(r"[\w./-]*", t)})
+    if not texts:
+        return
+    question = json.dumps([texts, [name for name, _ in model.named_modules()]])
+    try:
+        subprocess.run([sys.executable, "-IS", "-c", MATCH], input=question, text=True, timeout=PATTERN_SECONDS)
+    except subprocess.TimeoutExpired:
+        words = "matching a pattern in it takes too long; list the modules by their names"
+        raise ValueError(f"{file}: {words}: {', '.join(map(repr, texts))[:200]}") from None
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for item in [*value, *value.values()] if isinstance(value, dict) else value:
+            yield from _texts(item)
 
 
 def base_of(adapter: str | Path) -> str:
-    """The path or hub id of an adapter's base model, as its ``adapter_config.json`` names it.
+    """The name of an adapter's base model, as its ``adapter_config.json`` has it.
 
     Raises:
         ValueError: if it names none, or one that is not there.
@@ -152,9 +246,10 @@ def base_of(adapter: str | Path) -> str:
     if not isinstance(base, str) or not base:
         raise ValueError(f"{file} names no base model; set base_model_name_or_path")
     try:
-        return resolve(base)
+        resolve(base)
     except ValueError as error:
         raise ValueError(f"the base model that {file} names is not there: {error}") from None
+    return base
 
 
 def _device() -> str:
@@ -254,8 +349,11 @@ def _file_digest(path: str, modified: int, size: int) -> str:
 
 
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model, without its weights."""
-    return AutoTokenizer.from_pretrained(resolve(name), trust_remote_code=False)
+    """The tokenizer of a model, without its weights; that of its base for an adapter without one."""
+    path = resolve(name)
+    if (Path(path) / "adapter_config.json").exists() and not (Path(path) / "tokenizer.json").exists():
+        path = resolve(base_of(path))
+    return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
 
 
 def manifest() -> dict[str, dict[str, Any]]:

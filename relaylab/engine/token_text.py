@@ -9,10 +9,14 @@ is an ASCII one.
 from __future__ import annotations
 
 import codecs
+import contextlib
 import functools
 import hashlib
 import json
 import re
+import sys
+from collections.abc import Iterator
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -22,6 +26,7 @@ from relaylab.call_tag import OPEN, format_call
 
 # No text that the sampler can write may contain this; a shorter prefix than the whole tag leaves less debris.
 FORBIDDEN = OPEN[:-1].encode()
+TEMPLATE_STEPS = 10_000_000  # that a chat template may take; Qwen's takes some hundred per message
 
 
 @functools.cache
@@ -206,9 +211,29 @@ def prompt_text(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str
     if getattr(tokenizer, "chat_template", None) is None:
         return "".join(f"{m['content']}\n\n" for m in messages)
     try:
-        text = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=False, enable_thinking=False
-        )
+        with _limited_steps():
+            text = tokenizer.apply_chat_template(
+                messages, add_generation_prompt=True, tokenize=False, enable_thinking=False
+            )
         return str(text)
     except Exception as error:  # a template is a program: besides TemplateError it can raise TypeError and others
         raise ValueError(f"the chat template of {tokenizer.name_or_path!r} fails: {error}") from error
+
+
+@contextlib.contextmanager
+def _limited_steps() -> Iterator[None]:
+    """Raise TimeoutError after ``TEMPLATE_STEPS`` lines of Python in this thread; jinja2 turns templates into these."""
+    left, before = TEMPLATE_STEPS, sys.gettrace()
+
+    def step(frame: FrameType, event: str, arg: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise TimeoutError(f"it takes more than {TEMPLATE_STEPS} steps")
+        return step
+
+    sys.settrace(step)
+    try:
+        yield
+    finally:
+        sys.settrace(before)

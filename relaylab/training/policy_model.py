@@ -22,7 +22,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from relaylab.engine.engine import Engine
-from relaylab.engine.load import embedded, load_model, resolve
+from relaylab.engine.load import base_of, check_patterns, embedded, load_model, resolve
 from relaylab.files import write_json, write_whole
 from relaylab.relay.config import RelayConfig
 
@@ -171,6 +171,7 @@ def load_trainable(
             raise ValueError(f"{name} brings an adapter; lora is for a student without one")
         check_adapter(PeftConfig.from_pretrained(str(path.parent)))
         model, tokenizer = load_model(base_model(name), device=device, dtype=dtype)
+        check_patterns(path.parent, model)
         return PeftModel.from_pretrained(model, path.parent, is_trainable=True), tokenizer
     if full:
         return load_model(name, device=device, dtype=dtype)
@@ -200,7 +201,7 @@ def base_model(name: str | Path) -> str:
     """The model under a student's adapter, or the student itself; a folder is named by its absolute path."""
     adapter = Path(resolve(name)) / "adapter_config.json"
     if adapter.exists():
-        name = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
+        name = base_of(adapter.parent)
     return str(name) if str(name) in embedded() or not Path(name).is_dir() else str(Path(name).resolve())
 
 
