@@ -123,6 +123,7 @@ export function tokenStrip(name, { pick = null, textOf = (trace, i) => trace.pie
   const step = (by) => (e) => focus(current + (e.shiftKey ? 10 : 1) * by);
   const toCall = (forward) => () => focus((callFrom(view.trace, current + 1, forward) ?? current + 1) - 1);
   if (pick) {
+    pane.addEventListener("focusin", (e) => (current = e.target.rlIndex ?? current));
     pane.addEventListener("click", (e) => e.target.rlIndex !== undefined && pick(e.target.rlIndex));
     onKeys(pane, {
       ArrowRight: step(1), ArrowLeft: step(-1), Home: () => focus(0), End: () => focus(length() - 1), c: toCall(true), C: toCall(false),
