@@ -164,7 +164,9 @@ def test_start_answers_and_follows_a_change(start: Lab):
     assert 2 <= likely.locator("li").count() <= 6
     tokens.nth(32).focus()
     press("ArrowLeft")
-    start.page.wait_for_function("([e, was]) => e.innerText !== was", arg=[likely.element_handle(), first], timeout=WAIT)
+    start.page.wait_for_function(
+        "([e, was]) => e.innerText !== was", arg=[likely.element_handle(), first], timeout=WAIT
+    )
     assert "<call>" in likely.inner_text()
 
 
