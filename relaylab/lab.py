@@ -35,7 +35,7 @@ START = "notebooks/START.ipynb"  # is opened
 # JupyterLab asks neither for news nor for updates, unless the reader has chosen otherwise.
 QUIET = {"@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False}}
 OPEN = "# yours"  # stands in an answer cell where the answer belongs
-SHARED = ("notebooks/*.ipynb", "notebooks/lesson/**/*.py", "notebooks/*.yaml", "notebooks/measured/*.csv", "docs/*.md")
+SHARED = ("notebooks/*.ipynb", "notebooks/lesson/**/*.py", "notebooks/*.yaml", "notebooks/measured/**/*.*", "docs/*.md")
 
 
 @dataclass(frozen=True, slots=True)

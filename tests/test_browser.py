@@ -454,6 +454,7 @@ def test_the_reward_lab(lab: Lab):
 
     # By the mouse: the only one that was right alone is wrong, and so those that never called are punished.
     assert (rows.count(), add.is_disabled()) == (8, True)
+    assert view.get_by_text("8 rollouts are the most").is_visible()
     assert (paid(0), paid(4)) == (["1.00", "1.00", "1.50"], ["0.00", "0.00", "0.00"])
     view.get_by_role("checkbox", name="rollout 1 is right").click()
     assert "The group is dependent" in kind.inner_text()

@@ -206,10 +206,10 @@ def test_bad_settings_and_names_are_refused(pair):
 
 def test_the_end_of_an_answer_reaches_the_page_as_one_message(playground, monkeypatch):
     sent = []
-    monkeypatch.setattr(playground, "send_state", lambda key=None: sent.append(key))
+    monkeypatch.setattr(playground, "_send", lambda message, buffers=None: sent.append(message["state"]))
     assert playground.ask(TILES).wait(60)
-    last = next(keys for keys in reversed(sent) if keys)
-    assert {"busy", "message", "runs", "live"} <= set(last)
+    assert sent[-1].keys() >= {"busy", "message", "runs", "live"}
+    assert not sent[-1]["busy"]
 
 
 def test_alternatives_are_what_the_student_would_have_written(pair, original):

@@ -46,6 +46,7 @@ _NAMES = {
     "relaylab.views.evaluation_figures": "MEASURE_NAMES accuracy_against_share delivery_figure effects_figure"
     " fleet_load suite_bars transfer_figure verdict_figure window_figure",
     "relaylab.views.figures": "call_positions token_entropy",
+    "relaylab.views.predict": "Predict",
     "relaylab.views.reward_lab": "Rollout reward_lab",
     "relaylab.views.sweep_report": "effects_shown plane_figure",
     "relaylab.views.theme": "OKABE_ITO ROLES show_figure",

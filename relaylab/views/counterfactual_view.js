@@ -1,6 +1,6 @@
 // Counterfactuals: choose a token in a strip and change what happens there. The kernel decodes the rest.
-import { bar, button, questionBox } from "./shared.js";
-import { frame, whatIf } from "./live.js";
+import { bar, button, frame, questionBox } from "./shared.js";
+import { whatIf } from "./live.js";
 
 export function render({ model, el }) {
   const { root, status } = frame(model, el, "Counterfactuals: a trace, and what becomes of it when one thing is changed");

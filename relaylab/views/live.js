@@ -1,6 +1,5 @@
-// What the two live views share: a panel per run, the panels beside each other, what can be changed in them, and the
-// frame around a view.
-import { bar, box, button, count, h, keepKeys, labelled, muted, questionBox } from "./shared.js";
+// What the two live views share: a panel per run, the panels beside each other, and what can be changed in them.
+import { bar, box, button, count, h, labelled, muted, questionBox } from "./shared.js";
 import { PAGE, likelyList, tokenStrip } from "./strip.js";
 
 const MARKS = { right: "✓ correct", wrong: "✗ wrong", "": "not graded" };
@@ -80,22 +79,6 @@ function panels(model, area, newestFirst, options) {
   model.on("change:live", redraw);
   redraw();
   return shown;
-}
-
-// The root of a view and its status line. Its style hides the record that stands below the view.
-export function frame(model, el, label) {
-  const status = h("p", { class: "rl-status", role: "status", "aria-live": "polite" });
-  const report = () => {
-    status.classList.toggle("rl-bad", model.get("failed"));
-    status.textContent = (model.get("failed") ? "✗ " : "") + model.get("message");
-  };
-  model.on("change:message", report);
-  model.on("change:failed", report);
-  report();
-  const root = h("section", { class: "rl-view tex2jax_ignore mathjax_ignore", "aria-label": label });
-  keepKeys(root);
-  el.replaceChildren(h("style", {}, `[data-rl-record="${model.get("mark")}"]{display:none}`), root);
-  return { root, status };
 }
 
 // While an answer is written, only `stop` can be pressed. The focus moves along, since a disabled button cannot hold it.

@@ -1,7 +1,7 @@
 // The playground: a question, its settings in a fold, and the runs, the newest first. The kernel decodes; this page sends
 // questions and shows answers.
-import { bar, box, button, h, labelled, select } from "./shared.js";
-import { frame, whatIf } from "./live.js";
+import { bar, box, button, frame, h, labelled, select } from "./shared.js";
+import { whatIf } from "./live.js";
 
 export function render({ model, el }) {
   const { suites, students, teachers, settings } = model.get("setup");
