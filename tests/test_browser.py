@@ -53,6 +53,18 @@ trace""",
     """from IPython.display import HTML
 HTML("<p>$z^2$</p>")""",
 )
+SHOWN_LATER = (
+    """import plotly.graph_objects as go
+from relaylab.views.atlas import atlas, read_labelled
+from relaylab.views.predict import Predict
+from relaylab.views.theme import load_plotly, show_figure, with_alt_text
+guess = Predict("How many of the answers are right?", unit="%")
+guess""",
+    "load_plotly()",
+    'show_figure(guess.draw(with_alt_text(go.Figure(go.Bar(x=["a", "b"], y=[30, 60])), "Bars.", "Bars", height=300)))',
+    f"""traces, steps = read_labelled({str(ROOT / "notebooks" / "measured" / "rollouts")!r})
+atlas(traces, by=steps, name="training step", movie=True)""",
+)
 VIEWS = {  # how their names begin
     "player": "Relay player",
     "atlas": "Call atlas",
@@ -150,7 +162,7 @@ def test_start_answers_and_follows_a_change(start: Lab):
     playground.get_by_role("button", name="Forbid this call").click()
     says(start, playground, "Fork 3: call 1 forbidden.")
     playground.get_by_role("button", name="Force a call here").click()  # where the forbidden one was
-    says(start, playground, "Fork 4: a call for 2 at token 34.")
+    says(start, playground, "Fork 4: a call for 2 at token 31.")
     heads = [head.split(":")[0] for head in runs.locator("h4").all_inner_texts()]
     assert heads == ["Fork 4", "Fork 3", "Fork 2", "Run 1"]  # the newest on top
     texts = [runs.nth(k).locator(".rl-strip").text_content() for k in range(4)]
@@ -158,11 +170,11 @@ def test_start_answers_and_follows_a_change(start: Lab):
 
     # What the student would have written: by the mouse, and by keys.
     tokens, likely = runs.nth(3).get_by_role("option"), runs.nth(3).locator(".rl-likely")
-    tokens.nth(33).hover()
+    tokens.nth(30).hover()
     first = likely.inner_text()
     assert re.search(r"<call> \d+ % ✓", first)
     assert 2 <= likely.locator("li").count() <= 6
-    tokens.nth(32).focus()
+    tokens.nth(29).focus()
     press("ArrowLeft")
     start.page.wait_for_function(
         "([e, was]) => e.innerText !== was", arg=[likely.element_handle(), first], timeout=WAIT
@@ -183,6 +195,50 @@ def test_pictures_of_start(start: Lab):
     start.screenshots(SCREENSHOTS, {"start": find(start, "playground")}, widths=(1366, 1024))
     assert start.errors == []
     start.page.close()
+
+
+# A prediction and a movie ---------------------------------------------------------------------------------------------
+
+
+def test_a_prediction_is_typed_first_and_a_training_is_a_movie(jupyter, folder: Path):
+    lab = jupyter(write_notebook(folder / "later.ipynb", *SHOWN_LATER).name)
+    lab.run_all()
+    lab.wait_idle()
+    page, guess = lab.page, lab.page.locator("section[aria-label^='Prediction']")
+    figure = page.locator(".rl-fig .annotation-text")
+    figure.first.wait_for(timeout=WAIT)
+    assert figure.all_inner_texts() == ["no prediction"]  # Run All leaves it open
+    assert guess.locator(".rl-status").inner_text() == "No prediction yet."
+    guess.get_by_role("spinbutton").fill("40")
+    page.keyboard.press("Enter")
+    says(lab, guess, "Noted, your prediction: 40 %.")
+    page.locator(".jp-CodeCell .jp-InputArea-editor").nth(2).click()
+    page.keyboard.press("Shift+Enter")
+    page.locator(".rl-fig .annotation-text", has_text="your prediction: 40 %").wait_for(timeout=WAIT)
+
+    movie = find(lab, "atlas")
+    slider, where = movie.get_by_role("slider", name="training step"), movie.locator("output")
+    row = movie.get_by_role("row").nth(1)
+    assert where.inner_text() == "training step 0"
+    first = row.inner_text()
+    slider.focus()
+    page.keyboard.press("ArrowRight")
+    assert where.inner_text() == slider.get_attribute("aria-valuetext") == "training step 8"
+    assert row.inner_text() != first
+    assert movie.get_by_role("combobox", name="training step").input_value() == "1"  # the filter goes along
+    page.keyboard.press("End")
+    last = where.inner_text()
+    movie.get_by_role("button", name="Play", exact=True).click()  # from the beginning, to the end
+    page.wait_for_function("([e, was]) => e.innerText !== was", arg=[where.element_handle(), last], timeout=WAIT)
+    movie.locator("output", has_text=last).wait_for(timeout=WAIT)
+    movie.get_by_role("searchbox", name="words").fill("calls>1")
+    assert re.fullmatch(r"\d+ of \d+ traces", movie.locator("fieldset .rl-muted").inner_text())
+    lab.tab_through(movie)
+    lab.screenshots(
+        SCREENSHOTS, {"predict": guess, "prediction": page.locator(".rl-fig"), "movie": movie}, (1366, 1024)
+    )
+    assert lab.errors == []
+    page.close()
 
 
 # Lesson 07 ------------------------------------------------------------------------------------------------------------

@@ -98,7 +98,7 @@ function valueOf(counts, view, row, column) {
 }
 
 // The largest number of all cells.
-function topOf(data, view, counts = tally(data, view)) {
+export function topOf(data, view, counts = tally(data, view)) {
   const cells = counts.hits.map((_, i) => (i % counts.width ? valueOf(counts, view, Math.floor(i / counts.width), i % counts.width) : 0));
   return Math.max(0, ...cells);
 }
