@@ -207,7 +207,7 @@ def test_a_prediction_is_typed_first_and_a_training_is_a_movie(jupyter, folder: 
     page, guess = lab.page, lab.page.locator("section[aria-label^='Prediction']")
     figure = page.locator(".rl-fig .annotation-text")
     figure.first.wait_for(timeout=WAIT)
-    assert figure.all_inner_texts() == ["no prediction"]  # Run All leaves it open
+    assert figure.all_text_contents() == ["no prediction"]  # Run All leaves it open
     assert guess.locator(".rl-status").inner_text() == "No prediction yet."
     guess.get_by_role("spinbutton").fill("40")
     page.keyboard.press("Enter")
