@@ -30,7 +30,10 @@ _outputs: dict[str, list[str]] = {}  # of each lesson: its outputs as HTML, in t
 
 def on_config(config):
     """Fill the two folders of the navigation."""
-    lessons = [f"lessons/{path.stem}.md" for path in sorted((ROOT / "notebooks").glob("*.ipynb"))]
+    names = sorted(
+        (path.stem for path in (ROOT / "notebooks").glob("*.ipynb")), key=lambda name: (name != "START", name)
+    )
+    lessons = [f"lessons/{name}.md" for name in names]
     for section in config.nav:
         if "Lessons" in section:
             section["Lessons"] = lessons
@@ -120,10 +123,10 @@ def on_page_markdown(markdown: str, page, config, files) -> str:
     """Links of the repository become links of the site."""
     here = page.file.src_uri
     if here.startswith("lessons/"):
-        markdown = re.sub(r"\]\((\d\d_\w+)\.ipynb", r"](\1.md", markdown)
+        markdown = re.sub(r"\]\((START|\d\d_\w+)\.ipynb", r"](\1.md", markdown)
         return markdown.replace("](../docs/", "](../")
     markdown = markdown.replace("](../notebooks/measured/", "](measured/")
-    markdown = re.sub(r"\]\((?:\.\./)?notebooks/(\d\d_\w+)\.ipynb", r"](lessons/\1.md", markdown)
+    markdown = re.sub(r"\]\((?:\.\./)?notebooks/(START|\d\d_\w+)\.ipynb", r"](lessons/\1.md", markdown)
     for name in ROOT_PAGES:
         markdown = re.sub(rf"\]\((\.\./)?{name}\.md", f"]({name.lower()}.md", markdown)
     return markdown.replace("](docs/", "](")

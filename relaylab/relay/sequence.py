@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 
-from relaylab.call_tag import Command
+from relaylab.call_tag import OPEN, Command
 from relaylab.engine.engine import Engine
 from relaylab.engine.sampling import Uniforms, token_statistics
 from relaylab.relay.config import RelayConfig
@@ -36,6 +36,7 @@ class Sequence:
         seed: of its random numbers.
         shared: student and teacher have one tokenizer.
         record: keep log-probabilities and entropies.
+        alternatives: keep so many of the likeliest tokens, too.
         raw: the prompt, if no chat template belongs around it.
     """
 
@@ -50,6 +51,7 @@ class Sequence:
         seed: int,
         shared: bool,
         record: bool,
+        alternatives: int = 0,
         raw: Segment | None = None,
     ):
         self._text, self._end_ids, self._shared = student.text, student.end_ids, shared
@@ -66,6 +68,7 @@ class Sequence:
         self.calls: list[Call] = []
         self.logprobs: list[float | None] | None = [] if record else None
         self.entropies: list[float | None] | None = [] if record else None
+        self.alternatives: list[dict[str, float] | None] | None = [] if alternatives else None
         self.stop = ""
         self.id, self.problem = "", dict[str, Any]()  # those of the trace that a fork goes on from
         self.waiting: Call | None = None  # the call that the teacher has to answer
@@ -182,10 +185,9 @@ class Sequence:
         self.ids.append(token)
         self.source.append(source)
         self.pieces.append(piece)
-        if self.logprobs is not None:
-            self.logprobs.append(None)
-        if self.entropies is not None:
-            self.entropies.append(None)
+        for values in (self.logprobs, self.entropies, self.alternatives):
+            if values is not None:
+                values.append(None)
 
     # The teacher writes -----------------------------------------------------------------------------------------------
 
@@ -233,7 +235,7 @@ class Sequence:
         """Take the student's turn before a call back, commands included. The call keeps its text."""
         start, segments = self._handed
         call.withdrawn, call.start, call.end, self._turn_start = self.pieces[start:], start, start, start
-        for record in (self.ids, self.source, self.pieces, self.logprobs, self.entropies):
+        for record in (self.ids, self.source, self.pieces, self.logprobs, self.entropies, self.alternatives):
             if record is not None:
                 del record[start:]
         del self.view.segments[segments:]
@@ -313,7 +315,7 @@ class Sequence:
         self.calls.sort(key=lambda c: c.start)
         if end_token:
             self._append(ids[-1], STUDENT, self._decoder.decode(b"", final=True))
-        for name in ("logprobs", "entropies"):
+        for name in ("logprobs", "entropies", "alternatives"):
             if getattr(self, name) is not None and getattr(trace, name) is not None:
                 setattr(self, name, list(getattr(trace, name)[:at]))
         if ended:
@@ -348,6 +350,7 @@ class Sequence:
             stop=self.stop,
             logprobs=None if self.logprobs is None else list(self.logprobs),
             entropies=None if self.entropies is None else list(self.entropies),
+            alternatives=None if self.alternatives is None else list(self.alternatives),
             seed=self.seed,
             temperature=self.config.temperature,
             student=student,
@@ -357,11 +360,13 @@ class Sequence:
         )
 
 
-def record_statistics(part: list[Sequence], before: list[int], wanted: list[int], logits: torch.Tensor) -> None:
+def record_statistics(
+    part: list[Sequence], before: list[int], wanted: list[int], logits: torch.Tensor, *, student: Engine, most: int
+) -> None:
     """Log-probabilities and entropies of the tokens that the last ``wanted`` distributions of each sequence were for.
 
     logits (B, K, V) are right-aligned: the last ones were for the token now at ``before``, the others for those in
-    front of it.
+    front of it. With ``most``, so many of the likeliest tokens are kept, too.
     """
     logp, entropy = token_statistics(logits)
     targets = torch.zeros(logits.shape[:2], dtype=torch.long)
@@ -376,6 +381,20 @@ def record_statistics(part: list[Sequence], before: list[int], wanted: list[int]
         assert s.entropies is not None
         s.logprobs[span] = chosen[i][-n:][:many]
         s.entropies[span] = entropy[i, -n:].tolist()[:many]
+        if s.alternatives is not None:
+            s.alternatives[span] = [_alternatives(row, student, most) for row in logp[i, -n:][:many]]
+
+
+def _alternatives(logp: torch.Tensor, student: Engine, most: int) -> dict[str, float]:
+    """The likeliest texts with their probabilities, and of a call that begins; the end of the answer is no text."""
+    likely: dict[str, float] = {}
+    top = logp.topk(min(most, len(logp)))
+    for token, value in zip(top.indices.tolist(), top.values.exp().tolist()):
+        known = token < len(student.text.bytes) and token not in student.end_ids
+        text = student.text.bytes[token].decode(errors="replace") if known else ""
+        likely[text] = round(likely.get(text, 0.0) + value, 4)
+    begins = torch.from_numpy(student.text.call_begins).to(logp.device)
+    return likely | {OPEN: round(logp[begins].exp().sum().item(), 4)}
 
 
 def _is_unicode(text: str) -> bool:

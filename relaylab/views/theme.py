@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import html
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from relaylab.files import write_whole
 from relaylab.trace import COMMAND, STUDENT, TEACHER
 
 if TYPE_CHECKING:
@@ -139,6 +141,15 @@ class Html:
     def __repr__(self) -> str:
         return self.text
 
+    def save(self, path: str | Path) -> None:
+        """Write it as a page of its own: one HTML file that needs no network.
+
+        Args:
+            path: The file; a figure needs ``show_figure(fig, library=True)``.
+        """
+        head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(self.text[:80])}</title>'
+        write_whole(path, f"{head}<body>{self.html}</body></html>")
+
 
 def load_plotly() -> Html:
     """plotly.js itself (5 MB). Put it on the last line of a notebook's first cell: figures then need no network.
@@ -195,6 +206,8 @@ def show_figure(fig: Figure, *, library: bool = False) -> Html:
     style = page_css(".rl-fig") + (
         ".rl-fig{margin:0;color:var(--rl-ink)}.rl-fig .main-svg text{fill:var(--rl-ink)!important}"
         ".rl-fig .main-svg .hoverlayer text{fill:#fff!important}"
+        # Numbers in the cells of a heat map stand on any colour of its scale: they bring their own ground.
+        ".rl-fig .heatmap-label text{paint-order:stroke;stroke:var(--rl-paper);stroke-width:3px}"
         ".rl-fig details{font:13px/1.5 var(--rl-sans)}.rl-fig summary{cursor:pointer;color:var(--rl-muted)}"
     )
     return Html(
