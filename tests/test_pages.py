@@ -122,7 +122,7 @@ def test_pictures_and_a_pdf(tmp_path):
     assert [file.name for file in files] == ["lesson.html", "lesson.pdf"]
     assert files[1].read_bytes()[:5] == b"%PDF-"
     page = without_scripts(files[0].read_text("utf-8"))
-    pictures = re.findall(r'<img class="rl-picture" alt="Hard: 5 %\." src="data:image/svg\+xml;base64,([^"]+)"', page)
+    pictures = re.findall(r'<img alt="Hard: 5 %\." class="rl-picture" src="data:image/svg\+xml;base64,([^"]+)"', page)
     assert len(pictures) == 2
     svg = base64.b64decode(pictures[0]).decode()
     assert svg.startswith("<svg")
