@@ -91,7 +91,7 @@ def test_a_lesson_keeps_its_outputs_and_shares_one_plotly(hooks, tmp_path):
     html = hooks.on_page_content(placeholders, page, None, None)
     assert "<pre>2 &lt; 3 red</pre>" in html
     assert "<b>bold</b>" in html
-    assert html.count('<script src="../../assets/plotly.js"></script><figure class="rl-fig x">') == 1
+    assert html.count('<script src="../../assets/plotly.js"></script>') == 1
     assert "RELAYLAB" not in html
 
 
