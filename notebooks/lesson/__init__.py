@@ -62,12 +62,8 @@ def __getattr__(name: str) -> Any:
     return getattr(import_module(_HOME[name]), name)
 
 
-def setup() -> Any:
-    """Prepare a notebook: plotly.js in the page, so that figures need no network, and no chatter of libraries.
-
-    Returns:
-        Output for the last line of the first cell.
-    """
+def setup() -> None:
+    """Prepare a notebook: plotly.js in the page, so that figures need no network, and no chatter of libraries."""
     from transformers.utils import logging
 
     from relaylab.views.theme import load_plotly
@@ -75,7 +71,7 @@ def setup() -> Any:
     warnings.filterwarnings("ignore", category=FutureWarning)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    return load_plotly()
+    load_plotly()
 
 
 def course() -> Any:

@@ -26,7 +26,8 @@ from relaylab.engine.sampling import sample, token_statistics
 from relaylab.relay.call_rules import CallRule, StepState
 from relaylab.relay.config import RelayConfig
 from relaylab.relay.events import CallClosed, CallOpened, Done, Event, TokenEvent
-from relaylab.relay.sequence import Sequence, record_statistics
+from relaylab.relay.record import record_statistics
+from relaylab.relay.sequence import Sequence
 from relaylab.relay.teachers import Message, NoTeacher, Segment, Teacher
 from relaylab.trace import TEACHER, Trace
 
