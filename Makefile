@@ -31,14 +31,9 @@ run: $(READY)
 # The whole series, each lesson executed and as a page that needs no kernel. `make notebooks SIZE=` runs the lessons at
 # their own parameters, a minute each; those of --smoke are in notebooks/smoke.yaml.
 SIZE    := --smoke
-# Pages ask no server. The record below each widget stands in for it, figures hold their own plotly.
-OFFLINE := $(addprefix --HTMLExporter.,mathjax_url= require_js_url= widget_renderer_url=data:text/javascript, \
-    mermaid_js_url=data:text/javascript, mermaid_layout_elk_js_url=data:text/javascript,)
 LESSONS := $(notdir $(basename $(wildcard notebooks/*.ipynb)))
 notebooks: $(READY)
-	@$(BIN)/relaylab notebooks run $(LESSONS) $(SIZE) --folder notebooks --out runs/notebooks --timeout 900
-	@$(BIN)/jupyter nbconvert --to html --embed-images $(OFFLINE) --log-level WARN --output-dir runs/notebooks \
-	    $(foreach lesson,$(LESSONS),runs/notebooks/$(lesson)/$(lesson).ipynb)
+	@$(BIN)/relaylab notebooks run $(LESSONS) $(SIZE) --folder notebooks --out runs/notebooks --timeout 900 --html
 	@echo "== done: executed lessons, their results as JSON, and pages are in runs/notebooks"
 
 # A folder of static files for any web server (docs/web.md).

@@ -40,7 +40,7 @@ from relaylab.views.player import player
 from relaylab.views.playground import Playground
 from relaylab.views.report import html_page, report
 from relaylab.views.sweep_report import sweep_page
-from relaylab.views.theme import load_plotly, show_figure
+from relaylab.views.theme import plotly_script, show_figure
 from relaylab.views.trace_view import trace_html
 from relaylab.views.widget import static_view
 
@@ -203,7 +203,7 @@ def shape(page: str) -> list[tuple[str, tuple[str, ...]]]:
     """The elements of a page in order, each with the names of its attributes, as an HTML5 parser sees them."""
     import html5lib
 
-    root = html5lib.parse(page.replace(load_plotly().html, ""), namespaceHTMLElements=False)
+    root = html5lib.parse(page.replace(plotly_script(), ""), namespaceHTMLElements=False)
     return [(str(e.tag), tuple(sorted(map(str, e.attrib)))) for e in root.iter() if isinstance(e.tag, str)]
 
 

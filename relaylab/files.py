@@ -6,6 +6,7 @@ Every command that resumes stands on these few functions. Nothing here removes w
 from __future__ import annotations
 
 import glob
+import gzip
 import json
 import mmap
 import os
@@ -180,12 +181,12 @@ def _short(value: Any) -> str:
 
 
 def read_lines(path: str | os.PathLike, parse: Callable[[dict[str, Any]], Item] = lambda data: data) -> Iterator[Item]:
-    """The records of a JSON Lines file, one at a time; a torn last line is left out.
+    """The records of a JSON Lines file (also ``.gz``), one at a time; a torn last line is left out.
 
     Raises:
         ValueError: with file and line, for a broken line that is not the last.
     """
-    with open(path, "rb") as file:
+    with (gzip.open if str(path).endswith(".gz") else open)(path, "rb") as file:
         for number, line in enumerate(file, 1):
             if not line.endswith(b"\n"):
                 return  # this line was being written when its writer died

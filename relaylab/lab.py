@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import signal
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
@@ -29,8 +31,11 @@ from relaylab.notebook_commands import lessons_home
 RECORD = ".relaylab.json"  # in the reader's folder: of each file, the checksum of what was written last
 SOLVED_RECORD = ".relaylab-solutions.json"  # in a folder of solved lessons, so that the two are never mixed up
 SOLUTIONS = "notebooks/solutions/*.md"  # by lesson; for instructors
+START = "notebooks/START.ipynb"  # is opened
+# JupyterLab asks neither for news nor for updates, unless the reader has chosen otherwise.
+QUIET = {"@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False}}
 OPEN = "# yours"  # stands in an answer cell where the answer belongs
-SHARED = ("notebooks/*.ipynb", "notebooks/lesson/**/*.py", "notebooks/*.yaml", "notebooks/measured/*.csv", "docs/*.md")
+SHARED = ("notebooks/*.ipynb", "notebooks/lesson/**/*.py", "notebooks/*.yaml", "notebooks/measured/**/*.*", "docs/*.md")
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,10 +134,14 @@ def open_lab(folder: Path, *, open_: bool = True, jupyter: Sequence[str] = (), s
     if not open_:
         print(f"to open them: {sys.executable} -m jupyterlab {folder}")
         return 0
-    first = [f.name for f in copied if f.state == "new" and f.name.endswith(".ipynb")][:1]
-    process = subprocess.Popen([sys.executable, "-m", "jupyterlab", *first, *jupyter], cwd=folder)
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is JupyterLab's: it asks whether to stop
-    try:
-        return process.wait()
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with tempfile.TemporaryDirectory(prefix="relaylab-") as config:
+        (Path(config) / "labconfig").mkdir()
+        write_json(Path(config) / "labconfig" / "default_setting_overrides.json", QUIET)
+        path = os.pathsep.join(filter(None, (config, os.environ.get("JUPYTER_CONFIG_PATH"))))
+        command, env = [sys.executable, "-m", "jupyterlab", START, *jupyter], os.environ | {"JUPYTER_CONFIG_PATH": path}
+        process = subprocess.Popen(command, cwd=folder, env=env)
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is JupyterLab's: it asks whether to stop
+        try:
+            return process.wait()
+        finally:
+            signal.signal(signal.SIGINT, before)

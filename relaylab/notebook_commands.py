@@ -81,6 +81,8 @@ def notebooks_run(
     folder: Annotated[Path | None, option("Default: 'notebooks' here, or the shipped lessons.")] = None,
     timeout: Annotated[float | None, option("Seconds per notebook. Default: no limit.", min=1)] = None,
     smoke: Annotated[bool, option(f"Use the parameters of {SMOKE}: seconds each.", "--smoke")] = False,
+    html: Annotated[bool, option("Also write each as a page that needs no network.", "--html")] = False,
+    pdf: Annotated[bool, option("Also print each page to a PDF; needs a Chromium.", "--pdf")] = False,
 ) -> None:
     """Execute notebooks with other parameters and save their results as JSON."""
     from relaylab.sweep.notebook import check_values, execute, read_parameters
@@ -95,6 +97,11 @@ def notebooks_run(
         parameters = read_parameters(path)
         options = dict(_option(text, parameters) for text in parameter or ())
         jobs[path] = check_values(small.get(path.stem, {}) | options, parameters)
+    if html or pdf:
+        from relaylab.pages import browser, write_page
+
+        if pdf:
+            browser()  # a missing one fails now, not after the notebooks
     failed = []
     for path, values in jobs.items():
         record = execute(path, out / path.stem, values, timeout=timeout)
@@ -102,6 +109,8 @@ def notebooks_run(
         if record["error"]:
             print(record["error"])
             failed.append(path.stem)
+        elif html or pdf:
+            print(*write_page(out / path.stem / path.name, out / f"{path.stem}.html", pdf=pdf))
     if failed:
         raise RuntimeError(f"{', '.join(failed)} did not finish; the executed copies show how far they came")
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 VERSION = 2
 STUDENT, TEACHER, COMMAND = "s", "t", "c"
-NESTED = ("calls", "problem", "config")  # the fields of a trace that a table holds as JSON text
+NESTED = ("calls", "problem", "config", "alternatives")  # the fields of a trace that a table holds as JSON text
 
 # Why a generation ended: the student's end token; the teacher's; the limit of tokens; the model's context is full; the
 # policy `exclude` after a teacher failure; the caller closed the stream.
@@ -76,6 +76,8 @@ class Trace:
     logprobs: list[float | None] | None = None  # of each token under the student, at temperature 1, in nats
     entropies: list[float | None] | None = None  # of the student's distribution before each token, in nats
     teacher_logprobs: list[float | None] | None = None  # under the teacher, where it saw the token (``recorded``)
+    # The likeliest texts there with their probabilities; "<call>" is always among them, for all tokens that begin one.
+    alternatives: list[dict[str, float] | None] | None = None
     seed: int | None = None
     temperature: float = 0.0
     student: str = ""
@@ -88,7 +90,7 @@ class Trace:
     def __post_init__(self) -> None:
         """Raise ValueError unless the parallel lists are of one length and the calls lie within them."""
         n = len(self.completion_ids)
-        for name in ("source", "pieces", "logprobs", "entropies", "teacher_logprobs"):
+        for name in ("source", "pieces", "logprobs", "entropies", "teacher_logprobs", "alternatives"):
             value = getattr(self, name)
             if value is not None and len(value) != n:
                 raise ValueError(f"trace {self.id!r}: {name} has {len(value)} entries for {n} completion tokens")
@@ -167,7 +169,10 @@ class Trace:
         return sum(c.delivered for c in calls) / len(calls) if calls else None
 
     def to_dict(self) -> dict[str, Any]:
-        return {"version": VERSION} | asdict(self)
+        data = {"version": VERSION} | asdict(self)
+        if self.alternatives is None:  # most traces have none
+            del data["alternatives"]
+        return data
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Trace:
@@ -216,6 +221,7 @@ def _wrong_type(data: dict[str, Any]) -> str:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
     texts = [data.get("id", ""), data.get("prompt", ""), *data.get("pieces", ()), *data.get("problem", {}).values()]
+    texts += [text for likely in data.get("alternatives") or () for text in likely or ()]
     try:
         "".join(text for text in texts if isinstance(text, str)).encode()
     except UnicodeEncodeError:
@@ -258,7 +264,7 @@ def to_dataset(traces: Iterable[Trace]) -> datasets.Dataset:
     """A ``datasets.Dataset`` with one row a trace; what is nested is JSON text, so that any mix fits."""
     import datasets
 
-    rows = [data | {k: json.dumps(data[k]) for k in NESTED} for data in (t.to_dict() for t in traces)]
+    rows = [data | {k: json.dumps(data.get(k)) for k in NESTED} for data in (t.to_dict() for t in traces)]
     return datasets.Dataset.from_list(rows)
 
 
@@ -266,7 +272,7 @@ def from_dataset(dataset: datasets.Dataset) -> Iterator[Trace]:
     """The traces of a dataset made by ``to_dataset``."""
     for row in dataset:
         values: Any = row
-        yield Trace.from_dict(values | {k: json.loads(values[k]) for k in NESTED})
+        yield Trace.from_dict(values | {k: json.loads(values[k]) for k in NESTED if k in values})
 
 
 def to_frame(traces: Iterable[Trace]) -> pandas.DataFrame:

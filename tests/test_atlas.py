@@ -133,6 +133,45 @@ def test_what_a_colour_says_is_what_the_legend_says():
     assert evaluate("atlas", "levelOf(0, 0)", {}) == 0
 
 
+def test_a_free_filter_needs_every_word():
+    traces, labels = some_traces(300)
+    data = Page(atlas(traces, by=labels).html).data
+    kept = "data.traces.id.filter((_, t) => matcher(data, '{}')(t))"
+    found = evaluate("atlas", kept.format("tiles calls>1  tokens<=30 RIGHT"), data)
+    right = [t for t in traces if t.correct and t.problem["suite"] == "tiles"]
+    assert found == [t.id for t in right if len(t.calls) > 1 and len(t.pieces) <= 30] != []
+    assert evaluate("atlas", kept.format("t29"), data) == [t.id for t in traces if "t29" in t.id]
+    assert len(evaluate("atlas", kept.format(""), data)) == 300
+    assert evaluate("atlas", kept.format("calls>x"), data) == []  # no number: a word like any other
+    view = json.dumps(VIEW)
+    tallied = f"tally(prepared(data), {{...{view}, matches: matcher(data, 'calls=0')}}).traces"
+    assert sum(evaluate("atlas", tallied, data)) == sum(not t.calls for t in traces)
+    order = f"listed(prepared(data), {{...{view}, order: 'tokens'}}, 0, 0).map(({{ t }}) => data.traces.tokens[t])"
+    sizes = evaluate("atlas", order, Page(atlas(traces, by=labels, full=0).html).data)
+    assert sizes == sorted(sizes, reverse=True)
+
+
+def test_the_colours_of_a_movie_mean_the_same_at_every_step():
+    traces, labels = some_traces(300)
+    data = Page(atlas(traces, by=labels, name="step", movie=True).html).data
+    assert data["movie"]
+    views = [VIEW | {"rows": "suite", "shade": "calls", "group": k} for k in range(3)]
+    tops = evaluate("atlas", f"{json.dumps(views)}.map((view) => topOf(prepared(data), view))", data)
+    for view, top in zip(views, tops):
+        assert top == max(expected(traces, labels, view)["calls"].values())
+    with pytest.raises(ValueError, match="groups other than suites"):
+        atlas(traces, movie=True)
+
+
+def test_the_rollouts_that_ship_are_a_training(tmp_path):
+    folder = Path(__file__).parents[1] / "notebooks" / "measured" / "rollouts"
+    assert sum(file.stat().st_size for file in folder.iterdir()) <= 300_000
+    traces, steps = read_labelled(folder)
+    assert sorted(set(steps)) == list(range(0, max(steps) + 1, 8))
+    assert all(t.temperature == 1 and t.correct is not None for t in traces)
+    assert "Call atlas" in atlas(traces, by=steps, name="training step", movie=True).text
+
+
 def test_the_traces_in_full_reach_as_many_cells_as_they_can():
     cells = [{"a"}, {"a"}, {"b", "c"}, {"a", "b"}, {"d"}]
     assert _chosen(cells, [1] * 5, most=2, tokens=9)[0] == 2  # two new cells, before the other with two

@@ -19,6 +19,7 @@ import pytest
 from nbconvert import HTMLExporter
 from real_jupyterlab import SECONDS, Lab, open_jupyter, write_notebook
 
+from relaylab.lab import START, copy_lessons
 from relaylab.notebook_commands import smoke_parameters
 
 # One Lab for all, and each test finds what the one before has left: the file runs in one worker (--dist loadfile).
@@ -51,6 +52,18 @@ trace""",
     "player(trace)",
     """from IPython.display import HTML
 HTML("<p>$z^2$</p>")""",
+)
+SHOWN_LATER = (
+    """import plotly.graph_objects as go
+from relaylab.views.atlas import atlas, read_labelled
+from relaylab.views.predict import Predict
+from relaylab.views.theme import load_plotly, show_figure, with_alt_text
+guess = Predict("How many of the answers are right?", unit="%")
+guess""",
+    "load_plotly()",
+    'show_figure(guess.draw(with_alt_text(go.Figure(go.Bar(x=["a", "b"], y=[30, 60])), "Bars.", "Bars", height=300)))',
+    f"""traces, steps = read_labelled({str(ROOT / "notebooks" / "measured" / "rollouts")!r})
+atlas(traces, by=steps, name="training step", movie=True)""",
 )
 VIEWS = {  # how their names begin
     "player": "Relay player",
@@ -100,6 +113,16 @@ def lab(jupyter, folder: Path) -> Lab:
     return lab
 
 
+@pytest.fixture(scope="module")
+def start(jupyter, folder: Path) -> Lab:
+    """What `relaylab lab` opens, in a copy as it makes it."""
+    copy_lessons(folder / "course")
+    lab = jupyter(f"course/{START}")
+    lab.run_all()
+    lab.wait_idle()
+    return lab
+
+
 def find(lab: Lab, name: str):
     return lab.page.locator(f"section[aria-label^='{VIEWS[name]}']")
 
@@ -117,6 +140,105 @@ def focused(lab: Lab) -> str:
 def gets_focus(lab: Lab, name: str) -> None:
     """Wait until what has this name has the focus. A view's state arrives after its status line."""
     lab.page.wait_for_function(f"name => ({FOCUSED}) === name", arg=name, timeout=WAIT)
+
+
+# START ----------------------------------------------------------------------------------------------------------------
+
+
+def test_start_answers_and_follows_a_change(start: Lab):
+    playground, press = find(start, "playground"), start.page.keyboard.press
+    runs = playground.locator(".rl-run")
+    assert "Run 1: relay with teacher. Correct" in playground.locator(".rl-status").inner_text()
+    assert not playground.get_by_role("combobox", name="student").is_visible()  # the settings are folded
+    assert "Call 1 asked for 21" in playground.inner_text()  # the first call is chosen
+
+    # A shorter call, by dragging: several steps are one change.
+    drag = playground.get_by_role("slider", name="n, by dragging")
+    drag.focus()
+    for key in ("Home", "ArrowRight"):
+        press(key)
+    says(start, playground, "Fork 2: call 1 asks for 2, not 21.")
+    gets_focus(start, "n, by dragging")
+    playground.get_by_role("button", name="Forbid this call").click()
+    says(start, playground, "Fork 3: call 1 forbidden.")
+    playground.get_by_role("button", name="Force a call here").click()  # where the forbidden one was
+    says(start, playground, "Fork 4: a call for 2 at token 31.")
+    heads = [head.split(":")[0] for head in runs.locator("h4").all_inner_texts()]
+    assert heads == ["Fork 4", "Fork 3", "Fork 2", "Run 1"]  # the newest on top
+    texts = [runs.nth(k).locator(".rl-strip").text_content() for k in range(4)]
+    assert texts[0] == texts[2] != texts[3] != texts[1]
+
+    # What the student would have written: by the mouse, and by keys.
+    tokens, likely = runs.nth(3).get_by_role("option"), runs.nth(3).locator(".rl-likely")
+    tokens.nth(30).hover()
+    first = likely.inner_text()
+    assert re.search(r"<call> \d+ % ✓", first)
+    assert 2 <= likely.locator("li").count() <= 6
+    tokens.nth(29).focus()
+    press("ArrowLeft")
+    start.page.wait_for_function(
+        "([e, was]) => e.innerText !== was", arg=[likely.element_handle(), first], timeout=WAIT
+    )
+    assert "<call>" in likely.inner_text()
+
+
+def test_start_has_the_table_of_the_course(start: Lab):
+    table = start.page.locator(".jp-RenderedMarkdown table").last
+    assert table.locator("tbody tr").count() == len(list((ROOT / "notebooks").glob("[0-9]*.ipynb")))
+    table.get_by_role("link", name="A first relay").click()
+    start.page.locator(".lm-TabBar-tabLabel", has_text="00_first_relay.ipynb").first.wait_for(timeout=WAIT)
+    start.page.locator(".lm-TabBar-tabLabel", has_text="START.ipynb").first.click()
+
+
+def test_pictures_of_start(start: Lab):
+    start.page.evaluate("window.jupyterapp.shell.expandLeft()")  # with the list of files, as a learner has it
+    start.screenshots(SCREENSHOTS, {"start": find(start, "playground")}, widths=(1366, 1024))
+    assert start.errors == []
+    start.page.close()
+
+
+# A prediction and a movie ---------------------------------------------------------------------------------------------
+
+
+def test_a_prediction_is_typed_first_and_a_training_is_a_movie(jupyter, folder: Path):
+    lab = jupyter(write_notebook(folder / "later.ipynb", *SHOWN_LATER).name)
+    lab.run_all()
+    lab.wait_idle()
+    page, guess = lab.page, lab.page.locator("section[aria-label^='Prediction']")
+    figure = page.locator(".rl-fig .annotation-text")
+    figure.first.wait_for(timeout=WAIT)
+    assert figure.all_text_contents() == ["no prediction"]  # Run All leaves it open
+    assert guess.locator(".rl-status").inner_text() == "No prediction yet."
+    guess.get_by_role("spinbutton").fill("40")
+    page.keyboard.press("Enter")
+    says(lab, guess, "Noted, your prediction: 40 %.")
+    page.locator(".jp-CodeCell .jp-InputArea-editor").nth(2).click()
+    page.keyboard.press("Shift+Enter")
+    page.locator(".rl-fig .annotation-text", has_text="your prediction: 40 %").wait_for(timeout=WAIT)
+
+    movie = find(lab, "atlas")
+    slider, where = movie.get_by_role("slider", name="training step"), movie.locator("output")
+    row = movie.get_by_role("row").nth(1)
+    assert where.inner_text() == "training step 0"
+    first = row.inner_text()
+    slider.focus()
+    page.keyboard.press("ArrowRight")
+    assert where.inner_text() == slider.get_attribute("aria-valuetext") == "training step 8"
+    assert row.inner_text() != first
+    assert movie.get_by_role("combobox", name="training step").input_value() == "1"  # the filter goes along
+    page.keyboard.press("End")
+    last = where.inner_text()
+    movie.get_by_role("button", name="Play", exact=True).click()  # from the beginning, to the end
+    page.wait_for_function("([e, was]) => e.innerText !== was", arg=[where.element_handle(), last], timeout=WAIT)
+    movie.locator("output", has_text=last).wait_for(timeout=WAIT)
+    movie.get_by_role("searchbox", name="words").fill("calls>1")
+    assert re.fullmatch(r"\d+ of \d+ traces", movie.locator("fieldset .rl-muted").inner_text())
+    lab.tab_through(movie)
+    lab.screenshots(
+        SCREENSHOTS, {"predict": guess, "prediction": page.locator(".rl-fig"), "movie": movie}, (1366, 1024)
+    )
+    assert lab.errors == []
+    page.close()
 
 
 # Lesson 07 ------------------------------------------------------------------------------------------------------------
@@ -285,6 +407,7 @@ def test_the_playground(lab: Lab):
     assert run.locator(".rl-strip .rl-t").count() > 0
 
     # Another student, alone, beside it.
+    playground.locator("summary").first.click()
     playground.get_by_role("combobox", name="student").select_option("student")
     playground.get_by_role("combobox", name="teacher").select_option("none")
     question.press("Control+Enter")
@@ -305,7 +428,7 @@ def test_the_playground(lab: Lab):
     lab.page.keyboard.press("Enter")
     says(lab, playground, "interrupted")
     gets_focus(lab, "Ask this question")
-    assert playground.locator(".rl-run").nth(2).locator(".rl-question").inner_text().startswith("<img src=x")
+    assert playground.locator(".rl-run").nth(0).locator(".rl-question").inner_text().startswith("<img src=x")
     assert playground.locator("img").count() == 0
 
     limit = playground.get_by_role("spinbutton", name="tokens at most")
@@ -387,6 +510,7 @@ def test_the_reward_lab(lab: Lab):
 
     # By the mouse: the only one that was right alone is wrong, and so those that never called are punished.
     assert (rows.count(), add.is_disabled()) == (8, True)
+    assert view.get_by_text("8 rollouts are the most").is_visible()
     assert (paid(0), paid(4)) == (["1.00", "1.00", "1.50"], ["0.00", "0.00", "0.00"])
     view.get_by_role("checkbox", name="rollout 1 is right").click()
     assert "The group is dependent" in kind.inner_text()

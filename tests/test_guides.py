@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import doctest
+import importlib.util
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -56,3 +59,15 @@ def test_the_instructors_guide_knows_every_lesson():
     text = read("instructors-guide.md")
     lessons = sorted(path.stem for path in (DOCS.parent / "notebooks").glob("*.ipynb"))
     assert not [name for name in lessons if f"../notebooks/{name}.ipynb" not in text]
+
+
+def test_the_minutes_of_the_lessons_are_counted():
+    spec = importlib.util.spec_from_file_location("minutes", DOCS.parent / "benchmarks" / "lesson_minutes.py")
+    counting = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = counting  # a dataclass looks its module up
+    spec.loader.exec_module(counting)
+    assert doctest.testmod(counting).attempted == 2
+    assert doctest.testmod(counting).failed == 0
+    rows = re.findall(r"\(\.\./notebooks/(\w+)\.ipynb\) \| (\d+) \|", read("instructors-guide.md"))
+    lessons = sorted((DOCS.parent / "notebooks").glob("*.ipynb"))
+    assert rows == [(path.stem, str(counting.minutes(path))) for path in lessons]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from jupyterlab_server.settings_utils import _get_overrides
 from test_notebooks_run import notebook
 from typer.testing import CliRunner
 
@@ -26,6 +27,7 @@ def home(tmp_path) -> Path:
     for name, text in {
         "notebooks/00_a.ipynb": "a1",
         "notebooks/01_b.ipynb": "b1",
+        "notebooks/START.ipynb": "start",
         "notebooks/smoke.yaml": "00_a: {}",
         "notebooks/measured/sweep.csv": "numbers",
         "notebooks/draft.py": "no lesson",
@@ -45,8 +47,8 @@ def test_a_copy_is_made_and_then_left_alone(home, tmp_path):
     mine = tmp_path / "deep" / "mine"
     done = copy_lessons(mine, home)
     assert [file.name for file in done] == [
-        *("notebooks/00_a.ipynb", "notebooks/01_b.ipynb", "notebooks/smoke.yaml", "notebooks/measured/sweep.csv"),
-        "docs/page.md",
+        *("notebooks/00_a.ipynb", "notebooks/01_b.ipynb", "notebooks/START.ipynb", "notebooks/smoke.yaml"),
+        *("notebooks/measured/sweep.csv", "docs/page.md"),
     ]
     assert {file.state for file in done} == {"new"}
     assert (mine / "notebooks" / "01_b.ipynb").read_text() == "b1"
@@ -68,8 +70,9 @@ def test_a_new_version_replaces_what_nobody_touched_and_nothing_else(home, tmp_p
     assert done["notebooks/00_a.ipynb"] == Copied("notebooks/00_a.ipynb", "kept", "notebooks/00_a.new.ipynb")
     assert done["notebooks/01_b.ipynb"].state == "updated"
     texts = {path.name: path.read_text() for path in (mine / "notebooks").glob("*.ipynb")}
+    assert texts.pop("START.ipynb") == "start"
     assert texts == {"00_a.ipynb": "my answers", "00_a.new.ipynb": "00_a, version 2", "01_b.ipynb": "01_b, version 2"}
-    assert [file.beside for file in copy_lessons(mine, home)] == [None] * 5, "once is enough"
+    assert [file.beside for file in copy_lessons(mine, home)] == [None] * 6, "once is enough"
 
 
 def test_an_untouched_neighbour_makes_room_and_a_touched_one_does_not(home, tmp_path):
@@ -112,6 +115,7 @@ def test_without_a_record_everything_is_the_readers_own(home, tmp_path, record):
     assert found == {
         "00_a.ipynb": "kept",
         "01_b.ipynb": "new",
+        "START.ipynb": "new",
         "smoke.yaml": "new",
         "sweep.csv": "new",
         "page.md": "new",
@@ -133,11 +137,17 @@ def door(home, monkeypatch):
     started, app = [], cli.app
 
     class Stand:
-        def __init__(self, command, cwd):
+        def __init__(self, command, cwd, env):
             started.append((command, cwd))
+            self.config = env["JUPYTER_CONFIG_PATH"]
 
         def wait(self):
             assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+            with pytest.MonkeyPatch.context() as patch:  # as JupyterLab's server reads it
+                patch.setenv("JUPYTER_CONFIG_PATH", self.config)
+                overrides, error = _get_overrides("")
+            chosen = overrides["@jupyterlab/apputils-extension:notification"]
+            assert (chosen["fetchNews"], chosen["checkForUpdates"], error) == ("false", False, "")
             return 3
 
     monkeypatch.setattr(lab, "lessons_home", lambda: home)
@@ -145,13 +155,14 @@ def door(home, monkeypatch):
     return lambda *words: CliRunner().invoke(app, ["lab", *map(str, words)]), started
 
 
-def test_jupyterlab_is_this_pythons_and_opens_the_first_new_lesson(door, tmp_path):
+def test_jupyterlab_is_this_pythons_opens_start_and_asks_for_no_news(door, tmp_path):
     run, started = door
     before = signal.getsignal(signal.SIGINT)
     assert run(tmp_path / "mine").exit_code == 3, "JupyterLab's own exit code"
     assert run(tmp_path / "mine", "--jupyter=--no-browser").exit_code == 3
     python = [sys.executable, "-m", "jupyterlab"]
-    first, again = [*python, "notebooks/00_a.ipynb"], [*python, "--no-browser"]
+    first = [*python, "notebooks/START.ipynb"]
+    again = [*first, "--no-browser"]
     assert started == [(first, tmp_path / "mine"), (again, tmp_path / "mine")]
     assert signal.getsignal(signal.SIGINT) is before
 
@@ -159,11 +170,11 @@ def test_jupyterlab_is_this_pythons_and_opens_the_first_new_lesson(door, tmp_pat
 def test_copying_alone_says_what_it_did(door, home, tmp_path):
     run, started = door
     mine = tmp_path / "mine"
-    assert "5 new" in run(mine, "--no-open").output
+    assert "6 new" in run(mine, "--no-open").output
     (mine / "notebooks" / "00_a.ipynb").write_text("my answers")
     (home / "notebooks" / "00_a.ipynb").write_text("two")
     told = run(mine, "--no-open").output
-    assert "1 kept, 4 current" in told
+    assert "1 kept, 5 current" in told
     assert "notebooks/00_a.ipynb is as you left it; the newer version is notebooks/00_a.new.ipynb" in told
     assert not started
 

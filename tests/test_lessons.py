@@ -9,15 +9,17 @@ from pathlib import Path
 
 import pytest
 
+import lesson as lesson_folder
 from relaylab.notebook_commands import smoke_parameters
 from relaylab.sweep.notebook import check_values, read_parameters
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
-SERIES = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
+SERIES = sorted(path.stem for path in FOLDER.glob("[0-9]*.ipynb"))
 LINK = re.compile(r"\]\(([^)#\s]+)[^)]*\)")
 # Drives, homes, scratch folders: what is there on one machine alone.
 ABSOLUTE = re.compile(r"(?<![\w.:/])/(?:home|root|tmp|usr|mnt|Users|content|work)/|\b[A-Z]:\\\\?\w|file://")
 lesson = pytest.mark.parametrize("name", SERIES)
+any_notebook = pytest.mark.parametrize("name", ["START", *SERIES])
 
 
 def cells(name: str, kind: str) -> list[dict]:
@@ -48,7 +50,7 @@ def test_the_series_is_numbered_without_a_doubt():
     assert all(re.fullmatch(r"\d\d_[a-z0-9_]+", name) for name in SERIES)
 
 
-@lesson
+@any_notebook
 def test_a_lesson_is_kept_without_outputs(name):
     code = cells(name, "code")
     assert code
@@ -102,7 +104,7 @@ def test_a_lesson_leads_to_its_neighbours(name):
     assert not {f"{other}.ipynb" for other in neighbours} - linked
 
 
-@lesson
+@any_notebook
 def test_links_lead_to_what_a_copy_has_too(name):
     """``relaylab lab`` copies notebooks and docs, and nothing else."""
     local = [link for link in LINK.findall(text(name, "markdown")) if "://" not in link]
@@ -113,10 +115,16 @@ def test_links_lead_to_what_a_copy_has_too(name):
     assert set(targets) <= {"notebooks", "docs"}
 
 
-@lesson
+@any_notebook
 def test_a_lesson_names_no_place_of_one_machine(name):
     found = ABSOLUTE.search(text(name, "markdown") + text(name, "code"))
     assert not found, found
+
+
+def test_the_table_of_start_knows_every_lesson():
+    table = lesson_folder.course().data
+    assert sorted(set(LINK.findall(table))) == [f"{name}.ipynb" for name in SERIES]
+    assert table.count("\n") == 1 + len(SERIES)
 
 
 def test_the_check_of_places_sees_them():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import re
 import time
 
@@ -16,6 +18,7 @@ from relaylab.tasks.suites import problem
 from relaylab.trace import COMMAND, Trace
 from relaylab.views import live_view
 from relaylab.views.counterfactual_view import CounterfactualView
+from relaylab.views.player import player, player_state
 from relaylab.views.playground import Playground
 from relaylab.views.theme import NO_MATH
 
@@ -199,6 +202,45 @@ def test_bad_settings_and_names_are_refused(pair):
         Playground(suites=["algebra"])
     with pytest.raises(ValueError, match="keep is 0"):
         Playground(keep=0)
+
+
+def test_the_end_of_an_answer_reaches_the_page_as_one_message(playground, monkeypatch):
+    sent = []
+    monkeypatch.setattr(playground, "_send", lambda message, buffers=None: sent.append(message["state"]))
+    assert playground.ask(TILES).wait(60)
+    assert sent[-1].keys() >= {"busy", "message", "runs", "live"}
+    assert not sent[-1]["busy"]
+
+
+def test_alternatives_are_what_the_student_would_have_written(pair, original):
+    trace = pair.solve(TILES, alternatives=3)
+    assert (trace.completion_ids, trace.logprobs) == (original.completion_ids, original.logprobs)
+    for i, (likely, logprob) in enumerate(zip(trace.alternatives, trace.logprobs)):
+        if likely is None:
+            assert logprob is None
+            continue
+        assert 3 <= len(likely) <= 4
+        assert "<call>" in likely
+        assert trace.source[i] == "t" or likely[trace.pieces[i]] == pytest.approx(math.exp(logprob), abs=1e-3)
+    begin = original.calls[0].start
+    assert trace.alternatives[begin]["<call>"] >= trace.alternatives[begin]["<call"] > 0.5
+    assert Trace.from_dict(json.loads(trace.to_json())).alternatives == trace.alternatives
+    assert "alternatives" not in original.to_dict()
+    shown = player_state(trace)["alternatives"]
+    assert shown[begin][0] == ("<call>", trace.alternatives[begin]["<call>"])
+    assert "<call" not in [text for text, _ in shown[begin]]
+    assert "<call>" not in [text for text, _ in shown[begin + 1]]  # within the command no other one begins
+    assert "alternatives" not in player_state(original)
+
+
+def test_hostile_alternatives_are_text(pair):
+    trace = Trace("q", [1], [5], "s", ["a"], alternatives=[{HOSTILE: 0.5, "a": 0.4, "<call>": 0.1}])
+    html = player(trace).html
+    assert html.count("</script>") == 2
+    assert not re.search("[\x1b\u202e]", html)
+    broken = trace.to_dict() | {"alternatives": [{"\ud800": 0.5}]}
+    with pytest.raises(ValueError, match="surrogate"):
+        Trace.from_dict(broken)
 
 
 # What if --------------------------------------------------------------------------------------------------------------

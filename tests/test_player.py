@@ -106,7 +106,9 @@ def test_hostile_text_is_data_and_never_markup(pieces, question):
     ]
 
 
-@pytest.mark.parametrize("name", ["atlas", "cost_dial", "counterfactual_view", "player", "playground", "reward_lab"])
+@pytest.mark.parametrize(
+    "name", ["atlas", "cost_dial", "counterfactual_view", "player", "playground", "predict", "reward_lab"]
+)
 def test_modules_write_text_only_and_fetch_nothing(name, tmp_path):
     module = bundle(name)
     unsafe = r"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(|new Function|fetch\(|import[ (]|export "

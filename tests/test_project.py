@@ -73,24 +73,6 @@ def test_one_version():
     assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == __version__
 
 
-def test_exported_pages_ask_no_server():
-    nbconvert, nbformat = pytest.importorskip("nbconvert"), pytest.importorskip("nbformat")
-    options = re.search(
-        r"^OFFLINE := \$\(addprefix --HTMLExporter\.,(.*?)\)\n", (ROOT / "Makefile").read_text(), re.M | re.S
-    )
-    settings = dict(option.split("=", 1) for option in options[1].replace("\\\n", " ").split())
-    assert len(settings) == 5
-    view = {"application/vnd.jupyter.widget-view+json": {"version_major": 2, "version_minor": 0, "model_id": "m"}}
-    outputs = [nbformat.v4.new_output("display_data", view)]
-    book = nbformat.v4.new_notebook(
-        cells=[nbformat.v4.new_code_cell("view", outputs=outputs), nbformat.v4.new_markdown_cell("$x$")],
-        metadata={"widgets": {"application/vnd.jupyter.widget-state+json": {"state": {"m": {}}}}},
-    )
-    page, _ = nbconvert.HTMLExporter(**settings).from_notebook_node(book)
-    assert not re.search(r"""(src|href)\s*=\s*["']?(https?:)?//|import\(\s*["'](https?:)?//|url\(["']?https?:""", page)
-    assert "html-manager" not in page
-
-
 @pytest.mark.parametrize("name", ["pyproject.toml", "constraints.txt", "environment.yml", "Makefile", ".ci/run"])
 def test_no_index_and_no_host_is_named(name):
     text = (ROOT / name).read_text().replace(f'"{PROJECT["urls"]["Repository"]}"', "")  # the project's own address

@@ -11,7 +11,7 @@ from relaylab.tasks.suites import problem
 from relaylab.views.trace_view import trace_text
 
 ROOT = Path(__file__).parents[1]
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
 
 
 README = (ROOT / "README.md").read_text()

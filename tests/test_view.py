@@ -220,6 +220,7 @@ def test_all_text_can_be_read(palette):
     assert contrast("#ffffff", "#000000") == pytest.approx(21)
     text = [("ink", "paper"), ("muted", "paper"), ("student", "paper"), ("good", "paper"), ("bad", "paper")]
     text += [("teacher", "teacher-fill"), ("muted", "teacher-fill"), ("command", "command-fill"), ("command", "paper")]
+    text += [(name, "panel") for name in ("ink", "muted", "student", "good", "bad")]  # of runs and buttons
     ratios = {pair: contrast(palette[pair[0]], palette[pair[1]]) for pair in text}
     assert min(ratios.values()) >= 4.5, ratios
     shapes = {name: contrast(palette[name], palette["paper"]) for name in ("teacher-edge", "command-edge")}

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from latex2mathml.converter import convert
 from mkdocs.structure.files import File, Files
+from plotly.offline import get_plotlyjs
 
 ROOT = Path(__file__).parents[1]
 EXECUTED = ROOT / "runs" / "notebooks"
@@ -30,7 +31,10 @@ _outputs: dict[str, list[str]] = {}  # of each lesson: its outputs as HTML, in t
 
 def on_config(config):
     """Fill the two folders of the navigation."""
-    lessons = [f"lessons/{path.stem}.md" for path in sorted((ROOT / "notebooks").glob("*.ipynb"))]
+    names = sorted(
+        (path.stem for path in (ROOT / "notebooks").glob("*.ipynb")), key=lambda name: (name != "START", name)
+    )
+    lessons = [f"lessons/{name}.md" for name in names]
     for section in config.nav:
         if "Lessons" in section:
             section["Lessons"] = lessons
@@ -50,15 +54,11 @@ def on_files(files: Files, config) -> Files:
         add(f"{name.lower()}.md", (ROOT / f"{name}.md").read_text(encoding="utf-8"))
     for table in (ROOT / "notebooks" / "measured").glob("*.csv"):
         add(f"measured/{table.name}", table.read_bytes())
-    plotly = b""
     for source in sorted((ROOT / "notebooks").glob("*.ipynb")):
         executed = EXECUTED / source.stem / source.name
-        text, plotly_here = _lesson(executed if executed.exists() else source)
-        plotly = plotly_here or plotly
-        add(f"lessons/{source.stem}.md", text)
+        add(f"lessons/{source.stem}.md", _lesson(executed if executed.exists() else source))
         add(f"lessons/{source.name}", source.read_bytes())
-    if plotly:
-        add("assets/plotly.js", plotly)
+    add("assets/plotly.js", get_plotlyjs())
     for name, text in _api_pages():
         add(f"api/{name}.md", text)
     for path in RELAY.rglob("*") if (RELAY / "page.json").exists() else ():
@@ -67,9 +67,9 @@ def on_files(files: Files, config) -> Files:
     return files
 
 
-def _lesson(path: Path) -> tuple[str, bytes]:
-    """A notebook as Markdown with placeholders for its outputs, and the plotly.js that it holds, if any."""
-    parts, outputs, plotly = [], [], b""
+def _lesson(path: Path) -> str:
+    """A notebook as Markdown with placeholders for its outputs."""
+    parts, outputs = [], []
     for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
         source = "".join(cell["source"])
         if cell["cell_type"] == "markdown":
@@ -79,20 +79,19 @@ def _lesson(path: Path) -> tuple[str, bytes]:
         for output in cell["outputs"]:
             data = output.get("data", {})
             html, text = ("".join(data.get(kind, "")) for kind in ("text/html", "text/plain"))
-            if html.startswith("<script>") and "plotly.js v" in html[:40]:  # 5 MB; all lessons share one file
-                plotly = html.removeprefix("<script>").removesuffix("</script>").encode()
-                html = '<script src="../../assets/plotly.js"></script>'
-            elif "text/markdown" in data:
+            if "text/markdown" in data:
                 parts.append("".join(data["text/markdown"]))
                 continue
             text = "".join(output.get("text", "")) or text or "\n".join(output.get("traceback", []))
             parts.append(f"RELAYLAB-OUTPUT-{len(outputs)}-")
             shown = html or f"<pre>{escape(re.sub(chr(27) + r'[^m]*m', '', text))}</pre>"
             outputs.append(f'<div class="lesson-output" tabindex="0">{shown}</div>')
+    if any('class="rl-fig ' in output for output in outputs):  # 5 MB; all lessons share one file
+        outputs[0] = '<script src="../../assets/plotly.js"></script>' + outputs[0]
     _outputs[f"lessons/{path.stem}.md"] = outputs
     where = f"[Download this lesson]({path.name}) for JupyterLab, or run `relaylab lab`: it opens all of them."
     heading, _, rest = "\n\n".join(parts).partition("\n")
-    return f"{heading}\n\n{where}\n\n{rest}", plotly
+    return f"{heading}\n\n{where}\n\n{rest}"
 
 
 def _api_pages():
@@ -120,10 +119,10 @@ def on_page_markdown(markdown: str, page, config, files) -> str:
     """Links of the repository become links of the site."""
     here = page.file.src_uri
     if here.startswith("lessons/"):
-        markdown = re.sub(r"\]\((\d\d_\w+)\.ipynb", r"](\1.md", markdown)
+        markdown = re.sub(r"\]\((START|\d\d_\w+)\.ipynb", r"](\1.md", markdown)
         return markdown.replace("](../docs/", "](../")
     markdown = markdown.replace("](../notebooks/measured/", "](measured/")
-    markdown = re.sub(r"\]\((?:\.\./)?notebooks/(\d\d_\w+)\.ipynb", r"](lessons/\1.md", markdown)
+    markdown = re.sub(r"\]\((?:\.\./)?notebooks/(START|\d\d_\w+)\.ipynb", r"](lessons/\1.md", markdown)
     for name in ROOT_PAGES:
         markdown = re.sub(rf"\]\((\.\./)?{name}\.md", f"]({name.lower()}.md", markdown)
     return markdown.replace("](docs/", "](")

@@ -46,13 +46,14 @@ _NAMES = {
     "relaylab.views.evaluation_figures": "MEASURE_NAMES accuracy_against_share delivery_figure effects_figure"
     " fleet_load suite_bars transfer_figure verdict_figure window_figure",
     "relaylab.views.figures": "call_positions token_entropy",
+    "relaylab.views.predict": "Predict",
     "relaylab.views.reward_lab": "Rollout reward_lab",
     "relaylab.views.sweep_report": "effects_shown plane_figure",
     "relaylab.views.theme": "OKABE_ITO ROLES show_figure",
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
 
-__all__ = ["new_folder", "setup", "show", "show_sweep", "watch", *_HOME]
+__all__ = ["course", "new_folder", "setup", "show", "show_sweep", "watch", *_HOME]
 
 
 def __getattr__(name: str) -> Any:
@@ -61,12 +62,8 @@ def __getattr__(name: str) -> Any:
     return getattr(import_module(_HOME[name]), name)
 
 
-def setup() -> Any:
-    """Prepare a notebook: plotly.js in the page, so that figures need no network, and no chatter of libraries.
-
-    Returns:
-        Output for the last line of the first cell.
-    """
+def setup() -> None:
+    """Prepare a notebook: plotly.js in the page, so that figures need no network, and no chatter of libraries."""
     from transformers.utils import logging
 
     from relaylab.views.theme import load_plotly
@@ -74,7 +71,17 @@ def setup() -> Any:
     warnings.filterwarnings("ignore", category=FutureWarning)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    return load_plotly()
+    load_plotly()
+
+
+def course() -> Any:
+    """The table of the lessons, from the page for instructors."""
+    from IPython.display import Markdown
+
+    page = Path(__file__).parents[2] / "docs" / "instructors-guide.md"
+    section = page.read_text(encoding="utf-8").partition("\n## The lessons\n")[2]
+    rows = [line for line in section.partition("\n## ")[0].splitlines() if line.startswith("|")]
+    return Markdown("\n".join(rows).replace("../notebooks/", ""))
 
 
 def new_folder() -> Path:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from relaylab.call_tag import OPEN, format_call
+from relaylab.call_tag import OPEN, format_call, settled
 
 # No text that the sampler can write may contain this; a shorter prefix than the whole tag leaves less debris.
 FORBIDDEN = OPEN[:-1].encode()
@@ -136,6 +136,12 @@ class TokenText:
         if n not in self._calls:
             self._calls[n] = self.encode(format_call(n))
         return self._calls[n]
+
+    @functools.cached_property
+    def call_begins(self) -> np.ndarray:
+        """The ids of the tokens that can begin a call: those that end in a part of its opening tag, or hold it."""
+        texts = [token.decode("latin-1") for token in self.bytes]
+        return np.array([i for i, text in enumerate(texts) if settled(text) < len(text)], dtype=np.int64)
 
     def encode_bytes(self, data: bytes) -> list[int]:
         """Ids of a piece of a token's bytes, which may not be whole characters."""

@@ -188,6 +188,7 @@ def relay_config(relay: Relay, seed: int) -> dict[str, Any]:
         # Where an object has no repr of its own, its address is not the same in the next run.
         "call_rule": re.sub(r" at 0x[0-9a-fA-F]+", "", repr(relay.call_rule)),
         "record": relay.record,
+        **({"alternatives": relay.alternatives} if relay.alternatives else {}),
         **{f"teacher_{k}": v for k, v in teacher.items()},
     }
 

@@ -26,7 +26,8 @@ from relaylab.engine.sampling import sample, token_statistics
 from relaylab.relay.call_rules import CallRule, StepState
 from relaylab.relay.config import RelayConfig
 from relaylab.relay.events import CallClosed, CallOpened, Done, Event, TokenEvent
-from relaylab.relay.sequence import Sequence, record_statistics
+from relaylab.relay.record import record_statistics
+from relaylab.relay.sequence import Sequence
 from relaylab.relay.teachers import Message, NoTeacher, Segment, Teacher
 from relaylab.trace import TEACHER, Trace
 
@@ -56,6 +57,7 @@ class Relay:
         call_rule: writes calls for the student (``call_rules.py``).
         record: keep log-probabilities and entropies of the student. Those of teacher tokens that the student never had
             to run stay None.
+        alternatives: record so many of the likeliest next tokens, too, and always that of a call.
         batch_size: sequences decoded at a time.
 
     >>> from relaylab.engine.load import load_engine
@@ -75,6 +77,7 @@ class Relay:
         *,
         call_rule: CallRule | None = None,
         record: bool = False,
+        alternatives: int = 0,
         batch_size: int = 64,
         **overrides: Any,
     ):
@@ -82,7 +85,8 @@ class Relay:
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
         self.student, self.teacher = student, teacher
         self.config = replace(config or RelayConfig(), **overrides)
-        self.call_rule, self.record, self.batch_size = call_rule, record, batch_size
+        self.call_rule, self.record, self.batch_size = call_rule, record or alternatives > 0, batch_size
+        self.alternatives = alternatives
         self.forbid_calls = self.config.forbid_calls or isinstance(teacher, NoTeacher)
         self.shared = teacher.fingerprint == student.text.fingerprint
 
@@ -188,7 +192,7 @@ class Relay:
             ids = self.student.raw_ids(raw.text, raw.ids) if raw else self.student.prompt_ids(messages)
         return Sequence(
             index, messages, ids, student=self.student, config=config or self.config, seed=seed,
-            shared=self.shared, record=self.record, raw=raw,
+            shared=self.shared, record=self.record, alternatives=self.alternatives, raw=raw,
         )  # fmt: skip
 
 
@@ -312,7 +316,7 @@ class Stream(Iterator[Event]):
             for s, start in zip(part, before):
                 relay.student.extend(s.slot, s.ids[start:])
             if relay.record:
-                record_statistics(part, before, wanted, logits)
+                record_statistics(part, before, wanted, logits, student=relay.student, most=relay.alternatives)
             for s, start in zip(part, before):
                 yield from self._tokens(s, start)
 

@@ -11,11 +11,9 @@ import codecs
 from dataclasses import replace
 from typing import Any, Literal
 
-import torch
-
 from relaylab.call_tag import Command
 from relaylab.engine.engine import Engine
-from relaylab.engine.sampling import Uniforms, token_statistics
+from relaylab.engine.sampling import Uniforms
 from relaylab.relay.config import RelayConfig
 from relaylab.relay.teachers import Message, Segment, TeacherOutput, TeacherView
 from relaylab.relay.turn import StudentTurn
@@ -36,6 +34,7 @@ class Sequence:
         seed: of its random numbers.
         shared: student and teacher have one tokenizer.
         record: keep log-probabilities and entropies.
+        alternatives: keep so many of the likeliest tokens, too.
         raw: the prompt, if no chat template belongs around it.
     """
 
@@ -50,6 +49,7 @@ class Sequence:
         seed: int,
         shared: bool,
         record: bool,
+        alternatives: int = 0,
         raw: Segment | None = None,
     ):
         self._text, self._end_ids, self._shared = student.text, student.end_ids, shared
@@ -66,6 +66,7 @@ class Sequence:
         self.calls: list[Call] = []
         self.logprobs: list[float | None] | None = [] if record else None
         self.entropies: list[float | None] | None = [] if record else None
+        self.alternatives: list[dict[str, float] | None] | None = [] if alternatives else None
         self.stop = ""
         self.id, self.problem = "", dict[str, Any]()  # those of the trace that a fork goes on from
         self.waiting: Call | None = None  # the call that the teacher has to answer
@@ -182,10 +183,9 @@ class Sequence:
         self.ids.append(token)
         self.source.append(source)
         self.pieces.append(piece)
-        if self.logprobs is not None:
-            self.logprobs.append(None)
-        if self.entropies is not None:
-            self.entropies.append(None)
+        for values in (self.logprobs, self.entropies, self.alternatives):
+            if values is not None:
+                values.append(None)
 
     # The teacher writes -----------------------------------------------------------------------------------------------
 
@@ -233,7 +233,7 @@ class Sequence:
         """Take the student's turn before a call back, commands included. The call keeps its text."""
         start, segments = self._handed
         call.withdrawn, call.start, call.end, self._turn_start = self.pieces[start:], start, start, start
-        for record in (self.ids, self.source, self.pieces, self.logprobs, self.entropies):
+        for record in (self.ids, self.source, self.pieces, self.logprobs, self.entropies, self.alternatives):
             if record is not None:
                 del record[start:]
         del self.view.segments[segments:]
@@ -313,7 +313,7 @@ class Sequence:
         self.calls.sort(key=lambda c: c.start)
         if end_token:
             self._append(ids[-1], STUDENT, self._decoder.decode(b"", final=True))
-        for name in ("logprobs", "entropies"):
+        for name in ("logprobs", "entropies", "alternatives"):
             if getattr(self, name) is not None and getattr(trace, name) is not None:
                 setattr(self, name, list(getattr(trace, name)[:at]))
         if ended:
@@ -348,6 +348,7 @@ class Sequence:
             stop=self.stop,
             logprobs=None if self.logprobs is None else list(self.logprobs),
             entropies=None if self.entropies is None else list(self.entropies),
+            alternatives=None if self.alternatives is None else list(self.alternatives),
             seed=self.seed,
             temperature=self.config.temperature,
             student=student,
@@ -355,27 +356,6 @@ class Sequence:
             id=self.id,
             problem=dict(self.problem),
         )
-
-
-def record_statistics(part: list[Sequence], before: list[int], wanted: list[int], logits: torch.Tensor) -> None:
-    """Log-probabilities and entropies of the tokens that the last ``wanted`` distributions of each sequence were for.
-
-    logits (B, K, V) are right-aligned: the last ones were for the token now at ``before``, the others for those in
-    front of it.
-    """
-    logp, entropy = token_statistics(logits)
-    targets = torch.zeros(logits.shape[:2], dtype=torch.long)
-    spans = [slice(end + 1 - n, min(end + 1, len(s.ids))) for s, end, n in zip(part, before, wanted)]
-    for i, (s, span, n) in enumerate(zip(part, spans, wanted)):  # the last may have been for nothing: a silent call
-        ids = s.ids[span]
-        targets[i, -n : len(ids) - n or None] = torch.tensor(ids, dtype=torch.long)
-    chosen = logp.gather(-1, targets.to(logp.device)[..., None])[..., 0].tolist()
-    for i, (s, span, n) in enumerate(zip(part, spans, wanted)):
-        many = span.stop - span.start
-        assert s.logprobs is not None
-        assert s.entropies is not None
-        s.logprobs[span] = chosen[i][-n:][:many]
-        s.entropies[span] = entropy[i, -n:].tolist()[:many]
 
 
 def _is_unicode(text: str) -> bool:

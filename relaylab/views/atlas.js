@@ -8,6 +8,8 @@ const LISTED = 40; // traces in the list below the map
 const ALIGNED = [["position", "position in the answer"], ["line", "reasoning step (line of the answer)"]];
 const SHADES = { share: "traces that call here (%)", calls: "number of calls", tokens: "tokens delivered per call" };
 const SORTS = [["answered", "answered"], ["lost", "not answered"], ["all", "all"]];
+const ORDERS = { come: "as they come", calls: "most calls", tokens: "most tokens", lines: "most lines" };
+const HOLDS = { "<": (a, b) => a < b, ">": (a, b) => a > b, "<=": (a, b) => a <= b, ">=": (a, b) => a >= b, "=": (a, b) => a === b };
 const OUTCOMES = ["✓ right", "✗ wrong", "not graded"];
 
 // The state with the possible rows, and for each trace the number of its first call (one more entry ends the last).
@@ -21,7 +23,20 @@ export function prepared(state) {
   return { ...state, firsts, rows };
 }
 
+// A free filter: each word must hold. "calls>1", "tokens<=60" and "lines=3" compare numbers; any other word must stand in
+// the trace's id, row, suite or outcome.
+export function matcher({ traces, groups, suites, outcomes }, text) {
+  const words = text.toLowerCase().split(/\s+/).filter(Boolean);
+  const tests = words.map((word) => {
+    const [, name, sign, value] = word.match(/^(calls|tokens|lines)(<=|>=|<|>|=)(\d+)$/) ?? [];
+    if (name) return (t) => HOLDS[sign](traces[name][t], Number(value));
+    return (t) => [traces.id[t], groups[traces.group[t]], suites[traces.suite[t]], outcomes[traces.outcome[t]]].join(" ").toLowerCase().includes(word);
+  });
+  return (t) => tests.every((test) => test(t));
+}
+
 function passes({ traces }, view, t) {
+  if (view.matches && !view.matches(t)) return false;
   const wanted = (name) => view[name] < 0 || traces[name][t] === view[name];
   return wanted("group") && wanted("suite") && wanted("outcome") && traces.tokens[t] >= view.least && traces.tokens[t] <= view.most;
 }
@@ -82,6 +97,12 @@ function valueOf(counts, view, row, column) {
   return counts.calls[i] ? counts.tokens[i] / counts.calls[i] : null;
 }
 
+// The largest number of all cells.
+export function topOf(data, view, counts = tally(data, view)) {
+  const cells = counts.hits.map((_, i) => (i % counts.width ? valueOf(counts, view, Math.floor(i / counts.width), i % counts.width) : 0));
+  return Math.max(0, ...cells);
+}
+
 // Colours follow the square root: one crowded cell must not make all others look alike.
 export const levelOf = (value, top) => (value ? Math.ceil(LEVELS * Math.sqrt(value / top)) : 0);
 export const boundOf = (level, top) => Number((top * (level / LEVELS) ** 2).toPrecision(2));
@@ -116,7 +137,8 @@ export function listed(data, view, row, column) {
     if (column ? call !== null : !calls.length) list.push({ t, call });
   }
   const opens = ({ t }) => Number(t in data.full);
-  return list.sort((a, b) => opens(b) - opens(a) || a.t - b.t);
+  const key = ({ t }) => data.traces[view.order]?.[t] ?? 0;
+  return list.sort((a, b) => opens(b) - opens(a) || key(b) - key(a) || a.t - b.t);
 }
 
 // The answer as a bar with its calls, in a box of its tokens x 10.
@@ -129,18 +151,21 @@ function callBar({ traces, calls, firsts }, t) {
 }
 
 export function render({ model, el }) {
-  const names = ["name", "columns", "groups", "suites", "outcomes", "traces", "calls", "full", "note"];
+  const names = ["name", "columns", "groups", "suites", "outcomes", "traces", "calls", "full", "note", "movie"];
   const data = prepared(Object.fromEntries(names.map((name) => [name, model.get(name)])));
   const { traces, full } = data;
   const longest = Math.max(...traces.tokens);
-  const all = { group: -1, suite: -1, outcome: -1, least: 0, most: longest };
-  const view = { rows: "group", align: "position", shade: "share", calls: "answered", ...all };
+  const all = { group: -1, suite: -1, outcome: -1, least: 0, most: longest, words: "", matches: null };
+  const view = { rows: "group", align: "position", shade: "share", calls: "answered", order: "come", ...all };
+  if (data.movie) Object.assign(view, { rows: "suite", group: 0 });
+  const tops = {}; // of a movie: the largest number of all groups, by view, so that colours mean the same in all of them
   let counts = null; // of what is shown
   let cells = []; // elements by row and column
   let means = []; // the two elements of each row with the number of traces and the share of right ones
   let at = { row: 0, column: 1 }; // the cell that the tab key reaches
   let open = null; // the cell whose traces are listed
   let stop = () => {}; // stops the player
+  const ends = []; // functions that end what runs by itself
   const controls = []; // functions that make a control show the view's value
 
   const readout = h("p", { class: "rl-atlas-readout", "aria-live": "polite" });
@@ -177,7 +202,7 @@ export function render({ model, el }) {
   function update() {
     counts = tally(data, view);
     const values = cells.map((line, row) => line.map((_, column) => valueOf(counts, view, row, column)));
-    const top = Math.max(0, ...values.flatMap((line) => line.slice(1)));
+    const top = data.movie && view.group >= 0 ? (tops[JSON.stringify({ ...view, group: 0 })] ??= Math.max(...data.groups.map((_, group) => topOf(data, { ...view, group })))) : topOf(data, view, counts);
     values.forEach((line, row) => {
       means[row][0].textContent = counts.traces[row].toLocaleString("en");
       means[row][1].textContent = counts.graded[row] ? ((100 * counts.right[row]) / counts.graded[row]).toFixed(0) : "–";
@@ -264,17 +289,50 @@ export function render({ model, el }) {
     controls.push(() => (control.value = view[field]));
     return labelled(words, control);
   }
+  function text(words, field, placeholder) {
+    const oninput = () => ((view[field] = control.value), (view.matches = control.value.trim() ? matcher(data, control.value) : null), update());
+    const control = h("input", { type: "search", value: view[field], placeholder, oninput });
+    controls.push(() => (control.value = view[field]));
+    return labelled(words, control);
+  }
+  // The slider through the groups, and what plays it.
+  function film() {
+    let timer = null;
+    const last = data.groups.length - 1;
+    const show = (group) => ((view.group = group), controls.forEach((follow) => follow()), update());
+    const scrub = h("input", { type: "range", class: "rl-scrub", min: 0, max: last, value: 0, "aria-label": data.name, oninput: () => (pause(), show(Number(scrub.value))) });
+    const where = h("output", { "aria-live": "polite" });
+    const toggle = button("▶ Play", () => (timer ? pause() : run()), "Play");
+    controls.push(() => {
+      if (view.group >= 0) scrub.value = view.group;
+      where.textContent = view.group < 0 ? "all together" : `${data.name} ${data.groups[view.group]}`;
+      scrub.setAttribute("aria-valuetext", where.textContent);
+    });
+    controls.at(-1)();
+    const look = (on) => ((toggle.textContent = on ? "‖ Pause" : "▶ Play"), toggle.setAttribute("aria-label", on ? "Pause" : "Play"));
+    const pause = () => (clearInterval(timer), (timer = null), look(false));
+    const run = () => {
+      look(true);
+      if (view.group >= last) show(0);
+      timer = setInterval(() => (view.group < last && el.isConnected ? show(view.group + 1) : pause()), 700);
+    };
+    ends.push(pause);
+    return box("Movie", bar(toggle, where), scrub);
+  }
   const filter = (words, field, labels) => chooser(words, field, [[-1, "all"], ...labels.map((label, k) => [k, label])]);
   const everything = () => (Object.assign(view, all), controls.forEach((follow) => follow()), update());
   const rows = Object.entries(data.rows).map(([key, { name }]) => [key, name]);
   el.append(
     bar(chooser("rows", "rows", rows, true), chooser("columns", "align", ALIGNED, true), chooser("numbers", "shade", Object.entries(SHADES)),
       chooser("calls", "calls", SORTS)),
+    ...(data.movie ? [film()] : []),
     box("Only these traces", bar(filter(data.name, "group", data.groups), ...(data.rows.suite ? [filter("suite", "suite", data.suites)] : []),
-      filter("outcome", "outcome", data.outcomes), number("tokens from", "least"), number("to", "most"), button("All", everything, "Show all traces"), passed)),
-    axis, h("div", { class: "rl-scroll rl-atlas-map" }, grid), legend, readout, muted(data.note), list, playing,
+      filter("outcome", "outcome", data.outcomes), number("tokens from", "least"), number("to", "most"),
+      text("words", "words", "calls>1 tiles"), button("All", everything, "Show all traces"), passed)),
+    axis, h("div", { class: "rl-scroll rl-atlas-map" }, grid), legend, readout, muted(data.note),
+    bar(chooser("order of the list", "order", Object.entries(ORDERS))), list, playing,
   );
   build();
   update();
-  return () => stop();
+  return () => (stop(), ends.forEach((end) => end()));
 }

@@ -38,7 +38,14 @@ BY = {
 _STEP = re.compile(r"([0-9]+)(-[0-9]+)?")  # the file of a training step: its number, and the process if not the first
 
 
-def atlas(traces: Iterable[Trace], *, by: str | Sequence[Any] = "suite", name: str = "group", full: int = 250) -> Html:
+def atlas(
+    traces: Iterable[Trace],
+    *,
+    by: str | Sequence[Any] = "suite",
+    name: str = "group",
+    full: int = 250,
+    movie: bool = False,
+) -> Html:
     """The heat map of where calls begin.
 
     Rows are in the order of first appearance; numbers are sorted. The traces in full are chosen so that as many cells
@@ -49,9 +56,11 @@ def atlas(traces: Iterable[Trace], *, by: str | Sequence[Any] = "suite", name: s
         by: What a row is: ``suite``, ``level``, ``student``, ``teacher``, or one label per trace (``read_labelled``).
         name: What a label is, in a word.
         full: The number of traces in full at most (and at most 200,000 tokens of them).
+        movie: Rows are suites, and a slider goes through the groups, such as the steps of a training.
 
     Raises:
-        ValueError: No trace or too many, more than 100 rows, an unknown ``by``, or not one label per trace.
+        ValueError: No trace or too many, more than 100 rows, an unknown ``by``, not one label per trace, or a movie by
+            suite.
 
     >>> from relaylab.trace import Call
     >>> call = Call(1, 2, 1, 1, 1)
@@ -66,6 +75,8 @@ def atlas(traces: Iterable[Trace], *, by: str | Sequence[Any] = "suite", name: s
     if full < 0:
         raise ValueError(f"full is {full}; it is a number of traces, 0 or more")
     name = by if isinstance(by, str) else name
+    if movie and name == "suite":
+        raise ValueError("a movie goes through groups other than suites; give labels, see read_labelled")
     groups, group = _indexed(_labels(traces, by))
     if len(groups) > MAX_GROUPS:
         raise ValueError(f"{len(groups)} rows by {name} are more than {MAX_GROUPS}; label the traces more coarsely")
@@ -85,7 +96,7 @@ def atlas(traces: Iterable[Trace], *, by: str | Sequence[Any] = "suite", name: s
     chosen = _chosen(cells, table["tokens"], most=full, tokens=FULL_TOKENS)
     state = {"name": _short(name), "columns": COLUMNS, "groups": groups, "suites": suites, "outcomes": OUTCOMES}
     state |= {"traces": table, "calls": calls, "full": {t: player_state(traces[t]) for t in chosen}}
-    state |= {"note": _note(cells, chosen)}
+    state |= {"note": _note(cells, chosen), "movie": movie}
     label = _label(state)
     words = f"<p>{html.escape(label)} {html.escape(state['note'])}</p>{_words(state)}"
     return static_view("atlas", state, label=label, words=words)
@@ -98,7 +109,7 @@ def read_labelled(folder: str | Path, *, every: int = 1) -> tuple[list[Trace], l
     training run and ``traces/SEED`` of an evaluation.
 
     Args:
-        folder: Holds ``*.jsonl``.
+        folder: Holds ``*.jsonl`` or ``*.jsonl.gz``.
         every: With 10, every tenth trace of a file, from the first on.
 
     Raises:
@@ -115,14 +126,15 @@ def read_labelled(folder: str | Path, *, every: int = 1) -> tuple[list[Trace], l
     """
     if every < 1:
         raise ValueError(f"every is {every}; it is 1 for all traces, 2 for half of them, and so on")
-    files = sorted(Path(folder).glob("*.jsonl"))
+    files = sorted([*Path(folder).glob("*.jsonl"), *Path(folder).glob("*.jsonl.gz")])
     if not files:
         raise ValueError(
             f"{folder} holds no file of traces (*.jsonl): name the folder `rollouts` of a training run, or "
             "`traces/SEED` of an evaluation"
         )
-    steps = [_STEP.fullmatch(file.stem) for file in files]
-    names = [int(step[1]) if step and all(steps) else file.stem for step, file in zip(steps, files)]
+    stems = [file.name.removesuffix(".gz").removesuffix(".jsonl") for file in files]
+    steps = [_STEP.fullmatch(stem) for stem in stems]
+    names = [int(step[1]) if step and all(steps) else stem for step, stem in zip(steps, stems)]
     pairs = [(trace, name) for file, name in zip(files, names) for trace in islice(read_traces(file), 0, None, every)]
     return [trace for trace, _ in pairs], [name for _, name in pairs]
 

@@ -1,23 +1,28 @@
-// What the two live views share: a panel per run, the panels beside each other, and the frame around a view.
-import { bar, button, count, h, keepKeys, questionBox } from "./shared.js";
-import { PAGE, tokenStrip } from "./strip.js";
+// What the two live views share: a panel per run, the panels beside each other, and what can be changed in them.
+import { bar, box, button, count, h, labelled, muted, questionBox } from "./shared.js";
+import { PAGE, likelyList, tokenStrip } from "./strip.js";
 
 const MARKS = { right: "✓ correct", wrong: "✗ wrong", "": "not graded" };
 const COLOURS = { right: "rl-good", wrong: "rl-bad", "": "rl-muted" };
 
-// A run: its heading, how it was made, how it ended, its tokens and its calls. With `pick`, its tokens can be chosen.
-function panel(run, { remove, pick = null, question = true }) {
+// A run: its heading, how it was made, how it ended, its tokens and its calls. pick(i): a token was chosen.
+function panel(run, { remove, pick, question }) {
   const title = h("h4");
   const how = h("p", { class: "rl-muted" });
   const outcome = h("p", { class: "rl-outcome" });
   const asked = questionBox(run.question);
   const calls = h("ul", { class: "rl-calls", tabindex: "0", "aria-label": "Calls" });
   const strip = tokenStrip("", { pick });
-  strip.pane.addEventListener("mouseover", ({ target }) => {
-    if (target.rlIndex !== undefined) target.title = strip.words(target.rlIndex);
-  });
+  const likely = likelyList();
+  for (const name of ["mouseover", "focusin"]) {
+    strip.pane.addEventListener(name, ({ target }) => {
+      if (target.rlIndex === undefined) return;
+      target.title = strip.words(target.rlIndex);
+      likely.show(run, target.rlIndex);
+    });
+  }
   const away = button("Remove", () => remove(run.key));
-  const root = h("div", { class: "rl-run", role: "group" }, title, how, ...(question ? [asked] : []), outcome, strip.pane, strip.pages, calls, bar(away));
+  const root = h("div", { class: "rl-run", role: "group" }, title, how, ...(question ? [asked] : []), outcome, strip.pane, strip.pages, likely.list, calls, bar(away));
 
   function update(next, growing) {
     run = next;
@@ -34,17 +39,19 @@ function panel(run, { remove, pick = null, question = true }) {
     away.hidden = growing || Boolean(run.fixed);
     for (const name of ["aria-label", "title"]) away.setAttribute(name, `Remove ${run.heading}`);
     strip.update({ trace: run });
+    likely.show(run, -1);
     if (!growing) return;
     if (run.source.length > PAGE) strip.turn(run.source.length - 1);
     strip.pane.scrollTop = strip.pane.scrollHeight;
   }
 
-  const focus = () => (!away.hidden ? away : pick ? strip : strip.pane).focus();
-  return { root, strip, update, focus, run: () => run };
+  const focus = () => (away.hidden ? strip : away).focus();
+  const choose = (i) => (strip.choose(i), i >= 0 && likely.show(run, i));
+  return { root, strip, update, focus, choose, run: () => run };
 }
 
-// Keeps one panel in `area` for each run of the model and for the one that is being written, in their order.
-export function panels(model, area, options) {
+// Keeps one panel in `area` for each run of the model and for the one that is being written: the newest first or last.
+function panels(model, area, newestFirst, options) {
   const shown = new Map();
   const redraw = () => {
     const runs = [...model.get("runs")];
@@ -63,7 +70,7 @@ export function panels(model, area, options) {
     for (const run of runs) {
       if (!shown.has(run.key)) shown.set(run.key, panel(run, options(run.key)));
       const one = shown.get(run.key);
-      if (!one.root.isConnected) area.append(one.root);
+      if (!one.root.isConnected) area[newestFirst ? "prepend" : "append"](one.root);
       if (one.last !== run) one.update(run, writing && run === live);
       one.last = run;
     }
@@ -74,33 +81,80 @@ export function panels(model, area, options) {
   return shown;
 }
 
-// The root of a view and its status line. Its style hides the record that stands below the view.
-export function frame(model, el, label) {
-  const status = h("p", { class: "rl-status", role: "status", "aria-live": "polite" });
-  const report = () => {
-    status.classList.toggle("rl-bad", model.get("failed"));
-    status.textContent = (model.get("failed") ? "✗ " : "") + model.get("message");
-  };
-  model.on("change:message", report);
-  model.on("change:failed", report);
-  report();
-  const root = h("section", { class: "rl-view tex2jax_ignore mathjax_ignore", "aria-label": label });
-  keepKeys(root);
-  el.replaceChildren(h("style", {}, `[data-rl-record="${model.get("mark")}"]{display:none}`), root);
-  return { root, status };
-}
-
 // While an answer is written, only `stop` can be pressed. The focus moves along, since a disabled button cannot hold it.
-export function busyButtons(model, starters, stop) {
+function busyButtons(model, starters, stop) {
+  let from = null; // the starter that had the focus
   const update = () => {
     const busy = model.get("busy");
     const focused = document.activeElement;
     for (const one of starters) one.disabled = busy || one.rlOff === true;
     stop.disabled = !busy;
-    if (busy && starters.includes(focused)) stop.focus();
-    if (!busy && focused === stop) (starters.find((one) => !one.disabled) ?? stop).focus();
+    if (busy && starters.includes(focused)) (from = focused), stop.focus();
+    if (!busy && focused === stop) ([from, ...starters].find((one) => one && !one.disabled) ?? stop).focus();
   };
   model.on("change:busy", update);
   update();
   return update;
+}
+
+// The runs of a view, and a box in which the call at a chosen token is changed. The first call of a new run is chosen.
+export function whatIf(model, { starters = [], stop, newestFirst = false, question = true }) {
+  const send = (name, more = {}) => model.send({ do: name, ...more });
+  let at = null; // { key, i }: the chosen token
+  let newest = null; // the key of the newest run
+  let timer = null;
+
+  const where = h("p", { class: "rl-token", role: "status", "aria-live": "polite" });
+  const n = h("input", { type: "number", min: 1, step: 1, value: 8 });
+  const drag = h("input", { type: "range", min: 1, max: 30, value: 8, "aria-label": "n, by dragging" });
+  const base = () => model.get("runs").findIndex((run) => run.key === at?.key);
+  const fork = (change) => send("fork", { at: at.i, of: base(), ...change });
+  const withN = () => fork({ call: Number(n.value) });
+  const force = button("Force a call here", withN);
+  const resize = button("Change its n", withN, "Let this call ask for n tokens instead");
+  const forbid = button("Forbid this call", () => fork({ forbid: true }));
+  n.addEventListener("input", () => (drag.value = n.value));
+  drag.addEventListener("input", () => (n.value = drag.value));
+  drag.addEventListener("change", () => {
+    clearTimeout(timer);
+    timer = setTimeout(() => (resize.disabled ? force : resize).click(), 300); // several steps by keys are one change
+  });
+
+  const callAt = (one) => one?.run().calls[one.strip.owner(at.i)];
+  function choose(key, i) {
+    at = { key, i };
+    for (const [other, one] of shown) one.choose(other === key ? i : -1);
+    settle();
+    const call = callAt(shown.get(key));
+    if (call?.requested) n.value = drag.value = call.requested;
+  }
+  // What can be done at the chosen token; the kernel checks it again.
+  function settle() {
+    if (base() < 0) at = null;
+    const one = shown.get(at?.key);
+    const call = at && callAt(one);
+    force.rlOff = !at || Boolean(call && at.i <= call.end);
+    resize.rlOff = !call;
+    forbid.rlOff = !call || call.start === call.end;
+    updateButtons();
+    const words = at && `Chosen in ${one.run().heading.split(":")[0]}: ${one.strip.words(at.i)}.`;
+    const ofCall = call && call.start < call.end ? ` Call ${one.strip.owner(at.i) + 1} ${call.words}.` : "";
+    where.textContent = at ? words + ofCall : "Choose a token: click it, or go there with ← → and press Enter.";
+  }
+  function follow() {
+    const last = model.get("runs").at(-1);
+    if (last && last.key !== newest && last.source) choose(last.key, last.fork ?? last.calls[0]?.start ?? 0);
+    else settle();
+    newest = last?.key;
+  }
+  const area = h("div", { class: "rl-runs", tabindex: "-1" });
+  const updateButtons = busyButtons(model, [...starters, force, resize, forbid], stop);
+  const shown = panels(model, area, newestFirst, (key) => ({
+    pick: (i) => (choose(key, i), n.focus()), question, remove: (gone) => send("remove", { key: gone }),
+  }));
+  model.on("change:runs", follow);
+  follow();
+  const changes = box("What if", where, bar(labelled("n", n, drag), h("div", { class: "rl-group" }, force, resize, forbid)));
+  const help = muted("Keys in a strip: ← → go from token to token (with shift ten), home, end, c and shift+c from call to call, Enter chooses.");
+  return { changes, area, help };
 }

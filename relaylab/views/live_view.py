@@ -1,4 +1,4 @@
-"""What the two live views share: decoding in a thread, the runs that were kept, and their record.
+"""What the two live views share: decoding in a thread, runs and forks of them, and their record.
 
 An engine is not made for two threads. So one process writes one answer at a time, whichever view started it, and a
 second one is refused. Your own code that uses the same engines is not held back: call ``wait`` first.
@@ -12,20 +12,22 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import traitlets as t
 
 from relaylab.call_tag import visible
-from relaylab.trace import Trace
+from relaylab.tasks.suites import Problem, Step
+from relaylab.trace import Call, Trace
 from relaylab.views.player import strip_state
 from relaylab.views.theme import Html, page_css
 from relaylab.views.trace_view import trace_html, trace_summary
 from relaylab.views.widget import Widget
 
 if TYPE_CHECKING:
-    from relaylab.relay.relay import Stream
+    from relaylab.relay.relay import Relay, Stream
 
+ALTERNATIVES = 5  # next tokens that a live view records at each position
 INTERVAL = 0.1  # seconds between two updates of the page; longer if an update itself takes long
 OUTCOMES = {True: "right", False: "wrong", None: ""}
 _one_at_a_time = threading.Lock()
@@ -114,12 +116,13 @@ class Decode:
 
 @dataclass(slots=True)
 class Run:
-    """A trace with its heading and how it was made; ``more`` goes to the page as it is."""
+    """A trace with its heading and how it was made; ``more`` goes to the page as it is. Its relay decodes its forks."""
 
     key: str
     heading: str
     how: str
     trace: Trace
+    relay: Relay | None = None
     more: dict[str, Any] = field(default_factory=dict)
 
     def state(self) -> dict[str, Any]:
@@ -149,20 +152,21 @@ def side_by_side(runs: list[Run]) -> str:
 
 
 class LiveView(Widget):
-    """The base of both live views: the runs that were kept, and the one that is being written."""
+    """The base of both live views: the runs that were kept, the one that is being written, and what can be changed."""
 
-    actions = ("stop", "remove", "clear")
+    actions = ("stop", "remove", "clear", "fork")
     empty = "nothing has been decoded yet"
 
     runs = t.List().tag(sync=True)  # Run.state() of those that were kept, the oldest first
     live = t.Dict().tag(sync=True)  # and of the one that is being written, if there is one
     busy = t.Bool(False).tag(sync=True)
 
-    def __init__(self, *, keep: int, fixed: int = 0, **traits: Any):
+    def __init__(self, *, keep: int, fixed: int = 0, pace: float = 0.0, **traits: Any):
         if keep < 1:
             raise ValueError(f"keep is {keep}: at least one run must be kept")
         self._runs: list[Run] = []
         self._keep, self._fixed = keep, fixed  # the first `fixed` runs are never dropped
+        self._pace = pace
         self._decode: Decode | None = None
         self._count = 0
         super().__init__(**traits)
@@ -198,38 +202,88 @@ class LiveView(Widget):
         empty = f"{type(self).__name__}: {self.empty}"
         return Html(side_by_side(self._runs) if self._runs else f"<p>{empty}</p>", text or empty)
 
+    def fork(self, at: int, *, call: int | None = None, forbid: bool = False, of: int = 0) -> Self:
+        """Start to decode again from completion position ``at`` of ``traces[of]``.
+
+        Args:
+            at: The position, from 0.
+            call: Write a command for this many tokens there. At a token of a command, and at the first token of its
+                answer, it replaces that call.
+            forbid: The call that holds the token is not made, and none shortly after it; later ones may be.
+            of: The number of the trace.
+
+        Returns:
+            The view itself.
+
+        Raises:
+            ValueError: Not exactly one of ``call`` and ``forbid``; no such trace, position or call; no teacher.
+            RuntimeError: Another answer is being written.
+        """
+        if (call is None) == (not forbid):
+            raise ValueError("give call, a number of tokens, or forbid: exactly one of them")
+        if isinstance(of, bool) or not isinstance(of, int) or not 0 <= of < len(self._runs):
+            raise ValueError(f"there is no trace number {of!r}; they are numbered 0 to {len(self._runs) - 1}")
+        run = self._runs[of]
+        base, relay = run.trace, run.relay
+        assert relay is not None  # only a run that failed to begin has none, and it is not kept
+        if isinstance(at, bool) or not isinstance(at, int) or not 0 <= at < len(base.completion_ids):
+            raise ValueError(f"at is {at!r}; the trace has tokens 0 to {len(base.completion_ids) - 1}")
+        k = next((k for k, c in enumerate(base.calls) if c.start <= at < c.end + c.delivered), None)
+        start, what = _forbidden(base, k, at) if call is None else _forced(relay, base, k, at, call)
+        task = None
+        if "answer" in base.problem:
+            steps = tuple(Step(**step) for step in base.problem.get("steps", ()))
+            task = Problem(**base.problem | {"id": base.id, "steps": steps})
+        heading, origin = f"Fork {self._count + 1}: {what}", run.heading.split(":")[0].lower()
+        self._start(
+            heading,
+            f"the first {start} tokens are those of the {origin}",
+            lambda: relay,
+            lambda relay: relay.fork(base, start, call=call, forbid=forbid),
+            task=task,
+            pace=self._pace,
+            fork=start,
+        )
+        return self
+
     def _start(
         self,
         heading: str,
         how: str,
-        begin: Callable[[], Stream],
+        relay: Callable[[], Relay],
+        stream: Callable[[Relay], Stream],
         *,
-        finish: Callable[[Trace], Trace],
+        task: Problem | None,
         pace: float,
         **more: Any,
     ) -> None:
-        """Decode the stream of ``begin`` and keep the run; ``finish`` grades its trace."""
-        run = Run(f"run-{self._count + 1}", heading, how, Trace("", []), more)
+        """Decode a stream of a relay, grade its trace with the task, and keep the run."""
+        from relaylab.relay.pair import graded
+
+        run = Run(f"run-{self._count + 1}", heading, how, Trace("", []), more=more)
 
         def started() -> Stream:
-            self.busy = True
-            self.report(f"{heading}: writing …")
-            return begin()
+            with self.hold_sync():
+                self.busy = True
+                self.report(f"{heading}: writing …")
+            run.relay = relay()
+            return stream(run.relay)
 
         def grown(trace: Trace) -> None:
             run.trace = trace
-            self.live = run.state()
+            self.live = run.state() | {"alternatives": None}  # they come with the whole answer
 
         def ended(trace: Trace | None, error: str) -> None:
-            try:
-                if trace is not None:
-                    run.trace = finish(trace)
-                    self._set_runs([*self._runs, run])
-            except Exception as raised:  # of a grader or a front end: the view must not stay busy for ever
-                error = error or f"{type(raised).__name__}: {raised}"
-            self.live = {}
-            self.report(error or f"{heading}. {run.summary[0].upper()}{run.summary[1:]}.", failed=bool(error))
-            self.busy = False
+            with self.hold_sync():  # one message: a page that shows the end is not busy any more
+                try:
+                    if trace is not None:
+                        run.trace = trace if task is None or trace.stop == "interrupted" else graded(trace, task)
+                        self._set_runs([*self._runs, run])
+                except Exception as raised:  # of a grader or a front end: the view must not stay busy for ever
+                    error = error or f"{type(raised).__name__}: {raised}"
+                self.live = {}
+                self.report(error or f"{heading}. {run.summary[0].upper()}{run.summary[1:]}.", failed=bool(error))
+                self.busy = False
 
         self._decode = Decode(started, show=grown, done=ended, pace=pace)
         self._count += 1
@@ -240,3 +294,32 @@ class LiveView(Widget):
         self._runs = runs
         self.runs = [run.state() for run in runs]
         self.update_record()
+
+
+def _forced(relay: Relay, base: Trace, k: int | None, at: int, n: int) -> tuple[int, str]:
+    """Where a call for n tokens is written, and that in words."""
+    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        raise ValueError(f"call is {n!r}; it must be a whole number of tokens, at least 1")
+    if relay.forbid_calls:
+        raise ValueError("no call can be forced: there is no teacher, or calls are forbidden")
+    old = base.calls[k] if k is not None and at <= base.calls[k].end else None
+    start = at if old is None else old.start
+    limit, command = relay.config.max_tokens, relay.student.text.call(n)
+    if start + len(command) >= limit:
+        raise ValueError(f"no room for a call at token {start + 1}: the limit is {limit} tokens (max_tokens)")
+    if old is None or k is None:
+        return start, f"a call for {n:,} at token {start + 1:,}"
+    return start, f"call {k + 1} asks for {n:,}, not {_requested(old)}"
+
+
+def _forbidden(trace: Trace, k: int | None, at: int) -> tuple[int, str]:
+    """Where the forbidden call begins, and that in words."""
+    if k is None:
+        raise ValueError(f"token {at + 1} belongs to no call, so there is none to forbid")
+    if trace.calls[k].start == trace.calls[k].end:
+        raise ValueError(f"call {k + 1} has no command: it was made by a rule, and cannot be forbidden")
+    return trace.calls[k].start, f"call {k + 1} forbidden"
+
+
+def _requested(call: Call) -> str:
+    return "no number" if call.requested is None else f"{call.requested:,}"

@@ -1,6 +1,6 @@
 // The relay player. State: traces, as player.py makes them; at: the number of tokens that are out at the start.
 import { bar, button, clamp, h, labelled, muted, onKeys, questionBox, select } from "./shared.js";
-import { PAGE, ROLES, callFrom, cut, owners, tokenStrip, tokenWords } from "./strip.js";
+import { PAGE, ROLES, callFrom, cut, likelyList, owners, tokenStrip, tokenWords } from "./strip.js";
 
 const SPEEDS = [4, 16, 64, 256, 1024]; // tokens per second
 
@@ -20,6 +20,7 @@ function play(stage, trace, begin) {
   let speed = SPEEDS[1];
 
   const token = h("p", { class: "rl-token", "aria-live": "polite" });
+  const likely = likelyList();
   const callLine = h("p", { class: "rl-callwords rl-muted" });
   const where = h("span", { class: "rl-muted" });
   const scrub = h("input", { type: "range", class: "rl-scrub", min: 0, max: n, step: 1, value: at, "aria-label": "tokens that are out" });
@@ -27,6 +28,7 @@ function play(stage, trace, begin) {
 
   function describe(i) {
     token.textContent = i < 0 ? "Nothing is written yet." : tokenWords(trace, owner, i);
+    likely.show(trace, i);
     const call = i < 0 ? null : trace.calls[owner[i]];
     callLine.textContent = call ? `Call ${owner[i] + 1}, at token ${call.start + 1}: ${call.words}` : "No call here.";
   }
@@ -117,6 +119,7 @@ function play(stage, trace, begin) {
     scrub,
     h("div", { class: "rl-panes" }, ...["student", "teacher"].map((who, k) => h("div", {}, h("h4", {}, `The ${who} sees`), strips[k].pane))),
     token,
+    likely.list,
     callLine,
     muted("Keys in a strip: space plays, ← → step (with shift ten), home, end, c and shift+c go from call to call."),
   );

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-from relaylab.call_tag import visible
+from relaylab.call_tag import OPEN, settled, visible
 from relaylab.evaluation.learning import answer_text
 from relaylab.trace import Call, Trace
 from relaylab.views.theme import ROLES, Html
@@ -64,12 +64,25 @@ def strip_state(trace: Trace) -> dict[str, Any]:
         "rewritten": [i for i, (a, b) in enumerate(zip(pieces, trace.pieces)) if a != b],
         "logprobs": _numbers(trace.logprobs),
         "entropies": _numbers(trace.entropies),
+        **({"alternatives": _alternatives(trace)} if trace.alternatives else {}),
         "calls": [
             {"start": c.start, "end": c.end, "delivered": c.delivered, "requested": c.requested}
             | {"lost": c.status != "answered", "words": call_words(c)}
             for c in trace.calls
         ],
     }
+
+
+def _alternatives(trace: Trace) -> list[list[tuple[str, float]] | None]:
+    """The likeliest texts at each token, the likeliest first. Beginnings of a call count as one, but not within one."""
+    inside = {i for call in trace.calls for i in range(call.start + 1, call.end)}
+    rows = []
+    for i, likely in enumerate(trace.alternatives or ()):
+        begins = {text for text in likely or () if text == OPEN or settled(text) < len(text)}
+        left_out = {OPEN} if i in inside else begins - {OPEN}
+        shown = [(visible(text, "\n\t"), p) for text, p in (likely or {}).items() if text not in left_out]
+        rows.append(None if likely is None else sorted(shown, key=lambda item: -item[1]))
+    return rows
 
 
 def call_words(call: Call) -> str:

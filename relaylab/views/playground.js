@@ -1,6 +1,7 @@
-// The playground: a form, and the runs side by side. The kernel decodes; this page sends questions and shows answers.
-import { bar, box, button, h, labelled, select } from "./shared.js";
-import { busyButtons, frame, panels } from "./live.js";
+// The playground: a question, its settings in a fold, and the runs, the newest first. The kernel decodes; this page sends
+// questions and shows answers.
+import { bar, box, button, frame, h, labelled, select } from "./shared.js";
+import { whatIf } from "./live.js";
 
 export function render({ model, el }) {
   const { suites, students, teachers, settings } = model.get("setup");
@@ -52,7 +53,7 @@ export function render({ model, el }) {
   const start = button("Ask", ask, "Ask this question");
   const stop = button("Stop", () => send("stop"), "Stop the answer that is being written");
   const clear = button("Remove all", () => send("clear"), "Remove all runs");
-  const area = h("div", { class: "rl-runs", tabindex: "-1" });
+  const { changes, area, help } = whatIf(model, { starters: [start], stop, newestFirst: true });
   const form = bar(
     box("Who", labelled("student", student), labelled("teacher", teacher)),
     box("Limits", labelled("tokens at most", inputs.max_tokens), labelled("calls at most", inputs.max_calls), labelled("tokens per call", inputs.max_call_tokens)),
@@ -62,13 +63,13 @@ export function render({ model, el }) {
   root.append(
     box("Question", bar(labelled("suite", suite), button("Another one", pick, "Pick the next question of this suite"), grading),
       h("label", { class: "rl-wide" }, h("span", {}, "question, picked or typed"), question)),
-    form,
+    h("details", { class: "rl-words" }, h("summary", {}, "Student, teacher, limits, sampling"), form),
     bar(h("div", { class: "rl-group" }, start, stop, clear), h("span", { class: "rl-muted" }, "ctrl+enter in the question asks, too")),
     status,
+    changes,
     area,
+    help,
   );
   model.on("change:picked", takePicked);
   takePicked();
-  busyButtons(model, [start], stop);
-  panels(model, area, () => ({ remove: (key) => send("remove", { key }) }));
 }

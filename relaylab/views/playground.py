@@ -17,12 +17,11 @@ import traitlets as t
 from relaylab.defaults import STUDENT
 from relaylab.relay.config import RelayConfig
 from relaylab.tasks.suites import SUITES, Problem, level_of, problem
-from relaylab.trace import Trace
-from relaylab.views.live_view import LiveView
+from relaylab.views.live_view import ALTERNATIVES, LiveView
 
 if TYPE_CHECKING:
     from relaylab.engine.engine import Engine
-    from relaylab.relay.relay import Stream
+    from relaylab.relay.relay import Relay, Stream
     from relaylab.relay.teachers import Teacher
 
 LIMITS = ("max_tokens", "max_calls", "max_call_tokens")
@@ -32,7 +31,7 @@ OPTIONAL = ("max_calls", "max_call_tokens")
 
 
 class Playground(LiveView):
-    """A form for questions, and the last answers side by side.
+    """A form for questions, the last answers side by side, and changes of their calls (``fork``).
 
     Args:
         students: Names as of ``load_engine``, or engines; all embedded students by default. The first is the default.
@@ -77,7 +76,7 @@ class Playground(LiveView):
         self._problems: dict[str, Problem] = {}  # by question: those that were picked can be graded
         setup = {"suites": list(self._suites.items()), "students": list(self._students)}
         setup |= {"teachers": list(self._teachers), "settings": self._settings}
-        super().__init__(keep=keep, setup=setup)
+        super().__init__(keep=keep, pace=self._settings["pace"], setup=setup)
         if suites:
             self.pick(next((s for s, level in self._suites.items() if level == "hard"), next(iter(self._suites))))
 
@@ -115,7 +114,7 @@ class Playground(LiveView):
             ValueError: The question is empty, a name is not among the choices, or a setting is bad.
             RuntimeError: Another answer is being written.
         """
-        from relaylab.relay.pair import Pair, graded, notice
+        from relaylab.relay.pair import Pair, notice
 
         task = question if isinstance(question, Problem) else self._problems.get(question.strip())
         text = task.question if task else str(question).strip()
@@ -126,16 +125,15 @@ class Playground(LiveView):
         values = _checked(self._settings | settings)
         config = {name: values[name] for name in (*LIMITS, "temperature")}
 
-        def begin() -> Stream:
-            pair = Pair(self._engine(student), self._teacher(teacher))
-            return pair.relay(**config, record=True).stream([text], seeds=[values["seed"]])
+        def relay() -> Relay:
+            return Pair(self._engine(student), self._teacher(teacher)).relay(**config, alternatives=ALTERNATIVES)
 
-        def finish(trace: Trace) -> Trace:
-            return trace if task is None or trace.stop == "interrupted" else graded(trace, task)
+        def stream(relay: Relay) -> Stream:
+            return relay.stream([text], seeds=[values["seed"]])
 
         heading = f"Run {self._count + 1}: {student} with {'no teacher' if teacher == 'none' else teacher}"
         described = ". ".join(filter(None, (_describe(values), notice(student, text))))
-        self._start(heading, described, begin, finish=finish, pace=values["pace"])
+        self._start(heading, described, relay, stream, task=task, pace=values["pace"])
         return self
 
     def _engine(self, name: str) -> Engine:

@@ -22,7 +22,7 @@ from relaylab.trace import read_traces
 from relaylab.version import __version__
 from relaylab.views.evaluation_figures import accuracy_against_share, suite_bars
 from relaylab.views.figures import call_positions, figure_text
-from relaylab.views.theme import NO_MATH, load_plotly, page_css, show_figure
+from relaylab.views.theme import NO_MATH, page_css, plotly_script, show_figure
 
 SAMPLE = 300  # traces whose call positions are drawn
 _STYLE = (
@@ -43,7 +43,7 @@ def html_page(title: str, parts: Iterable[str]) -> str:
     """
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="color-scheme" content="light dark">'
-        f"<title>{html.escape(visible(title))}</title><style>{page_css('body')}{_STYLE}</style>{load_plotly().html}"
+        f"<title>{html.escape(visible(title))}</title><style>{page_css('body')}{_STYLE}</style>{plotly_script()}"
         f'<body class="{NO_MATH}">{"".join(parts)}</body></html>\n'
     )
 

@@ -112,6 +112,7 @@ export function render({ model, el }) {
       h("tr", {}, h("th", { scope: "row" }, String(k + 1)), ...[correct, ...numbers.map(([, input]) => input)].map((input) => h("td", {}, input)),
         rho, ...cells, h("td", {}, away))));
     add.disabled = group.length >= most;
+    why.textContent = add.disabled ? `${most} rollouts are the most: remove one to add another` : "";
     update();
   }
 
@@ -141,6 +142,7 @@ export function render({ model, el }) {
     build();
     rows.at(-1).correct.focus();
   });
+  const why = h("span", { class: "rl-muted" });
   const set = (name, value) => ((settings[name] = value), update());
   const number = (name) => {
     const onchange = () => set(name, Number((input.value = clamp(Math.round(Number(input.value)) || 1, 1, longest))));
@@ -151,7 +153,7 @@ export function render({ model, el }) {
   const head = ["rollout", "right", ...Object.values(FIELDS), "ρ", ...schemes.map((s) => s.name), ""].map((words) => h("th", { scope: "col" }, words));
   el.append(
     bar(labelled("ρ by", select(RATIOS, settings.ratio, (value) => set("ratio", value))), labelled("tokens of a command", number("command_tokens")),
-      labelled("an ignored call asks for", number("requested")), add),
+      labelled("an ignored call asks for", number("requested")), add, why),
     bar(labelled("another prompt of the batch was solved alone (only the released code minds)", batch)),
     kind,
     scrolling("Rollouts, rewards and advantages", h("table", { class: "rl-lab" }, h("thead", {}, h("tr", {}, ...head)), body)),

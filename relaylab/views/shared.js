@@ -72,3 +72,19 @@ export function mount(key, render) {
     root.querySelector(".rl-words").open = false;
   }
 }
+
+// The root of a view and its status line. Its style hides the record that stands below the view.
+export function frame(model, el, label) {
+  const status = h("p", { class: "rl-status", role: "status", "aria-live": "polite" });
+  const report = () => {
+    status.classList.toggle("rl-bad", model.get("failed"));
+    status.textContent = (model.get("failed") ? "✗ " : "") + model.get("message");
+  };
+  model.on("change:message", report);
+  model.on("change:failed", report);
+  report();
+  const root = h("section", { class: "rl-view tex2jax_ignore mathjax_ignore", "aria-label": label });
+  keepKeys(root);
+  el.replaceChildren(h("style", {}, `[data-rl-record="${model.get("mark")}"]{display:none}`), root);
+  return { root, status };
+}

@@ -4,6 +4,25 @@ import { bar, button, clamp, h, onKeys } from "./shared.js";
 export const ROLES = { s: "student", t: "teacher", c: "command" };
 export const PAGE = 512; // tokens in a strip at a time, so that a long answer is as fast as a short one
 
+// What the student would have written at a token, the likeliest first: bars with their probabilities.
+export function likelyList() {
+  const list = h("ol", { class: "rl-likely", "aria-live": "polite", "aria-label": "The student's likeliest next tokens" });
+  const show = (trace, i) => {
+    const likely = trace.alternatives?.[i];
+    list.hidden = !trace.alternatives;
+    list.replaceChildren(...(likely ?? []).map(([text, p]) => {
+      const written = text === trace.pieces[i] || (text === "<call>" && trace.calls.some((call) => call.start === i && call.end > i));
+      const item = h("li", { class: written && "rl-written" }, h("span", { class: text === "<call>" ? "rl-c" : "rl-s" }, shownText(text)), ` ${percent(p)}${written ? " ✓" : ""}`);
+      item.style.setProperty("--share", `${100 * p}%`);
+      return item;
+    }));
+    if (i >= 0 && !likely) list.append(h("li", {}, "not known: the student was not asked here"));
+  };
+  return { list, show };
+}
+const percent = (p) => (p > 0 && p < 0.001 ? "<0.1 %" : `${(100 * p).toFixed(p > 0 && p < 0.0995 ? 1 : 0)} %`);
+const shownText = (text) => (text === "" ? "end" : text.replaceAll("\n", "↵").replaceAll(" ", "␣"));
+
 // The index of the call of each token, or -1.
 export function owners(trace) {
   const owner = new Array(trace.source.length).fill(-1);
@@ -104,6 +123,7 @@ export function tokenStrip(name, { pick = null, textOf = (trace, i) => trace.pie
   const step = (by) => (e) => focus(current + (e.shiftKey ? 10 : 1) * by);
   const toCall = (forward) => () => focus((callFrom(view.trace, current + 1, forward) ?? current + 1) - 1);
   if (pick) {
+    pane.addEventListener("focusin", (e) => (current = e.target.rlIndex ?? current));
     pane.addEventListener("click", (e) => e.target.rlIndex !== undefined && pick(e.target.rlIndex));
     onKeys(pane, {
       ArrowRight: step(1), ArrowLeft: step(-1), Home: () => focus(0), End: () => focus(length() - 1), c: toCall(true), C: toCall(false),

@@ -9,10 +9,16 @@ Importing this module is cheap: plotly is imported by the functions that need it
 
 from __future__ import annotations
 
+import hashlib
 import html
+import re
 from dataclasses import dataclass
+from numbers import Real
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from relaylab.call_tag import visible
+from relaylab.files import write_whole
 from relaylab.trace import COMMAND, STUDENT, TEACHER
 
 if TYPE_CHECKING:
@@ -139,17 +145,43 @@ class Html:
     def __repr__(self) -> str:
         return self.text
 
+    def save(self, path: str | Path) -> None:
+        """Write it as a page of its own: one HTML file that needs no network.
 
-def load_plotly() -> Html:
-    """plotly.js itself (5 MB). Put it on the last line of a notebook's first cell: figures then need no network.
+        Args:
+            path: The file; a figure needs ``show_figure(fig, library=True)``.
+        """
+        head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(self.text[:80])}</title>'
+        write_whole(path, f"{head}<body>{self.html}</body></html>")
 
-    >>> load_plotly()
-    plotly.js is loaded
-    """
+
+def plotly_script() -> str:
+    """plotly.js (5 MB) as an element for a page; figures that are in the page already are drawn when it has loaded."""
     from plotly.offline import get_plotlyjs
 
+    return f"<script>{get_plotlyjs()};dispatchEvent(new Event('rl-plotly'))</script>"
+
+
+def load_plotly() -> None:
+    """Load plotly.js into a notebook's page, so that figures need no network. Call it in the first cell.
+
+    When the next cell begins, the output is replaced. So a saved notebook does not hold the library.
+    """
+    from IPython import get_ipython
+    from IPython.display import display
+
     register_templates()  # so that the reader's own figures can use them, too
-    return Html(f"<script>{get_plotlyjs()}</script>", "plotly.js is loaded")
+    shell: Any = get_ipython()
+    if shell is None:
+        return
+    output: Any = display(Html(plotly_script(), "plotly.js"), display_id=True)
+    note = "plotly.js is loaded. Opened again, this notebook shows figures as words and numbers until this cell runs."
+
+    def forget(_: Any = None) -> None:
+        shell.events.unregister("pre_run_cell", forget)
+        output.update(Html(f"<small>{note}</small>", note))
+
+    shell.events.register("pre_run_cell", forget)
 
 
 def with_alt_text(fig: Figure, text: str, title: str, **layout: Any) -> Figure:
@@ -169,8 +201,28 @@ def with_alt_text(fig: Figure, text: str, title: str, **layout: Any) -> Figure:
     return fig.update_layout(**layout)
 
 
+# A figure: an interactive one, which a script draws; a picture where there is one (``pages``); words and numbers.
+_FIGURE_CSS = (
+    ".rl-fig{margin:0;color:var(--rl-ink)}.rl-fig .main-svg text{fill:var(--rl-ink)!important}"
+    ".rl-fig .main-svg .hoverlayer text{fill:#fff!important}.rl-drawn>.rl-picture{display:none}"
+    ".rl-fig .rl-picture{max-width:100%;height:auto}.rl-fig details{font:13px/1.5 var(--rl-sans);overflow-x:auto}"
+    ".rl-fig summary{cursor:pointer;color:var(--rl-muted)}"
+    ".rl-fig td,.rl-fig th{padding:.1em .7em .1em 0;text-align:left!important;vertical-align:top}"
+    # Numbers in the cells of a heat map stand on any colour of its scale: they bring their own ground.
+    ".rl-fig .heatmap-label text{paint-order:stroke;stroke:var(--rl-paper);stroke-width:3px}"
+    "@media print{.rl-fig{break-inside:avoid}.rl-fig .modebar{display:none}"
+    ".rl-drawn>.rl-picture{display:block}.rl-drawn:has(>.rl-picture)>.rl-live{display:none}}"
+)
+_DRAW = """(()=>{const draw=()=>{for(const f of document.querySelectorAll('[data-rl-figure="KEY"]:not(.rl-drawn)')){
+const {data,layout}=JSON.parse(f.querySelector('script[type="application/json"]').textContent);
+f.classList.add("rl-drawn");f.querySelector("details").open=false;
+Plotly.newPlot(f.querySelector(".rl-live"),data,layout,{displaylogo:false,responsive:true});}};
+window.Plotly?draw():addEventListener("rl-plotly",draw);})()"""
+SHOWN_POINTS = 20  # of a trace, in a figure's table
+
+
 def show_figure(fig: Figure, *, library: bool = False) -> Html:
-    """A figure for a page, with its text alternative for screen readers and for pages without scripts.
+    """A figure for a page: drawn by a script, and in words and numbers for readers without one.
 
     The text in it takes the page's colour, light or dark.
 
@@ -185,20 +237,43 @@ def show_figure(fig: Figure, *, library: bool = False) -> Html:
     >>> show_figure(with_alt_text(go.Figure(), "Accuracy rises from 20 % to 60 %.", "Accuracy"))
     Accuracy rises from 20 % to 60 %.
     """
-    import plotly.io as pio
-
-    alt = (fig.layout.meta or {}).get("alt")
+    layout: Any = fig.layout
+    alt = (layout.meta or {}).get("alt")
     if not alt:
         raise ValueError("the figure has no text alternative: call with_alt_text(fig, text, title)")
-    plot = pio.to_html(fig, full_html=False, include_plotlyjs=library, config={"displaylogo": False})
-    text = html.escape(alt)
-    style = page_css(".rl-fig") + (
-        ".rl-fig{margin:0;color:var(--rl-ink)}.rl-fig .main-svg text{fill:var(--rl-ink)!important}"
-        ".rl-fig .main-svg .hoverlayer text{fill:#fff!important}"
-        ".rl-fig details{font:13px/1.5 var(--rl-sans)}.rl-fig summary{cursor:pointer;color:var(--rl-muted)}"
-    )
+    payload = str(fig.to_json()).replace("<", "\\u003c")
+    key, text = hashlib.sha256(payload.encode()).hexdigest()[:16], html.escape(alt)
     return Html(
-        f'<figure class="rl-fig {NO_MATH}"><style>{style}</style><div role="img" aria-label="{text}">{plot}</div>'
-        f"<details><summary>The figure in words</summary><p>{text}</p></details></figure>",
+        f'{plotly_script() if library else ""}<figure class="rl-fig {NO_MATH}" data-rl-figure="{key}">'
+        f"<style>{page_css('.rl-fig')}{_FIGURE_CSS}</style>"
+        f'<div class="rl-live" role="img" aria-label="{text}"></div>'
+        f"<details open><summary>The figure in words</summary><p>{text}</p>{_numbers(fig)}</details>"
+        f'<script type="application/json">{payload}</script><script>{_DRAW.replace("KEY", key)}</script></figure>',
         alt,
     )
+
+
+def _numbers(fig: Figure) -> str:
+    """The data of a figure as a table with a row per trace; empty if an axis is a drawing's own, as of ``ticktext``."""
+    axes: list[Any] = [*fig.select_xaxes(), *fig.select_yaxes()]
+    if any(axis.ticktext for axis in axes):
+        return ""
+
+    def cell(value: Any) -> str:
+        text = f"{value:.4g}" if isinstance(value, Real) and not isinstance(value, int) else str(value)
+        return html.escape(visible(re.sub("<[^>]*>", " ", text)))
+
+    def points(trace: Any) -> list[str]:
+        x, y, z = ([] if v is None else list(v) for v in (trace.x, trace.y, getattr(trace, "z", None)))
+        if z:  # a heatmap: of each row its values
+            return [f"{cell(name)}: {', '.join(map(cell, row))}" for name, row in zip(y or range(len(z)), z)]
+        pairs = zip(y, x) if getattr(trace, "orientation", None) == "h" else zip(x, y)
+        return [f"{cell(a)}: {cell(b)}" for a, b in pairs]
+
+    rows = []
+    for trace in fig.data:
+        if shown := points(trace):
+            more = f"; {len(shown) - SHOWN_POINTS:,} more" if len(shown) > SHOWN_POINTS else ""
+            row = f"<td>{'; '.join(shown[:SHOWN_POINTS])}{more}</td>"
+            rows.append(f"<tr><th>{cell(trace.name or '')}</th>{row}</tr>")
+    return f"<table>{''.join(rows)}</table>" if rows else ""

@@ -1,0 +1,92 @@
+"""What lessons say in words about their own results, compared with the results."""
+
+from __future__ import annotations
+
+import ast
+import csv
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+import relaylab as rl
+from lesson.checks import EXERCISES, NotYet, check
+from relaylab.tasks.suites import level_of
+
+HOME = Path(__file__).parents[1]
+
+
+def sources(number: str) -> dict[str, str]:
+    path = next((HOME / "notebooks").glob(f"{number}_*.ipynb"))
+    return {cell["id"]: "".join(cell["source"]) for cell in json.loads(path.read_text("utf-8"))["cells"]}
+
+
+def test_00_says_where_the_student_is_unsure():
+    """At the operand that it copies wrongly, and then at digits of the product."""
+    cells = sources("00")
+    wanted = re.search(r"(\d+)·(\d+) = 3552.*copies (\d+) as (\d+)", cells["cell-13"], re.S)
+    assert wanted
+    left, right, copied, as_ = wanted.groups()
+    assert (int(left) * int(right), copied) == (3552, left)
+    assigned = ast.parse(cells["cell-04"]).body[0]
+    assert isinstance(assigned, ast.Assign)
+    trace = rl.load_pair("student", "none").solve(ast.literal_eval(assigned.value))
+    ranked = sorted(range(len(trace.entropies)), key=lambda i: -trace.entropies[i])
+    before = ["".join(trace.pieces[: i + 1]) for i in ranked[:3]]
+    assert before[0].endswith(f": {as_}"), "the operand"
+    assert all(re.search(rf"{as_}\*{right}=\d+$", text) for text in before[1:]), "digits of the product"
+
+
+def test_01_says_what_entropy_shows_of_a_lost_place():
+    """The first wrong number is written without a doubt, and the digit with the most doubt comes lines later."""
+    assert "first wrong number with almost no entropy" in " ".join(sources("01")["cell-10"].split())
+    easy = next(rl.problem(suite, 0) for suite in rl.SUITES if level_of(suite) == "easy")
+    trace = rl.load_pair("student", "teacher").solve(easy, call_rule=rl.CallAt({20: 4}))
+    begin = trace.answered[0].end + 4
+    line = "".join(trace.pieces[begin:]).split("\n")[0]
+    wrong = re.search(r"(\d+)[-+*]\d+=", line)
+    assert wrong
+    assert wrong[1] not in easy.solution.split("\n")[1], "a wrong number"
+    digits = [i for i in range(begin, len(trace.pieces)) if trace.pieces[i].isdigit()]
+    assert all(trace.entropies[i] < 0.1 for i in digits[: len(wrong[1])])
+    highest = max(digits, key=lambda i: trace.entropies[i])
+    assert trace.entropies[highest] > 1
+    assert "".join(trace.pieces[begin:highest]).count("\n") == 2, "three lines are wrong by then"
+
+
+def test_03_says_of_exploration_what_its_sweep_shows():
+    with open(HOME / "notebooks" / "measured" / "rewards.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    schemes = ("difficulty-aware", "no exploration")
+    calls = [sorted(float(row["calls"]) for row in rows if row["reward scheme"] == name) for name in schemes]
+    pattern = r"makes ([\d.]+) to ([\d.]+) calls an answer.*?and ([\d.]+) to ([\d.]+) without"
+    said = re.search(pattern, sources("03")["cell-33"])
+    assert said
+    ends = [values[k] for values in calls for k in (0, -1)]
+    assert [float(number) for number in said.groups()] == pytest.approx(ends, abs=0.0051)
+
+
+def test_09_has_the_gradients_of_the_real_run():
+    results = (HOME / "docs" / "results.md").read_text("utf-8")
+    table = results.partition("| gradient norm |")[2].partition("\n\n")[0]
+    norms = sorted(line.split("|")[7].strip() for line in table.splitlines() if re.match(r"\| \d", line))
+    assert len(norms) == 3
+    text = "\n".join(sources("09").values())
+    assert re.findall(r"gradient norms\s+from ([\d.]+)\s+to ([\d.]+)", text) == [(norms[0], norms[-1])] * 2
+    assert "no reward, no gradient" not in text
+
+
+@pytest.mark.parametrize(
+    ("name", "answer"),
+    [
+        ("banned", lambda tokens, turn: [b"<call" in turn[-5:] + token for token in tokens]),
+        ("relative_positions", lambda t: [sum(map(len, t.pieces[: c.start])) / len(t.text) for c in t.answered]),
+        ("enough", lambda call, digits, line: min(call.delivered, max(digits[line]) - call.end + 1)),
+        ("fewest_calls", 4),
+    ],
+)
+def test_answers_that_once_passed_are_wrong(name, answer):
+    assert name in EXERCISES
+    with pytest.raises(NotYet, match=rf"^{name}: "):
+        check(name)(answer)

@@ -1,0 +1,169 @@
+"""Executed notebooks as pages: formulas without a library, figures without a script, nothing from elsewhere."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import shutil
+from pathlib import Path
+
+import nbformat
+import plotly.graph_objects as go
+import pytest
+from IPython.core.interactiveshell import InteractiveShell
+from latex2mathml.converter import convert
+
+from relaylab import pages
+from relaylab.pages import LessonPage, write_page
+from relaylab.views import theme
+from relaylab.views.theme import NO_MATH, show_figure, with_alt_text
+
+LESSONS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+FORMULA = re.compile(r"\$\$(.+?)\$\$|(?<![\\$])\$([^$\n]+)\$", re.S)
+ELSEWHERE = re.compile(r"""(src|href)\s*=\s*["']?(https?:)?//|import\(\s*["'](https?:)?//|url\(["']?https?:""")
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+
+
+def figure() -> str:
+    fig = with_alt_text(go.Figure(go.Bar(x=["easy", "hard"], y=[95.0, 5.25], name="right")), "Hard: 5 %.", "Right")
+    return show_figure(fig).html
+
+
+def book(*outputs: str, text: str = "$x$") -> nbformat.NotebookNode:
+    """A notebook with a text and a cell of HTML outputs."""
+    made = [nbformat.v4.new_output("display_data", {"text/html": output}) for output in outputs]
+    cells = [nbformat.v4.new_markdown_cell(text), nbformat.v4.new_code_cell("view", outputs=made)]
+    return nbformat.v4.new_notebook(cells=cells)
+
+
+def page_of(notebook: nbformat.NotebookNode) -> str:
+    return LessonPage().from_notebook_node(notebook)[0]
+
+
+def without_scripts(page: str) -> str:
+    return re.sub(r"<script.*?</script>", "", page, flags=re.S)
+
+
+def test_a_page_asks_no_server():
+    view = {"application/vnd.jupyter.widget-view+json": {"version_major": 2, "version_minor": 0, "model_id": "m"}}
+    notebook = book("<p>x</p>")
+    notebook.cells[1].outputs.append(nbformat.v4.new_output("display_data", view))
+    notebook.metadata["widgets"] = {"application/vnd.jupyter.widget-state+json": {"state": {"m": {}}}}
+    page = page_of(notebook)
+    assert not ELSEWHERE.search(page)
+    assert "html-manager" not in page
+    assert "plotly.js v" not in page, "only pages with figures hold it"
+
+
+def test_formulas_are_in_the_page_and_dollars_of_a_question_stay():
+    question = f'<p class="{NO_MATH}">Ann has $5 and Bob has $7.</p>'
+    page = page_of(book(question, text="Text $a_i$.\n\n$$\\frac{1}{2}$$\n\n`$x$` stays code."))
+    assert page.count("<math") == 2
+    assert "<mfrac><mrow><mn>1</mn></mrow><mrow><mn>2</mn></mrow></mfrac>" in page
+    assert "Ann has $5 and Bob has $7." in page
+    assert "<code>$x$</code>" in page
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
+def test_the_formulas_of_the_lessons_are_formulas(path):
+    """Each dollar in a text belongs to a formula, and each formula can be drawn: no command is left over."""
+    cells = json.loads(path.read_text("utf-8"))["cells"]
+    for text in ("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"):
+        text = re.sub(r"```.*?```|`[^`]*`", "", text, flags=re.S)
+        for display, inline in FORMULA.findall(text):
+            assert "\\" not in convert(display or inline)
+        assert "$" not in FORMULA.sub("", text)
+
+
+def test_each_formula_of_the_method_stands_once_in_the_lessons():
+    text = "\n".join(
+        "".join(cell["source"])
+        for path in LESSONS
+        for cell in json.loads(path.read_text("utf-8"))["cells"]
+        if cell["cell_type"] == "markdown"
+    )
+    formulas = [display for display, _ in FORMULA.findall(text) if display]
+    begins = (
+        "J(\\theta)",
+        "w_{i,t}",
+        "A_i",
+        "\\rho =",
+        "r =",
+        "r_i",
+        "\\hat p",
+        "L(\\theta)",
+        "\\text{pass@}k",
+        "\\bar d",
+    )
+    assert sorted(next(b for b in begins if f.startswith(b)) for f in formulas) == sorted(begins)
+
+
+def test_a_figure_without_scripts_is_words_and_numbers():
+    shown = without_scripts(page_of(book(figure())))
+    assert re.search('<details open(="")?><summary>The figure in words</summary><p>Hard: 5 %.</p>', shown)
+    assert "<tr><th>right</th><td>easy: 95; hard: 5.25</td></tr>" in shown
+
+
+def test_numbers_are_left_out_where_an_axis_is_a_drawing_of_its_own():
+    fig = with_alt_text(go.Figure(go.Bar(x=[3], y=[0])), "One row.", "x")
+    assert "<table>" in show_figure(fig).html
+    fig.update_yaxes(tickvals=[0], ticktext=["tiles-0"])
+    assert "<table>" not in show_figure(fig).html
+
+
+@pytest.mark.skipif(not BROWSER, reason="needs a Chromium")
+def test_pictures_and_a_pdf(tmp_path):
+    pytest.importorskip("kaleido")
+    notebook = tmp_path / "lesson.ipynb"
+    nbformat.write(book(figure(), "<p>between</p>", figure()), notebook)
+    for _ in range(2):  # an earlier picture is replaced
+        files = write_page(notebook, tmp_path / "lesson.html", pdf=True)
+    assert [file.name for file in files] == ["lesson.html", "lesson.pdf"]
+    assert files[1].read_bytes()[:5] == b"%PDF-"
+    page = without_scripts(files[0].read_text("utf-8"))
+    pictures = re.findall(r'<img alt="Hard: 5 %\." class="rl-picture" src="data:image/svg\+xml;base64,([^"]+)"', page)
+    assert len(pictures) == 2
+    svg = base64.b64decode(pictures[0]).decode()
+    assert svg.startswith("<svg")
+    assert "easy" in svg
+    assert notebook.read_text("utf-8").count('rl-picture\\"') == 2, "the notebook has them, too"
+    assert notebook.stat().st_size < 100_000
+
+
+def test_without_a_browser_words_stay_and_a_pdf_says_what_is_missing(tmp_path, monkeypatch):
+    async def none(figures):
+        raise RuntimeError("no Chrome\nlong story")
+
+    monkeypatch.setattr(pages, "_draw", none)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.delenv("BROWSER_PATH", raising=False)
+    nbformat.write(book(figure()), tmp_path / "n.ipynb")
+    with pytest.warns(UserWarning, match="without pictures.*apt-get install chromium.*no Chrome$"):
+        write_page(tmp_path / "n.ipynb", tmp_path / "n.html")
+    assert "Hard: 5 %." in without_scripts((tmp_path / "n.html").read_text("utf-8"))
+    with pytest.raises(RuntimeError, match="--pdf needs a Chromium"):
+        write_page(tmp_path / "n.ipynb", tmp_path / "n.html", pdf=True)
+
+
+def test_a_saved_notebook_does_not_hold_plotly(monkeypatch):
+    shell = InteractiveShell()
+    shown = {}
+
+    class Output:
+        def update(self, page):
+            shown["now"] = page.html
+
+    def display(page, display_id):
+        shown["now"] = page.html
+        return Output()
+
+    monkeypatch.setattr("IPython.get_ipython", lambda: shell)
+    monkeypatch.setattr("IPython.display.display", display)
+    theme.load_plotly()
+    assert "plotly.js v" in shown["now"][:200]
+    shell.run_cell("1")
+    assert len(shown["now"]) < 200
+    shown["now"] = "not again"
+    shell.run_cell("2")
+    assert shown["now"] == "not again"
