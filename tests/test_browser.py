@@ -36,7 +36,7 @@ from relaylab.views.player import player
 from relaylab.views.playground import Playground
 from relaylab.views.reward_lab import reward_lab
 
-pair = rl.load_pair()
+pair = rl.load_pair("relay")
 task = rl.problem("tiles", 0)""",
     """playground = Playground(
     students=[pair.student, "student"], teachers=[pair.teacher, "none"], suites=["savings", "tiles"]
@@ -148,7 +148,7 @@ def gets_focus(lab: Lab, name: str) -> None:
 def test_start_answers_and_follows_a_change(start: Lab):
     playground, press = find(start, "playground"), start.page.keyboard.press
     runs = playground.locator(".rl-run")
-    assert "Run 1: relay with teacher. Correct" in playground.locator(".rl-status").inner_text()
+    assert "Run 1: lifelike/relay with lifelike/teacher. Correct" in playground.locator(".rl-status").inner_text()
     assert not playground.get_by_role("combobox", name="student").is_visible()  # the settings are folded
     assert "Call 1 asked for 21" in playground.inner_text()  # the first call is chosen
 
