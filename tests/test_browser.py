@@ -324,6 +324,7 @@ def test_the_atlas_of_the_lesson(lesson: Lab):
 
     # By keys alone: to a cell with calls, to its first trace, into the player and back.
     lesson.tab_through(systems)
+    systems.get_by_role("button", name="Show all traces").click()  # a b in the list of suites chose one
     grid.locator("[tabindex='0']").focus()
     for key in ("Control+Home", "ArrowDown", "ArrowRight"):
         press(key)
@@ -333,6 +334,7 @@ def test_the_atlas_of_the_lesson(lesson: Lab):
         press("ArrowRight")
     press("Enter")
     assert listed.count() > 0
+    press("Tab")  # the order of the list
     press("Tab")
     assert focused(lesson).startswith("Open ")
     press("Enter")
@@ -362,6 +364,7 @@ def test_the_live_views_of_the_lesson(lesson: Lab):
     forks = what_if.locator(".rl-run")
     before = forks.count()
     forks.nth(0).get_by_role("option").nth(8).click()
+    what_if.get_by_role("spinbutton").fill("8")
     what_if.get_by_role("button", name="Force a call here").click()
     says(lesson, what_if, f"Fork {before}: a call for 8 at token 9.")
     assert forks.count() == before + 1
