@@ -10,9 +10,6 @@ BASE   := $(shell for p in python3.11 python3 python; do \
 BIN    := .venv/bin
 READY  := .venv/.installed
 RUN    := runs/first
-SUITES := savings tiles harvest
-# The embedded student that has learned to call once, at the right place.
-STUDENT := relay-once
 
 # Everything here works without a network; what would look a model up on a hub shall say so instead of waiting for it.
 export HF_HUB_OFFLINE ?= 1
@@ -23,14 +20,13 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: run test lint format notebooks page site clean
 
 run: $(READY)
-	@rm -rf $(RUN) && mkdir -p $(RUN)
-	@echo "== 1/3  problems of $(words $(SUITES)) embedded suites, relayed and graded"
-	@$(BIN)/relaylab decode $(SUITES:%=--suite %) --limit 16 --student $(STUDENT) --out $(RUN)/traces.jsonl
-	@echo "== 2/3  one of them, token by token"
-	@$(BIN)/relaylab show $(RUN)/traces.jsonl --id tiles-test-0-0
-	@echo "== 3/3  notebook 00, executed"
-	@cd notebooks && ../$(BIN)/papermill --kernel python3 --no-progress-bar 00_first_relay.ipynb ../$(RUN)/00_first_relay.ipynb
-	@echo "== done: traces and the executed notebook are in $(RUN)"
+	@rm -rf $(RUN)
+	@echo "== 1/3  200 test problems of ten embedded suites: the student alone, the relay, the teacher alone"
+	@$(BIN)/relaylab evaluate --suite lifelike --limit 20 --methods "student relay teacher" --out $(RUN)
+	@echo "== 2/3  one relay: the teacher's tokens stand in « »"
+	@$(BIN)/relaylab show $(RUN)/traces/0/relay.jsonl --id tiles-test-0-0
+	@echo "== 3/3  a page that plays all of them"
+	@$(BIN)/relaylab show $(RUN)/traces/0/relay.jsonl --limit 200 --html $(RUN)/player.html
 
 # The whole series, each lesson executed and as a page that needs no kernel. `make notebooks SIZE=` runs the lessons at
 # their own parameters, a minute each; those of --smoke are in notebooks/smoke.yaml.

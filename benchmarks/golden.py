@@ -410,7 +410,7 @@ def pass_rates(teacher: Any, problems: Sequence[Any], folder: Path, *, samples: 
 def warmup_rows(student: Any, problems: Sequence[Any], **options: Any) -> list[tuple[list[int], list[int]]]:
     """(ids, labels) of warm-up data. options: counts, exponents, numbers, min_prob (smaller ones are not learned),
     temperature."""
-    from relaylab.training.warmup import warmup_data
+    from relaylab.training.warmup_data import warmup_data
 
     options["min_token_prob"] = options.pop("min_prob", 0.0)
     rows = warmup_data(student, problems, max_tokens=160, progress=False, **options)

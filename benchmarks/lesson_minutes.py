@@ -86,7 +86,7 @@ def minutes(path: Path) -> int:
 
 
 def main() -> None:
-    for path in sorted(FOLDER.glob("*.ipynb")):
+    for path in sorted(FOLDER.glob("[0-9]*.ipynb")):
         parts = sections(path)
         whole = sum(parts.values(), Counts())
         print(f"{path.stem}: {whole.minutes:.0f} min, so {minutes(path)}; {whole}")

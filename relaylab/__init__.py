@@ -2,7 +2,7 @@
 
     import relaylab as rl
 
-    pair = rl.load_pair("relay-once")
+    pair = rl.load_pair()
     trace = pair.solve(rl.problem("harvest", 1))
     trace
 

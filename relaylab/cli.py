@@ -15,13 +15,14 @@ import typer
 
 from relaylab import measure_commands as measure
 from relaylab import options as opt
+from relaylab.defaults import STUDENT, UNTRAINED
 from relaylab.files import shard_path, write_whole
 from relaylab.notebook_commands import notebooks_run, sweep
 from relaylab.options import command, console, option, say, warn
 from relaylab.submissions import grade_command
 from relaylab.trace import Trace, read_traces
 from relaylab.views.tables import trace_table, zoo_table
-from relaylab.views.trace_view import trace_html, trace_text
+from relaylab.views.trace_view import trace_text
 
 SETTINGS: dict[str, Any] = {"context_settings": {"help_option_names": ["-h", "--help"]}, "no_args_is_help": True}
 app = typer.Typer(**SETTINGS, add_completion=False, pretty_exceptions_enable=False, help="Relay decoding.")
@@ -54,7 +55,7 @@ def _solve(
     teacher: opt.Teachers,
     relay: opt.Relay,
     calls: opt.Calls,
-    student: opt.Student = "relay",
+    student: opt.Student = STUDENT,
     prompt_suffix: Annotated[str, option("Put after the question.")] = "",
     system: opt.System = None,
     seed: opt.Seed = 0,
@@ -74,7 +75,7 @@ def _decode(
     teacher: opt.Teachers,
     relay: opt.Relay,
     calls: opt.Calls,
-    student: opt.Student = "relay",
+    student: opt.Student = STUDENT,
     system: opt.System = None,
     batch_size: opt.BatchSize = 64,
     shard: opt.Shard = None,
@@ -96,7 +97,7 @@ def _show(
     traces: Annotated[Path, typer.Argument(help="JSON Lines file of traces.")],
     limit: Annotated[int, option("Traces to show.", min=0)] = 5,
     id_: Annotated[str | None, option("Show this trace only.", "--id")] = None,
-    html: Annotated[Path | None, option("Write them as a page instead.")] = None,
+    html: Annotated[Path | None, option("Write a page that plays them instead.")] = None,
 ) -> None:
     """Show the traces of a file, and a summary of all of them."""
     _check_different(html, traces, "--html", "the file of traces")
@@ -105,8 +106,10 @@ def _show(
     if id_ and not chosen:
         raise ValueError(f"{traces} has no trace {id_!r}")
     if html:
+        from relaylab.views.player import player
+
         head = '<!doctype html><meta charset="utf-8"><meta name="color-scheme" content="light dark">'
-        write_whole(html, "\n".join([f"{head}<title>relaylab</title>", *map(trace_html, chosen)]))
+        write_whole(html, f"{head}<title>relaylab</title>{player(chosen).html}")
         return say(f"{len(chosen)} traces in {html}")
     for trace in chosen:
         print(trace_text(trace), end="\n\n")
@@ -118,7 +121,8 @@ def _warmup(
     out: Annotated[Path, option("Folder of the warmed-up student.")],
     questions: opt.Questions,
     models: opt.Models,
-    student: opt.Student = "student",
+    student: opt.Student = UNTRAINED,
+    teacher: Annotated[str, option("Writes what the commands ask for: responses become relays.")] = "",
     check: Annotated[int, option("Test problems per suite to measure accuracy on; 0: none.", min=0)] = 50,
     temperature: Annotated[float, option("At which responses are sampled.", min=0)] = 1.0,
     samples: opt.Samples = 1,
@@ -142,9 +146,9 @@ def _warmup(
 
     result = warmup(
         student, training, out, check=[p for s in questions.suite or () if check for p in problems(s, check)],
-        temperature=temperature, samples=samples, keep_correct=keep_correct, min_token_prob=min_token_prob,
-        exponents=exponents, max_tokens=max_tokens, prompt_suffix=questions.suffix, seed=seed, full=full,
-        decode_batch_size=decode_batch_size, max_steps=max_steps, learning_rate=learning_rate,
+        teacher=teacher or None, temperature=temperature, samples=samples, keep_correct=keep_correct,
+        min_token_prob=min_token_prob, exponents=exponents, max_tokens=max_tokens, prompt_suffix=questions.suffix,
+        seed=seed, full=full, decode_batch_size=decode_batch_size, max_steps=max_steps, learning_rate=learning_rate,
         per_device_train_batch_size=per_device_train_batch_size, activation_checkpointing=activation_checkpointing,
         **models.keywords,
     )  # fmt: skip
@@ -229,7 +233,7 @@ def _serve(
     teacher: opt.Teachers,
     relay: opt.Relay,
     calls: opt.Calls,
-    student: opt.Student = "relay",
+    student: opt.Student = STUDENT,
     host: Annotated[str, option("Address to listen at; 0.0.0.0 is every one.")] = "127.0.0.1",
     port: Annotated[int, option("Port to listen at.", min=1, max=65535)] = 8000,
     name: Annotated[str | None, option("What clients call the pair. Default: student+teacher.")] = None,
@@ -299,7 +303,7 @@ def _zoo_train(
     name: Annotated[str, typer.Argument(help="A name of `zoo list`.")],
     out: Annotated[Path, option("Folder of the model.")],
     device: Annotated[str, option("cpu or cuda.")] = "cpu",
-    threads: Annotated[int, option("CPU threads.", min=1)] = 2,
+    threads: Annotated[int, option("CPU threads; more are hardly faster.", min=1)] = 1,
     steps: Annotated[int | None, option("Fewer steps than the recipe's, for a try.", min=1)] = None,
 ) -> None:
     """Make an embedded model from its recipe."""

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from relaylab import options as opt
+from relaylab.defaults import UNTRAINED
 from relaylab.options import console, option, say, warn
 from relaylab.views.tables import method_table
 
@@ -20,7 +21,7 @@ def evaluate_command(
     teacher: opt.Teachers,
     relay: opt.Relay,
     methods: Annotated[str, option("With options: 'router:p=0.3 relay:student=a+b'.")] = "student teacher relay",
-    student: Annotated[str, option("The untrained one, for methods that name no other.")] = "student",
+    student: Annotated[str, option("The untrained one, for methods that name no other.")] = UNTRAINED,
     samples: opt.Samples = 1,
     training: Annotated[int, option("Training problems for methods that learn (citer, r2r, steer).", min=0)] = 300,
     training_benchmark: Annotated[str | None, option("Their source, such as gsm8k_train.")] = None,
@@ -57,7 +58,7 @@ def calibrate_command(
     out: Annotated[Path, option("Folder of the candidates' traces and of thresholds.csv; the same command resumes.")],
     questions: opt.Questions,
     teacher: opt.Teachers,
-    student: Annotated[str, option("The untrained one.")] = "student",
+    student: Annotated[str, option("The untrained one.")] = UNTRAINED,
     budget: Annotated[list[float], option("Largest share of teacher tokens; may be repeated.")] = [0.02, 0.05, 0.1],  # noqa: B006
     max_tokens: opt.MaxTokens = 160,
     seed: opt.Seed = 0,

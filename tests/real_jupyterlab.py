@@ -101,6 +101,10 @@ class Lab:
                 self.page.wait_for_timeout(300)  # Lab's own transitions
                 for name, view in views.items():
                     view.scroll_into_view_if_needed()
+                    for _ in range(20):  # a figure follows the window a moment later
+                        if not view.evaluate(CUT_OFF):
+                            break
+                        self.page.wait_for_timeout(250)
                     view.screenshot(path=str(folder / f"{name}-{theme}-{width}.png"))
                     assert view.evaluate(CUT_OFF) == [], f"{name}, {theme}, {width} pixels wide"
 

@@ -108,7 +108,7 @@ def test_largest_k():
 
 
 def test_the_reference_of_insert_one_is_what_the_warm_up_does():
-    from relaylab.training.warmup import insert_calls
+    from relaylab.training.warmup_data import insert_calls
 
     ids = list(range(10, 30))
     for seed in range(20):

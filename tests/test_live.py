@@ -30,7 +30,7 @@ FREE = "What is 2+2?"
 
 @pytest.fixture(scope="module")
 def pair():
-    return load_pair()
+    return load_pair("relay")
 
 
 @pytest.fixture(scope="module")
@@ -381,7 +381,7 @@ LESSON = f"""
 import relaylab as rl
 from relaylab.views.counterfactual_view import CounterfactualView
 from relaylab.views.playground import Playground
-pair, task = rl.load_pair(), rl.problem("tiles", 0)
+pair, task = rl.load_pair("relay"), rl.problem("tiles", 0)
 playground = Playground(students=[pair.student], teachers=[pair.teacher])
 playground
 ---

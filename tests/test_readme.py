@@ -19,9 +19,9 @@ README = (ROOT / "README.md").read_text()
 
 def test_the_relay_of_the_readme_is_what_the_pair_writes():
     shown = re.search(r"```text\n(.*?)```", README, re.S)[1].splitlines()
-    question = problem("tiles", 0)
+    question = problem("depot", 0)
     assert question.question in " ".join(README.split())
-    trace = load_pair("relay-once").solve(question)
+    trace = load_pair().solve(question)
     assert trace.correct
     assert trace_text(trace, color=False, width=100).splitlines()[: len(shown)] == shown
 

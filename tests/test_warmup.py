@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import shutil
 import signal
+from typing import Any
 
 import pytest
 import torch
@@ -15,19 +17,13 @@ from safetensors.torch import load_file
 
 from relaylab.call_tag import find_calls
 from relaylab.engine.load import load_engine, resolve
+from relaylab.relay.pair import load_teacher
 from relaylab.relay.relay import Relay
 from relaylab.tasks.suites import problems
 from relaylab.trace import read_traces
 from relaylab.training import warmup as module
-from relaylab.training.warmup import (
-    DistillTrainer,
-    collate,
-    distill_loss,
-    insert_calls,
-    warmup,
-    warmup_data,
-    without_commands,
-)
+from relaylab.training.warmup import DistillTrainer, distill_loss, warmup
+from relaylab.training.warmup_data import collate, insert_calls, warmup_data, without_commands
 
 
 def encode(text: str) -> list[str]:
@@ -111,14 +107,41 @@ def test_what_the_student_was_not_sure_of_is_read_and_not_learned(student):
         warmup_data(student, chosen, min_token_prob=1.5, **options)
 
 
+def test_a_teacher_writes_what_the_commands_ask_for(student):
+    """Against transformers: the teacher's greedy tokens after the text so far, which holds no command."""
+    teacher = load_teacher("teacher")
+    options: dict[str, Any] = dict(counts=(0, 1), numbers=[5], max_tokens=160, progress=False)
+    rows = warmup_data(student, problems("tiles", 12, split="train"), teacher=teacher, **options)
+    begin = student.text.encode("<call>5</call>")
+    helped = 0
+    for row in rows:
+        ids, labels, command = row["input_ids"], row["labels"], row["command"]
+        at = command.index(1)
+        n = int(re.match(r"<call>(\d+)</call>", student.tokenizer.decode(ids[at:]))[1])
+        end = at + sum(command)
+        assert n <= 5
+        assert labels[at:end] == ids[at:end]
+        assert labels[end : end + n] == [-100] * n, "the teacher's tokens are read and not learned"
+        assert labels[end + n :] == ids[end + n :]
+        if n == 5:
+            assert ids[at:end] == begin
+            so_far = torch.tensor([ids[:at]])
+            wrote = teacher.engine.model.generate(so_far, max_new_tokens=n, do_sample=False)[0, at:].tolist()
+            assert ids[end : end + n] == wrote
+            helped += 1
+    assert helped > 6
+
+
 @pytest.fixture(scope="module")
 def batch(student):
     options = dict(counts=(0, 1, 1), numbers=[3, 12], max_tokens=160, progress=False)
     return collate(list(warmup_data(student, problems("savings", 6, split="train"), **options)), pad_id=0)
 
 
-def test_self_distillation_is_cross_entropy_of_commands_and_kl_of_the_rest(student, batch):
+@pytest.mark.parametrize("keep", [1, 3])
+def test_self_distillation_is_cross_entropy_of_commands_and_kl_of_the_rest(student, batch, keep):
     """Against a slow reference: token by token, each row alone."""
+    tag = 7
     torch.manual_seed(0)
     logits = torch.randn(*batch["input_ids"].shape, 40)
     batch = batch | {
@@ -137,9 +160,14 @@ def test_self_distillation_is_cross_entropy_of_commands_and_kl_of_the_rest(stude
             if batch["command"][r, t]:
                 total -= logp[batch["input_ids"][r, t]]
             elif batch["labels"][r, t] >= 0:
-                q = reference[r, kept.index(t) - 1].log_softmax(-1)
-                total += (q.exp() * (q - logp)).sum()
-    assert distill_loss(logits, reference, batch).item() == pytest.approx(float(total), rel=1e-5)
+                p, q = logp.exp(), reference[r, kept.index(t) - 1].softmax(-1)
+                if keep == 1:
+                    total += (q * (q.log() - p.log())).sum()
+                    continue
+                total += q[tag] * (q[tag] / p[tag]).log() + (1 - q[tag]) * ((1 - q[tag]) / (1 - p[tag])).log()
+                for v in set(range(40)) - {tag}:
+                    total += keep * q[v] * (q[v] / (1 - q[tag]) / (p[v] / (1 - p[tag]))).log()
+    assert distill_loss(logits, reference, batch, tag=tag, keep=keep).item() == pytest.approx(float(total), rel=1e-5)
 
 
 def test_at_its_start_self_distillation_changes_nothing_but_the_commands(student):
@@ -147,7 +175,9 @@ def test_at_its_start_self_distillation_changes_nothing_but_the_commands(student
     batch = collate(list(warmup_data(student, problems("savings", 6, split="train"), **options)), pad_id=0)
     logits = student.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     logits = logits.detach().requires_grad_()
-    loss = distill_loss(logits, student.model(**without_commands(batch, pad_id=0)).logits.detach(), batch)
+    loss = distill_loss(
+        logits, student.model(**without_commands(batch, pad_id=0)).logits.detach(), batch, tag=3, keep=4
+    )
     loss.backward()
     assert abs(loss.item()) < 1e-3
     assert logits.grad.abs().max() < 1e-5

@@ -39,7 +39,7 @@ _NAMES = {
     "relaylab.training.data_filter": "keep pass_rates",
     "relaylab.training.rewards": "advantages difficulty_aware helped kind_of ratios score simple",
     "relaylab.training.run_dir": "read_metrics",
-    "relaylab.training.warmup": "insert_calls warmup_data",
+    "relaylab.training.warmup_data": "insert_calls warmup_data",
     "relaylab.views.atlas": "read_labelled",
     "relaylab.views.cost_dial": "cost_dial",
     "relaylab.views.curves": "LiveCurves learning_curves",

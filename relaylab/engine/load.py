@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 import torch
+from huggingface_hub import constants
 from safetensors import safe_open
 from transformers import (
     AutoModelForCausalLM,
@@ -32,7 +33,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.utils import logging
-from transformers.utils.hub import cached_file, constants
+from transformers.utils.hub import cached_file
 
 from relaylab.call_tag import visible
 from relaylab.engine.engine import Engine

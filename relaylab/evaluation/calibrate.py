@@ -15,7 +15,8 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from relaylab.engine.load import fingerprint_weights
+from relaylab.defaults import UNTRAINED
+from relaylab.engine.load import default_teacher, fingerprint_weights
 from relaylab.evaluation.eval_run import EvalRun, ModelCache
 from relaylab.evaluation.stats import share
 from relaylab.evaluation.systems import SYSTEMS, Citer, system
@@ -36,8 +37,8 @@ def calibrate(
     problems: Sequence[Problem],
     out: str | Path,
     *,
-    student: str = "student",
-    teacher: str | Teacher = "teacher",
+    student: str = UNTRAINED,
+    teacher: str | Teacher | None = None,
     router_problems: Sequence[Problem] = (),
     triggers: Sequence[str] = TRIGGERS,
     budgets: Sequence[float] = BUDGETS,
@@ -54,7 +55,7 @@ def calibrate(
         problems: to choose on; training problems, and none of those to evaluate on.
         out: a folder for the candidates' traces, and for ``thresholds.csv``, which is what is returned.
         student: the untrained one.
-        teacher: a name, a folder, a URL or a ``Teacher``.
+        teacher: a name, a folder, a URL or a ``Teacher``; by default that of the student's world.
         router_problems: to train the probe and the router on; other ones than ``problems``.
         triggers: names of ``systems.SYSTEMS``.
         budgets: shares of teacher tokens, of all tokens of the answers.
@@ -75,6 +76,7 @@ def calibrate(
     """
     if unknown := [t for t in triggers if not hasattr(SYSTEMS.get(t), "threshold")]:
         raise ValueError(f"{unknown[0]!r} has no threshold to calibrate; there are {', '.join(TRIGGERS)}")
+    teacher = default_teacher(student) if teacher is None else teacher
     models = ModelCache(teacher, router_problems, max_tokens, untrained=student)
     texts = [[[p.id, p.question, p.answer] for p in part] for part in (problems, router_problems)]
     config = {"student": student, "weights": fingerprint_weights(student), "teacher": models.teacher.name}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from relaylab.engine.engine import Engine
-from relaylab.engine.load import load_engine, relay_defaults
+from relaylab.engine.load import embedded, load_engine, relay_defaults
 from relaylab.evaluation.token_router import TokenRouter, train_token_router
 from relaylab.relay.call_rules import CallRule
 from relaylab.relay.config import CallEnd, RelayConfig
@@ -48,7 +48,7 @@ class ModelCache:
         training: problems that a token router may learn from.
         max_tokens: of the answers that it learns from.
         options: device and dtype of local models.
-        untrained: the model that answers as ``student``.
+        untrained: the model that answers as ``student``. In its world, ``relay`` and ``grpo`` are those of that world.
     """
 
     default_teacher: str | Teacher = "teacher"
@@ -72,9 +72,19 @@ class ModelCache:
             self._teachers[name] = load_teacher(name, **({} if is_url(name) else self.options))
         return self._teachers[name]
 
+    def model(self, name: str) -> str:
+        """The model that a system's name stands for.
+
+        >>> ModelCache(untrained="lifelike/student").model("relay"), ModelCache().model("relay")
+        ('lifelike/relay', 'relay')
+        """
+        world, slash, _ = self.untrained.rpartition("/")
+        same_world = f"{world}{slash}{name}"
+        return self.untrained if name == "student" else same_world if same_world in embedded() else name
+
     def engine(self, name: str) -> Engine:
         if name not in self._engines:
-            self._engines[name] = load_engine(self.untrained if name == "student" else name, **self.options)
+            self._engines[name] = load_engine(self.model(name), **self.options)
         return self._engines[name]
 
     def router(self, student: str, *, linear: bool = False, top: int = 0) -> TokenRouter:
@@ -170,7 +180,7 @@ class EvalRun:
 
     def relay_config(self, student: str) -> RelayConfig:
         """The run's settings for a trained student. Caps that these leave open are those of its training."""
-        trained = relay_defaults(self.models.untrained if student == "student" else student)
+        trained = relay_defaults(self.models.model(student))
         caps = {k: trained.get(k) for k in ("max_calls", "max_call_tokens") if getattr(self.config, k) is None}
         return replace(self.config, **caps)
 

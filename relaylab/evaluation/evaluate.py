@@ -19,7 +19,8 @@ from typing import Any
 
 import pandas as pd
 
-from relaylab.engine.load import fingerprint_weights
+from relaylab.defaults import UNTRAINED
+from relaylab.engine.load import default_teacher, fingerprint_weights
 from relaylab.evaluation.eval_run import EvalRun, ModelCache
 from relaylab.evaluation.stats import summary
 from relaylab.evaluation.systems import RelaySystem, System, system
@@ -39,8 +40,8 @@ def evaluate(
     problems: Sequence[Problem],
     out: str | Path,
     *,
-    student: str = "student",
-    teacher: str | Teacher = "teacher",
+    student: str = UNTRAINED,
+    teacher: str | Teacher | None = None,
     config: RelayConfig | None = None,
     samples: int = 1,
     seed: int = 0,
@@ -58,7 +59,7 @@ def evaluate(
         problems: decoded by each of them.
         out: folder of the traces and tables.
         student: the untrained one, of all methods that name no other.
-        teacher: a name, a folder, a hub id, a server's URL, or a ``Teacher``.
+        teacher: a name, a folder, a hub id, a server's URL, or a ``Teacher``; by default that of the student's world.
         config: of the relays.
         samples: answers per problem and method, for avg@k and pass@k; sample j has the seed ``seed + j``.
         seed: random seed.
@@ -84,6 +85,7 @@ def evaluate(
     chosen = _chosen(methods)
     out = Path(out)
     questions, training = ([replace(p, question=p.prompt(suffix)) for p in part] for part in (problems, training))
+    teacher = default_teacher(student) if teacher is None else teacher
     models = ModelCache(teacher, training, config.max_tokens, options, untrained=student)
     _bind(
         out,
@@ -152,7 +154,7 @@ def _chosen(methods: Sequence[str]) -> list[tuple[str, System]]:
 def _weights(models: ModelCache, systems: Sequence[System]) -> dict[str, str]:
     """A digest of the weights of every local model: a name may stand for another model tomorrow."""
     students = {getattr(s, "student", "student") for s in systems}
-    names = {models.untrained if name == "student" else name for name in students}
+    names = {models.model(name) for name in students}
     names |= {s.teacher for s in systems if isinstance(s, RelaySystem) and s.teacher not in ("", "none")}
     weights = {name: fingerprint_weights(name) for name in sorted(names) if not is_url(name)}
     teacher = models.default_teacher

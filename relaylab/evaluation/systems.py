@@ -55,8 +55,8 @@ from relaylab.relay.teachers import NoTeacher
 from relaylab.trace import TEACHER, Trace, TraceWriter, read_traces
 
 FLAGS = {"1": True, "True": True, "0": False, "False": False}
-RANGES = dict.fromkeys(("p", "share", "posterior", "recall"), (0, 1)) | dict.fromkeys(("n", "draft"), (1, math.inf))
-RANGES["threshold"] = (0, math.inf)
+RANGES: dict[str, tuple[float, float]] = dict.fromkeys(("p", "share", "posterior", "recall"), (0.0, 1.0))
+RANGES |= {"n": (1, math.inf), "draft": (1, math.inf), "threshold": (0, math.inf)}
 
 
 @dataclass(frozen=True)

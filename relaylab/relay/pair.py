@@ -16,6 +16,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from relaylab import files
+from relaylab.defaults import STUDENT
 from relaylab.engine.engine import Engine
 from relaylab.engine.load import (
     default_teacher,
@@ -237,7 +238,7 @@ def load_teacher(
 
 
 def load_pair(
-    student: str | Path = "relay",
+    student: str | Path = STUDENT,
     teacher: str | Path | Teacher | None = None,
     *,
     teacher_options: dict[str, Any] | None = None,
@@ -254,7 +255,7 @@ def load_pair(
         options: ``device`` and ``dtype`` of the student and of a local teacher.
 
     >>> load_pair(teacher="none")
-    Pair(student='relay', teacher='none')
+    Pair(student='lifelike/relay', teacher='none')
     """
     engine = load_engine(student, **options)
     teacher = default_teacher(student) if teacher is None else teacher

@@ -31,8 +31,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-from relaylab.cost import ModelPrices, Prices, costs, usage
-from relaylab.cost import alone as teacher_alone
 from relaylab.trace import STUDENT, TEACHER, Trace
 
 Ratio = Literal["paper", "content", "group"]
@@ -113,10 +111,12 @@ def cost_aware(group: Group, *, cost_weight: float = 0.1, teacher_size: float = 
     >>> [round(r, 2) for r in cost_aware([alone, called])]
     [0.99, 0.89]
     """
+    from relaylab.cost import ModelPrices, Prices, alone, costs, usage  # pandas is slow to import
+
     prices = Prices(student=ModelPrices(parameters=1), teacher=ModelPrices(parameters=teacher_size))
     used, others = usage(group), len(group) - 1
     own = costs(used, prices)["flops"].to_numpy()
-    whole = costs(teacher_alone(used, "teacher"), prices)["flops"].to_numpy()
+    whole = costs(alone(used, "teacher"), prices)["flops"].to_numpy()
     whole = (whole.sum() - whole) / others if others else whole
     return [right - cost_weight * float(share) for right, share in zip(outcome(group), own / whole)]
 

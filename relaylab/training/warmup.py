@@ -1,15 +1,14 @@
 """Stage 1, the supervised warm-up: the student learns the syntax of a call, not when to call (method: stage 1).
 
-Responses are sampled from the student itself, so that nothing but the commands is new to it. Commands go in at random
-*token* positions and ask for n = d * 10**k tokens, d in 1..9, clipped to what is left of the response. The ids around
-them stay as they were sampled. Training is on TRL's SFTTrainer.
+It is trained on its own responses with commands in them (``warmup_data.py``), on TRL's SFTTrainer.
 
 Where the defaults are not the paper's, and why:
 
 - ``loss``: the paper's is cross-entropy over the whole response. A token that the student drew by chance pulls hardest
   there, and unlearns what is stored nearby. ``distill`` learns the commands alone by cross-entropy. Every other token
   keeps the untouched student's whole distribution of the next token, by the KL divergence to it. The untouched student
-  reads the response without commands. At the start of training this divergence has no gradient.
+  reads the response without commands. At the start of training this divergence has no gradient. ``keep`` weighs it.
+- ``teacher``: with one, the rows are relays with calls at random places.
 - ``counts``: half of the responses stay without a command. With a command in every response the student learns that
   an answer *must* hold one, and GRPO finds no group that is solved alone (docs/training.md has the numbers).
 - ``min_token_prob`` (off by default) is a patch of cross-entropy: tokens of a smaller probability are not learned.
@@ -20,18 +19,14 @@ Where the defaults are not the paper's, and why:
 from __future__ import annotations
 
 import copy
-import math
-import random
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from datasets import Dataset
 from peft import PeftModel
-from torch.nn.utils.rnn import pad_sequence
 from transformers import PrinterCallback, set_seed
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
@@ -40,7 +35,7 @@ from relaylab.call_tag import format_call
 from relaylab.engine.engine import Engine
 from relaylab.engine.load import load_engine
 from relaylab.files import bind_folder, check_config, check_replaceable, plain, read_json, replaced_folder, write_json
-from relaylab.relay.pair import Pair
+from relaylab.relay.pair import Pair, load_teacher
 from relaylab.relay.teachers import NoTeacher, ScriptedTeacher, Teacher, TeacherOutput
 from relaylab.stopping import stop_signals
 from relaylab.tasks.suites import Problem
@@ -54,136 +49,26 @@ from relaylab.training.policy_model import (
     weights_digest,
 )
 from relaylab.training.run_dir import StopCallback, last_checkpoint
+from relaylab.training.warmup_data import NO_LOSS, collate, warmup_data, with_suffix, without_commands
 
 Loss = Literal["distill", "cross_entropy"]
-NO_LOSS = -100  # the label of a token that is read and not learned
 RECORD = "warmup.json"  # in a student's folder: how it was warmed up, and what came of it
 
 
-def insert_calls(
-    ids: Sequence[Any],
-    encode: Callable[[str], list],
-    *,
-    rng: random.Random,
-    counts: Sequence[float] = (0.5, 0.35, 0.15),
-    exponents: Sequence[int] = (0, 1, 2, 3),
-    numbers: Sequence[int] | None = None,
-) -> list:
-    """A response with commands put in at random token positions.
-
-    Args:
-        ids: the tokens, the last of which is the end token.
-        encode: turns a command's text into ids.
-        rng: decides places and numbers.
-        counts: the probability of 0, 1, 2 ... commands.
-        exponents: a command asks for d * 10**k tokens, k of these, clipped to what is left before the end token.
-        numbers: a command asks for one of these instead.
-
-    >>> insert_calls([5, 6, 7, 8, 2], lambda text: [text], rng=random.Random(3), counts=(0, 1))
-    [5, '<call>3</call>', 6, 7, 8, 2]
-    """
-    count = min(rng.choices(range(len(counts)), counts)[0], len(ids) - 1)
-    places = rng.sample(range(len(ids) - 1), count)  # never after the end token
-    out: list = []
-    for i, token in enumerate(ids):
-        if i in places:
-            n = rng.choice(numbers) if numbers else rng.randint(1, 9) * 10 ** rng.choice(exponents)
-            out += encode(format_call(min(n, len(ids) - 1 - i)))
-        out.append(token)
-    return out
-
-
-def warmup_data(
-    student: Engine,
-    problems: Sequence[Problem],
-    *,
-    samples: int = 1,
-    temperature: float = 1.0,
-    keep_correct: bool = False,
-    min_token_prob: float = 0.0,
-    counts: Sequence[float] = (0.5, 0.35, 0.15),
-    exponents: Sequence[int] = (0, 1, 2, 3),
-    numbers: Sequence[int] | None = None,
-    max_tokens: int = 512,
-    prompt_suffix: str = "",
-    decode_batch_size: int = 128,
-    seed: int = 0,
-    progress: bool = True,
-    responses: Path | None = None,
-) -> Dataset:
-    """The student's own responses with commands in them, one row each.
-
-    A row has ``input_ids``, ``labels`` (-100 for the prompt) and ``command``, which is 1 for the tokens of a command.
-
-    Args:
-        student: whose responses are sampled. Those that do not end are left out.
-        problems: with ids that differ.
-        samples: responses of each problem.
-        temperature: at which they are sampled.
-        keep_correct: leave wrong responses out.
-        min_token_prob: tokens of a smaller probability, at temperature 1, are read and not learned (label -100).
-        counts, exponents, numbers: see ``insert_calls``.
-        max_tokens: of a response.
-        prompt_suffix: put after each question.
-        decode_batch_size: responses sampled together.
-        seed: of responses and commands.
-        progress: show a bar.
-        responses: a folder that keeps the responses; interrupted, the same call goes on from them.
-
-    Raises:
-        ValueError: where no response is left, and for a probability that is none.
-    """
-    if not 0 <= min_token_prob <= 1:
-        raise ValueError(f"min_token_prob is {min_token_prob}; it must be a probability, 0 to learn every token")
-    options: dict[str, Any] = dict(temperature=temperature, max_tokens=max_tokens, batch_size=decode_batch_size)
-    options |= {"record": min_token_prob > 0, "progress": progress}
-    problems, pair, traces = _with_suffix(problems, prompt_suffix), Pair(student, NoTeacher()), list[Trace]()
-    for k in range(samples):
-        out = None if responses is None else responses / f"responses-{k}.jsonl"
-        traces += pair.decode(problems, seed=seed + k, out=out, **options)
-    rows, rng = [], random.Random(seed)
-    for trace in traces:
-        if trace.stop == "end" and (trace.correct or not keep_correct):
-            row = insert_calls(
-                _labelled(trace, min_token_prob), lambda text: [(i, i, 1) for i in student.text.encode(text)],
-                rng=rng, counts=counts, exponents=exponents, numbers=numbers,
-            )  # fmt: skip
-            ids, labels, command = map(list, zip(*[(i, NO_LOSS, 0) for i in trace.prompt_ids], *row))
-            rows.append({"input_ids": ids, "labels": labels, "command": command})
-    if not rows:
-        ended = sum(t.stop == "end" for t in traces)
-        remedy = "raise max_tokens, or turn keep_correct off"
-        raise ValueError(f"none of the {len(traces)} responses can be used: {ended} ended within their limit; {remedy}")
-    return Dataset.from_list(rows)
-
-
-def _labelled(trace: Trace, min_token_prob: float) -> list[tuple[int, int, int]]:
-    """The tokens of a response, each with its label and 0, since it is none of a command."""
-    if not min_token_prob or trace.logprobs is None:
-        return [(i, i, 0) for i in trace.completion_ids]
-    least = math.log(min_token_prob)
-    return [(i, i if (p or 0.0) >= least else NO_LOSS, 0) for i, p in zip(trace.completion_ids, trace.logprobs)]
-
-
-def collate(rows: Sequence[dict[str, list[int]]], pad_id: int) -> dict[str, torch.Tensor]:
-    """Rows of ``warmup_data`` as tensors (B, T), padded on the right; with ``attention_mask``."""
-
-    def padded(name: str, value: int) -> torch.Tensor:
-        return pad_sequence([torch.tensor(row[name]) for row in rows], batch_first=True, padding_value=value)
-
-    ids = padded("input_ids", pad_id)
-    mask = pad_sequence([torch.ones(len(row["input_ids"]), dtype=torch.long) for row in rows], batch_first=True)
-    labels, command = padded("labels", NO_LOSS), padded("command", 0)
-    return {"input_ids": ids, "labels": labels, "command": command, "attention_mask": mask}
-
-
-def distill_loss(logits: torch.Tensor, reference: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+def distill_loss(
+    logits: torch.Tensor, reference: torch.Tensor, batch: dict[str, torch.Tensor], *, tag: int, keep: float
+) -> torch.Tensor:
     """Cross-entropy (nats, summed) of the commands' tokens, and KL to the untouched student at all others.
+
+    The divergence has two parts: whether the token begins a command, and which one it is if it does not. ``keep`` is
+    the weight of the second. At 1 their sum is the divergence. A larger one forgets less, and calls as often.
 
     Args:
         logits: of the student in training for ``batch``, (B, T, V).
         reference: of the untouched student for the rows of ``batch`` without commands, (B, T', V).
         batch: from ``collate``.
+        tag: the first token of a command.
+        keep: see above.
     """
     labels, command = batch["labels"][:, 1:], batch["command"][:, 1:].bool()
     learned, logits = labels != NO_LOSS, logits[:, :-1]
@@ -196,16 +81,12 @@ def distill_loss(logits: torch.Tensor, reference: torch.Tensor, batch: dict[str,
     row = torch.arange(len(k), device=k.device)[:, None].expand_as(k)
     target = reference[row[kept], k[kept] - 1].float().log_softmax(-1)
     logp = logits[kept].float().log_softmax(-1)
-    return loss + torch.nn.functional.kl_div(logp, target, reduction="sum", log_target=True)
-
-
-def without_commands(batch: dict[str, torch.Tensor], pad_id: int) -> dict[str, torch.Tensor]:
-    """The ids and attention mask of the rows of ``batch`` as the student had sampled them."""
-    keep = (batch["command"] == 0) & (batch["attention_mask"] == 1)
-    ids = [row[kept] for row, kept in zip(batch["input_ids"], keep)]
-    mask = [torch.ones_like(row) for row in ids]
-    return {"input_ids": pad_sequence(ids, batch_first=True, padding_value=pad_id),
-            "attention_mask": pad_sequence(mask, batch_first=True)}  # fmt: skip
+    loss = loss + torch.nn.functional.kl_div(logp, target, reduction="sum", log_target=True)
+    # 3) The same among the tokens that begin no command.
+    other = torch.arange(logp.shape[-1], device=logp.device) != tag
+    target, logp = target[:, other], logp[:, other]
+    given = target - target.logsumexp(-1, keepdim=True) - logp + logp.logsumexp(-1, keepdim=True)
+    return loss + (keep - 1) * (target.exp() * given).sum()
 
 
 class DistillTrainer(SFTTrainer):
@@ -215,12 +96,13 @@ class DistillTrainer(SFTTrainer):
         model: the student in training.
         reference: the untouched student; None for the model itself with its adapter switched off.
         pad_id: of the tokenizer.
+        tag, keep: of ``distill_loss``.
         options: of SFTTrainer.
     """
 
-    def __init__(self, model: Any, reference: Any, pad_id: int, **options: Any):
+    def __init__(self, model: Any, reference: Any, pad_id: int, *, tag: int, keep: float, **options: Any):
         self.frozen = reference and reference.eval().requires_grad_(False)
-        self.pad_id = pad_id
+        self.pad_id, self.weights = pad_id, {"tag": tag, "keep": keep}
         super().__init__(model=model, data_collator=lambda rows: collate(rows, pad_id), **options)
 
     def compute_loss(
@@ -232,7 +114,7 @@ class DistillTrainer(SFTTrainer):
             reference = self._untouched(plain)
         outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)
         learned = (inputs["labels"][:, 1:] != NO_LOSS).sum() if num_items_in_batch is None else num_items_in_batch
-        loss = distill_loss(outputs.logits, reference, inputs) / learned
+        loss = distill_loss(outputs.logits, reference, inputs, **self.weights) / learned
         return (loss, outputs) if return_outputs else loss
 
     def _untouched(self, plain: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -275,7 +157,9 @@ def warmup(
     out: str | Path,
     *,
     check: Sequence[Problem] = (),
+    teacher: str | Path | None = None,
     loss: Loss = "distill",
+    keep: float = 4.0,
     max_steps: int = 250,
     per_device_train_batch_size: int = 32,
     learning_rate: float = 1e-3,
@@ -295,7 +179,9 @@ def warmup(
         problems: whose responses are sampled.
         out: the folder of the warmed-up student; responses and a checkpoint are in ``OUT.work`` until it is there.
         check: other problems, to measure accuracy at temperature 1 before and, once the student is saved, after.
+        teacher: a name, folder or URL: it writes what the commands ask for (``warmup_data``).
         loss: ``distill``, or the paper's ``cross_entropy`` over the whole response.
+        keep: of ``distill``: the weight of what the student knew (``distill_loss``).
         max_steps: optimiser steps.
         per_device_train_batch_size: responses a step.
         learning_rate: at its highest.
@@ -314,7 +200,10 @@ def warmup(
     out = Path(out)
     settings = {k: v for k, v in locals().items() if k not in ("out", "problems", "check", "progress", "device")}
     texts = [[[p.id, p.question, p.answer] for p in part] for part in (problems, check)]
-    config = plain(settings | {"weights": weights_digest(student), "problems": texts[0], "check": texts[1]})
+    config = plain(
+        settings
+        | {"weights": [weights_digest(m) for m in (student, teacher) if m], "problems": texts[0], "check": texts[1]}
+    )
     check_apart(out, student)
     check_replaceable(out, marker=RECORD)
     if (out / RECORD).exists():
@@ -324,7 +213,10 @@ def warmup(
     model, tokenizer = load_trainable(student, full=full, lora=lora, device=device, dtype=dtype)
     policy = PolicyModel(model, tokenizer, name=str(student))
     before = _accuracy(_decoded(policy.engine, NoTeacher(), check, seed, data))
-    rows = warmup_data(policy.engine, problems, seed=seed, progress=progress, responses=work, **data)
+    helper = teacher and load_teacher(str(teacher), temperature=0.0)
+    rows = warmup_data(
+        policy.engine, problems, teacher=helper or None, seed=seed, progress=progress, responses=work, **data
+    )
     cuda = policy.engine.device.type == "cuda"
     options: dict[str, Any] = dict(
         args=SFTConfig(
@@ -354,13 +246,15 @@ def warmup(
         zero = base_model(student) == str(student) and (lora or {}).get("init_lora_weights", True) in (True, "gaussian")
         reference = None if isinstance(model, PeftModel) and zero else copy.deepcopy(model)
         pad_id: Any = tokenizer.pad_token_id
-        trainer = DistillTrainer(model, reference, pad_id, **options)
+        tag = policy.engine.text.encode(format_call(1))[0]
+        trainer = DistillTrainer(model, reference, pad_id, tag=tag, keep=keep, **options)
     else:
         trainer = SFTTrainer(model=model, **options)
     trainer.remove_callback(PrinterCallback)
     with stop_signals("step") as stop:
         trainer.add_callback(StopCallback(stop, 1))
-        trainer.train(resume_from_checkpoint=last_checkpoint(work / "run")[1])
+        _, checkpoint = last_checkpoint(work / "run")
+        trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
         if (step := trainer.state.global_step) == max_steps:
             stop.clear()  # it came too late
         else:
@@ -386,15 +280,11 @@ def _measured(out: Path, config: Any, check: Sequence[Problem], seed: int, data:
     return Warmed(out, **record["result"])
 
 
-def _with_suffix(problems: Sequence[Problem], suffix: str) -> list[Problem]:
-    return [replace(p, question=p.prompt(suffix)) for p in problems]
-
-
 def _accuracy(traces: list[Trace]) -> float | None:
     return sum(bool(t.correct) for t in traces) / len(traces) if traces else None
 
 
 def _decoded(engine: Engine, teacher: Teacher, check: Sequence[Problem], seed: int, data: Any) -> list[Trace]:
-    check = _with_suffix(check, data.get("prompt_suffix", ""))
+    check = with_suffix(check, data.get("prompt_suffix", ""))
     limit = dict(max_tokens=data.get("max_tokens", 512), batch_size=data.get("decode_batch_size", 128))
     return Pair(engine, teacher).decode(check, seed=seed, temperature=1.0, progress=False, **limit)

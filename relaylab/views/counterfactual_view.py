@@ -54,7 +54,8 @@ class CounterfactualView(LiveView):
         config = {f.name: trace.config[f.name] for f in fields(RelayConfig) if f.name in trace.config}
         config = config or {"max_tokens": max(RelayConfig().max_tokens, 2 * len(trace.completion_ids))}
         defaults = {"temperature": trace.temperature, "record": True} | ({} if "config" in options else config)
-        relay = pair.relay(**{"alternatives": ALTERNATIVES} | defaults | options)
+        settings: dict[str, Any] = {"alternatives": ALTERNATIVES} | defaults | options
+        relay = pair.relay(**settings)
         ids = [i for i in trace.completion_ids if i not in pair.student.end_ids]
         if max(ids, default=0) >= pair.student.vocabulary or "".join(pair.student.text.pieces(ids)) != trace.text:
             raise ValueError(f"the trace was made with another tokenizer than that of {pair.student.name!r}")

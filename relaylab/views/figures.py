@@ -254,7 +254,8 @@ def save_figure(fig: go.Figure, path: str | Path, *, template: str = "relaylab_l
 def _render(fig: go.Figure, path: Path, scale: float) -> None:
     import kaleido
 
-    size = {"width": fig.layout.width or 900, "height": fig.layout.height or 500, "scale": scale}
+    layout: Any = fig.layout
+    size = {"width": layout.width or 900, "height": layout.height or 500, "scale": scale}
     # Without mathjax=False kaleido's page loads it from the network.
     kaleido.write_fig_sync(fig, path, opts={"format": path.suffix[1:]} | size, kopts={"mathjax": False})
 

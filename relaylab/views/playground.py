@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import traitlets as t
 
+from relaylab.defaults import STUDENT
 from relaylab.relay.config import RelayConfig
 from relaylab.tasks.suites import SUITES, Problem, level_of, problem
 from relaylab.views.live_view import ALTERNATIVES, LiveView
@@ -64,11 +65,11 @@ class Playground(LiveView):
         keep: int = 6,
         **settings: Any,
     ):
-        from relaylab.engine.load import embedded
+        from relaylab.engine.load import default_teacher, embedded
 
-        names = sorted(embedded(), key=lambda name: (name not in ("relay", "teacher"), name))
-        self._students = _by_name("student", students or [n for n in names if not n.startswith("teacher")])
-        self._teachers = _by_name("teacher", teachers or [*(n for n in names if n.startswith("teacher")), "none"])
+        names = sorted(embedded(), key=lambda name: (name not in (STUDENT, default_teacher(STUDENT)), name))
+        self._students = _by_name("student", students or [n for n in names if not _is_teacher(n)])
+        self._teachers = _by_name("teacher", teachers or [*filter(_is_teacher, names), "none"])
         self._suites = {suite: level_of(suite) for suite in suites}
         self._settings = _checked(DEFAULTS | settings)
         self._next = dict.fromkeys(self._suites, 0)
@@ -186,3 +187,8 @@ def _describe(values: dict[str, Any]) -> str:
         parts.append(f"{values['max_call_tokens']} tokens per call")
     sampled = f"temperature {values['temperature']:g}, seed {values['seed']}" if values["temperature"] else "greedy"
     return ", ".join([*parts, sampled])
+
+
+def _is_teacher(name: str) -> bool:
+    """Whether an embedded model is a teacher, of whatever world."""
+    return name.rpartition("/")[2].startswith("teacher")

@@ -81,8 +81,9 @@ class Predict(Widget):
             fig.add_shape(type="line", **{f"{other}0": 0, f"{other}1": 1}, **line, line={"dash": "dash", "color": GREY})
             place |= {f"{axis}ref": axis, axis: self.value} | ({"xanchor": "center"} if axis == "x" else {})
         fig.add_annotation(text=html.escape(self.words), showarrow=False, yanchor="bottom", **place)
-        meta = fig.layout.meta or {}
-        fig.layout.meta = meta | {"alt": f"{meta.get('alt', '')} {self.words[0].upper()}{self.words[1:]}.".strip()}
+        layout: Any = fig.layout
+        meta = layout.meta or {}
+        layout.meta = meta | {"alt": f"{meta.get('alt', '')} {self.words[0].upper()}{self.words[1:]}.".strip()}
         return fig
 
     def record_html(self) -> Html:

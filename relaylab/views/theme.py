@@ -216,7 +216,8 @@ _FIGURE_CSS = (
 _DRAW = """(()=>{const draw=()=>{for(const f of document.querySelectorAll('[data-rl-figure="KEY"]:not(.rl-drawn)')){
 const {data,layout}=JSON.parse(f.querySelector('script[type="application/json"]').textContent);
 f.classList.add("rl-drawn");f.querySelector("details").open=false;
-Plotly.newPlot(f.querySelector(".rl-live"),data,layout,{displaylogo:false,responsive:true});}};
+const live=f.querySelector(".rl-live");Plotly.newPlot(live,data,layout,{displaylogo:false});
+new ResizeObserver(()=>live.offsetWidth&&Plotly.Plots.resize(live)).observe(live);}};
 window.Plotly?draw():addEventListener("rl-plotly",draw);})()"""
 SHOWN_POINTS = 20  # of a trace, in a figure's table
 

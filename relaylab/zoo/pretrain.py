@@ -12,8 +12,9 @@ Muon trains the matrices, AdamW the rest. A run writes a checkpoint every ``save
 from __future__ import annotations
 
 import random
+import re
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from relaylab.call_tag import format_call
 from relaylab.stopping import stop_signals
-from relaylab.tasks.suites import ALL_SUITES, SUITES, mixture
+from relaylab.tasks.suites import ALL_SUITES, SUITES, Problem, mixture
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
@@ -46,9 +47,10 @@ class Recipe:
         seed: of the data, and of the weights without a ``base``.
         base: the recipe whose model is trained on.
         worlds: of the solved problems; each batch draws one.
-        textbook: learn the student's textbook, misconceptions included.
+        textbook: learn the student's textbook: misconceptions included, and no results of hard steps.
         suites: of the solved problems, in turn.
         drills: the share of batches of drills, early, in the middle and late.
+        weights: of kinds of drills, over those of ``DRILLS``.
     """
 
     steps: int
@@ -61,6 +63,7 @@ class Recipe:
     textbook: bool = False
     suites: tuple[str, ...] = SUITES
     drills: tuple[float, float, float] = (0.8, 0.5, 0.3)
+    weights: dict[str, float] = field(default_factory=dict)
     batch: int = 64
     learning_rate: float = 4e-3
     vocabulary: int = 1024
@@ -76,7 +79,14 @@ RECIPES = {
 _WORLD: dict[str, Any] = dict(suites=ALL_SUITES, learning_rate=2e-3)
 RECIPES |= {
     f"{world}/student": Recipe(
-        1500, seed, base="student", worlds=(world,), textbook=True, drills=(0.3, 0.3, 0.3), **_WORLD
+        1500,
+        seed,
+        base="student",
+        worlds=(world,),
+        textbook=True,
+        drills=(0.3, 0.3, 0.3),
+        weights={"product_2x2": 0.3, "copy": 2.0},
+        **_WORLD,
     )
     for seed, world in enumerate(("lifelike", "plain", "wordy", "stubborn"), 11)
 }
@@ -97,12 +107,19 @@ DRILLS = {
     "quotient": (0.4, lambda r: _quotient(r, 2, 9)),
     "long_quotient": (0.7, lambda r: _quotient(r, 12, 99)),
     "tenfold": (0.3, lambda r: _line(r.randint(100, 99999), "*", 10)),
+    "copy": (0.0, lambda r: _copy(r)),
 }
 
 
 def _line(a: int, sign: str, b: int) -> tuple[str, str]:
     result = {"+": a + b, "-": a - b, "*": a * b}[sign]
     return f"{a}{sign}{b}=", f"{result}.\n"
+
+
+def _copy(r: random.Random) -> tuple[str, str]:
+    """A product, a sum, and the sum of both. Where the product stands right, the rest is easy; it has to be read."""
+    a, b, c, d = r.randint(12, 99), r.randint(12, 99), r.randint(11, 39), r.randint(11, 39)
+    return f"{a}*{b}={a * b}.\n{c}+{d}={c + d}.\n", f"{a * b}+{c + d}={a * b + c + d}.\n"
 
 
 def _descending(r: random.Random) -> tuple[int, str, int]:
@@ -179,7 +196,7 @@ class Batches:
         return self._drills(r) if r.random() < drill_share else self._problems(r)
 
     def _drills(self, r: random.Random, length: int = 96) -> tuple[torch.Tensor, torch.Tensor]:
-        kinds, weights = list(DRILLS), [w for w, _ in DRILLS.values()]
+        kinds, weights = list(DRILLS), [self.recipe.weights.get(kind, weight) for kind, (weight, _) in DRILLS.items()]
         lines = [DRILLS[k][1](r) for k in r.choices(kinds, weights, k=self.batch * length // 6)]
         # One stream cut into rows: a row may begin in the middle of a line, which costs a little and needs no padding.
         encoded = self.tokenizer([part for line in lines for part in line], add_special_tokens=False)["input_ids"]
@@ -200,14 +217,25 @@ class Batches:
             for p in chosen
         ]
         prompts = self.tokenizer(chats, add_special_tokens=False)["input_ids"]
-        answers = self.tokenizer([p.solution + "<|im_end|>" for p in chosen], add_special_tokens=False)["input_ids"]
+        solutions = [p.solution + "<|im_end|>" for p in chosen]
+        encoded = self.tokenizer(solutions, add_special_tokens=False, return_offsets_mapping=True)
+        answers = encoded["input_ids"]
         width = max(len(p) + len(a) for p, a in zip(prompts, answers))
         ids = torch.full((self.batch, width), self.tokenizer.pad_token_id)
         labels = torch.full((self.batch, width), -100)
         for row, (p, a) in enumerate(zip(prompts, answers)):
             ids[row, : len(p) + len(a)] = torch.tensor(p + a)
             labels[row, len(p) : len(p) + len(a)] = torch.tensor(a)
+            for begin, end in _hard_results(chosen[row]) if recipe.textbook else ():
+                hidden = [begin <= start < end for start, _ in encoded["offset_mapping"][row]]
+                labels[row, len(p) : len(p) + len(a)][torch.tensor(hidden)] = -100
         return ids, labels
+
+
+def _hard_results(p: Problem) -> list[tuple[int, int]]:
+    """Where the results of hard steps stand in the solution. A student's textbook does not teach them."""
+    found = (re.search(rf"{re.escape(step.expression)}=(\d+)", p.solution) for step in p.steps if step.hard)
+    return [match.span(1) for match in found if match]
 
 
 def _loss(model: Qwen3ForCausalLM, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -36,7 +36,8 @@ SURE = WARMUP | dict(num_problems=24000, keep_correct=False, min_token_prob=0.5,
 SIX = ("savings", "shopping", "bakery", "tiles", "depot", "galaxy")  # of each level some, and no quotients
 # Self-distillation forgets little, so every response is learned from, right or wrong, as it was sampled.
 DISTILLED: dict[str, Any] = dict(
-    student="lifelike/student", suites=list(ALL_SUITES), num_problems=6000, data_seed=3, numbers=list(range(3, 21)),
+    student="lifelike/student", teacher="lifelike/teacher", suites=list(ALL_SUITES), num_problems=6000, data_seed=3,
+    numbers=list(range(3, 21)),
     max_steps=1500, learning_rate=3e-3, seed=0,
 )  # fmt: skip
 WARMUPS = {

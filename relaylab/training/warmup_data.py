@@ -1,0 +1,212 @@
+"""The rows of the warm-up: the student's own responses with commands in them (method: stage 1).
+
+Responses are sampled from the student itself, so that nothing but the commands is new to it. Commands stand at random
+*token* positions and ask for n = d * 10**k tokens, d in 1..9, clipped to what is left of the response. The ids around
+them stay as they were sampled.
+
+With a ``teacher`` a response is what a relay will be. The teacher writes n tokens at the place of the command, without
+seeing one, and the student goes on from there. So the student also reads right results that it cannot write, and the
+warm-up does not unlearn what it does with them.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch.nn.utils.rnn import pad_sequence
+
+from relaylab.call_tag import format_call
+from relaylab.engine.engine import Engine
+from relaylab.relay.pair import Pair
+from relaylab.relay.relay import Relay
+from relaylab.relay.teachers import NoTeacher, Teacher
+from relaylab.tasks.suites import Problem
+from relaylab.trace import TEACHER, Trace
+
+NO_LOSS = -100  # the label of a token that is read and not learned
+
+
+def insert_calls(
+    ids: Sequence[Any],
+    encode: Callable[[str], list],
+    *,
+    rng: random.Random,
+    counts: Sequence[float] = (0.5, 0.35, 0.15),
+    exponents: Sequence[int] = (0, 1, 2, 3),
+    numbers: Sequence[int] | None = None,
+) -> list:
+    """A response with commands put in at random token positions.
+
+    Args:
+        ids: the tokens, the last of which is the end token.
+        encode: turns a command's text into ids.
+        rng: decides places and numbers.
+        counts: the probability of 0, 1, 2 ... commands.
+        exponents: a command asks for d * 10**k tokens, k of these, clipped to what is left before the end token.
+        numbers: a command asks for one of these instead.
+
+    >>> insert_calls([5, 6, 7, 8, 2], lambda text: [text], rng=random.Random(3), counts=(0, 1))
+    [5, '<call>3</call>', 6, 7, 8, 2]
+    """
+    count = min(_draw_count(rng, counts), len(ids) - 1)
+    places = rng.sample(range(len(ids) - 1), count)  # never after the end token
+    return _with_commands(ids, encode, lambda i: _draw_n(rng, exponents, numbers, len(ids) - 1 - i), places)
+
+
+def _with_commands(ids: Sequence[Any], encode: Callable[[str], list], n: Callable[[int], int], places: Any) -> list:
+    out: list = []
+    for i, token in enumerate(ids):
+        out += encode(format_call(n(i))) if i in places else []
+        out.append(token)
+    return out
+
+
+def _draw_count(rng: random.Random, counts: Sequence[float]) -> int:
+    return rng.choices(range(len(counts)), counts)[0]
+
+
+def _draw_n(rng: random.Random, exponents: Sequence[int], numbers: Sequence[int] | None, most: int) -> int:
+    return min(most, rng.choice(numbers) if numbers else rng.randint(1, 9) * 10 ** rng.choice(exponents))
+
+
+def help_at_random(
+    relay: Relay, traces: Sequence[Trace], *, rng: random.Random, counts: Sequence[float], **lengths: Any
+) -> list[Trace]:
+    """Responses anew, with silent calls at random tokens: the teacher writes n of them, and the student goes on.
+
+    Args:
+        relay: student and teacher.
+        traces: responses of the student alone.
+        rng, counts: see ``insert_calls``; a second call comes after the first one's answer.
+        lengths: ``exponents`` and ``numbers`` of ``insert_calls``.
+    """
+    traces, wanted = list(traces), [_draw_count(rng, counts) for _ in traces]
+    for earlier in range(len(counts) - 1):
+        places = {}
+        for i, trace in enumerate(traces):
+            begin = max((c.end + c.delivered for c in trace.calls), default=0)
+            last = len(trace.completion_ids) - 1  # the end token
+            if wanted[i] > earlier and trace.stop == "end" and begin < last:
+                at = rng.randrange(begin, last)
+                places[i] = at, _draw_n(rng, most=last - at, **lengths)
+        chosen, at, n = [traces[i] for i in places], [p[0] for p in places.values()], [p[1] for p in places.values()]
+        stream = relay.forks(chosen, at, call=n, write_call=False)
+        for _ in stream:
+            pass
+        for i, fork in zip(places, stream.traces):
+            traces[i] = fork
+    return traces
+
+
+def warmup_data(
+    student: Engine,
+    problems: Sequence[Problem],
+    *,
+    teacher: Teacher | None = None,
+    samples: int = 1,
+    temperature: float = 1.0,
+    keep_correct: bool = False,
+    min_token_prob: float = 0.0,
+    counts: Sequence[float] = (0.5, 0.35, 0.15),
+    exponents: Sequence[int] = (0, 1, 2, 3),
+    numbers: Sequence[int] | None = None,
+    max_tokens: int = 512,
+    prompt_suffix: str = "",
+    decode_batch_size: int = 128,
+    seed: int = 0,
+    progress: bool = True,
+    responses: Path | None = None,
+) -> Dataset:
+    """The student's own responses with commands in them, one row each.
+
+    A row has ``input_ids``, ``labels`` (-100 for the prompt) and ``command``, which is 1 for the tokens of a command.
+
+    Args:
+        student: whose responses are sampled. Those that do not end are left out.
+        problems: with ids that differ.
+        teacher: writes what the commands ask for, see above; without one, nothing is written for them.
+        samples: responses of each problem.
+        temperature: at which they are sampled.
+        keep_correct: leave wrong responses out.
+        min_token_prob: tokens of a smaller probability, at temperature 1, are read and not learned (label -100).
+        counts, exponents, numbers: see ``insert_calls``.
+        max_tokens: of a response.
+        prompt_suffix: put after each question.
+        decode_batch_size: responses sampled together.
+        seed: of responses and commands.
+        progress: show a bar.
+        responses: a folder that keeps the responses; interrupted, the same call goes on from them.
+
+    Raises:
+        ValueError: where no response is left, and for a probability that is none.
+    """
+    if not 0 <= min_token_prob <= 1:
+        raise ValueError(f"min_token_prob is {min_token_prob}; it must be a probability, 0 to learn every token")
+    options: dict[str, Any] = dict(temperature=temperature, max_tokens=max_tokens, batch_size=decode_batch_size)
+    options |= {"record": min_token_prob > 0, "progress": progress}
+    problems, pair, traces = with_suffix(problems, prompt_suffix), Pair(student, NoTeacher()), list[Trace]()
+    for k in range(samples):
+        out = None if responses is None else responses / f"responses-{k}.jsonl"
+        traces += pair.decode(problems, seed=seed + k, out=out, **options)
+    chosen = [trace for trace in traces if trace.stop == "end" and (trace.correct or not keep_correct)]
+    drawing: dict[str, Any] = dict(rng=random.Random(seed), counts=counts, exponents=exponents, numbers=numbers)
+    if teacher:
+        limits: dict[str, Any] = dict(temperature=temperature, max_tokens=max_tokens, batch_size=decode_batch_size)
+        relay = Relay(student, teacher, record=min_token_prob > 0, on_failure="raise", **limits)
+        chosen = help_at_random(relay, chosen, **drawing)
+        chosen = [trace for trace in chosen if trace.stop in ("end", "teacher_end")]
+    rows = []
+    for trace in chosen:
+        tokens, encode = _labelled(trace, min_token_prob), lambda text: [(i, i, 1) for i in student.text.encode(text)]
+        if teacher:
+            asked = {call.start: call.requested or 0 for call in trace.calls}
+            row = _with_commands(tokens, encode, asked.__getitem__, asked)
+        else:
+            row = insert_calls(tokens, encode, **drawing)
+        ids, labels, command = map(list, zip(*[(i, NO_LOSS, 0) for i in trace.prompt_ids], *row))
+        rows.append({"input_ids": ids, "labels": labels, "command": command})
+    if not rows:
+        ended = sum(t.stop == "end" for t in traces)
+        remedy = "raise max_tokens, or turn keep_correct off"
+        raise ValueError(f"none of the {len(traces)} responses can be used: {ended} ended within their limit; {remedy}")
+    return Dataset.from_list(rows)
+
+
+def _labelled(trace: Trace, min_token_prob: float) -> list[tuple[int, int, int]]:
+    """The tokens of a response: id, label, and 0 as it is none of a command. The teacher's have no loss."""
+    least = math.log(min_token_prob) if min_token_prob else -math.inf
+    logprobs = trace.logprobs or [0.0] * len(trace.completion_ids)
+    learned = [s != TEACHER and (p or 0.0) >= least for s, p in zip(trace.source, logprobs)]
+    return [(i, i if ok else NO_LOSS, 0) for i, ok in zip(trace.completion_ids, learned)]
+
+
+def collate(rows: Sequence[dict[str, list[int]]], pad_id: int) -> dict[str, torch.Tensor]:
+    """Rows of ``warmup_data`` as tensors (B, T), padded on the right; with ``attention_mask``."""
+
+    def padded(name: str, value: int) -> torch.Tensor:
+        return pad_sequence([torch.tensor(row[name]) for row in rows], batch_first=True, padding_value=value)
+
+    ids = padded("input_ids", pad_id)
+    mask = pad_sequence([torch.ones(len(row["input_ids"]), dtype=torch.long) for row in rows], batch_first=True)
+    labels, command = padded("labels", NO_LOSS), padded("command", 0)
+    return {"input_ids": ids, "labels": labels, "command": command, "attention_mask": mask}
+
+
+def without_commands(batch: dict[str, torch.Tensor], pad_id: int) -> dict[str, torch.Tensor]:
+    """The ids and attention mask of the rows of ``batch`` as the student had sampled them."""
+    keep = (batch["command"] == 0) & (batch["attention_mask"] == 1)
+    ids = [row[kept] for row, kept in zip(batch["input_ids"], keep)]
+    mask = [torch.ones_like(row) for row in ids]
+    return {"input_ids": pad_sequence(ids, batch_first=True, padding_value=pad_id),
+            "attention_mask": pad_sequence(mask, batch_first=True)}  # fmt: skip
+
+
+def with_suffix(problems: Sequence[Problem], suffix: str) -> list[Problem]:
+    return [replace(p, question=p.prompt(suffix)) for p in problems]
