@@ -55,7 +55,7 @@ from relaylab.relay.teachers import NoTeacher
 from relaylab.trace import TEACHER, Trace, TraceWriter, read_traces
 
 FLAGS = {"1": True, "True": True, "0": False, "False": False}
-RANGES: dict[str, tuple[float, float]] = dict.fromkeys(("p", "share", "posterior", "recall"), (0.0, 1.0))
+RANGES: dict[str, tuple[float, float]] = dict.fromkeys(("p", "share", "posterior", "recall"), (0, 1))
 RANGES |= {"n": (1, math.inf), "draft": (1, math.inf), "threshold": (0, math.inf)}
 
 
