@@ -79,6 +79,7 @@ def test_the_wheel_has_what_it_runs_and_nothing_else(archives):
         ".js",
         ".css",
         ".csv",
+        ".gz",
         ".json",
         ".yaml",
         ".safetensors",
