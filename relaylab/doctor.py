@@ -192,8 +192,13 @@ def _embedded() -> Check:
     return Check(not missing, detail, f"relaylab zoo train {missing[0]}" if missing else "")
 
 
+def find_browser() -> str | None:
+    """The path of a Chromium or Chrome: ``BROWSER_PATH``, or the first that is installed."""
+    return os.environ.get("BROWSER_PATH") or next(filter(None, map(shutil.which, BROWSERS)), None)
+
+
 def _browser() -> Check:
-    browser = os.environ.get("BROWSER_PATH") or next(filter(None, map(shutil.which, BROWSERS)), None)
+    browser = find_browser()
     if browser and Path(browser).exists() and find_spec("kaleido"):
         return Check(True, f"kaleido with {browser}")
     remedy = "pip install kaleido; install Chromium or set BROWSER_PATH"

@@ -9,7 +9,6 @@ import asyncio
 import base64
 import os
 import re
-import shutil
 import subprocess
 import tempfile
 import warnings
@@ -22,6 +21,7 @@ from latex2mathml.converter import convert
 from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 
+from relaylab.doctor import find_browser
 from relaylab.files import write_whole
 from relaylab.views.theme import plotly_script
 
@@ -146,8 +146,7 @@ async def _draw(figures: list[str]) -> list[bytes]:
 
 def browser() -> str:
     """The path of a Chromium. RuntimeError if there is none."""
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "msedge")
-    found = os.environ.get("BROWSER_PATH") or next(filter(None, map(shutil.which, names)), None)
+    found = find_browser()
     if not found:
         raise RuntimeError(f"--pdf {NO_BROWSER}; or print the HTML page from your browser")
     return found

@@ -112,8 +112,7 @@ class RelayGRPOConfig(GRPOConfig):
         max_call_tokens: teacher tokens that one call may be granted.
         max_teacher_tokens: teacher tokens a rollout.
         fixed_call_tokens: grant every call so many tokens, whatever it asks for.
-        call_curriculum: other caps for the first steps, one mapping a stage: ``steps``, and any of the five caps. Of a
-            list of ``fixed_call_tokens`` the groups of a batch take one each, in turn.
+        call_curriculum: other caps for the first steps, one mapping a stage: ``steps``, and any of the five caps.
         on_failure: of a teacher: ``exclude`` the rollout from its group, ``carry_on`` alone, or ``raise``.
         max_excluded: stop, resumable, when a larger share of a batch was excluded.
         decode_batch_size: rollouts decoded together.
@@ -228,17 +227,14 @@ class RelayGRPOConfig(GRPOConfig):
         return RelayConfig(max_tokens=self.max_completion_length, **{name: getattr(self, name) for name in CAPS})
 
     @property
-    def stages(self) -> list[tuple[int, list[RelayConfig]]]:
-        """(optimiser steps, caps) of the curriculum, and of all that follows; groups take several caps in turn."""
+    def stages(self) -> list[tuple[int, RelayConfig]]:
+        """(optimiser steps, caps) of the curriculum, and of all that follows."""
         stages = []
         for stage in self.call_curriculum or ():
             caps = {k: v for k, v in stage.items() if k in CAPS}
             length = stage.get("max_completion_length", self.max_completion_length)
-            fixed = caps.pop("fixed_call_tokens", None)
-            grants = fixed if isinstance(fixed, list) else [fixed]
-            several = [RelayConfig(max_tokens=length, fixed_call_tokens=n, **caps) for n in grants]
-            stages.append((stage["steps"], several))
-        return [*stages, (self.max_steps, [self.relay])]
+            stages.append((stage["steps"], RelayConfig(max_tokens=length, **caps)))
+        return [*stages, (self.max_steps, self.relay)]
 
     @property
     def reward_options(self) -> dict[str, Any]:
@@ -254,7 +250,7 @@ class RelayGRPOConfig(GRPOConfig):
         settings = {f.name: getattr(self, f.name) for f in fields(GRPOConfig) if f.init}
         settings |= {
             "output_dir": str(checkpoints),
-            "max_completion_length": max(caps.max_tokens for _, several in self.stages for caps in several),
+            "max_completion_length": max(caps.max_tokens for _, caps in self.stages),
             "bf16": bf16 if self.bf16 is None else self.bf16,  # float32 weights would fill caches of another type
             "data_seed": None,  # the order of prompts is drawn beforehand
             "shuffle_dataset": False,

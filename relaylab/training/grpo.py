@@ -131,10 +131,7 @@ def _train(
     )
     rollouts = Rollouts(
         policy,
-        [
-            (steps, [Relay(policy.engine, t, config=one, **options) for one in caps for t in teachers])
-            for steps, caps in config.stages
-        ],
+        [(n, [Relay(policy.engine, t, config=caps, **options) for t in teachers]) for n, caps in config.stages],
         prompts,
         reward=partial(score, **config.reward_options),
         seed=config.seed,

@@ -39,8 +39,8 @@ class Rollouts:
 
     Args:
         policy: the model in training.
-        stages: (optimiser steps, relays); the last stage holds for all further steps. A stage has a relay for each
-            teacher and caps, and the groups of a batch take them in turn.
+        stages: (optimiser steps, relays); the last stage holds for all further steps. A stage has one relay a teacher,
+            and the groups of a batch take them in turn.
         problems: those of the dataset by their prompt.
         reward: ``score`` with its options.
         seed: of the run.
