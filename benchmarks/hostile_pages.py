@@ -93,8 +93,10 @@ def traces(texts: tuple[str, ...]) -> list[Trace]:
         pieces = [text, "<call>4", "</call>", text[:half], text[half:], "<call>3</call>", text, "x"]
         made.append(
             Trace(
-                text, [1, 2], list(range(8)), "scctscss", pieces, calls, "end", [-0.5] * 8, [0.5] * 8, i, 1.0, text,
-                text, f"{text}{i}", problem, bool(i % 2), {"student": text, "teacher": text, "call_rule": text},
+                text, [1, 2], list(range(8)), "scctscss", pieces, calls, "end", logprobs=[-0.5] * 8,
+                entropies=[0.5] * 8, teacher_logprobs=[-0.1] * 8, alternatives=[{text: 0.6, "<call>": 0.1}] * 8, seed=i,
+                temperature=1.0, student=text, teacher=text, id=f"{text}{i}", problem=problem, correct=bool(i % 2),
+                config={"student": text, "teacher": text, "call_rule": text},
             )
         )  # fmt: skip
     return made

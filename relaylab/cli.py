@@ -204,6 +204,7 @@ def _filter(
 
 command(app, "evaluate", resumes=True)(measure.evaluate_command)
 command(app, "calibrate", resumes=True)(measure.calibrate_command)
+command(app, "map", resumes=True)(measure.map_command)
 command(app, "report")(measure.report_command)
 command(app, "scorecard")(measure.scorecard_command)
 command(app, "sweep", resumes=True)(sweep)

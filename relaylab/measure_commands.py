@@ -1,4 +1,4 @@
-"""The commands that measure: ``relaylab evaluate``, ``calibrate``, ``report`` and ``scorecard``."""
+"""The commands that measure: ``relaylab evaluate``, ``calibrate``, ``map``, ``report`` and ``scorecard``."""
 
 from __future__ import annotations
 
@@ -75,6 +75,41 @@ def calibrate_command(
     )  # fmt: skip
     print(chosen.round(4).to_string(index=False))
     say(f'next: relaylab evaluate ... --methods "student teacher {" ".join(chosen["method"].drop_duplicates())}"')
+
+
+def map_command(
+    out: Annotated[Path, option("Folder of the worlds, map.csv and map.html; the same command resumes.")] = Path(
+        "runs/map"
+    ),
+    world: Annotated[list[str], option("A world of the embedded students; may be repeated.")] = ["lifelike"],  # noqa: B006
+    count: Annotated[int, option("Test problems of each suite.", min=1)] = 200,
+    training: Annotated[int, option("Training problems of each suite; as many for h and c.", min=1)] = 20,
+    quick: Annotated[bool, option("A look: three triggers, few candidates.")] = False,
+    measured: Annotated[Path | None, option("JSON of other pairs: name -> harmless and confident, with ends.")] = None,
+) -> None:
+    """Which way of asking for help wins in which world, at 2, 5 and 10 % teacher tokens."""
+    from relaylab.evaluation.method_map import compared, draw_map, measure_dials, measure_world, winners
+    from relaylab.evaluation.stats import summary
+    from relaylab.evaluation.table import write_table
+    from relaylab.files import read_json, write_whole
+    from relaylab.views.method_map import map_figure
+    from relaylab.views.report import html_page
+    from relaylab.views.theme import show_figure
+
+    others, worlds = read_json(measured) if measured else {}, {}
+    for name in world:
+        dials = measure_dials(name, out / name, per_suite=training)
+        table, chosen = measure_world(name, out / name, count=count, per_suite=training, quick=quick)
+        worlds[name] = dials, winners(table, chosen)
+        say(f"{name}: h {dials['harmless'][0]:.2f}, c {dials['confident'][0]:.2f}")
+        console.print(method_table(summary(table)))
+        print(compared(table, chosen).round(3).to_string(index=False))
+    drawn = draw_map(worlds)
+    write_table(drawn, out / "map.csv")
+    figure = show_figure(map_figure(drawn, others), library=True)
+    write_whole(out / "map.html", html_page("When learning to call pays", [figure.html]))
+    print(drawn.drop(columns=["low", "high", "gap_low", "gap_high"]).round(3).to_string(index=False))
+    say(f"the map is {out / 'map.html'}")
 
 
 EvaluationFolder = Annotated[Path, typer.Argument(help="Folder of an evaluation.")]

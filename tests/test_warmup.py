@@ -7,6 +7,8 @@ import random
 import re
 import shutil
 import signal
+from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,16 +16,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from torch.distributions import Categorical
 
 from relaylab.call_tag import find_calls
 from relaylab.engine.load import load_engine, resolve
 from relaylab.relay.pair import load_teacher
 from relaylab.relay.relay import Relay
 from relaylab.tasks.suites import problems
-from relaylab.trace import read_traces
+from relaylab.trace import Trace, read_traces
 from relaylab.training import warmup as module
 from relaylab.training.warmup import DistillTrainer, distill_loss, warmup
-from relaylab.training.warmup_data import collate, insert_calls, warmup_data, without_commands
+from relaylab.training.warmup_data import collate, draw_place, insert_calls, warmup_data, without_commands
 
 
 def encode(text: str) -> list[str]:
@@ -130,6 +133,27 @@ def test_a_teacher_writes_what_the_commands_ask_for(student):
             assert ids[end : end + n] == wrote
             helped += 1
     assert helped > 6
+
+
+def test_places_follow_the_entropy_as_far_as_they_are_not_even():
+    rng, trace = random.Random(0), Trace("q", [1], [5] * 5, "sssss", ["x"] * 5, entropies=[9.0, 0.0, 3.0, 1.0, 9.0])
+    drawn = {u: Counter(draw_place(rng, trace, 1, 4, u) for _ in range(4000)) for u in (0.0, 0.5, 1.0)}
+    assert set(drawn[0.0]) == {2, 3}, "never where the student is sure, before the begin, or at the last token"
+    assert drawn[0.0][2] / 4000 == pytest.approx(3 / 4, abs=0.03)
+    assert drawn[0.5][1] / 4000 == pytest.approx(1 / 6, abs=0.03)
+    assert [drawn[1.0][i] / 4000 for i in (1, 2, 3)] == pytest.approx([1 / 3] * 3, abs=0.03)
+    assert draw_place(rng, replace(trace, entropies=None), 3, 4, 0.0) == 3
+
+
+def test_commands_at_uncertain_tokens_are_drawn_from_what_was_recorded(student):
+    problems_, options = problems("tiles", 24, split="train"), dict(counts=(0, 1), numbers=[3], max_tokens=160)
+    teacher, entropies = load_teacher("teacher"), {}
+    for uniform in (0.0, 1.0):
+        rows = warmup_data(student, problems_, teacher=teacher, uniform=uniform, progress=False, **options)
+        places = [row["command"].index(1) for row in rows]
+        logits = [student.read([], row["input_ids"][: at + 1])[0][-1] for row, at in zip(rows, places)]
+        entropies[uniform] = sum(float(Categorical(logits=row).entropy()) for row in logits) / len(rows)
+    assert entropies[0.0] > 3 * entropies[1.0]
 
 
 @pytest.fixture(scope="module")
@@ -282,6 +306,26 @@ def test_a_signal_ends_training_with_a_checkpoint_and_the_same_call_goes_on(
     assert len(steps) == 2
     name = "model.safetensors" if full else "adapter_model.safetensors"
     one, two = (load_file(w.student / name) for w in (whole, again))
+    assert all(torch.equal(one[k], two[k]) for k in one)
+
+
+def test_killed_in_training_the_same_call_goes_on_from_the_last_checkpoint(tmp_path, monkeypatch):
+    chosen, options = problems("savings", 12, split="train"), QUICK | {"max_steps": 7, "full": True, "save_steps": 2}
+    whole = warmup("student", chosen, tmp_path / "whole", **options)
+    steps, step = [], module.SFTTrainer.training_step
+
+    def counted(self, *args):
+        steps.append(1)
+        if len(steps) == 6:
+            raise RuntimeError("killed")
+        return step(self, *args)
+
+    monkeypatch.setattr(module.SFTTrainer, "training_step", counted)
+    with pytest.raises(RuntimeError, match="killed"):
+        warmup("student", chosen, tmp_path / "warm", **options)
+    again = warmup("student", chosen, tmp_path / "warm", **options)
+    assert len(steps) == 6 + 3, "steps 5 to 7 after the checkpoint of step 4"
+    one, two = (load_file(w.student / "model.safetensors") for w in (whole, again))
     assert all(torch.equal(one[k], two[k]) for k in one)
 
 

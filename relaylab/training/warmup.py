@@ -166,6 +166,7 @@ def warmup(
     lora: dict[str, Any] | None = None,
     full: bool = False,
     activation_checkpointing: bool = False,
+    save_steps: int = 200,
     seed: int = 0,
     progress: bool = True,
     device: str | None = None,
@@ -187,6 +188,7 @@ def warmup(
         learning_rate: at its highest.
         lora, full, device, dtype: see ``load_trainable``.
         activation_checkpointing: compute activations again instead of keeping them.
+        save_steps: steps between two checkpoints; a process that is killed goes on from the last one.
         seed: of responses, commands and training.
         progress: show bars.
         data: keywords of ``warmup_data``.
@@ -198,7 +200,9 @@ def warmup(
     if loss not in get_args(Loss):
         raise ValueError(f"loss is {loss!r}; it must be one of {', '.join(get_args(Loss))}")
     out = Path(out)
-    settings = {k: v for k, v in locals().items() if k not in ("out", "problems", "check", "progress", "device")}
+    settings = {
+        k: v for k, v in locals().items() if k not in ("out", "problems", "check", "progress", "device", "save_steps")
+    }
     texts = [[[p.id, p.question, p.answer] for p in part] for part in (problems, check)]
     config = plain(
         settings
@@ -233,7 +237,9 @@ def warmup(
             seed=seed,
             max_length=None,
             logging_steps=50,
-            save_strategy="no",
+            save_strategy="steps",
+            save_steps=save_steps,
+            save_total_limit=2,  # one may be torn
             report_to="none",
             disable_tqdm=not progress,
             remove_unused_columns=loss != "distill",  # the loss reads ``command``

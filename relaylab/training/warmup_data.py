@@ -72,12 +72,26 @@ def _draw_count(rng: random.Random, counts: Sequence[float]) -> int:
     return rng.choices(range(len(counts)), counts)[0]
 
 
+def draw_place(rng: random.Random, trace: Trace, begin: int, last: int, uniform: float) -> int:
+    """A token of ``begin .. last - 1``: any with probability ``uniform``, else by the student's entropy before it."""
+    entropies = [trace.entropies[i] or 0.0 for i in range(begin, last)] if trace.entropies and uniform < 1 else []
+    if not any(entropies) or rng.random() < uniform:
+        return rng.randrange(begin, last)
+    return rng.choices(range(begin, last), entropies)[0]
+
+
 def _draw_n(rng: random.Random, exponents: Sequence[int], numbers: Sequence[int] | None, most: int) -> int:
     return min(most, rng.choice(numbers) if numbers else rng.randint(1, 9) * 10 ** rng.choice(exponents))
 
 
 def help_at_random(
-    relay: Relay, traces: Sequence[Trace], *, rng: random.Random, counts: Sequence[float], **lengths: Any
+    relay: Relay,
+    traces: Sequence[Trace],
+    *,
+    rng: random.Random,
+    counts: Sequence[float],
+    uniform: float = 1.0,
+    **lengths: Any,
 ) -> list[Trace]:
     """Responses anew, with silent calls at random tokens: the teacher writes n of them, and the student goes on.
 
@@ -85,6 +99,7 @@ def help_at_random(
         relay: student and teacher.
         traces: responses of the student alone.
         rng, counts: see ``insert_calls``; a second call comes after the first one's answer.
+        uniform: the share of places drawn evenly; the others are drawn by the student's entropy, if it is recorded.
         lengths: ``exponents`` and ``numbers`` of ``insert_calls``.
     """
     traces, wanted = list(traces), [_draw_count(rng, counts) for _ in traces]
@@ -94,7 +109,7 @@ def help_at_random(
             begin = max((c.end + c.delivered for c in trace.calls), default=0)
             last = len(trace.completion_ids) - 1  # the end token
             if wanted[i] > earlier and trace.stop == "end" and begin < last:
-                at = rng.randrange(begin, last)
+                at = draw_place(rng, trace, begin, last, uniform)
                 places[i] = at, _draw_n(rng, most=last - at, **lengths)
         chosen, at, n = [traces[i] for i in places], [p[0] for p in places.values()], [p[1] for p in places.values()]
         stream = relay.forks(chosen, at, call=n, write_call=False)
@@ -120,6 +135,7 @@ def warmup_data(
     max_tokens: int = 512,
     prompt_suffix: str = "",
     decode_batch_size: int = 128,
+    uniform: float = 1.0,
     seed: int = 0,
     progress: bool = True,
     responses: Path | None = None,
@@ -140,6 +156,8 @@ def warmup_data(
         max_tokens: of a response.
         prompt_suffix: put after each question.
         decode_batch_size: responses sampled together.
+        uniform: the share of commands at places drawn evenly; the others stand by the student's entropy. Below 1 it
+            needs a teacher.
         seed: of responses and commands.
         progress: show a bar.
         responses: a folder that keeps the responses; interrupted, the same call goes on from them.
@@ -150,7 +168,8 @@ def warmup_data(
     if not 0 <= min_token_prob <= 1:
         raise ValueError(f"min_token_prob is {min_token_prob}; it must be a probability, 0 to learn every token")
     options: dict[str, Any] = dict(temperature=temperature, max_tokens=max_tokens, batch_size=decode_batch_size)
-    options |= {"record": min_token_prob > 0, "progress": progress}
+    record = min_token_prob > 0 or uniform < 1
+    options |= {"record": record, "progress": progress}
     problems, pair, traces = with_suffix(problems, prompt_suffix), Pair(student, NoTeacher()), list[Trace]()
     for k in range(samples):
         out = None if responses is None else responses / f"responses-{k}.jsonl"
@@ -159,8 +178,8 @@ def warmup_data(
     drawing: dict[str, Any] = dict(rng=random.Random(seed), counts=counts, exponents=exponents, numbers=numbers)
     if teacher:
         limits: dict[str, Any] = dict(temperature=temperature, max_tokens=max_tokens, batch_size=decode_batch_size)
-        relay = Relay(student, teacher, record=min_token_prob > 0, on_failure="raise", **limits)
-        chosen = help_at_random(relay, chosen, **drawing)
+        relay = Relay(student, teacher, record=record, on_failure="raise", **limits)
+        chosen = help_at_random(relay, chosen, uniform=uniform, **drawing)
         chosen = [trace for trace in chosen if trace.stop in ("end", "teacher_end")]
     rows = []
     for trace in chosen:

@@ -1,0 +1,195 @@
+"""The map: which way of asking for help wins in which world, at how many teacher tokens.
+
+A world lies on the map by what was measured of its student: h, how much of its uncertainty is harmless, and c, how many
+of its errors are confident (``interventions``). In each world every trigger is calibrated on training problems, and the
+students of that world are evaluated beside it on test problems. Within a budget of teacher tokens the most accurate
+method wins. Methods that the paired bootstrap cannot tell from it are named as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from relaylab.engine.load import default_teacher, embedded, load_engine
+from relaylab.evaluation.calibrate import BUDGETS, calibrate
+from relaylab.evaluation.evaluate import evaluate
+from relaylab.evaluation.interventions import Dials, dials
+from relaylab.evaluation.stats import columns, paired, summary
+from relaylab.files import check_config, read_json, write_json
+from relaylab.relay.local_teacher import LocalTeacher
+from relaylab.relay.pair import Pair
+from relaylab.relay.relay import Relay
+from relaylab.relay.teachers import NoTeacher
+from relaylab.tasks.suites import ALL_SUITES, Problem, level_of, problems
+
+SUITES = tuple(s for s in ALL_SUITES if level_of(s) != "beyond")  # neither model can do those
+QUICK: dict[str, Any] = dict(triggers=("entropy", "line", "probe"), lengths=(3, 8), quantiles=(0.8, 0.9, 0.95, 0.98))
+FREE = "teacher-free"
+
+
+def drawn(count: int, **options: Any) -> list[Problem]:
+    """``count`` problems of every suite that the teacher can do."""
+    return [p for suite in SUITES for p in problems(suite, count, **options)]
+
+
+def students(world: str, kind: str) -> list[str]:
+    """The embedded students of a world that were trained as ``kind`` (``relay``, ``grpo``), one for each seed.
+
+    >>> students("lifelike", "relay")
+    ['lifelike/relay', 'lifelike/relay-seed2', 'lifelike/relay-seed3']
+    """
+    return [name for name in embedded() if name == f"{world}/{kind}" or name.startswith(f"{world}/{kind}-seed")]
+
+
+def measure_dials(world: str, out: str | Path, *, per_suite: int = 20, progress: bool = True) -> dict[str, Any]:
+    """h, c and the AUROCs of a world's untrained student, kept in ``out/dials.json``.
+
+    Args:
+        world: of an embedded student ``WORLD/student``.
+        out: the folder of the world.
+        per_suite: problems of each suite.
+        progress: show bars.
+
+    Returns:
+        The fields of ``Dials``; of ``harmless`` and ``confident`` the value and both ends of the interval.
+    """
+    path = Path(out) / "dials.json"
+    config = {"world": world, "per_suite": per_suite}
+    if path.exists():
+        record = read_json(path)
+        check_config(path, record["config"], config)
+        return record["dials"]
+    student = f"{world}/student"
+    relay = Relay(load_engine(student), LocalTeacher(load_engine(default_teacher(student))), max_tokens=160)
+    chosen = drawn(per_suite, start=5000)
+    alone = Pair(relay.student, NoTeacher()).decode(
+        chosen, temperature=0.0, max_tokens=160, batch_size=128, record=True, progress=progress
+    )
+    found = _plain(dials(alone, relay, progress=progress))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, {"config": config, "dials": found})
+    return found
+
+
+def _plain(measured: Dials) -> dict[str, Any]:
+    ends = {name: getattr(measured, name) for name in ("harmless", "confident")}
+    flat = {name: [i.value, i.low, i.high] for name, i in ends.items()}
+    return flat | {n: getattr(measured, n) for n in ("high_share", "entropy", "margin", "probe", "decisive")}
+
+
+def measure_world(
+    world: str,
+    out: str | Path,
+    *,
+    count: int = 200,
+    per_suite: int = 20,
+    quick: bool = False,
+    budgets: Sequence[float] = BUDGETS,
+    progress: bool = True,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """All methods of one world on the same test problems. Interrupted, the same call goes on.
+
+    Args:
+        world: of the embedded students.
+        out: the folder of the world.
+        count: test problems of each suite.
+        per_suite: training problems of each suite to calibrate on, and problems for h and c.
+        quick: calibrate three triggers with few candidates.
+        budgets: shares of teacher tokens, of all tokens.
+        progress: show bars.
+
+    Returns:
+        The table of the evaluation, and one row for each trigger and budget (``calibrate``).
+    """
+    out, student = Path(out), f"{world}/student"
+    teacher = default_teacher(student)
+    training = drawn(per_suite, split="train", seed=7)
+    options: dict[str, Any] = dict(student=student, teacher=teacher, progress=progress)
+    chosen = calibrate(
+        drawn(per_suite, split="train", seed=8), out / "thresholds", router_problems=training, budgets=budgets,
+        **options, **QUICK if quick else {},
+    )  # fmt: skip
+    methods = ["student", "teacher"]
+    if relays := students(world, "relay"):
+        methods += [f"relay:student={'+'.join(relays)}", f"{FREE}:student={'+'.join(relays)}"]
+    if plain := students(world, "grpo"):
+        methods.append(f"student:student={'+'.join(plain)}")
+    table = evaluate(
+        [*methods, *chosen["method"].drop_duplicates()], drawn(count), out / "evaluation", training=training,
+        max_tokens=160, batch_size=128, **options,
+    )  # fmt: skip
+    return table, chosen
+
+
+def family(method: str) -> str:
+    """What a method is called on the map.
+
+    >>> family("relay:student=a+b"), family("student:student=a"), family("entropy:threshold=1.2,n=3")
+    ('relay', 'plain GRPO', 'entropy')
+    """
+    name, _, options = method.partition(":")
+    return "plain GRPO" if name == "student" and options else name
+
+
+def winners(table: pd.DataFrame, chosen: pd.DataFrame, budgets: Sequence[float] = BUDGETS) -> pd.DataFrame:
+    """The most accurate method of a world within each budget.
+
+    A calibrated trigger takes part at the budget that it was calibrated for and at larger ones. A student takes part
+    where its share of teacher tokens, or the lower end of that share's interval, is within the budget.
+
+    Args:
+        table: of ``evaluate``.
+        chosen: of ``calibrate``.
+        budgets: shares of teacher tokens.
+
+    Returns:
+        For each budget ``winner``, ``method``, ``accuracy``, ``low``, ``high``, ``teacher_share``, ``gap``, ``gap_low``
+        and ``gap_high``, and ``tied``: the other families with a method that the paired bootstrap cannot tell from it.
+    """
+    figures, right = summary(table).set_index("method"), columns(table, "correct")
+    calibrated = chosen.groupby("method")["budget"].min()
+    rows = []
+    for budget in budgets:
+        least = np.array([calibrated.get(m, figures.loc[m, "teacher_low"]) for m in figures.index], float)
+        own = figures[least <= budget].drop(index="teacher", errors="ignore")
+        best = str(own["accuracy"].idxmax())
+        even = {family(m) for m in own.index if paired(right[best], right[m]).low <= 0} - {family(best)}
+        kept = ["accuracy", "low", "high", "teacher_share", "gap", "gap_low", "gap_high"]
+        row = {"budget": budget, "winner": family(best), "method": best, **own.loc[best, kept]}
+        rows.append(row | {"tied": " ".join(sorted(even))})
+    return pd.DataFrame(rows)
+
+
+def compared(table: pd.DataFrame, chosen: pd.DataFrame) -> pd.DataFrame:
+    """The relay minus each trigger at the budget nearest to the relay's share: points, paired interval, p."""
+    figures, right = summary(table).set_index("method"), columns(table, "correct")
+    rows = []
+    for relay in [m for m in figures.index if family(m) == "relay"]:
+        own = figures.loc[relay, "teacher_share"]
+        for trigger, at in chosen.groupby("trigger"):
+            nearest = at["method"].iloc[int((at["budget"] - own).abs().argmin())]
+            points = paired(right[relay], right[nearest])
+            spent = figures.loc[nearest, "teacher_share"]
+            rows.append((trigger, nearest, own, spent, points.value, points.low, points.high, points.p))
+    names = ["trigger", "method", "relay_share", "share", "relay_minus_method", "low", "high", "p"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def draw_map(worlds: dict[str, tuple[dict[str, Any], pd.DataFrame]]) -> pd.DataFrame:
+    """One row for each world and budget: where the world lies, and who wins there.
+
+    Args:
+        worlds: of each world ``measure_dials`` and ``winners``.
+    """
+    parts = []
+    for world, (measured, won) in worlds.items():
+        place = {"world": world}
+        for name, letter in (("harmless", "h"), ("confident", "c")):
+            place |= dict(zip((letter, f"{letter}_low", f"{letter}_high"), measured[name]))
+        parts.append(won.assign(**place)[[*place, *won.columns]])
+    return pd.concat(parts, ignore_index=True)

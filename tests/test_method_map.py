@@ -1,0 +1,90 @@
+"""The map: where a world lies, and who wins there at a budget."""
+
+import json
+
+import pandas as pd
+import pytest
+
+from relaylab.cli import main
+from relaylab.evaluation.method_map import compared, draw_map, measure_dials, students, winners
+from relaylab.views.method_map import map_figure
+
+PROBLEMS = 40
+
+
+def evaluated(**methods: tuple[int, int]) -> pd.DataFrame:
+    """A table in which a method solves the first of 40 problems, and its teacher writes some of 100 tokens of each."""
+    rows = []
+    for name, (right, teacher) in methods.items():
+        for i in range(PROBLEMS):
+            row = {"id": f"tiles-test-{i}", "method": name, "student": name, "sample": 0, "correct": float(i < right)}
+            row |= {"teacher_tokens": teacher, "tokens": 100, "calls": 1.0}
+            rows.append(row | {"call_ratio": teacher / 100, "content_ratio": teacher / 100})
+    return pd.DataFrame(rows)
+
+
+@pytest.fixture
+def table() -> pd.DataFrame:
+    return evaluated(**{
+        "student": (10, 0), "teacher": (40, 100), "relay:student=a+b": (30, 4), "student:student=c": (14, 0),
+        "entropy:threshold=2,n=3": (18, 2), "entropy:threshold=1,n=3": (29, 9), "probe:threshold=0.5,n=3": (12, 5),
+    })  # fmt: skip
+
+
+@pytest.fixture
+def chosen() -> pd.DataFrame:
+    rows = [("entropy", 0.02, "entropy:threshold=2,n=3"), ("entropy", 0.05, "entropy:threshold=2,n=3"),
+            ("entropy", 0.1, "entropy:threshold=1,n=3"), ("probe", 0.05, "probe:threshold=0.5,n=3")]  # fmt: skip
+    return pd.DataFrame(rows, columns=["trigger", "budget", "method"])
+
+
+def test_the_most_accurate_method_within_a_budget_wins(table, chosen):
+    won = winners(table, chosen, budgets=(0.0, 0.02, 0.05, 0.1)).set_index("budget")
+    assert won["winner"].tolist() == ["plain GRPO", "entropy", "relay", "relay"]
+    assert won.loc[0.02, "method"] == "entropy:threshold=2,n=3"
+    assert won.loc[0.05, "gap"] == pytest.approx(20 / 30)
+    assert won.loc[0.05, "tied"] == "", "12 problems of 40 are no tie"
+    assert won.loc[0.1, "tied"] == "entropy", "one problem of 40 is"
+
+
+def test_the_relay_is_compared_at_the_budget_nearest_to_its_share(table, chosen):
+    rows = compared(table, chosen).set_index("trigger")
+    assert rows.loc["entropy", "method"] == "entropy:threshold=2,n=3", "5 % is nearer to 4 than 10 or 2"
+    assert rows.loc["entropy", "relay_minus_method"] == pytest.approx(12 / 40)
+    assert rows.loc["entropy", ["relay_share", "share"]].tolist() == pytest.approx([0.04, 0.02])
+
+
+def test_the_map_says_who_wins_and_where_a_measured_pair_lies(table, chosen):
+    dials = {"harmless": [0.9, 0.8, 0.95], "confident": [0.4, 0.3, 0.5]}
+    drawn = draw_map({"lifelike": (dials, winners(table, chosen))})
+    assert drawn[["h", "c_low"]].drop_duplicates().to_numpy().tolist() == [[0.9, 0.3]]
+    fig = map_figure(drawn, {"real": {"harmless": [0.71, 0.53, 0.85], "confident": [0.0, 0.0, 0.5]}})
+    words = fig.layout.meta["alt"]
+    assert "lifelike, 2 %: entropy, 27 % of the gap, 5 %: relay, 67 % of the gap" in words
+    assert "real, h 71 %, c 0 %" in words
+    world, real = fig.data
+    assert (world.x[0], world.y[0], world.error_x.arrayminus[0]) == pytest.approx((40, 90, 10))
+    assert (real.x[0], real.y[0], real.error_y.array[0]) == pytest.approx((0, 71, 14))
+
+
+def test_a_student_of_several_seeds_is_found_and_an_ablation_is_none():
+    found = students("lifelike", "relay")
+    assert found[0] == "lifelike/relay"
+    assert all(name == "lifelike/relay" or "-seed" in name for name in found)
+
+
+def test_the_command_measures_a_world_and_keeps_it(tmp_path, monkeypatch, capsys):
+    other = tmp_path / "real.json"
+    other.write_text(json.dumps({"mine": {"harmless": [0.7, 0.5, 0.9], "confident": [0.1, 0.0, 0.4]}}))
+    words = ["relaylab", "map", "--out", str(tmp_path / "map"), "--count", "1", "--training", "1", "--quick"]
+    monkeypatch.setattr("sys.argv", [*words, "--measured", str(other)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code, capsys.readouterr().out
+    drawn = pd.read_csv(tmp_path / "map" / "map.csv")
+    assert drawn["budget"].tolist() == [0.02, 0.05, 0.1]
+    page = (tmp_path / "map" / "map.html").read_text()
+    assert "mine" in page
+    assert "lifelike" in page
+    with pytest.raises(ValueError, match="per_suite"):
+        measure_dials("lifelike", tmp_path / "map" / "lifelike", per_suite=2)
