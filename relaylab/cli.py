@@ -128,6 +128,7 @@ def _warmup(
     samples: opt.Samples = 1,
     keep_correct: Annotated[bool, option("Leave wrong responses out.")] = False,
     min_token_prob: Annotated[float, option("Do not learn less probable tokens.", min=0, max=1)] = 0.0,
+    uniform: Annotated[float, option("The share of even places of commands; else by entropy.", min=0, max=1)] = 1.0,
     exponents: Annotated[list[int], option("The k of n = d * 10^k; may be repeated.", "--exponent")] = [0, 1, 2, 3],  # noqa: B006
     max_tokens: opt.MaxTokens = 512,
     decode_batch_size: opt.BatchSize = 128,
@@ -147,7 +148,7 @@ def _warmup(
     result = warmup(
         student, training, out, check=[p for s in questions.suite or () if check for p in problems(s, check)],
         teacher=teacher or None, temperature=temperature, samples=samples, keep_correct=keep_correct,
-        min_token_prob=min_token_prob, exponents=exponents, max_tokens=max_tokens, prompt_suffix=questions.suffix,
+        min_token_prob=min_token_prob, uniform=uniform, exponents=exponents, max_tokens=max_tokens, prompt_suffix=questions.suffix,
         seed=seed, full=full, decode_batch_size=decode_batch_size, max_steps=max_steps, learning_rate=learning_rate,
         per_device_train_batch_size=per_device_train_batch_size, activation_checkpointing=activation_checkpointing,
         **models.keywords,

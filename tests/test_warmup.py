@@ -230,6 +230,12 @@ def test_an_unknown_loss_is_refused(tmp_path):
         warmup("student", problems("savings", 2), tmp_path / "out", loss="kl", **QUICK)
 
 
+@pytest.mark.parametrize(("uniform", "teacher"), [(0.5, None), (1.5, "teacher"), (-0.1, "teacher")])
+def test_places_that_cannot_be_drawn_are_refused(student, uniform, teacher):
+    with pytest.raises(ValueError, match="uniform is"):
+        warmup_data(student, problems("tiles", 1), teacher=teacher and load_teacher(teacher), uniform=uniform)
+
+
 def test_wrong_responses_can_be_left_out_and_none_left_is_an_error(student):
     hard = problems("galaxy", 6, split="train")
     assert len(warmup_data(student, hard, max_tokens=160, progress=False)) > 0

@@ -163,10 +163,12 @@ def warmup_data(
         responses: a folder that keeps the responses; interrupted, the same call goes on from them.
 
     Raises:
-        ValueError: where no response is left, and for a probability that is none.
+        ValueError: where no response is left, for a probability that is none, and for places without a teacher.
     """
     if not 0 <= min_token_prob <= 1:
         raise ValueError(f"min_token_prob is {min_token_prob}; it must be a probability, 0 to learn every token")
+    if not 0 <= uniform <= 1 or (uniform < 1 and not teacher):
+        raise ValueError(f"uniform is {uniform}; it is a share of the places, and needs a teacher where it is below 1")
     options: dict[str, Any] = dict(temperature=temperature, max_tokens=max_tokens, batch_size=decode_batch_size)
     record = min_token_prob > 0 or uniform < 1
     options |= {"record": record, "progress": progress}

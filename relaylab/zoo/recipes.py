@@ -34,11 +34,11 @@ WARMUP: dict[str, Any] = dict(
 # numbers that follow them. It can hardly read a number after a tag then (docs/training.md). Wrong responses may stay.
 SURE = WARMUP | dict(num_problems=24000, keep_correct=False, min_token_prob=0.5, max_steps=2000)
 SIX = ("savings", "shopping", "bakery", "tiles", "depot", "galaxy")  # of each level some, and no quotients
-# Self-distillation forgets little, so every response is learned from, right or wrong, as it was sampled.
+# Self-distillation forgets little, so every response is learned from, right or wrong, as it was sampled. Three of four
+# commands stand where the student is unsure: from there GRPO finds the token that needs help (docs/training.md).
 DISTILLED: dict[str, Any] = dict(
     student="lifelike/student", teacher="lifelike/teacher", suites=list(ALL_SUITES), num_problems=6000, data_seed=3,
-    numbers=list(range(3, 21)),
-    max_steps=1500, learning_rate=3e-3, seed=0,
+    numbers=list(range(3, 21)), uniform=0.25, max_steps=1500, learning_rate=3e-3, seed=0,
 )  # fmt: skip
 WARMUPS = {
     "warm": WARMUP,
