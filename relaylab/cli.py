@@ -148,8 +148,9 @@ def _warmup(
     result = warmup(
         student, training, out, check=[p for s in questions.suite or () if check for p in problems(s, check)],
         teacher=teacher or None, temperature=temperature, samples=samples, keep_correct=keep_correct,
-        min_token_prob=min_token_prob, uniform=uniform, exponents=exponents, max_tokens=max_tokens, prompt_suffix=questions.suffix,
-        seed=seed, full=full, decode_batch_size=decode_batch_size, max_steps=max_steps, learning_rate=learning_rate,
+        min_token_prob=min_token_prob, uniform=uniform, exponents=exponents, max_tokens=max_tokens,
+        prompt_suffix=questions.suffix, seed=seed, full=full, decode_batch_size=decode_batch_size,
+        max_steps=max_steps, learning_rate=learning_rate,
         per_device_train_batch_size=per_device_train_batch_size, activation_checkpointing=activation_checkpointing,
         **models.keywords,
     )  # fmt: skip
