@@ -48,17 +48,10 @@ class _Arm:
 
 
 def call_effects(
-    traces: Sequence[Trace],
-    relay: Relay,
-    *,
-    samples: int = 1,
-    lengths: Sequence[int] = (),
-    teachers: Sequence[Teacher] = (),
-    students: Sequence[Engine] = (),
-    placebo: bool = False,
-    seed: int = 0,
+    traces: Sequence[Trace], relay: Relay, *, samples: int = 1, lengths: Sequence[int] = (),
+    teachers: Sequence[Teacher] = (), students: Sequence[Engine] = (), placebo: bool = False, seed: int = 0,
     progress: bool = True,
-) -> pd.DataFrame:
+) -> pd.DataFrame:  # fmt: skip
     """Fork every answered call of graded traces; one row per call and arm (``EFFECT_COLUMNS``).
 
     ``accuracy`` is that of the ``samples`` that count (excluded ones do not). ``delivered``, ``later_calls``,
@@ -68,9 +61,7 @@ def call_effects(
         traces: decoded from problems, with written or silent calls.
         relay: decodes the forks, with the config of the traces except for the temperature.
         samples: answers per call and arm; at temperature 0 only 1.
-        lengths: each n adds an arm.
-        teachers: each adds an arm.
-        students: each adds an arm.
+        lengths, teachers, students: each adds an arm.
         placebo: add the arm of that name.
         seed: a fork's seed is a function of it, the trace's id and the sample.
         progress: show a bar.
@@ -172,16 +163,10 @@ def _placebo(trace: Trace, call: Call, alone: Trace, student: Engine) -> Trace:
     ended = len(alone.completion_ids) <= end and alone.stop == "end"
     own = own[:-1] if ended else own
     ids = trace.completion_ids[: call.end] + own
-    return replace(
-        trace,
-        completion_ids=ids,
-        source=trace.source[: call.end] + TEACHER * len(own),
-        pieces=student.text.pieces(ids),
-        calls=[c for c in trace.calls if c.end <= call.end and c is not call] + [replace(call, delivered=len(own))],
-        stop="teacher_end" if ended or not own else "interrupted",
-        logprobs=None,
-        entropies=None,
-    )
+    calls = [c for c in trace.calls if c.end <= call.end and c is not call] + [replace(call, delivered=len(own))]
+    source, stop = trace.source[: call.end] + TEACHER * len(own), "teacher_end" if ended or not own else "interrupted"
+    parts = dict(completion_ids=ids, source=source, pieces=student.text.pieces(ids), calls=calls, stop=stop)
+    return replace(trace, **parts, logprobs=None, entropies=None)
 
 
 def problem_of(trace: Trace) -> Problem:

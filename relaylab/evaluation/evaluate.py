@@ -36,22 +36,11 @@ KS = (2, 4, 8, 16, 32)  # of pass@k
 
 
 def evaluate(
-    methods: Sequence[str],
-    problems: Sequence[Problem],
-    out: str | Path,
-    *,
-    student: str = UNTRAINED,
-    teacher: str | Teacher | None = None,
-    config: RelayConfig | None = None,
-    samples: int = 1,
-    seed: int = 0,
-    training: Sequence[Problem] = (),
-    batch_size: int = 64,
-    suffix: str = "",
-    shard: str | None = None,
-    progress: bool = True,
-    **options: Any,
-) -> pd.DataFrame:
+    methods: Sequence[str], problems: Sequence[Problem], out: str | Path, *,
+    student: str = UNTRAINED, teacher: str | Teacher | None = None, config: RelayConfig | None = None,
+    samples: int = 1, seed: int = 0, training: Sequence[Problem] = (), batch_size: int = 64, suffix: str = "",
+    shard: str | None = None, progress: bool = True, **options: Any,
+) -> pd.DataFrame:  # fmt: skip
     """Decode the problems with every system; the same call resumes, and more methods may be added to a folder.
 
     Args:
@@ -87,21 +76,11 @@ def evaluate(
     questions, training = ([replace(p, question=p.prompt(suffix)) for p in part] for part in (problems, training))
     teacher = default_teacher(student) if teacher is None else teacher
     models = ModelCache(teacher, training, config.max_tokens, options, untrained=student)
-    _bind(
-        out,
-        {
-            "student": student,
-            "teacher": teacher if isinstance(teacher, str) and not is_url(teacher) else models.teacher.name,
-            **asdict(config),
-            "samples": samples,
-            "seed": seed,
-            "training": _digest(training),
-            "suffix": suffix,
-            "problems": [p.id for p in problems],
-            "problem_texts": _digest(problems),
-            "weights": _weights(models, [s for _, s in chosen]),
-        },
-    )
+    name = teacher if isinstance(teacher, str) and not is_url(teacher) else models.teacher.name
+    made_with = {"student": student, "teacher": name, **asdict(config), "samples": samples, "seed": seed}
+    made_with |= {"training": _digest(training), "suffix": suffix, "problems": [p.id for p in problems]}
+    made_with |= {"problem_texts": _digest(problems), "weights": _weights(models, [s for _, s in chosen])}
+    _bind(out, made_with)
     rows = []
     for j in range(samples):
         folder = out / "traces" / str(seed + j)
@@ -131,10 +110,8 @@ def variants(text: str) -> list[tuple[str, System]]:
     before, key, after = text.partition("student=")
     names, comma, rest = after.partition(",")
     several = [system(f"{before}{key}{name}{comma}{rest}") for name in names.split("+")]
-    if len(several) == 1:
-        return [(several[0].label, several[0])]
-    label = before.rstrip(":,") + (f":{rest}" if rest else "")
-    return [(label, one) for one in several]
+    shared = before.rstrip(":,") + (f":{rest}" if rest else "")
+    return [(one.label if len(several) == 1 else shared, one) for one in several]
 
 
 def _chosen(methods: Sequence[str]) -> list[tuple[str, System]]:

@@ -20,10 +20,9 @@ import torch
 from scipy.stats import mannwhitneyu
 from tqdm.auto import tqdm
 
-from relaylab.engine.engine import Engine
 from relaylab.evaluation.counterfactual import problem_of
 from relaylab.evaluation.stats import Interval, mean
-from relaylab.evaluation.token_router import fit_probe
+from relaylab.evaluation.token_router import fit_probe, margins
 from relaylab.relay.events import Done
 from relaylab.relay.pair import graded
 from relaylab.relay.relay import Relay
@@ -35,12 +34,7 @@ COLUMNS = ("trace", "id", "suite", "level", "position", "token", "entropy", "n",
 
 
 def interventions(
-    traces: Sequence[Trace],
-    relay: Relay,
-    positions: Sequence[Sequence[int]],
-    *,
-    n: int = 8,
-    progress: bool = True,
+    traces: Sequence[Trace], relay: Relay, positions: Sequence[Sequence[int]], *, n: int = 8, progress: bool = True
 ) -> pd.DataFrame:
     """Let the teacher write ``n`` tokens at positions of graded traces of the student alone; one row each.
 
@@ -65,6 +59,7 @@ def interventions(
     silent = Relay(relay.student, relay.teacher, config, batch_size=relay.batch_size)
     chosen = [(k, at) for k, places in enumerate(positions) for at in places]
     stream = silent.forks([traces[k] for k, _ in chosen], [at for _, at in chosen], call=n)
+    boxes = [extract_boxed(trace.teacher_view) for trace in traces]
     rows: list[tuple] = [()] * len(chosen)
     with tqdm(total=len(chosen), desc="interventions", disable=not progress) as bar:
         for event in stream:
@@ -72,17 +67,13 @@ def interventions(
                 continue
             number, at = chosen[event.row]
             trace, fork = traces[number], graded(event.trace, problem_of(traces[number]))
-            same = bool(fork.correct and trace.correct) or _box(fork) == _box(trace)
+            same = bool(fork.correct and trace.correct) or boxes[number] == extract_boxed(fork.teacher_view)
             rows[event.row] = (
                 number, trace.id, trace.problem.get("suite"), trace.problem.get("level"), at, trace.pieces[at],
                 trace.entropies[at] if trace.entropies else None, n, trace.correct, fork.correct, same,
             )  # fmt: skip
             bar.update()
     return pd.DataFrame(rows, columns=list(COLUMNS))
-
-
-def _box(trace: Trace) -> str | None:
-    return extract_boxed(trace.teacher_view)
 
 
 def harmless(frame: pd.DataFrame, *, threshold: float = HIGH, seed: int = 0) -> Interval:
@@ -148,7 +139,8 @@ def dials(
     forks = interventions(traces, relay, everywhere, n=n, progress=progress)
     found = decisive(forks)
     where = dict(zip(found["trace"], found["position"]))
-    signals = [_signals(relay.student, t) for t in traces]
+    read = (relay.student.read(t.prompt_ids, t.completion_ids) for t in traces)
+    signals = [(margins(logits), hidden.cpu()) for logits, hidden in read]
     labels = [np.arange(len(t.completion_ids)) == where.get(k, -1) for k, t in enumerate(traces)]
     # A token after the decisive one is part of an answer that is lost already.
     keep = [np.arange(len(t.completion_ids)) <= where.get(k, len(t.completion_ids)) for k, t in enumerate(traces)]
@@ -164,13 +156,6 @@ def dials(
         harmless(uncertain, seed=seed), confident(forks, seed=seed), high_share,
         auroc(entropy, y), auroc(-margin, y), auroc(probe[half], y[half]), len(found),
     )  # fmt: skip
-
-
-def _signals(student: Engine, trace: Trace) -> tuple[np.ndarray, torch.Tensor]:
-    """Margin (T,) and hidden state (T, H) before each token of a completion."""
-    logits, hidden = student.read(trace.prompt_ids, trace.completion_ids)
-    best = logits.softmax(-1).topk(2).values
-    return (best[:, 0] - best[:, 1]).cpu().numpy(), hidden.cpu()
 
 
 def auroc(score: np.ndarray, label: np.ndarray) -> float:

@@ -64,19 +64,9 @@ class TokenRouter:
 
 
 def train_token_router(
-    student: Engine,
-    teacher: LocalTeacher,
-    problems: Sequence[Problem],
-    *,
-    max_tokens: int = 512,
-    threshold: float = 0.5,
-    n: int = 1,
-    width: int = 64,
-    top: int = 0,
-    epochs: int = 200,
-    seed: int = 0,
-    batch_size: int = 64,
-) -> TokenRouter:
+    student: Engine, teacher: LocalTeacher, problems: Sequence[Problem], *, max_tokens: int = 512, width: int = 64,
+    top: int = 0, epochs: int = 200, seed: int = 0, batch_size: int = 64,
+) -> TokenRouter:  # fmt: skip
     """Train a router on problems, which should be training problems.
 
     Args:
@@ -84,8 +74,6 @@ def train_token_router(
         teacher: with the student's tokenizer.
         problems: a tenth of them is held back to measure the router.
         max_tokens: of the answers that labels come from.
-        threshold: of the router.
-        n: tokens per call of the router.
         width: of the hidden layer; 0 for a linear probe.
         top: it sees so many of the largest logits, too.
         epochs: full batches over all positions.
@@ -103,7 +91,16 @@ def train_token_router(
     with torch.no_grad():
         logits = net(states)[:, 0].cpu()
     right, needs = ((logits > 0) == labels)[held.cpu()].float(), logits[labels].sigmoid().tolist()
-    return TokenRouter(net, threshold, n, len(labels), float(labels.float().mean()), float(right.mean()), top, needs)
+    return TokenRouter(
+        net, positions=len(labels), needed=float(labels.float().mean()), accuracy=float(right.mean()), top=top,
+        needs=needs,
+    )  # fmt: skip
+
+
+def margins(logits: Tensor) -> np.ndarray:
+    """(T,): the largest probability less the second largest, of logits (T, V)."""
+    best = logits.softmax(-1).topk(2).values
+    return (best[:, 0] - best[:, 1]).cpu().numpy()
 
 
 def _features(hidden: Tensor, logits: Tensor, top: int) -> Tensor:
@@ -115,18 +112,10 @@ def _features(hidden: Tensor, logits: Tensor, top: int) -> Tensor:
 def fit_probe(
     states: Tensor, labels: Tensor, train: Tensor, *, width: int = 64, epochs: int = 200, seed: int = 0
 ) -> nn.Sequential:
-    """A classifier of hidden states by cross-entropy: linear for ``width`` 0, else with one hidden layer.
+    """A classifier of hidden states by cross-entropy, from (positions, H) to logits (positions, 1).
 
-    Args:
-        states: (positions, H), float32.
-        labels: (positions,), 0 or 1.
-        train: (positions,), which ones to learn from.
-        width: of the hidden layer.
-        epochs: full batches.
-        seed: of the initial weights.
-
-    Returns:
-        A network from (positions, H) to logits (positions, 1).
+    It learns from the positions that ``train`` marks, in full batches. It is linear for ``width`` 0, else it has one
+    hidden layer of that width.
     """
     size, device = states.shape[1], states.device
     with torch.random.fork_rng(devices=[]):
@@ -157,9 +146,7 @@ def _labels(
     # 1) the teacher's right answers
     worked = [t for t in Pair(teacher.engine, NoTeacher()).decode(problems, seed=seed, **options) if t.correct]
     if not worked:
-        raise ValueError(
-            f"the teacher solves none of the {len(problems)} problems; a router needs answers to learn from"
-        )
+        raise ValueError(f"the teacher solves none of the {len(problems)} problems; a router learns from its answers")
     # 2) the student's own next token at every position
     states, needed, groups, forks = list[Tensor](), list[bool](), list[str](), []
     for trace in worked:
