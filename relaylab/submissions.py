@@ -124,11 +124,9 @@ def answer_cells(cells: Sequence[tuple[str, str]], lesson: Lesson) -> list[tuple
 def mark_answers(
     path: Path, lesson: Lesson, *, seed: int = 1, seconds: float = 10.0, memory: int = 1 << 30
 ) -> dict[str, Mark]:
-    """The mark of each exercise.
+    """The mark of each exercise of a submitted notebook.
 
     Args:
-        path: The submitted notebook.
-        lesson: What it is graded by.
         seed: Of the inputs of the checks; the lessons use 0.
         seconds: Processor time of an answer. On the clock it may take a minute more than three times as long.
         memory: Bytes that the answers of a submission may take.

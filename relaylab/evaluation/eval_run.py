@@ -41,21 +41,13 @@ def without_secrets(value: Any) -> Any:
 
 @dataclass(eq=False)
 class ModelCache:
-    """The models of a comparison, each loaded once, and what is trained for a baseline.
+    """The models of a comparison, each loaded once, and what is trained for a baseline."""
 
-    Args:
-        default_teacher: of all systems that name no other.
-        training: problems that a token router may learn from.
-        max_tokens: of the answers that it learns from.
-        options: device and dtype of local models.
-        untrained: the model that answers as ``student``. In its world, ``relay`` and ``grpo`` are those of that world.
-    """
-
-    default_teacher: str | Teacher = "teacher"
-    training: Sequence[Problem] = ()
-    max_tokens: int = 512
-    options: dict[str, Any] = field(default_factory=dict)
-    untrained: str = "student"
+    default_teacher: str | Teacher = "teacher"  # of all systems that name no other
+    training: Sequence[Problem] = ()  # that a token router may learn from
+    max_tokens: int = 512  # of the answers that it learns from
+    options: dict[str, Any] = field(default_factory=dict)  # device and dtype of local models
+    untrained: str = "student"  # answers as ``student``; ``relay`` and ``grpo`` are those of its world
     _made: dict[tuple, Any] = field(default_factory=dict, repr=False)
 
     def _once(self, key: tuple, make: Callable[[], Item]) -> Item:
@@ -118,26 +110,15 @@ class ModelCache:
 
 @dataclass(eq=False)
 class EvalRun:
-    """Problems and the settings with which all systems decode them.
-
-    Args:
-        models: of the comparison.
-        problems: decoded by every system.
-        folder: keeps the traces, one file per system, so that an interrupted run goes on.
-        config: of the relays; systems that call silently take its sampling and ``max_tokens``.
-        seed: each problem's own seed is a function of it and of the problem's id.
-        batch_size: rows decoded together.
-        shard: ``i/n`` decodes one part of the problems only.
-        progress: show bars.
-    """
+    """Problems and the settings with which all systems decode them."""
 
     models: ModelCache
     problems: Sequence[Problem]
-    folder: Path
-    config: RelayConfig = field(default_factory=RelayConfig)
-    seed: int = 0
-    batch_size: int = 64
-    shard: str | None = None
+    folder: Path  # keeps the traces, one file per system, so that an interrupted run goes on
+    config: RelayConfig = field(default_factory=RelayConfig)  # of the relays; silent systems take its sampling
+    seed: int = 0  # each problem's own seed is a function of it and of the problem's id
+    batch_size: int = 64  # rows decoded together
+    shard: str | None = None  # ``i/n`` decodes one part of the problems only
     progress: bool = True
     _done: dict[str, list[Trace]] = field(default_factory=dict, repr=False)
 

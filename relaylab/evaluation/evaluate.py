@@ -130,15 +130,11 @@ def _chosen(methods: Sequence[str]) -> list[tuple[str, System]]:
 
 def _weights(models: ModelCache, systems: Sequence[System]) -> dict[str, str]:
     """A digest of the weights of every local model: a name may stand for another model tomorrow."""
-    students = {getattr(s, "student", "student") for s in systems}
-    names = {models.model(name) for name in students}
-    names |= {s.teacher for s in systems if isinstance(s, RelaySystem) and s.teacher not in ("", "none")}
-    weights = {name: fingerprint_weights(name) for name in sorted(names) if not is_url(name)}
-    teacher = models.default_teacher
-    if isinstance(teacher, str):
-        return weights if is_url(teacher) or teacher == "none" else weights | {teacher: fingerprint_weights(teacher)}
-    engine = getattr(teacher, "engine", None)
-    return weights | ({teacher.name: fingerprint_weights(engine.model)} if engine is not None else {})
+    teachers = [models.default_teacher, *(s.teacher for s in systems if isinstance(s, RelaySystem))]
+    names = {models.model(getattr(s, "student", "student")) for s in systems} | {t for t in teachers if type(t) is str}
+    weights = {name: fingerprint_weights(name) for name in sorted(names - {"", "none"}) if not is_url(name)}
+    engine = getattr(models.default_teacher, "engine", None)
+    return weights | ({models.teacher.name: fingerprint_weights(engine.model)} if engine is not None else {})
 
 
 def _digest(problems: Sequence[Problem]) -> str:

@@ -65,20 +65,12 @@ class TokenRouter:
 
 def train_token_router(
     student: Engine, teacher: LocalTeacher, problems: Sequence[Problem], *, max_tokens: int = 512, width: int = 64,
-    top: int = 0, epochs: int = 200, seed: int = 0, batch_size: int = 64,
+    top: int = 0, seed: int = 0, batch_size: int = 64,
 ) -> TokenRouter:  # fmt: skip
-    """Train a router on problems, which should be training problems.
+    """Train a router on training problems, of which a tenth is held back to measure it.
 
-    Args:
-        student: whose hidden states it reads.
-        teacher: with the student's tokenizer.
-        problems: a tenth of them is held back to measure the router.
-        max_tokens: of the answers that labels come from.
-        width: of the hidden layer; 0 for a linear probe.
-        top: it sees so many of the largest logits, too.
-        epochs: full batches over all positions.
-        seed: random seed.
-        batch_size: rows decoded together.
+    ``max_tokens`` is that of the answers from which labels come, ``width`` that of the hidden layer (0: a linear
+    probe). The router sees the ``top`` largest logits, too.
 
     Raises:
         ValueError: for different tokenizers, or if the teacher solves none of the problems.
@@ -87,7 +79,7 @@ def train_token_router(
         raise ValueError("a token router compares tokens: student and teacher must have one tokenizer")
     states, labels, groups = _labels(student, teacher, problems, max_tokens, batch_size, seed, top)
     held = torch.tensor([problem_seed(seed, p) % 10 == 0 for p in groups], device=states.device)
-    net = fit_probe(states, labels.float(), ~held, width=width, epochs=epochs, seed=seed)
+    net = fit_probe(states, labels.float(), ~held, width=width, seed=seed)
     with torch.no_grad():
         logits = net(states)[:, 0].cpu()
     right, needs = ((logits > 0) == labels)[held.cpu()].float(), logits[labels].sigmoid().tolist()
@@ -109,9 +101,7 @@ def _features(hidden: Tensor, logits: Tensor, top: int) -> Tensor:
     return torch.cat([hidden.float(), largest], -1) if top else hidden.float()
 
 
-def fit_probe(
-    states: Tensor, labels: Tensor, train: Tensor, *, width: int = 64, epochs: int = 200, seed: int = 0
-) -> nn.Sequential:
+def fit_probe(states: Tensor, labels: Tensor, train: Tensor, *, width: int = 64, seed: int = 0) -> nn.Sequential:
     """A classifier of hidden states by cross-entropy, from (positions, H) to logits (positions, 1).
 
     It learns from the positions that ``train`` marks, in full batches. It is linear for ``width`` 0, else it has one
@@ -125,7 +115,7 @@ def fit_probe(
     mean, std = states[train].mean(0), states[train].std(0) + 1e-6
     x, y = (states[train] - mean) / std, labels.to(device)[train]
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2, weight_decay=1e-2)
-    for _ in range(epochs):
+    for _ in range(200):
         loss = nn.functional.binary_cross_entropy_with_logits(net(x)[:, 0], y)
         optimizer.zero_grad()
         loss.backward()
