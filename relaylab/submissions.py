@@ -164,8 +164,9 @@ def _run(job: dict[str, Any], folder: Path, seconds: float) -> tuple[list[dict[s
             task.write(json.dumps(job).encode())
             task.seek(0)
             command = [sys.executable, "-P", "-m", "lesson.answers"]
-            streams = {"stdin": task, "stdout": out, "stderr": errors}
-            process = subprocess.Popen(command, cwd=empty, env=environment, start_new_session=True, **streams)
+            process = subprocess.Popen(
+                command, cwd=empty, env=environment, stdin=task, stdout=out, stderr=errors, start_new_session=True
+            )
         try:
             code = process.wait(seconds)
         except subprocess.TimeoutExpired:

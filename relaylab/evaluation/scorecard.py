@@ -82,15 +82,12 @@ class Names:
     unseen: tuple[str, ...] = ("sharing", "convoy", "harvest")
 
 
-# What a claim says is above 0: for people, and a function of accuracy and mean call ratio in %, both of a system.
-Formula = tuple[str, Callable[..., float]]
-
-
 def _gap(accuracy: Callable, ratio: Callable, relay: str, base: str, teacher: str) -> float:
     return 100 * (accuracy(relay) - accuracy(base)) / max(accuracy(teacher) - accuracy(base), 1e-7)
 
 
-FORMULAS: dict[str, Formula] = {
+# What a claim says is above 0: for people, and a function of accuracy and mean call ratio in %, both of a system.
+FORMULAS: dict[str, tuple[str, Callable[..., float]]] = {
     "better": ("{0} - {1}", lambda accuracy, ratio, a, b: accuracy(a) - accuracy(b)),
     "calls_more": ("rho of {0} - rho of {1}", lambda accuracy, ratio, a, b: ratio(a) - ratio(b)),
     "gap": ("({0} - {1}) / ({2} - {1})", _gap),
@@ -145,7 +142,10 @@ def _published(system: str, part: str, metric: str) -> float:
 
 
 _ROWS = csv.DictReader((FOLDER / "claims.csv").read_text(encoding="utf-8").splitlines())
-CLAIMS = tuple(Claim(**row | {"systems": tuple(row["systems"].split())}) for row in _ROWS)
+CLAIMS = tuple(
+    Claim(r["id"], r["source"], r["text"], r["formula"], tuple(r["systems"].split()), r["part"], r["unit"])
+    for r in _ROWS
+)
 
 
 # Measurements ---------------------------------------------------------------------------------------------------------

@@ -47,6 +47,7 @@ from tqdm.auto import tqdm
 from relaylab.evaluation.eval_run import EvalRun, without_secrets
 from relaylab.evaluation.mixture import unsure_above
 from relaylab.evaluation.speculative import assisted
+from relaylab.files import check_config
 from relaylab.relay.call_rules import CallAt, CallEvery, CallWhenUnsure
 from relaylab.relay.config import CallEnd
 from relaylab.relay.local_teacher import Verifier
@@ -282,8 +283,7 @@ class Speculative(System):
         config |= {"student": student.name, "teacher": teacher.name}
         done = {t.id: t for t in read_traces(run.path(self))} if run.path(self).exists() else {}
         for trace in done.values():
-            if {k: v for k, v in trace.config.items() if k != "counts"} != config:
-                raise ValueError(f"{run.path(self)} was made with {trace.config}; choose another folder or remove it")
+            check_config(run.path(self), {k: v for k, v in trace.config.items() if k != "counts"}, config)
         with TraceWriter(run.path(self)) as out:
             for problem in tqdm(run.problems, desc="speculative", disable=not run.progress):
                 if problem.id not in done:
