@@ -245,8 +245,9 @@ def test_an_interrupted_decode_goes_on_where_it_stopped(relaylab, tmp_path, inte
     options = ["--suite", "savings", "--suite", "depot", "--limit", 15, "--call-every", 30, "--temperature", 1]
     out, reference = tmp_path / "t.jsonl", tmp_path / "whole.jsonl"
     # In the background of a script SIGINT is ignored, and whoever is started from there inherits that.
-    program = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-    program += "from relaylab.cli import main; main()"
+    program = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from relaylab.cli import main; main()"
+    )
     command = [sys.executable, "-c", program, "decode", "--out", out, "--batch-size", 1, *options]
     with subprocess.Popen([*map(str, command)], cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
         deadline = time.monotonic() + 100
