@@ -255,13 +255,8 @@ def _serve(
     from relaylab.server.app import Server, serve
 
     loop = pair.relay(batch_size=max_batch, **{"on_failure": "exclude", **relay, **calls.keywords})
-    server = Server(
-        loop,
-        name or f"{pair.student.name}+{pair.teacher.name}",
-        api_key=key,
-        max_waiting=max_waiting,
-        max_body=max_body,
-    )
+    name = name or f"{pair.student.name}+{pair.teacher.name}"
+    server = Server(loop, name, api_key=key, max_waiting=max_waiting, max_body=max_body)
     say(f"{server.name} at http://{host}:{port}/v1")
     serve(server, host=host, port=port, drain=drain)
 

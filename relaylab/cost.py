@@ -52,9 +52,7 @@ class ModelPrices:
         for name, value in asdict(self).items():
             positive = name in ("parameters", "prefill_rate", "decode_rate", "batch")
             if value is not None and not ((value > 0 if positive else value >= 0) and value < math.inf):
-                raise ValueError(
-                    f"{name} is {value}; it must {'be a positive number' if positive else 'be at least 0'}"
-                )
+                raise ValueError(f"{name} is {value}; it must be {'a positive number' if positive else 'at least 0'}")
 
     def step_of(self, rows: int) -> float:
         """Seconds of a step in which each of ``rows`` rows gets one token."""
@@ -234,12 +232,9 @@ def costs(used: pd.DataFrame, prices: Prices) -> pd.DataFrame:
 
 
 def cost_summary(
-    traces: Iterable[Trace],
-    prices: Prices,
-    *,
-    teacher_alone: Iterable[Trace] | None = None,
+    traces: Iterable[Trace], prices: Prices, *, teacher_alone: Iterable[Trace] | None = None,
     student_alone: Iterable[Trace] | None = None,
-) -> pd.DataFrame:
+) -> pd.DataFrame:  # fmt: skip
     """The mean cost of a response of the relay and of each model alone; ``X_of_teacher`` are ratios of these means.
 
     ``teacher_alone`` and ``student_alone`` are their own traces of the same problems. Without them each is supposed to
@@ -290,15 +285,9 @@ def regular_trace(*, prompt: int, tokens: int, calls: int, call_tokens: int, com
 def even_trace(
     own: int, delivered: Sequence[int], *, prompt: int, command_tokens: int, ignored: int = 0, requested: int = 0
 ) -> Trace:
-    """A made-up response: ``own`` tokens spread evenly around answered calls, then calls that nobody answers.
+    """A made-up response: ``own`` tokens of the student spread evenly around calls that deliver so many tokens each.
 
-    Args:
-        own: Tokens of the student, without commands.
-        delivered: Tokens that each answered call delivers.
-        prompt: Tokens of the prompt.
-        command_tokens: Tokens of one command.
-        ignored: The number of calls at the end that nobody answers.
-        requested: Tokens that each of these requests.
+    At the end stand the ``ignored`` calls, which nobody answers; each requests ``requested`` tokens.
     """
     source, calls, parts = "", list[Call](), even_parts(own, len(delivered) + 1)
     for part, n in zip(parts, delivered):
@@ -322,17 +311,9 @@ def even_parts(total: int, parts: int) -> list[int]:
 
 
 def cost_sweep(
-    prices: Prices,
-    *,
-    prompt: int,
-    tokens: int,
-    command_tokens: int,
-    calls: Sequence[int],
-    call_tokens: Sequence[int],
-    network_delays: Sequence[float] = (0.0,),
-    caches: Sequence[bool] = (True, False),
-    batches: Sequence[int] = (1,),
-) -> pd.DataFrame:
+    prices: Prices, *, prompt: int, tokens: int, command_tokens: int, calls: Sequence[int], call_tokens: Sequence[int],
+    network_delays: Sequence[float] = (0.0,), caches: Sequence[bool] = (True, False), batches: Sequence[int] = (1,),
+) -> pd.DataFrame:  # fmt: skip
     """The cost of regular responses relative to the teacher alone, beside the teacher's share of the tokens.
 
     One row per combination of calls, tokens per call, delay, cache and teacher batch; those that do not fit into the

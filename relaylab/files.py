@@ -85,9 +85,7 @@ def check_replaceable(out: str | os.PathLike, *, marker: str) -> None:
 def replaced_folder(out: str | os.PathLike, *, marker: str) -> Iterator[Path]:
     """A new folder to write into, which takes the place of ``out`` at the end, whole or not at all.
 
-    Args:
-        out: the folder to replace. It may be missing, empty, or hold a file ``marker``, which says that it is ours.
-        marker: a file that every folder of this kind holds, such as ``training.json``.
+    ``out`` may be missing, empty, or hold a file ``marker`` (such as ``training.json``), which says that it is ours.
 
     Raises:
         ValueError: where ``out`` holds something else; nothing is removed.
@@ -199,9 +197,7 @@ def read_lines(path: str | os.PathLike, parse: Callable[[dict[str, Any]], Item] 
 class LineWriter:
     """Appends records to a JSON Lines file, each flushed whole, after cutting off a torn last line.
 
-    Args:
-        path: the file; made if it is missing. Nobody else may write it meanwhile.
-        begins: the first bytes of every line. A last line without a line break that does not begin so is not ours.
+    ``begins`` are the first bytes of every line. A last line without a line break that does not begin so is not ours.
 
     Raises:
         ValueError: if another process writes the file, or if it does not end in a line of ours.

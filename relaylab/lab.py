@@ -50,13 +50,7 @@ class Copied:
 def copy_lessons(folder: str | Path, home: str | Path | None = None, *, solutions: bool = False) -> list[Copied]:
     """Copy the lessons from their home (the shipped ones by default) into a folder, or bring it up to date.
 
-    Args:
-        folder: The copy.
-        home: Where the lessons come from.
-        solutions: Copy the solutions, too, and put them into the lessons.
-
-    Returns:
-        One entry per file, notebooks first.
+    ``solutions``: copy these, too, and put them into the lessons. One entry per file, notebooks first.
 
     Raises:
         ValueError: if the folder is a file, or the lessons' home.
@@ -84,9 +78,7 @@ def copy_lessons(folder: str | Path, home: str | Path | None = None, *, solution
 def with_solutions(notebook: bytes, text: str) -> bytes:
     """A lesson with its solutions in the answer cells, between the marks at which nbgrader cuts them out again.
 
-    Args:
-        notebook: The lesson.
-        text: A page with one ``## exercise`` each; its first block of code is the answer.
+    ``text`` is a page with one ``## exercise`` each, whose first block of code is the answer.
     """
     book = json.loads(notebook)
     blocks = dict(re.findall(r"^## (\w+)\n\n```python\n(.*?)```\n", text, re.MULTILINE | re.DOTALL))

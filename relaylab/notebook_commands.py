@@ -38,11 +38,7 @@ def lesson_folder() -> Path:
 
 
 def smoke_parameters(folder: Path) -> dict[str, dict[str, Any]]:
-    """The parameters in the folder's ``smoke.yaml``, by notebook.
-
-    Raises:
-        ValueError: if there is no such file, or it holds something else.
-    """
+    """The parameters in the folder's ``smoke.yaml``, by notebook. ValueError if it is missing or something else."""
     from relaylab.settings import read_yaml
 
     path = folder / SMOKE
@@ -55,11 +51,7 @@ def smoke_parameters(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def find_notebook(name: str, folder: Path) -> Path:
-    """The notebook with this file name, name, or beginning of a name (``02``).
-
-    Raises:
-        ValueError: if it is none or several.
-    """
+    """The notebook with this file name, name, or beginning of a name (``02``). ValueError for none or several."""
     from relaylab.settings import nearest
 
     if name.endswith(".ipynb"):

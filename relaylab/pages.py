@@ -77,15 +77,9 @@ class LessonPage(HTMLExporter):
 
 
 def write_page(notebook: str | Path, page: str | Path, *, pdf: bool = False) -> list[Path]:
-    """Write a notebook as an HTML page, and as a PDF beside it. The figures get pictures, in the notebook, too.
+    """Write an executed notebook as an HTML page, and for ``pdf`` as a PDF beside it; the files.
 
-    Args:
-        notebook: An executed notebook.
-        page: The page; its suffix is .html.
-        pdf: Also print the page to a PDF.
-
-    Returns:
-        The files.
+    The figures get pictures, in the notebook, too.
 
     Raises:
         RuntimeError: There is no Chromium for the PDF, or it failed.

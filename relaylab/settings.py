@@ -23,12 +23,8 @@ SECRET_VALUE = re.compile(
 def read_yaml(text: str, where: str) -> Any:
     """Read a YAML text: 1e-3 is a number, a key may not stand twice, aliases and levels are few.
 
-    Args:
-        text: the YAML.
-        where: what an error names.
-
     Raises:
-        ValueError: if it cannot be read.
+        ValueError: names ``where`` if it cannot be read.
 
     >>> read_yaml("{rate: 1e-3, name: 'b c'}", "-p")
     {'rate': 0.001, 'name': 'b c'}

@@ -32,6 +32,8 @@ from relaylab.options import console, option, say
 
 START_SECONDS = 300.0  # to import the checks, on a busy machine
 KEPT_VARIABLES = ("PATH", "LD_LIBRARY_PATH", "SYSTEMROOT", "LANG")
+# Each thread's stack counts as memory.
+SET_TO_1 = ("HF_HUB_OFFLINE", "PYTHONDONTWRITEBYTECODE", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 class Mark(NamedTuple):
@@ -52,11 +54,7 @@ class Lesson:
 
 
 def read_lesson(name: str, folder: str | Path | None = None) -> Lesson:
-    """A lesson and the points of its exercises.
-
-    Args:
-        name: Its number, name or file.
-        folder: Of the lessons. Default: the shipped ones.
+    """A lesson, by its number, name or file, and the points of its exercises. ``folder``: other lessons than ours.
 
     Raises:
         ValueError: There is no such lesson, or none of its exercises has a check.
@@ -90,9 +88,8 @@ def code_cells_of(path: Path) -> list[tuple[str, str]]:
 def find_submissions(folder: str | Path, lesson: Lesson) -> dict[str, Path | str]:
     """The notebook of each student by name, or why there is none.
 
-    Args:
-        folder: Holds notebooks named after their students, or folders of students, or both.
-        lesson: In a folder of several notebooks, the one with the lesson's file name counts.
+    The folder holds notebooks named after their students, or folders of students, or both. In a student's folder of
+    several notebooks, the one with the lesson's file name counts.
 
     Raises:
         ValueError: The folder holds no submission, or two of one name.
@@ -127,11 +124,9 @@ def answer_cells(cells: Sequence[tuple[str, str]], lesson: Lesson) -> list[tuple
 def mark_answers(
     path: Path, lesson: Lesson, *, seed: int = 1, seconds: float = 10.0, memory: int = 1 << 30
 ) -> dict[str, Mark]:
-    """The mark of each exercise.
+    """The mark of each exercise of a submitted notebook.
 
     Args:
-        path: The submitted notebook.
-        lesson: What it is graded by.
         seed: Of the inputs of the checks; the lessons use 0.
         seconds: Processor time of an answer. On the clock it may take a minute more than three times as long.
         memory: Bytes that the answers of a submission may take.
@@ -144,16 +139,10 @@ def mark_answers(
     except ValueError as error:
         return dict.fromkeys(lesson.points, Mark(False, str(error)))
     answers, marks, broken = answer_cells(cells, lesson), {}, set()
+    job: dict[str, Any] = {"cells": [source for _, source in (*lesson.cells, *cells)], "given": lesson.given}
+    job |= {"seed": seed, "seconds": seconds, "memory": memory}
     while left := [name for name in lesson.points if name not in marks]:
-        job = {
-            "exercises": left,
-            "answers": [(name, source) for name, source in answers if name not in broken],
-            "cells": [source for _, source in (*lesson.cells, *cells)],
-            "given": lesson.given,
-            "seed": seed,
-            "seconds": seconds,
-            "memory": memory,
-        }
+        job |= {"exercises": left, "answers": [answer for answer in answers if answer[0] not in broken]}
         lines, ended = _run(job, lesson.path.parent, START_SECONDS + 2 * (60 + 3 * seconds) * len(left))
         marks |= {line["name"]: Mark(line["right"], line["remark"]) for line in lines if "remark" in line}
         if begun := lines[-1].get("name") if "remark" not in lines[-1] else None:  # it did not come back from this one
@@ -167,27 +156,16 @@ def mark_answers(
 def _run(job: dict[str, Any], folder: Path, seconds: float) -> tuple[list[dict[str, Any]], str]:
     """The lines that the program wrote, and how it ended."""
     with tempfile.TemporaryDirectory() as empty, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
-        environment = {name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ} | {
-            "PYTHONPATH": os.pathsep.join([str(folder.resolve()), *(os.path.abspath(p) for p in sys.path if p)]),
-            "HOME": empty,
-            "TMPDIR": empty,
-            "HF_HUB_OFFLINE": "1",
-            "PYTHONDONTWRITEBYTECODE": "1",
-            "OMP_NUM_THREADS": "1",  # each thread's stack counts as memory
-            "OPENBLAS_NUM_THREADS": "1",
-            "ARROW_DEFAULT_MEMORY_POOL": "system",  # its own one reserves gigabytes
-        }
+        kept = {name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ}
+        path = os.pathsep.join([str(folder.resolve()), *(os.path.abspath(p) for p in sys.path if p)])
+        environment = kept | {"PYTHONPATH": path, "HOME": empty, "TMPDIR": empty} | dict.fromkeys(SET_TO_1, "1")
+        environment["ARROW_DEFAULT_MEMORY_POOL"] = "system"  # its own one reserves gigabytes
         with tempfile.TemporaryFile() as task:
             task.write(json.dumps(job).encode())
             task.seek(0)
+            command = [sys.executable, "-P", "-m", "lesson.answers"]
             process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "lesson.answers"],
-                stdin=task,
-                stdout=out,
-                stderr=errors,
-                cwd=empty,
-                env=environment,
-                start_new_session=True,
+                command, cwd=empty, env=environment, stdin=task, stdout=out, stderr=errors, start_new_session=True
             )
         try:
             code = process.wait(seconds)
@@ -204,8 +182,7 @@ def _run(job: dict[str, Any], folder: Path, seconds: float) -> tuple[list[dict[s
     lines = [json.loads(line) for line in texts[0].splitlines(keepends=True) if line.endswith("\n")]
     if not lines:
         raise RuntimeError(f"the program that runs answers did not start: {texts[1][-500:] or code}")
-    late = {-signal.SIGPROF, -signal.SIGALRM, -signal.SIGXCPU, -signal.SIGKILL}
-    if code in late:
+    if code in {-signal.SIGPROF, -signal.SIGALRM, -signal.SIGXCPU, -signal.SIGKILL}:
         return lines, f"stopped: it ran longer than {job['seconds']:g} s"
     return lines, f"crashed ({signal.Signals(-code).name})" if code < 0 else f"ended the program (exit code {code})"
 

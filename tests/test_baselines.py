@@ -147,9 +147,8 @@ def test_bad_texts_are_named(text, message):
 
 
 def test_a_teacher_far_away_cannot_be_looked_into(run, models, tmp_path):
-    far = EvalRun(
-        ModelCache(ScriptedTeacher(["1"], name="far away"), models.training), run.problems[:1], tmp_path, progress=False
-    )
+    elsewhere = ModelCache(ScriptedTeacher(["1"], name="far away"), models.training)
+    far = EvalRun(elsewhere, run.problems[:1], tmp_path, progress=False)
     for name in ("citer", "speculative"):
         with pytest.raises(ValueError, match="needs both models in this process"):
             far.traces(SYSTEMS[name])

@@ -7,7 +7,6 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
-import pandas as pd
 import pytest
 
 from relaylab.cost import (
@@ -43,11 +42,7 @@ def made(source: str, calls: list[Call], name: str = "a", prompt: int = 4) -> Tr
 
 def two_calls(name: str = "a") -> Trace:
     """Prompt of 4; the teacher writes 2 behind 6 tokens, and 1 behind 9; the second command is malformed."""
-    calls = [
-        Call(2, 3, 2, 2, 2, 2, latency=0.5),
-        Call(6, 7, None, status="malformed"),
-        Call(8, 9, 1, 1, 1, 1, latency=1),
-    ]
+    calls = [Call(2, 3, 2, 2, 2, 2, latency=0.5), Call(6, 7, status="malformed"), Call(8, 9, 1, 1, 1, 1, latency=1)]
     return made("sscttscscts", calls, name)
 
 
@@ -69,9 +64,8 @@ def test_a_failed_call_a_last_answer_and_an_answer_that_is_all_the_teachers():
     row = usage([failed]).iloc[0]
     assert row[["hand_offs", "student_read", "student_written"]].tolist() == [2, 4, 4]  # the last answer is not read
     whole = usage([made("ttt", [])])
-    assert whole[["teacher_new", "teacher_written", "student_read", "student_written"]].values.tolist() == [
-        [4, 3, 0, 0]
-    ]
+    row = whole.iloc[0]
+    assert row[["teacher_new", "teacher_written", "student_read", "student_written"]].tolist() == [4, 3, 0, 0]
     assert costs(whole, PRICES).student_flops[0] == 0
     refused = made("sc", [Call(1, 2, 5, status="refused")])
     assert usage([refused]).hand_offs[0] == 0
@@ -87,9 +81,7 @@ def test_an_answer_that_was_thrown_away_is_paid_for():
     both, alone = usage([kept, replace(kept, config={})]).to_dict("records")
     assert (both["student_read"], both["student_written"], both["student_context"]) == (5, 4, 9 * 10 / 2)
     assert (alone["student_read"], alone["student_written"], alone["student_context"]) == (0, 0, 0)
-    assert {k: v for k, v in both.items() if k.startswith("teacher")} == {
-        k: v for k, v in alone.items() if k.startswith("teacher")
-    }
+    assert all(both[k] == alone[k] for k in both if k.startswith("teacher"))
 
 
 def test_costs_by_hand():
@@ -138,9 +130,8 @@ def test_what_is_not_set_is_unknown_and_not_free():
 def test_summary_is_relative_to_each_model_alone():
     used = usage([two_calls()])
     found = cost_summary([two_calls()], PRICES).set_index("system")
-    assert found.loc["relay", "flops_of_teacher"] == pytest.approx(
-        costs(used, PRICES).flops[0] / costs(alone(used, "teacher"), PRICES).flops[0]
-    )
+    ratio = costs(used, PRICES).flops[0] / costs(alone(used, "teacher"), PRICES).flops[0]
+    assert found.loc["relay", "flops_of_teacher"] == pytest.approx(ratio)
     # 8 tokens without the commands behind a prompt of 4
     assert found.loc["teacher alone", "flops"] == 2 * 100 * 12 + 8 * 78
     assert found.loc["student alone", "seconds"] == pytest.approx(4 / 100 + 8 / 10)
@@ -149,11 +140,8 @@ def test_summary_is_relative_to_each_model_alone():
     assert found.teacher_share.tolist() == [3 / 11, 1, 0]
     assert set(found.basis[1:]) == {"same responses"}
     longer = cost_summary([two_calls()], PRICES, teacher_alone=[made("s" * 16, [])]).set_index("system")
-    assert longer.loc["teacher alone", ["basis", "tokens", "flops"]].tolist() == [
-        "measured",
-        16,
-        2 * 100 * 20 + 8 * 210,
-    ]
+    flops = 2 * 100 * 20 + 8 * 210
+    assert longer.loc["teacher alone", ["basis", "tokens", "flops"]].tolist() == ["measured", 16, flops]
     with pytest.raises(ValueError, match="not of the relay's problems"):
         cost_summary([two_calls()], PRICES, student_alone=[two_calls("b")])
 
@@ -168,13 +156,9 @@ def test_against_the_router_of_the_same_accuracy():
         against_router(found, 60.4)
 
 
-def swept() -> pd.DataFrame:
-    grid = dict(calls=[1, 2, 4], call_tokens=[5, 50], network_delays=[0.0, 1.0], batches=[1, 8])
-    return cost_sweep(PRICES, prompt=20, tokens=100, command_tokens=2, **grid)
-
-
 def test_sweep_has_every_combination_that_fits_and_moves_as_it_must():
-    frame = swept()
+    grid = dict(calls=[1, 2, 4], call_tokens=[5, 50], network_delays=[0.0, 1.0], batches=[1, 8])
+    frame = cost_sweep(PRICES, prompt=20, tokens=100, command_tokens=2, **grid)
     assert len(frame) == (3 + 2) * 2 * 2 * 2  # four calls of 50 do not fit into 100 tokens
     at = frame.set_index(["call_tokens", "calls", "network_delay", "cache", "batch"]).sort_index()
     for n, calls in ((5, 2), (5, 4), (50, 2)):
@@ -195,9 +179,8 @@ def test_breakeven_is_where_the_costs_meet():
     used = [usage([regular_trace(calls=n, **shape)]) for n in (calls - 1, calls)]
     ratios = [costs(u, prices).flops[0] / costs(alone(u, "teacher"), prices).flops[0] for u in used]
     assert ratios[0] < 1 <= ratios[1]
-    cheap = Prices(
-        student=replace(STUDENT, parameters=1e-6, attention_width=0), teacher=replace(TEACHER, attention_width=0)
-    )
+    free = replace(STUDENT, parameters=1e-6, attention_width=0)
+    cheap = Prices(student=free, teacher=replace(TEACHER, attention_width=0))
     assert breakeven_calls(cheap, "flops", **shape | {"call_tokens": 31}) is None  # there is room for one call
     delay = breakeven_delay(used[1], PRICES)
     assert calls == 2
@@ -225,10 +208,7 @@ def test_bad_input_is_named(make, complaint):
 
 
 def test_the_documents_numbers_are_the_codes():
-    found = doctest.testfile(
-        str(Path(__file__).parents[1] / "docs" / "cost.md"),
-        module_relative=False,
-        optionflags=doctest.NORMALIZE_WHITESPACE,
-    )
+    page = str(Path(__file__).parents[1] / "docs" / "cost.md")
+    found = doctest.testfile(page, module_relative=False, optionflags=doctest.NORMALIZE_WHITESPACE)
     assert found.attempted > 10
     assert found.failed == 0

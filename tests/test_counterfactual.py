@@ -72,9 +72,8 @@ def test_a_later_call_of_the_same_policy_shows_that_a_call_only_moved(student):
     teacher = Says(RIGHT, "knows")
     options = dict(call_rule=CallAt({3: 40, 20: 40}), max_tokens=60)
     pair = Pair(student, teacher)
-    effects = call_effects(
-        pair.decode([PROBLEM], progress=False, **options), pair.relay(**options), students=[student], progress=False
-    )
+    traces = pair.decode([PROBLEM], progress=False, **options)
+    effects = call_effects(traces, pair.relay(**options), students=[student], progress=False)
     assert by_arm(effects, "accuracy") == {"with": 1, "without": 1, "alone": 0, "student=student": 0}
     assert by_arm(effects, "later_calls") == {"with": 0, "without": 1, "alone": 0, "student=student": 0}
     assert verdicts(effects)["verdict"].tolist() == ["wasted, right anyway"]
@@ -160,20 +159,18 @@ def test_samples_are_the_same_in_any_batch_and_differ_between_seeds(embedded):
 
 def test_what_cannot_be_forked_is_refused(student, helped):
     traces, relay = helped
-    with pytest.raises(ValueError, match="samples is 2"):
-        call_effects(traces, relay, samples=2)
-    with pytest.raises(ValueError, match="samples is 0"):
-        call_effects(traces, relay, samples=0)
-    capped = Relay(student, Says(RIGHT, "knows"), max_call_tokens=8)
-    with pytest.raises(ValueError, match="call for 9 tokens is changed"):
-        call_effects(traces, capped, lengths=[8, 9])
-    with pytest.raises(ValueError, match="two arms have one name"):
-        call_effects(traces, relay, lengths=[5, 5])
-    with pytest.raises(ValueError, match="forbids calls"):
-        call_effects(traces, Relay(student, Says(RIGHT, "knows"), forbid_calls=True))
+    capped, silenced = (Relay(student, relay.teacher, **c) for c in ({"max_call_tokens": 8}, {"forbid_calls": True}))
     bare = Trace.from_dict(traces[0].to_dict() | {"problem": {}})
-    with pytest.raises(ValueError, match="holds no problem"):
-        call_effects([bare], relay)
+    for words, given, other, options in (
+        ("samples is 2", traces, relay, {"samples": 2}),
+        ("samples is 0", traces, relay, {"samples": 0}),
+        ("call for 9 tokens is changed", traces, capped, {"lengths": [8, 9]}),
+        ("two arms have one name", traces, relay, {"lengths": [5, 5]}),
+        ("forbids calls", traces, silenced, {}),
+        ("holds no problem", [bare], relay, {}),
+    ):
+        with pytest.raises(ValueError, match=words):
+            call_effects(given, other, **options)
     assert call_effects([], relay, progress=False).empty
 
 
@@ -200,11 +197,7 @@ def test_verdicts_are_by_the_majority_of_the_samples():
 def test_gains_are_means_over_calls_with_intervals_over_traces():
     frame = effects([(0, 0, "x", 1, 0), (0, 1, "x", 1, 0), (1, 0, "x", 1, 1), (2, 0, "y", 0, 1)])
     found = effects_by(frame).set_index(["suite", "arm"])
-    assert found.loc[("x", "without"), ["calls", "accuracy", "gain"]].tolist() == [
-        3,
-        pytest.approx(1 / 3),
-        pytest.approx(2 / 3),
-    ]
+    assert found.loc[("x", "without"), ["calls", "accuracy", "gain"]].tolist() == pytest.approx([3, 1 / 3, 2 / 3])
     # Draws of two traces: both the first (gain 1), one of each (2/3), both the second (0).
     assert found.loc[("x", "without"), ["low", "high"]].tolist() == [0, 1]
     assert found.loc[("x", "with"), ["gain", "low", "high"]].tolist() == [0, 0, 0]

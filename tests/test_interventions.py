@@ -14,19 +14,19 @@ from relaylab.relay.relay import Relay
 from relaylab.relay.teachers import NoTeacher
 from relaylab.tasks.suites import problems
 
+PROBLEMS = problems("tiles", 6) + problems("savings", 3)
+
 
 @pytest.fixture(scope="module")
 def pair():
-    return Relay(
-        load_engine("student", device="cpu"), LocalTeacher(load_engine("teacher", device="cpu")), max_tokens=160
-    )
+    student, teacher = (load_engine(name, device="cpu") for name in ("student", "teacher"))
+    return Relay(student, LocalTeacher(teacher), max_tokens=160)
 
 
 @pytest.fixture(scope="module")
 def traces(pair):
-    chosen = problems("tiles", 6) + problems("savings", 3)
     alone = Pair(pair.student, NoTeacher())
-    return alone.decode(chosen, temperature=0.0, max_tokens=160, record=True, progress=False)
+    return alone.decode(PROBLEMS, temperature=0.0, max_tokens=160, record=True, progress=False)
 
 
 def test_an_intervention_is_a_silent_fork_and_the_student_goes_on_alone(pair, traces):
@@ -38,9 +38,7 @@ def test_an_intervention_is_a_silent_fork_and_the_student_goes_on_alone(pair, tr
         trace = traces[row.trace]
         stream = by_hand.fork(trace, row.position, call=3)
         list(stream)
-        fork = graded(
-            stream.traces[0], next(p for p in problems("tiles", 6) + problems("savings", 3) if p.id == trace.id)
-        )
+        fork = graded(stream.traces[0], next(p for p in PROBLEMS if p.id == trace.id))
         assert (row.before, row.after) == (trace.correct, fork.correct)
         assert row.token == trace.pieces[row.position]
         assert row.entropy == trace.entropies[row.position]
@@ -59,9 +57,7 @@ def test_h_and_c_of_a_frame_made_by_hand():
         (3, 3, 0.2, False, False, True),
     ]
     frame = pd.DataFrame(rows, columns=["trace", "position", "entropy", "before", "after", "same"])
-    assert harmless(frame).value == pytest.approx(
-        np.mean([1 / 2, 1 / 2, 0])
-    )  # a mean over answers, each with its share
+    assert harmless(frame).value == pytest.approx((1 / 2 + 1 / 2 + 0) / 3), "a mean over answers, each with its share"
     assert decisive(frame)[["trace", "position"]].to_numpy().tolist() == [[1, 6], [2, 3]]
     assert confident(frame).value == 0.5
     assert confident(frame, threshold=0.05).value == 0

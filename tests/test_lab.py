@@ -24,16 +24,10 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture
 def home(tmp_path) -> Path:
     """Two lessons, their sizes and a page."""
-    for name, text in {
-        "notebooks/00_a.ipynb": "a1",
-        "notebooks/01_b.ipynb": "b1",
-        "notebooks/START.ipynb": "start",
-        "notebooks/smoke.yaml": "00_a: {}",
-        "notebooks/measured/sweep.csv": "numbers",
-        "notebooks/draft.py": "no lesson",
-        "docs/page.md": "page1",
-    }.items():
-        path = tmp_path / "home" / name
+    files = {"00_a.ipynb": "a1", "01_b.ipynb": "b1", "START.ipynb": "start", "smoke.yaml": "00_a: {}"}
+    files |= {"measured/sweep.csv": "numbers", "draft.py": "no lesson", "../docs/page.md": "page1"}
+    for name, text in files.items():
+        path = tmp_path / "home" / "notebooks" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     return tmp_path / "home"
@@ -46,10 +40,8 @@ def states(done: list[Copied]) -> dict[str, str]:
 def test_a_copy_is_made_and_then_left_alone(home, tmp_path):
     mine = tmp_path / "deep" / "mine"
     done = copy_lessons(mine, home)
-    assert [file.name for file in done] == [
-        *("notebooks/00_a.ipynb", "notebooks/01_b.ipynb", "notebooks/START.ipynb", "notebooks/smoke.yaml"),
-        *("notebooks/measured/sweep.csv", "docs/page.md"),
-    ]
+    names = ["00_a.ipynb", "01_b.ipynb", "START.ipynb", "smoke.yaml", "measured/sweep.csv"]
+    assert [file.name for file in done] == [*(f"notebooks/{name}" for name in names), "docs/page.md"]
     assert {file.state for file in done} == {"new"}
     assert (mine / "notebooks" / "01_b.ipynb").read_text() == "b1"
     before = (mine / "notebooks" / "01_b.ipynb").stat().st_mtime_ns
@@ -111,24 +103,16 @@ def test_without_a_record_everything_is_the_readers_own(home, tmp_path, record):
     (mine / "notebooks" / "00_a.ipynb").write_text("was here before")
     if record is not None:
         (mine / RECORD).write_text(record)
-    found = states(copy_lessons(mine, home))
-    assert found == {
-        "00_a.ipynb": "kept",
-        "01_b.ipynb": "new",
-        "START.ipynb": "new",
-        "smoke.yaml": "new",
-        "sweep.csv": "new",
-        "page.md": "new",
-    }
+    new = dict.fromkeys(("01_b.ipynb", "START.ipynb", "smoke.yaml", "sweep.csv", "page.md"), "new")
+    assert states(copy_lessons(mine, home)) == new | {"00_a.ipynb": "kept"}
     assert (mine / "notebooks" / "00_a.ipynb").read_text() == "was here before"
 
 
 def test_where_no_copy_can_be(home, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match="is a file"):
-        copy_lessons(tmp_path / "file", home)
-    with pytest.raises(ValueError, match="where the lessons come from"):
-        copy_lessons(home / "docs" / "..", home)
+    for place in (tmp_path / "file", home / "docs" / ".."):
+        with pytest.raises(ValueError, match="is a file, or where the lessons come from"):
+            copy_lessons(place, home)
 
 
 @pytest.fixture
@@ -160,10 +144,8 @@ def test_jupyterlab_is_this_pythons_opens_start_and_asks_for_no_news(door, tmp_p
     before = signal.getsignal(signal.SIGINT)
     assert run(tmp_path / "mine").exit_code == 3, "JupyterLab's own exit code"
     assert run(tmp_path / "mine", "--jupyter=--no-browser").exit_code == 3
-    python = [sys.executable, "-m", "jupyterlab"]
-    first = [*python, "notebooks/START.ipynb"]
-    again = [*first, "--no-browser"]
-    assert started == [(first, tmp_path / "mine"), (again, tmp_path / "mine")]
+    words = [sys.executable, "-m", "jupyterlab", "notebooks/START.ipynb"]
+    assert started == [(words, tmp_path / "mine"), ([*words, "--no-browser"], tmp_path / "mine")]
     assert signal.getsignal(signal.SIGINT) is before
 
 

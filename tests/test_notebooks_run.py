@@ -113,14 +113,8 @@ def test_other_texts_are_no_keys(text):
 
 
 def test_a_notebook_that_asks_for_a_key_is_refused(tmp_path):
-    for line in (
-        'api_key = ""',
-        "OPENAI_API_KEY = 1",
-        "hf_token = 1",
-        "password = 1",
-        "key = 1",
-        f'x = "sk-{"a" * 30}"',
-    ):
+    names = "api_key", "OPENAI_API_KEY", "hf_token", "password", "key"
+    for line in (*(f'{name} = ""' for name in names), "key = 1", f'x = "sk-{"a" * 30}"'):
         with pytest.raises(ValueError, match="looks like a key"):
             read_parameters(notebook(tmp_path / "n.ipynb", line))
     names = list(read_parameters(notebook(tmp_path / "n.ipynb", "call_tokens = 3\nmonkey = 1")))

@@ -77,24 +77,20 @@ def test_the_formulas_of_the_lessons_are_formulas(path):
 
 
 def test_each_formula_of_the_method_stands_once_in_the_lessons():
-    text = "\n".join(
-        "".join(cell["source"])
-        for path in LESSONS
-        for cell in json.loads(path.read_text("utf-8"))["cells"]
-        if cell["cell_type"] == "markdown"
-    )
+    cells = [cell for path in LESSONS for cell in json.loads(path.read_text("utf-8"))["cells"]]
+    text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
     formulas = [display for display, _ in FORMULA.findall(text) if display]
     begins = (
-        "J(\\theta)",
+        r"J(\theta)",
         "w_{i,t}",
         "A_i",
-        "\\rho =",
+        r"\rho =",
         "r =",
         "r_i",
-        "\\hat p",
-        "L(\\theta)",
-        "\\text{pass@}k",
-        "\\bar d",
+        r"\hat p",
+        r"L(\theta)",
+        r"\text{pass@}k",
+        r"\bar d",
     )
     assert sorted(next(b for b in begins if f.startswith(b)) for f in formulas) == sorted(begins)
 

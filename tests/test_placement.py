@@ -81,20 +81,14 @@ def test_an_unanswered_call_is_a_row_and_makes_no_later_call_a_second_one():
     assert calls_frame([]).empty
 
 
-@pytest.mark.parametrize(
-    ("call", "expected"),
-    [
-        (Call(0, 1, 20, 20, 20, 20, finish_reason="length"), "in full"),
-        (Call(0, 1, 20, 20, 20, 20, finish_reason="stop"), "in full"),
-        (Call(0, 1, 20, 5, 5, 5), "cut by caps"),
-        (Call(0, 1, 20, 5, 3, 3, finish_reason="stop"), "teacher ended"),
-        (Call(0, 1, 4, 20, 20, 20), "fixed length"),
-        (Call(0, 1, 20, 0, status="refused"), "refused"),
-        (Call(0, 1, 20, 20, status="failed"), "failed"),
-    ],
-)
-def test_outcomes(call, expected):
-    assert call_outcome(call) == expected
+def test_outcomes():
+    assert call_outcome(Call(0, 1, 20, 20, 20, 20, finish_reason="length")) == "in full"
+    assert call_outcome(Call(0, 1, 20, 20, 20, 20, finish_reason="stop")) == "in full"
+    assert call_outcome(Call(0, 1, 20, 5, 5, 5)) == "cut by caps"
+    assert call_outcome(Call(0, 1, 20, 5, 3, 3, finish_reason="stop")) == "teacher ended"
+    assert call_outcome(Call(0, 1, 4, 20, 20, 20)) == "fixed length"
+    assert call_outcome(Call(0, 1, 20, 0, status="refused")) == "refused"
+    assert call_outcome(Call(0, 1, 20, 20, status="failed")) == "failed"
 
 
 @pytest.mark.parametrize(
@@ -152,9 +146,7 @@ def test_windows_are_aligned_at_the_call_and_behind_the_answer():
 
 
 def test_windows_end_where_another_writes_and_leave_out_what_is_unknown():
-    trace = recorded(
-        relayed((10, 2), (14, 3))
-    )  # two tokens of the student between the first answer and the second call
+    trace = recorded(relayed((10, 2), (14, 3)))  # two tokens of the student stand between the two
     trace.entropies[9] = trace.logprobs[9] = None
     trace.entropies[8] = None
     one, two = (f for _, f in windows_frame([trace], width=4, baseline=0).groupby("call"))
@@ -182,11 +174,10 @@ def test_the_baseline_is_at_like_places_far_from_any_call():
     one = windows_frame([trace], width=3, seed=1)
     pd.testing.assert_frame_equal(one, windows_frame([trace], width=3, seed=1))
     assert one[one["group"] == "no call"]["draw"].eq(0).all()
-    drawn = {
-        int(f[(f["group"] == "no call") & (f["offset"] == 0)]["token"].iloc[0])
-        for f in (windows_frame([trace], width=3, seed=seed) for seed in range(20))
-    }
-    assert drawn == {0, TEXT.index("It is")}
+    frames = [
+        windows_frame([trace], width=3, seed=seed).query("group == 'no call' and offset == 0") for seed in range(20)
+    ]
+    assert {int(frame["token"].iloc[0]) for frame in frames} == {0, TEXT.index("It is")}
     # A call within the expression, of which there are two others; but a wide window leaves none without a call in it.
     wide = windows_frame([trace], width=60)
     assert set(wide["group"]) == {"call"}
@@ -221,29 +212,23 @@ def test_transfer_counts_pairs_of_answers():
 def test_agreement_looks_at_first_and_later_calls():
     frame = agreement_frame(runs()).set_index(["a", "b"])
     # x: first calls at one token for all; y: only small calls.
-    assert frame.loc[("big", "small")].to_dict() == {
-        "problems": 2, "either": 2, "same_first": 0.5, "later": 1, "same_later": 0.0,
-    }  # fmt: skip
-    assert frame.loc[("big", "mid")].to_dict() == {
-        "problems": 2, "either": 1, "same_first": 1.0, "later": 1, "same_later": 1.0,
-    }  # fmt: skip
+    assert list(frame.columns) == ["problems", "either", "same_first", "later", "same_later"]
+    assert frame.loc[("big", "small")].tolist() == [2, 2, 0.5, 1, 0.0]
+    assert frame.loc[("big", "mid")].tolist() == [2, 1, 1.0, 1, 1.0]
     silent = agreement_frame({"a": [relayed()], "b": [relayed()]}).iloc[0]
-    assert np.isnan(silent["same_first"])
-    assert np.isnan(silent["same_later"])
+    assert silent[["same_first", "same_later"]].isna().all()
 
 
 def test_runs_that_cannot_be_compared_are_refused():
-    two = runs()
-    with pytest.raises(ValueError, match="'small' are not of the same problems"):
-        transfer_frame({"big": two["big"], "small": two["small"][::-1]})
-    two["small"][0].student = "other"
-    with pytest.raises(ValueError, match="several students"):
-        agreement_frame(two)
-    with pytest.raises(ValueError, match="no traces"):
-        transfer_frame({})
-    with pytest.raises(ValueError, match="at least two"):
-        agreement_frame({"a": [relayed()]})
-    with pytest.raises(ValueError, match="not graded"):
-        transfer_frame({"a": [relayed()]})
-    with pytest.raises(ValueError, match="by is 'colour'"):
-        transfer_frame({"a": [relayed(correct=True)]}, by="colour")
+    two, other = runs(), runs()
+    other["small"][0].student = "other"
+    for make, words in (
+        (lambda: transfer_frame({"big": two["big"], "small": two["small"][::-1]}), "'small' are not of the same"),
+        (lambda: agreement_frame(other), "several students"),
+        (lambda: transfer_frame({}), "no traces"),
+        (lambda: agreement_frame({"a": [relayed()]}), "at least two"),
+        (lambda: transfer_frame({"a": [relayed()]}), "not graded"),
+        (lambda: transfer_frame({"a": [relayed(correct=True)]}, by="colour"), "by is 'colour'"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            make()

@@ -18,9 +18,8 @@ from tqdm.auto import tqdm
 from relaylab.defaults import UNTRAINED
 from relaylab.engine.load import default_teacher, fingerprint_weights
 from relaylab.evaluation.eval_run import EvalRun, ModelCache
-from relaylab.evaluation.stats import share
 from relaylab.evaluation.systems import SYSTEMS, Citer, system
-from relaylab.evaluation.token_router import TokenRouter
+from relaylab.evaluation.token_router import margins
 from relaylab.files import bind_folder, plain
 from relaylab.relay.config import RelayConfig
 from relaylab.relay.teachers import Teacher
@@ -34,21 +33,11 @@ QUANTILES = (0.8, 0.9, 0.95, 0.98, 0.99, 0.995)  # of the signal; a larger one c
 
 
 def calibrate(
-    problems: Sequence[Problem],
-    out: str | Path,
-    *,
-    student: str = UNTRAINED,
-    teacher: str | Teacher | None = None,
-    router_problems: Sequence[Problem] = (),
-    triggers: Sequence[str] = TRIGGERS,
-    budgets: Sequence[float] = BUDGETS,
-    lengths: Sequence[int] = LENGTHS,
-    quantiles: Sequence[float] = QUANTILES,
-    max_tokens: int = 160,
-    seed: int = 0,
-    batch_size: int = 128,
-    progress: bool = True,
-) -> pd.DataFrame:
+    problems: Sequence[Problem], out: str | Path, *, student: str = UNTRAINED, teacher: str | Teacher | None = None,
+    router_problems: Sequence[Problem] = (), triggers: Sequence[str] = TRIGGERS, budgets: Sequence[float] = BUDGETS,
+    lengths: Sequence[int] = LENGTHS, quantiles: Sequence[float] = QUANTILES, max_tokens: int = 160, seed: int = 0,
+    batch_size: int = 128, progress: bool = True,
+) -> pd.DataFrame:  # fmt: skip
     """Choose each trigger's threshold and call length at each budget. Interrupted, the same call goes on.
 
     Args:
@@ -93,10 +82,9 @@ def calibrate(
     rows = []
     for trigger, candidate in tqdm(candidates, desc="calibrating", disable=not progress):
         traces = run.traces(candidate)
-        written = share(
-            np.array([t.count(TEACHER) for t in traces]), np.array([len(t.completion_ids) for t in traces])
-        ).value
-        rows.append((trigger, candidate.label, np.mean([bool(t.correct) for t in traces]), written))
+        written, tokens = sum(t.count(TEACHER) for t in traces), sum(len(t.completion_ids) for t in traces)
+        right = np.mean([bool(t.correct) for t in traces])
+        rows.append((trigger, candidate.label, right, written / max(tokens, 1e-12)))
     every = pd.DataFrame(rows, columns=["trigger", "method", "accuracy", "teacher_share"])
     every = every.drop_duplicates("method").sort_values(["accuracy", "teacher_share"], ascending=[False, True])
     best = [every[every["teacher_share"] <= b].groupby("trigger").first().assign(budget=b) for b in budgets]
@@ -116,22 +104,22 @@ def thresholds(trigger: str, run: EvalRun, alone: Sequence[Trace], quantiles: Se
 
     What hands an answer over once looks at the highest entropy of each answer, what verifies at whole lines.
     """
-    default = SYSTEMS[trigger]
+    default, student = SYSTEMS[trigger], run.models.engine("student")
+    read = (student.read(t.prompt_ids, t.completion_ids) for t in alone)
     if trigger == "specreason":
         values = [surprise for trace in alone for surprise in _surprises(run, trace)]
-        return sorted({float(v) for v in np.quantile(values, quantiles)})
-    if isinstance(default, Citer):
+    elif isinstance(default, Citer):
         router = run.models.router("student", linear=default.linear, top=default.top)
-        values = np.concatenate([_probabilities(router, run, trace) for trace in alone])
-        return sorted({float(v) for v in np.quantile(values, quantiles)})
-    if getattr(default, "margin", False):
-        values = np.concatenate([_margins(run, trace) for trace in alone])
-        return sorted({float(v) for v in np.quantile(values, [1 - q for q in quantiles])})
-    begins = [[i for i in range(len(t.pieces)) if i == 0 or "\n" in t.pieces[i - 1]] for t in alone]
-    looked_at = begins if getattr(default, "line", False) else [range(len(t.pieces)) for t in alone]
-    seen = [[t.entropies[i] or 0.0 for i in places] for t, places in zip(alone, looked_at) if t.entropies]
-    once = getattr(default, "call_end", "") == "answer"
-    values = [max(v) for v in seen if v] if once else [e for v in seen for e in v]
+        values = np.concatenate([router.probability(hidden, logits).cpu().numpy() for logits, hidden in read])
+    elif getattr(default, "margin", False):
+        values = np.concatenate([margins(logits) for logits, _ in read])
+        quantiles = [1 - q for q in quantiles]
+    else:
+        begins = [[i for i in range(len(t.pieces)) if i == 0 or "\n" in t.pieces[i - 1]] for t in alone]
+        looked_at = begins if getattr(default, "line", False) else [range(len(t.pieces)) for t in alone]
+        seen = [[t.entropies[i] or 0.0 for i in places] for t, places in zip(alone, looked_at) if t.entropies]
+        once = getattr(default, "call_end", "") == "answer"
+        values = [max(v) for v in seen if v] if once else [e for v in seen for e in v]
     return sorted({float(v) for v in np.quantile(values, quantiles)})
 
 
@@ -141,14 +129,3 @@ def _surprises(run: EvalRun, trace: Trace) -> list[float]:
     chosen = -logits.log_softmax(-1).cpu().numpy()[np.arange(len(logits)), trace.completion_ids]
     ends = [i for i, piece in enumerate(trace.pieces, 1) if piece.endswith("\n")]
     return [float(chosen[a:b].mean()) for a, b in zip([0, *ends], ends)]
-
-
-def _margins(run: EvalRun, trace: Trace) -> np.ndarray:
-    logits, _ = run.models.engine("student").read(trace.prompt_ids, trace.completion_ids)
-    best = logits.softmax(-1).topk(2).values
-    return (best[:, 0] - best[:, 1]).cpu().numpy()
-
-
-def _probabilities(router: TokenRouter, run: EvalRun, trace: Trace) -> np.ndarray:
-    logits, hidden = run.models.engine("student").read(trace.prompt_ids, trace.completion_ids)
-    return router.probability(hidden, logits).cpu().numpy()

@@ -48,17 +48,10 @@ class _Arm:
 
 
 def call_effects(
-    traces: Sequence[Trace],
-    relay: Relay,
-    *,
-    samples: int = 1,
-    lengths: Sequence[int] = (),
-    teachers: Sequence[Teacher] = (),
-    students: Sequence[Engine] = (),
-    placebo: bool = False,
-    seed: int = 0,
+    traces: Sequence[Trace], relay: Relay, *, samples: int = 1, lengths: Sequence[int] = (),
+    teachers: Sequence[Teacher] = (), students: Sequence[Engine] = (), placebo: bool = False, seed: int = 0,
     progress: bool = True,
-) -> pd.DataFrame:
+) -> pd.DataFrame:  # fmt: skip
     """Fork every answered call of graded traces; one row per call and arm (``EFFECT_COLUMNS``).
 
     ``accuracy`` is that of the ``samples`` that count (excluded ones do not). ``delivered``, ``later_calls``,
@@ -68,9 +61,7 @@ def call_effects(
         traces: decoded from problems, with written or silent calls.
         relay: decodes the forks, with the config of the traces except for the temperature.
         samples: answers per call and arm; at temperature 0 only 1.
-        lengths: each n adds an arm.
-        teachers: each adds an arm.
-        students: each adds an arm.
+        lengths, teachers, students: each adds an arm.
         placebo: add the arm of that name.
         seed: a fork's seed is a function of it, the trace's id and the sample.
         progress: show a bar.
@@ -152,17 +143,19 @@ def _answers(
             "call": [n if quiet or "call" in change else None for n, quiet in zip(wanted, silent)],
             "write_call": [not quiet for quiet in silent],
         }
-    answers: list[list[Trace]] = [[] for _ in calls]
-    stream = arm.relay.forks(seeded, at, **change)
+    answers = graded_forks(arm.relay, seeded, at, bar, **change)
+    return [answers[k : k + samples] for k in range(0, len(answers), samples)]
+
+
+def graded_forks(relay: Relay, traces: Sequence[Trace], at: Sequence[int], bar: tqdm, **change: Any) -> list[Trace]:
+    """The graded forks of traces (``Relay.forks``), decoded together; ``bar`` counts those that are done."""
+    stream = relay.forks(traces, at, **change)
     try:
         for event in stream:
-            if isinstance(event, Done):
-                k = event.row // samples
-                answers[k].append(graded(event.trace, problem_of(calls[k][2])))
-                bar.update()
+            bar.update(isinstance(event, Done))
     finally:
         stream.close()
-    return answers
+    return [graded(fork, problem_of(trace)) for fork, trace in zip(stream.traces, traces)]
 
 
 def _placebo(trace: Trace, call: Call, alone: Trace, student: Engine) -> Trace:
@@ -172,16 +165,10 @@ def _placebo(trace: Trace, call: Call, alone: Trace, student: Engine) -> Trace:
     ended = len(alone.completion_ids) <= end and alone.stop == "end"
     own = own[:-1] if ended else own
     ids = trace.completion_ids[: call.end] + own
-    return replace(
-        trace,
-        completion_ids=ids,
-        source=trace.source[: call.end] + TEACHER * len(own),
-        pieces=student.text.pieces(ids),
-        calls=[c for c in trace.calls if c.end <= call.end and c is not call] + [replace(call, delivered=len(own))],
-        stop="teacher_end" if ended or not own else "interrupted",
-        logprobs=None,
-        entropies=None,
-    )
+    calls = [c for c in trace.calls if c.end <= call.end and c is not call] + [replace(call, delivered=len(own))]
+    source, stop = trace.source[: call.end] + TEACHER * len(own), "teacher_end" if ended or not own else "interrupted"
+    parts = dict(completion_ids=ids, source=source, pieces=student.text.pieces(ids), calls=calls, stop=stop)
+    return replace(trace, **parts, logprobs=None, entropies=None)
 
 
 def problem_of(trace: Trace) -> Problem:
@@ -222,7 +209,7 @@ def verdicts(effects: pd.DataFrame, *, against: str = "without") -> pd.DataFrame
     return frame
 
 
-def effects_by(effects: pd.DataFrame, by: str = "suite", *, seed: int = 0, resamples: int = 1000) -> pd.DataFrame:
+def effects_by(effects: pd.DataFrame, by: str = "suite", *, seed: int = 0) -> pd.DataFrame:
     """The accuracy of each arm and what the call adds to it; one row per group of the column ``by`` and arm.
 
     ``gain`` is the accuracy with the call less that of the arm, a mean over calls, with its 95 % interval from a
@@ -236,7 +223,7 @@ def effects_by(effects: pd.DataFrame, by: str = "suite", *, seed: int = 0, resam
     rows = []
     for (group, arm), f in frame.groupby([by, "arm"], sort=False, observed=True):
         each = f.groupby("trace")["gain"].agg(["sum", "count"]).to_numpy()  # (traces, 2)
-        sums = each[np.random.default_rng(seed).integers(0, len(each), (resamples, len(each)))].sum(axis=1)
+        sums = each[np.random.default_rng(seed).integers(0, len(each), (1000, len(each)))].sum(axis=1)
         low, high = np.percentile(sums[:, 0] / sums[:, 1], [2.5, 97.5]) if len(each) > 1 else (np.nan, np.nan)
         means = f[["accuracy", "gain", "delivered", "later_calls", "teacher_tokens"]].mean()
         rows.append({by: group, "arm": arm, "calls": len(f)} | means.to_dict() | {"low": low, "high": high})

@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -15,6 +14,7 @@ from urllib.parse import urlsplit
 from relaylab.engine.engine import Engine
 from relaylab.engine.load import embedded, load_engine, relay_defaults
 from relaylab.evaluation.token_router import TokenRouter, train_token_router
+from relaylab.files import Item
 from relaylab.relay.call_rules import CallRule
 from relaylab.relay.config import CallEnd, RelayConfig
 from relaylab.relay.local_teacher import LocalTeacher
@@ -41,36 +41,30 @@ def without_secrets(value: Any) -> Any:
 
 @dataclass(eq=False)
 class ModelCache:
-    """The models of a comparison, each loaded once, and what is trained for a baseline.
+    """The models of a comparison, each loaded once, and what is trained for a baseline."""
 
-    Args:
-        default_teacher: of all systems that name no other.
-        training: problems that a token router may learn from.
-        max_tokens: of the answers that it learns from.
-        options: device and dtype of local models.
-        untrained: the model that answers as ``student``. In its world, ``relay`` and ``grpo`` are those of that world.
-    """
+    default_teacher: str | Teacher = "teacher"  # of all systems that name no other
+    training: Sequence[Problem] = ()  # that a token router may learn from
+    max_tokens: int = 512  # of the answers that it learns from
+    options: dict[str, Any] = field(default_factory=dict)  # device and dtype of local models
+    untrained: str = "student"  # answers as ``student``; ``relay`` and ``grpo`` are those of its world
+    _made: dict[tuple, Any] = field(default_factory=dict, repr=False)
 
-    default_teacher: str | Teacher = "teacher"
-    training: Sequence[Problem] = ()
-    max_tokens: int = 512
-    options: dict[str, Any] = field(default_factory=dict)
-    untrained: str = "student"
-    _engines: dict[str, Engine] = field(default_factory=dict, repr=False)
-    _teachers: dict[str, Teacher] = field(default_factory=dict, repr=False)
-    _routers: dict[tuple[str, bool, int], TokenRouter] = field(default_factory=dict, repr=False)
-    _entropies: dict[str, list[float]] = field(default_factory=dict, repr=False)
+    def _once(self, key: tuple, make: Callable[[], Item]) -> Item:
+        """What ``make`` gives, made when it is asked for first."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
 
-    @cached_property
+    @property
     def teacher(self) -> Teacher:
         teacher = self.default_teacher
         return self.teacher_named(teacher) if isinstance(teacher, str) else teacher
 
     def teacher_named(self, name: str) -> Teacher:
         """Another teacher, by name or URL."""
-        if name not in self._teachers:
-            self._teachers[name] = load_teacher(name, **({} if is_url(name) else self.options))
-        return self._teachers[name]
+        options = {} if is_url(name) else self.options
+        return self._once(("teacher", name), lambda: load_teacher(name, **options))
 
     def model(self, name: str) -> str:
         """The model that a system's name stands for.
@@ -83,32 +77,29 @@ class ModelCache:
         return self.untrained if name == "student" else same_world if same_world in embedded() else name
 
     def engine(self, name: str) -> Engine:
-        if name not in self._engines:
-            self._engines[name] = load_engine(self.model(name), **self.options)
-        return self._engines[name]
+        return self._once(("engine", name), lambda: load_engine(self.model(name), **self.options))
 
     def router(self, student: str, *, linear: bool = False, top: int = 0) -> TokenRouter:
         """A token router (an MLP) or a linear probe for a student, trained once. ``top``: as in ``TokenRouter``."""
-        key = student, linear, top
-        if key not in self._routers:
-            if not self.training:
-                raise ValueError("the token router (citer) learns from training problems; give some")
-            self._routers[key] = train_token_router(
-                self.engine(student), self.local_teacher("citer"), self.training, max_tokens=self.max_tokens,
-                width=0 if linear else 64, top=top,
-            )  # fmt: skip
-        return self._routers[key]
+        if not self.training:
+            raise ValueError("the token router (citer) learns from training problems; give some")
+        models = self.engine(student), self.local_teacher("citer")
+        options = {"max_tokens": self.max_tokens, "width": 0 if linear else 64, "top": top}
+        key = "router", student, linear, top
+        return self._once(key, lambda: train_token_router(*models, self.training, **options))
 
     def line_entropies(self, student: str) -> list[float]:
         """Logarithms of the entropies at the beginnings of lines, in a student's answers to the training problems."""
-        if student not in self._entropies:
-            if not self.training:
-                raise ValueError("steer looks at answers to training problems; give some")
+        if not self.training:
+            raise ValueError("steer looks at answers to training problems; give some")
+
+        def entropies() -> list[float]:
             options = {"max_tokens": self.max_tokens, "record": True, "progress": False}
             traces = Pair(self.engine(student), NoTeacher()).decode(self.training, **options)
             begins = ((t, i) for t in traces for i in range(len(t.pieces)) if i == 0 or t.pieces[i - 1].endswith("\n"))
-            self._entropies[student] = [math.log((t.entropies or [])[i] or 1e-9) for t, i in begins]
-        return self._entropies[student]
+            return [math.log((t.entropies or [])[i] or 1e-9) for t, i in begins]
+
+        return self._once(("entropies", student), entropies)
 
     def local_teacher(self, system: str) -> LocalTeacher:
         """The teacher of a system that looks into both models; it must not be behind a server."""
@@ -119,26 +110,15 @@ class ModelCache:
 
 @dataclass(eq=False)
 class EvalRun:
-    """Problems and the settings with which all systems decode them.
-
-    Args:
-        models: of the comparison.
-        problems: decoded by every system.
-        folder: keeps the traces, one file per system, so that an interrupted run goes on.
-        config: of the relays; systems that call silently take its sampling and ``max_tokens``.
-        seed: each problem's own seed is a function of it and of the problem's id.
-        batch_size: rows decoded together.
-        shard: ``i/n`` decodes one part of the problems only.
-        progress: show bars.
-    """
+    """Problems and the settings with which all systems decode them."""
 
     models: ModelCache
     problems: Sequence[Problem]
-    folder: Path
-    config: RelayConfig = field(default_factory=RelayConfig)
-    seed: int = 0
-    batch_size: int = 64
-    shard: str | None = None
+    folder: Path  # keeps the traces, one file per system, so that an interrupted run goes on
+    config: RelayConfig = field(default_factory=RelayConfig)  # of the relays; silent systems take its sampling
+    seed: int = 0  # each problem's own seed is a function of it and of the problem's id
+    batch_size: int = 64  # rows decoded together
+    shard: str | None = None  # ``i/n`` decodes one part of the problems only
     progress: bool = True
     _done: dict[str, list[Trace]] = field(default_factory=dict, repr=False)
 
@@ -157,26 +137,15 @@ class EvalRun:
         return self.folder / f"{name}.jsonl"
 
     def decode(
-        self,
-        system: System,
-        student: str,
-        teacher: Teacher,
-        *,
-        config: RelayConfig | None = None,
+        self, system: System, student: str, teacher: Teacher, *, config: RelayConfig | None = None,
         call_rule: CallRule | None = None,
-    ) -> list[Trace]:
+    ) -> list[Trace]:  # fmt: skip
         """``Pair.decode`` with the run's settings, recorded and resumable; failures of a teacher exclude the answer."""
         return Pair(self.models.engine(student), teacher).decode(
-            self.problems,
-            seed=self.seed,
-            out=self.path(system),
-            config=replace(config or self.config, on_failure="exclude"),
-            call_rule=call_rule,
-            record=True,
-            batch_size=self.batch_size,
-            progress=self.progress,
+            self.problems, out=self.path(system), config=replace(config or self.config, on_failure="exclude"),
+            call_rule=call_rule, record=True, seed=self.seed, batch_size=self.batch_size, progress=self.progress,
             shard=self.shard,
-        )
+        )  # fmt: skip
 
     def relay_config(self, student: str) -> RelayConfig:
         """The run's settings for a trained student. Caps that these leave open are those of its training."""

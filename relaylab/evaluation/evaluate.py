@@ -36,22 +36,11 @@ KS = (2, 4, 8, 16, 32)  # of pass@k
 
 
 def evaluate(
-    methods: Sequence[str],
-    problems: Sequence[Problem],
-    out: str | Path,
-    *,
-    student: str = UNTRAINED,
-    teacher: str | Teacher | None = None,
-    config: RelayConfig | None = None,
-    samples: int = 1,
-    seed: int = 0,
-    training: Sequence[Problem] = (),
-    batch_size: int = 64,
-    suffix: str = "",
-    shard: str | None = None,
-    progress: bool = True,
-    **options: Any,
-) -> pd.DataFrame:
+    methods: Sequence[str], problems: Sequence[Problem], out: str | Path, *,
+    student: str = UNTRAINED, teacher: str | Teacher | None = None, config: RelayConfig | None = None,
+    samples: int = 1, seed: int = 0, training: Sequence[Problem] = (), batch_size: int = 64, suffix: str = "",
+    shard: str | None = None, progress: bool = True, **options: Any,
+) -> pd.DataFrame:  # fmt: skip
     """Decode the problems with every system; the same call resumes, and more methods may be added to a folder.
 
     Args:
@@ -87,21 +76,11 @@ def evaluate(
     questions, training = ([replace(p, question=p.prompt(suffix)) for p in part] for part in (problems, training))
     teacher = default_teacher(student) if teacher is None else teacher
     models = ModelCache(teacher, training, config.max_tokens, options, untrained=student)
-    _bind(
-        out,
-        {
-            "student": student,
-            "teacher": teacher if isinstance(teacher, str) and not is_url(teacher) else models.teacher.name,
-            **asdict(config),
-            "samples": samples,
-            "seed": seed,
-            "training": _digest(training),
-            "suffix": suffix,
-            "problems": [p.id for p in problems],
-            "problem_texts": _digest(problems),
-            "weights": _weights(models, [s for _, s in chosen]),
-        },
-    )
+    name = teacher if isinstance(teacher, str) and not is_url(teacher) else models.teacher.name
+    made_with = {"student": student, "teacher": name, **asdict(config), "samples": samples, "seed": seed}
+    made_with |= {"training": _digest(training), "suffix": suffix, "problems": [p.id for p in problems]}
+    made_with |= {"problem_texts": _digest(problems), "weights": _weights(models, [s for _, s in chosen])}
+    _bind(out, made_with)
     rows = []
     for j in range(samples):
         folder = out / "traces" / str(seed + j)
@@ -131,10 +110,8 @@ def variants(text: str) -> list[tuple[str, System]]:
     before, key, after = text.partition("student=")
     names, comma, rest = after.partition(",")
     several = [system(f"{before}{key}{name}{comma}{rest}") for name in names.split("+")]
-    if len(several) == 1:
-        return [(several[0].label, several[0])]
-    label = before.rstrip(":,") + (f":{rest}" if rest else "")
-    return [(label, one) for one in several]
+    shared = before.rstrip(":,") + (f":{rest}" if rest else "")
+    return [(one.label if len(several) == 1 else shared, one) for one in several]
 
 
 def _chosen(methods: Sequence[str]) -> list[tuple[str, System]]:
@@ -153,15 +130,11 @@ def _chosen(methods: Sequence[str]) -> list[tuple[str, System]]:
 
 def _weights(models: ModelCache, systems: Sequence[System]) -> dict[str, str]:
     """A digest of the weights of every local model: a name may stand for another model tomorrow."""
-    students = {getattr(s, "student", "student") for s in systems}
-    names = {models.model(name) for name in students}
-    names |= {s.teacher for s in systems if isinstance(s, RelaySystem) and s.teacher not in ("", "none")}
-    weights = {name: fingerprint_weights(name) for name in sorted(names) if not is_url(name)}
-    teacher = models.default_teacher
-    if isinstance(teacher, str):
-        return weights if is_url(teacher) or teacher == "none" else weights | {teacher: fingerprint_weights(teacher)}
-    engine = getattr(teacher, "engine", None)
-    return weights | ({teacher.name: fingerprint_weights(engine.model)} if engine is not None else {})
+    teachers = [models.default_teacher, *(s.teacher for s in systems if isinstance(s, RelaySystem))]
+    names = {models.model(getattr(s, "student", "student")) for s in systems} | {t for t in teachers if type(t) is str}
+    weights = {name: fingerprint_weights(name) for name in sorted(names - {"", "none"}) if not is_url(name)}
+    engine = getattr(models.default_teacher, "engine", None)
+    return weights | ({models.teacher.name: fingerprint_weights(engine.model)} if engine is not None else {})
 
 
 def _digest(problems: Sequence[Problem]) -> str:

@@ -20,12 +20,9 @@ import torch
 from scipy.stats import mannwhitneyu
 from tqdm.auto import tqdm
 
-from relaylab.engine.engine import Engine
-from relaylab.evaluation.counterfactual import problem_of
+from relaylab.evaluation.counterfactual import graded_forks
 from relaylab.evaluation.stats import Interval, mean
-from relaylab.evaluation.token_router import fit_probe
-from relaylab.relay.events import Done
-from relaylab.relay.pair import graded
+from relaylab.evaluation.token_router import fit_probe, margins
 from relaylab.relay.relay import Relay
 from relaylab.tasks.grading import extract_boxed
 from relaylab.trace import Trace
@@ -35,12 +32,7 @@ COLUMNS = ("trace", "id", "suite", "level", "position", "token", "entropy", "n",
 
 
 def interventions(
-    traces: Sequence[Trace],
-    relay: Relay,
-    positions: Sequence[Sequence[int]],
-    *,
-    n: int = 8,
-    progress: bool = True,
+    traces: Sequence[Trace], relay: Relay, positions: Sequence[Sequence[int]], *, n: int = 8, progress: bool = True
 ) -> pd.DataFrame:
     """Let the teacher write ``n`` tokens at positions of graded traces of the student alone; one row each.
 
@@ -63,26 +55,18 @@ def interventions(
             raise ValueError(f"trace {trace.id!r} lacks entropies or a problem; use Pair.decode(..., record=True)")
     config = replace(relay.config, write_call=False, max_calls=1, forbid_calls=False)
     silent = Relay(relay.student, relay.teacher, config, batch_size=relay.batch_size)
-    chosen = [(k, at) for k, places in enumerate(positions) for at in places]
-    stream = silent.forks([traces[k] for k, _ in chosen], [at for _, at in chosen], call=n)
-    rows: list[tuple] = [()] * len(chosen)
+    chosen = [(k, traces[k], at) for k, places in enumerate(positions) for at in places]
     with tqdm(total=len(chosen), desc="interventions", disable=not progress) as bar:
-        for event in stream:
-            if not isinstance(event, Done):
-                continue
-            number, at = chosen[event.row]
-            trace, fork = traces[number], graded(event.trace, problem_of(traces[number]))
-            same = bool(fork.correct and trace.correct) or _box(fork) == _box(trace)
-            rows[event.row] = (
-                number, trace.id, trace.problem.get("suite"), trace.problem.get("level"), at, trace.pieces[at],
-                trace.entropies[at] if trace.entropies else None, n, trace.correct, fork.correct, same,
-            )  # fmt: skip
-            bar.update()
+        forks = graded_forks(silent, [trace for _, trace, _ in chosen], [at for *_, at in chosen], bar, call=n)
+    boxes = [extract_boxed(trace.teacher_view) for trace in traces]
+    rows = []
+    for (number, trace, at), fork in zip(chosen, forks):
+        same = bool(fork.correct and trace.correct) or boxes[number] == extract_boxed(fork.teacher_view)
+        rows.append((
+            number, trace.id, trace.problem.get("suite"), trace.problem.get("level"), at, trace.pieces[at],
+            trace.entropies[at] if trace.entropies else None, n, trace.correct, fork.correct, same,
+        ))  # fmt: skip
     return pd.DataFrame(rows, columns=list(COLUMNS))
-
-
-def _box(trace: Trace) -> str | None:
-    return extract_boxed(trace.teacher_view)
 
 
 def harmless(frame: pd.DataFrame, *, threshold: float = HIGH, seed: int = 0) -> Interval:
@@ -104,29 +88,18 @@ def confident(frame: pd.DataFrame, *, threshold: float = HIGH, seed: int = 0) ->
 
 @dataclass(frozen=True, slots=True)
 class Dials:
-    """What a student is like, measured with a teacher.
+    """What a student is like, measured with a teacher. Three signals have an AUROC of "this token is decisive"."""
 
-    Args:
-        harmless: h, with its 95 % interval.
-        confident: c, with its 95 % interval.
-        high_share: tokens above 0.6 nats, of all.
-        entropy, margin, probe: AUROC of "this token is decisive" of the student's entropy, of the difference between
-            its two largest probabilities, and of a linear probe on its hidden state (on problems not trained on).
-        decisive: wrong answers with a decisive token.
-    """
-
-    harmless: Interval
-    confident: Interval
-    high_share: float
-    entropy: float
-    margin: float
-    probe: float
-    decisive: int
+    harmless: Interval  # h
+    confident: Interval  # c
+    high_share: float  # tokens above 0.6 nats, of all
+    entropy: float  # AUROC of the student's entropy,
+    margin: float  # of the difference between its two largest probabilities,
+    probe: float  # of a linear probe on its hidden state, on problems that it was not trained on
+    decisive: int  # wrong answers with a decisive token
 
 
-def dials(
-    traces: Sequence[Trace], relay: Relay, *, n: int = 8, per_trace: int = 4, seed: int = 0, progress: bool = True
-) -> Dials:
+def dials(traces: Sequence[Trace], relay: Relay, *, n: int = 8, seed: int = 0, progress: bool = True) -> Dials:
     """Measure h and c of a pair, and how well three signals tell the decisive tokens from all others.
 
     Args:
@@ -134,21 +107,21 @@ def dials(
             out.
         relay: of the student and a teacher.
         n: tokens of the teacher.
-        per_trace: uncertain tokens drawn of each trace for h.
-        seed: of the draws.
+        seed: of the draws, four uncertain tokens of each trace for h.
         progress: show bars.
     """
     traces = [t for t in traces if t.stop == "end"]
     rng = np.random.default_rng(seed)
     entropies = [np.array(t.entropies, float) for t in traces]
     high = [np.flatnonzero(e > HIGH) for e in entropies]
-    drawn = [rng.permutation(places)[:per_trace] for places in high]
+    drawn = [rng.permutation(places)[:4] for places in high]
     uncertain = interventions(traces, relay, [d.tolist() for d in drawn], n=n, progress=progress)
     everywhere = [[] if t.correct else range(len(t.completion_ids) - 1) for t in traces]
     forks = interventions(traces, relay, everywhere, n=n, progress=progress)
     found = decisive(forks)
     where = dict(zip(found["trace"], found["position"]))
-    signals = [_signals(relay.student, t) for t in traces]
+    read = (relay.student.read(t.prompt_ids, t.completion_ids) for t in traces)
+    signals = [(margins(logits), hidden.cpu()) for logits, hidden in read]
     labels = [np.arange(len(t.completion_ids)) == where.get(k, -1) for k, t in enumerate(traces)]
     # A token after the decisive one is part of an answer that is lost already.
     keep = [np.arange(len(t.completion_ids)) <= where.get(k, len(t.completion_ids)) for k, t in enumerate(traces)]
@@ -164,13 +137,6 @@ def dials(
         harmless(uncertain, seed=seed), confident(forks, seed=seed), high_share,
         auroc(entropy, y), auroc(-margin, y), auroc(probe[half], y[half]), len(found),
     )  # fmt: skip
-
-
-def _signals(student: Engine, trace: Trace) -> tuple[np.ndarray, torch.Tensor]:
-    """Margin (T,) and hidden state (T, H) before each token of a completion."""
-    logits, hidden = student.read(trace.prompt_ids, trace.completion_ids)
-    best = logits.softmax(-1).topk(2).values
-    return (best[:, 0] - best[:, 1]).cpu().numpy(), hidden.cpu()
 
 
 def auroc(score: np.ndarray, label: np.ndarray) -> float:

@@ -64,14 +64,9 @@ class Judge:
     """
 
     def __init__(
-        self,
-        client: APIClient,
-        *,
-        max_requests: int,
-        model: str = "gpt-4o-mini",
-        cache: str | os.PathLike | None = None,
-        max_tokens: int = 8,
-    ):
+        self, client: APIClient, *, max_requests: int, model: str = "gpt-4o-mini",
+        cache: str | os.PathLike | None = None, max_tokens: int = 8,
+    ):  # fmt: skip
         if max_requests < 0 or max_tokens < 1:
             raise ValueError(f"max_requests is {max_requests} and max_tokens {max_tokens}; at least 0 and 1, please")
         self.client, self.model, self.max_requests, self.max_tokens = client, model, max_requests, max_tokens
@@ -94,10 +89,9 @@ class Judge:
         if len(todo) > left:
             remedy = "raise max_requests, or judge fewer answers"
             raise ValueError(f"{len(todo)} requests are needed and {left} of {self.max_requests} are left; {remedy}")
-        errors = self._send(todo) if todo else {}
-        replies = {key: reply for key, reply in self._replies.items() if key not in errors}
+        replies, errors = self._replies, self._send(todo) if todo else {}
         return [
-            Verdict(parse_verdict(replies[k]), replies[k]) if k in replies else Verdict(None, error=errors[k])
+            Verdict(None, error=errors[k]) if k in errors else Verdict(parse_verdict(replies[k]), replies[k])
             for k in keys
         ]
 

@@ -24,14 +24,9 @@ COLUMNS = ("trace", "id", "position", "source", "token", "logprob", "entropy", "
 
 
 def score_traces(
-    model: Engine,
-    traces: Sequence[Trace],
-    *,
-    against: Engine | None = None,
-    commands: bool = False,
-    topk: int = 0,
+    model: Engine, traces: Sequence[Trace], *, against: Engine | None = None, commands: bool = False, topk: int = 0,
     hidden: bool = False,
-) -> pd.DataFrame:
+) -> pd.DataFrame:  # fmt: skip
     """The log-probability, entropy and likeliest token of a model before every token of some traces.
 
     Args:

@@ -1,12 +1,14 @@
 """The paper's numbers and claims as data, and the scorecard that puts each claim beside our measurement.
 
 Source: "RelayLLM: Efficient Reasoning via Collaborative Decoding", arXiv 2601.05167v1, tables 1-5 and figure 3, in
-``paper_tables.csv``. A claim is one formula that should be above 0. It is evaluated twice: on the paper's tables and on
-the table of our evaluation, there with a bootstrap interval over problems. Accuracies and ratios are in %.
+``paper_tables.csv``. A claim of ``claims.csv`` is one formula that should be above 0. It is evaluated twice: on the
+paper's tables and on the table of our evaluation, there with a bootstrap interval over problems. Accuracies and ratios
+are in %.
 """
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
@@ -17,6 +19,7 @@ import pandas as pd
 
 from relaylab.evaluation.stats import columns, interval
 
+FOLDER = Path(__file__).parent
 NOT_TESTED = "not testable here"
 
 
@@ -26,7 +29,7 @@ def paper_tables() -> pd.DataFrame:
 
     ``set`` is a benchmark, ``Avg`` (as printed), ``Easy`` or ``Hard``; ``key`` is the system's field in ``Names``.
     """
-    return pd.read_csv(Path(__file__).with_name("paper_tables.csv"))
+    return pd.read_csv(FOLDER / "paper_tables.csv")
 
 
 def random_router(base: float, teacher: float, p: float) -> float:
@@ -79,38 +82,30 @@ class Names:
     unseen: tuple[str, ...] = ("sharing", "convoy", "harvest")
 
 
-# Formulas: of accuracy and mean call ratio in %, both functions of a system. Their docstring shows them to people.
-Value = Callable[[str], float]
-
-
-def _better(accuracy: Value, ratio: Value, a: str, b: str) -> float:
-    """{0} - {1}"""
-    return accuracy(a) - accuracy(b)
-
-
-def _calls_more(accuracy: Value, ratio: Value, a: str, b: str) -> float:
-    """rho of {0} - rho of {1}"""
-    return ratio(a) - ratio(b)
-
-
-def _gap(accuracy: Value, ratio: Value, relay: str, base: str, teacher: str) -> float:
-    """({0} - {1}) / ({2} - {1})"""
+def _gap(accuracy: Callable, ratio: Callable, relay: str, base: str, teacher: str) -> float:
     return 100 * (accuracy(relay) - accuracy(base)) / max(accuracy(teacher) - accuracy(base), 1e-7)
 
 
-def _router_accuracy(accuracy: Value, ratio: Value, relay: str, base: str, teacher: str) -> float:
-    """{0} - {1} - rho ({2} - {1})"""
-    return accuracy(relay) - accuracy(base) - ratio(relay) / 100 * (accuracy(teacher) - accuracy(base))
-
-
-def _router_cost(accuracy: Value, ratio: Value, relay: str, base: str, teacher: str) -> float:
-    """1 - rho / p of the matched router"""
-    return 100 * (1 - ratio(relay) / max(_gap(accuracy, ratio, relay, base, teacher), 1e-9))
-
-
-def _peak(accuracy: Value, ratio: Value, relay: str, *others: str) -> float:
-    """{0} - best of the other teachers"""
-    return accuracy(relay) - max(map(accuracy, others))
+# What a claim says is above 0: for people, and a function of accuracy and mean call ratio in %, both of a system.
+FORMULAS: dict[str, tuple[str, Callable[..., float]]] = {
+    "better": ("{0} - {1}", lambda accuracy, ratio, a, b: accuracy(a) - accuracy(b)),
+    "calls_more": ("rho of {0} - rho of {1}", lambda accuracy, ratio, a, b: ratio(a) - ratio(b)),
+    "gap": ("({0} - {1}) / ({2} - {1})", _gap),
+    "router_accuracy": (
+        "{0} - {1} - rho ({2} - {1})",
+        lambda acc, ratio, relay, base, teacher: (
+            acc(relay) - acc(base) - ratio(relay) / 100 * (acc(teacher) - acc(base))
+        ),
+    ),
+    "router_cost": (
+        "1 - rho / p of the matched router",
+        lambda acc, ratio, *three: 100 * (1 - ratio(three[0]) / max(_gap(acc, ratio, *three), 1e-9)),
+    ),
+    "peak": (
+        "{0} - best of the other teachers",
+        lambda accuracy, ratio, relay, *others: accuracy(relay) - max(map(accuracy, others)),
+    ),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,18 +115,21 @@ class Claim:
     id: str
     source: str
     text: str
-    formula: Callable[..., float]
+    formula: str  # of ``FORMULAS``
     systems: tuple[str, ...]
-    part: str = "all"
-    unit: str = "points"
+    part: str
+    unit: str
+
+    def value(self, accuracy: Callable, ratio: Callable) -> float:
+        """The formula, of functions from a system to its accuracy and its mean call ratio in %."""
+        return FORMULAS[self.formula][1](accuracy, ratio, *self.systems)
 
     @property
     def paper(self) -> float | None:
         """The paper's value for 1.7B with the 8B teacher, computed from its tables; None if it prints none."""
         if self.source == "figure 3":
             return None
-        values = (partial(_published, part=self.part, metric=metric) for metric in ("accuracy", "call ratio"))
-        return self.formula(*values, *self.systems)
+        return self.value(*(partial(_published, part=self.part, metric=m) for m in ("accuracy", "call ratio")))
 
 
 def _published(system: str, part: str, metric: str) -> float:
@@ -143,47 +141,11 @@ def _published(system: str, part: str, metric: str) -> float:
     return table.drop_duplicates("set")["value"].mean()
 
 
-_THREE = ("relay", "base", "teacher")
-CLAIMS = (
-    Claim("relay-above-grpo", "table 1", "The relay is more accurate than plain GRPO", _better, ("relay", "grpo")),
-    Claim("grpo-above-base", "table 1", "Plain GRPO is more accurate than the base", _better, ("grpo", "base")),
-    Claim("gap-recovered", "table 1", "The relay recovers a part of the gap to the teacher", _gap, _THREE, unit="%"),
-    Claim("router-resource", "abstract", "More accurate than a random router with as many teacher tokens",
-          _router_accuracy, _THREE),
-    Claim("router-cost", "abstract", "Fewer teacher tokens than a random router of the same accuracy",
-          _router_cost, _THREE, unit="%"),
-    Claim("citer-accuracy", "table 1", "More accurate than CITER", _better, ("relay", "citer")),
-    Claim("citer-ratio", "table 1", "Fewer teacher tokens than CITER", _calls_more, ("citer", "relay")),
-    Claim("transfer-base", "table 2", "On unseen benchmarks the relay is above the base",
-          _better, ("transfer", "base"), "unseen"),
-    Claim("transfer-grpo", "table 2", "On unseen benchmarks the relay is above plain GRPO",
-          _better, ("transfer", "transfer_grpo"), "unseen"),
-    Claim("filter-accuracy", "table 3", "The data filter raises accuracy", _better, ("relay", "no_filter")),
-    Claim("filter-ratio", "table 3", "The data filter saves teacher tokens", _calls_more, ("no_filter", "relay")),
-    Claim("bonus-accuracy", "table 3", "The independence bonus raises accuracy", _better, ("relay", "no_bonus")),
-    Claim("bonus-ratio", "table 3", "The independence bonus saves teacher tokens", _calls_more, ("no_bonus", "relay")),
-    Claim("exploration-accuracy", "table 3", "The exploration reward raises accuracy",
-          _better, ("relay", "no_exploration")),
-    Claim("exploration-ratio", "table 3", "The exploration reward makes the student call more",
-          _calls_more, ("relay", "no_exploration")),
-    Claim("difficulty-accuracy", "table 1", "The difficulty-aware reward is more accurate than the simple one",
-          _better, ("relay", "simple")),
-    Claim("difficulty-ratio", "table 1", "The difficulty-aware reward calls more than the simple one",
-          _calls_more, ("relay", "simple")),
-    Claim("free-easy", "table 4", "On easy problems the relay student is above GRPO even without its teacher",
-          _better, ("free", "grpo"), "easy"),
-    Claim("free-hard", "table 4", "On hard problems the relay student needs its teacher",
-          _better, ("relay", "free"), "hard"),
-    Claim("free-hard-grpo", "table 4", "On hard problems and without its teacher it is below GRPO",
-          _better, ("grpo", "free"), "hard"),
-    Claim("swap-peak", "figure 3", "Swapped at inference, the teacher of the training is the best",
-          _peak, ("relay", "weak", "small", "strong")),
-    Claim("swap-weak", "figure 3", "Even a weak teacher is better than none", _better, ("weak", "free")),
-    Claim("length-accuracy", "table 5", "A learned call length is more accurate than a fixed one of 20",
-          _better, ("relay", "fixed")),
-    Claim("length-ratio", "table 5", "A learned call length takes fewer teacher tokens than a fixed one of 20",
-          _calls_more, ("fixed", "relay")),
-)  # fmt: skip
+_ROWS = csv.DictReader((FOLDER / "claims.csv").read_text(encoding="utf-8").splitlines())
+CLAIMS = tuple(
+    Claim(r["id"], r["source"], r["text"], r["formula"], tuple(r["systems"].split()), r["part"], r["unit"])
+    for r in _ROWS
+)
 
 
 # Measurements ---------------------------------------------------------------------------------------------------------
@@ -235,16 +197,16 @@ def measured(table: pd.DataFrame, names: Names | None = None, *, seed: int = 0) 
             result[claim.id] = "no problem of these suites was evaluated"
             continue
         values = [{s: 100 * frame[label].to_numpy()[part] for s, label in labels.items()} for frame in (right, ratio)]
-        ours = interval(_statistic(claim, *values), int(part.sum()), seed=seed)
+        ours = interval(partial(_drawn, claim, *values), int(part.sum()), seed=seed)
         counts = [f"{students[m]} students of {m}" for m in labels.values() if students[m] > 1]
         note = ", ".join([f"{part.sum()} problems", *counts])
         result[claim.id] = Measured(ours.value, ours.low, ours.high, note)
     return result
 
 
-def _statistic(claim: Claim, accuracy: dict[str, np.ndarray], ratio: dict[str, np.ndarray]):
-    """The claim's formula as a function of drawn problems."""
-    return lambda i: claim.formula(lambda s: accuracy[s][i].mean(), lambda s: ratio[s][i].mean(), *claim.systems)
+def _drawn(claim: Claim, accuracy: dict[str, np.ndarray], ratio: dict[str, np.ndarray], drawn: np.ndarray) -> float:
+    """The claim's formula on some problems, drawn with repetition."""
+    return claim.value(lambda s: accuracy[s][drawn].mean(), lambda s: ratio[s][drawn].mean())
 
 
 def scorecard(measurements: Mapping[str, Measured | str]) -> pd.DataFrame:
@@ -264,7 +226,7 @@ def scorecard(measurements: Mapping[str, Measured | str]) -> pd.DataFrame:
         if isinstance(ours, Measured):
             value = f"{ours.value:+.2f} {claim.unit} ({ours.low:+.2f}, {ours.high:+.2f})"
             verdict, note = ours.verdict, ours.note
-        text = f"{claim.text}: {(claim.formula.__doc__ or '').format(*claim.systems)}"
+        text = f"{claim.text}: {FORMULAS[claim.formula][0].format(*claim.systems)}"
         paper = "above 0" if claim.paper is None else f"{claim.paper:+.2f} {claim.unit}"
         rows.append((claim.id, text, claim.source, paper, value, verdict, note))
     return pd.DataFrame(rows, columns=["id", "claim", "source", "paper", "ours", "verdict", "note"])

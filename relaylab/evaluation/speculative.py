@@ -34,30 +34,18 @@ def assisted(problem: Problem, student: Engine, teacher: Engine, run: EvalRun, c
             ids = torch.tensor([prompt], device=teacher.device)
             model: Any = teacher.model
             written = model.generate(
-                ids,
-                attention_mask=torch.ones_like(ids),
-                assistant_model=student.model,
-                max_new_tokens=run.config.max_tokens,
-                do_sample=temperature > 0,
-                eos_token_id=sorted(teacher.end_ids),
-                **sampling,
-            )[0, len(prompt) :].tolist()
+                ids, attention_mask=torch.ones_like(ids), assistant_model=student.model, do_sample=temperature > 0,
+                max_new_tokens=run.config.max_tokens, eos_token_id=sorted(teacher.end_ids), **sampling,
+            )[0, len(prompt) :].tolist()  # fmt: skip
     finally:
         generation.num_assistant_tokens, generation.num_assistant_tokens_schedule = before
         for hook in hooks:
             hook.remove()
     ended = bool(written) and written[-1] in teacher.end_ids
+    pieces = [*teacher.text.pieces(written[:-1]), ""] if ended else teacher.text.pieces(written)
     trace = Trace(
-        prompt=problem.question,
-        prompt_ids=prompt,
-        completion_ids=written,
-        source=TEACHER * len(written),
-        pieces=[*teacher.text.pieces(written[:-1]), ""] if ended else teacher.text.pieces(written),
-        stop="teacher_end" if ended else "length",
-        seed=seed,
-        temperature=temperature,
-        student=student.name,
-        teacher=config["teacher"],
+        problem.question, prompt, written, TEACHER * len(written), pieces, stop="teacher_end" if ended else "length",
+        seed=seed, temperature=temperature, student=student.name, teacher=config["teacher"],
         config=config | {"counts": counts},
-    )
+    )  # fmt: skip
     return graded(trace, problem)

@@ -47,6 +47,7 @@ from tqdm.auto import tqdm
 from relaylab.evaluation.eval_run import EvalRun, without_secrets
 from relaylab.evaluation.mixture import unsure_above
 from relaylab.evaluation.speculative import assisted
+from relaylab.files import check_config
 from relaylab.relay.call_rules import CallAt, CallEvery, CallWhenUnsure
 from relaylab.relay.config import CallEnd
 from relaylab.relay.local_teacher import Verifier
@@ -282,41 +283,25 @@ class Speculative(System):
         config |= {"student": student.name, "teacher": teacher.name}
         done = {t.id: t for t in read_traces(run.path(self))} if run.path(self).exists() else {}
         for trace in done.values():
-            if {k: v for k, v in trace.config.items() if k != "counts"} != config:
-                raise ValueError(f"{run.path(self)} was made with {trace.config}; choose another folder or remove it")
-        todo = [p for p in run.problems if p.id not in done]
+            check_config(run.path(self), {k: v for k, v in trace.config.items() if k != "counts"}, config)
         with TraceWriter(run.path(self)) as out:
-            for problem in tqdm(todo, desc="speculative", disable=not run.progress):
-                done[problem.id] = assisted(problem, student, teacher.engine, run, config)
-                out.write(done[problem.id])
+            for problem in tqdm(run.problems, desc="speculative", disable=not run.progress):
+                if problem.id not in done:
+                    done[problem.id] = assisted(problem, student, teacher.engine, run, config)
+                    out.write(done[problem.id])
         return [done[p.id] for p in run.problems]
 
 
-SYSTEMS: dict[str, System] = {
-    s.name: s
-    for s in (
-        StudentOnly("student"),
-        StudentOnly("grpo", student="grpo"),
-        StudentOnly("teacher-free", student="relay"),
-        TeacherOnly("teacher"),
-        RelaySystem("relay"),
-        RelaySystem("fixed", student="relay-fixed", n=20),
-        Router("router"),
-        Cascade("cascade"),
-        TeacherFirst("plan"),
-        EntropyCalls("entropy"),
-        EntropyCalls("line", line=True),
-        EntropyCalls("glimp", line=True, call_end="line"),
-        EntropyCalls("offload", call_end="answer"),
-        EntropyCalls("margin", margin=True, threshold=0.3),
-        Steer("steer"),
-        SpecReason("specreason"),
-        Citer("citer"),
-        Citer("probe", linear=True),
-        Citer("r2r", top=100, recall=0.95),
-        Speculative("speculative"),
-    )
-}
+ALL = (
+    StudentOnly("student"), StudentOnly("grpo", student="grpo"), StudentOnly("teacher-free", student="relay"),
+    TeacherOnly("teacher"), RelaySystem("relay"), RelaySystem("fixed", student="relay-fixed", n=20),
+    Router("router"), Cascade("cascade"), TeacherFirst("plan"),
+    EntropyCalls("entropy"), EntropyCalls("line", line=True), EntropyCalls("glimp", line=True, call_end="line"),
+    EntropyCalls("offload", call_end="answer"), EntropyCalls("margin", margin=True, threshold=0.3),
+    Steer("steer"), SpecReason("specreason"), Speculative("speculative"),
+    Citer("citer"), Citer("probe", linear=True), Citer("r2r", top=100, recall=0.95),
+)  # fmt: skip
+SYSTEMS: dict[str, System] = {system.name: system for system in ALL}
 
 
 def system(text: str) -> System:

@@ -64,33 +64,13 @@ class TokenRouter:
 
 
 def train_token_router(
-    student: Engine,
-    teacher: LocalTeacher,
-    problems: Sequence[Problem],
-    *,
-    max_tokens: int = 512,
-    threshold: float = 0.5,
-    n: int = 1,
-    width: int = 64,
-    top: int = 0,
-    epochs: int = 200,
-    seed: int = 0,
-    batch_size: int = 64,
-) -> TokenRouter:
-    """Train a router on problems, which should be training problems.
+    student: Engine, teacher: LocalTeacher, problems: Sequence[Problem], *, max_tokens: int = 512, width: int = 64,
+    top: int = 0, seed: int = 0, batch_size: int = 64,
+) -> TokenRouter:  # fmt: skip
+    """Train a router on training problems, of which a tenth is held back to measure it.
 
-    Args:
-        student: whose hidden states it reads.
-        teacher: with the student's tokenizer.
-        problems: a tenth of them is held back to measure the router.
-        max_tokens: of the answers that labels come from.
-        threshold: of the router.
-        n: tokens per call of the router.
-        width: of the hidden layer; 0 for a linear probe.
-        top: it sees so many of the largest logits, too.
-        epochs: full batches over all positions.
-        seed: random seed.
-        batch_size: rows decoded together.
+    ``max_tokens`` is that of the answers from which labels come, ``width`` that of the hidden layer (0: a linear
+    probe). The router sees the ``top`` largest logits, too.
 
     Raises:
         ValueError: for different tokenizers, or if the teacher solves none of the problems.
@@ -99,11 +79,20 @@ def train_token_router(
         raise ValueError("a token router compares tokens: student and teacher must have one tokenizer")
     states, labels, groups = _labels(student, teacher, problems, max_tokens, batch_size, seed, top)
     held = torch.tensor([problem_seed(seed, p) % 10 == 0 for p in groups], device=states.device)
-    net = fit_probe(states, labels.float(), ~held, width=width, epochs=epochs, seed=seed)
+    net = fit_probe(states, labels.float(), ~held, width=width, seed=seed)
     with torch.no_grad():
         logits = net(states)[:, 0].cpu()
     right, needs = ((logits > 0) == labels)[held.cpu()].float(), logits[labels].sigmoid().tolist()
-    return TokenRouter(net, threshold, n, len(labels), float(labels.float().mean()), float(right.mean()), top, needs)
+    return TokenRouter(
+        net, positions=len(labels), needed=float(labels.float().mean()), accuracy=float(right.mean()), top=top,
+        needs=needs,
+    )  # fmt: skip
+
+
+def margins(logits: Tensor) -> np.ndarray:
+    """(T,): the largest probability less the second largest, of logits (T, V)."""
+    best = logits.softmax(-1).topk(2).values
+    return (best[:, 0] - best[:, 1]).cpu().numpy()
 
 
 def _features(hidden: Tensor, logits: Tensor, top: int) -> Tensor:
@@ -112,21 +101,11 @@ def _features(hidden: Tensor, logits: Tensor, top: int) -> Tensor:
     return torch.cat([hidden.float(), largest], -1) if top else hidden.float()
 
 
-def fit_probe(
-    states: Tensor, labels: Tensor, train: Tensor, *, width: int = 64, epochs: int = 200, seed: int = 0
-) -> nn.Sequential:
-    """A classifier of hidden states by cross-entropy: linear for ``width`` 0, else with one hidden layer.
+def fit_probe(states: Tensor, labels: Tensor, train: Tensor, *, width: int = 64, seed: int = 0) -> nn.Sequential:
+    """A classifier of hidden states by cross-entropy, from (positions, H) to logits (positions, 1).
 
-    Args:
-        states: (positions, H), float32.
-        labels: (positions,), 0 or 1.
-        train: (positions,), which ones to learn from.
-        width: of the hidden layer.
-        epochs: full batches.
-        seed: of the initial weights.
-
-    Returns:
-        A network from (positions, H) to logits (positions, 1).
+    It learns from the positions that ``train`` marks, in full batches. It is linear for ``width`` 0, else it has one
+    hidden layer of that width.
     """
     size, device = states.shape[1], states.device
     with torch.random.fork_rng(devices=[]):
@@ -136,7 +115,7 @@ def fit_probe(
     mean, std = states[train].mean(0), states[train].std(0) + 1e-6
     x, y = (states[train] - mean) / std, labels.to(device)[train]
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2, weight_decay=1e-2)
-    for _ in range(epochs):
+    for _ in range(200):
         loss = nn.functional.binary_cross_entropy_with_logits(net(x)[:, 0], y)
         optimizer.zero_grad()
         loss.backward()
@@ -157,9 +136,7 @@ def _labels(
     # 1) the teacher's right answers
     worked = [t for t in Pair(teacher.engine, NoTeacher()).decode(problems, seed=seed, **options) if t.correct]
     if not worked:
-        raise ValueError(
-            f"the teacher solves none of the {len(problems)} problems; a router needs answers to learn from"
-        )
+        raise ValueError(f"the teacher solves none of the {len(problems)} problems; a router learns from its answers")
     # 2) the student's own next token at every position
     states, needed, groups, forks = list[Tensor](), list[bool](), list[str](), []
     for trace in worked:

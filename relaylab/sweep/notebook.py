@@ -87,11 +87,7 @@ def _plain(name: str, value: Any) -> Any:
 
 
 def code_cells(notebook: str | Path) -> list[tuple[list[str], str]]:
-    """The (tags, source) of each code cell.
-
-    Raises:
-        ValueError: if the file is not a notebook.
-    """
+    """The (tags, source) of each code cell. ValueError if the file is not a notebook."""
     try:
         cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
         code = [cell for cell in cells if cell["cell_type"] == "code"]
@@ -138,12 +134,7 @@ def _parse(source: str) -> Iterator[Parameter]:
 def check_values(values: Mapping[str, Any], parameters: Mapping[str, Parameter]) -> dict[str, Any]:
     """Check values for a notebook and convert them to the types of its parameters.
 
-    Args:
-        values: the values by name.
-        parameters: of ``read_parameters``.
-
-    Returns:
-        The values. A parameter without a type takes any value; if its default is a float, numbers become floats.
+    A parameter without a type takes any value; if its default is a float, numbers become floats.
 
     Raises:
         ValueError: for an unknown name, another type, a value that JSON cannot hold, and for whatever looks like a key.
@@ -202,9 +193,7 @@ def execute(
     that raises, hangs or dies gives a record, not an exception. If this process dies, the notebook's processes end.
 
     Args:
-        notebook: its path.
-        folder: where the copy and the record go.
-        parameters: values that replace the defaults.
+        parameters: values that replace the defaults; a ValueError as ``check_values`` has it.
         timeout: seconds for the whole notebook, then its processes are killed.
         env: more environment variables.
         log: a file in the folder for the output of the processes. By default it is shown, with a progress bar.
@@ -216,9 +205,6 @@ def execute(
     Returns:
         The record: ``notebook``, ``parameters``, ``status`` (``done``, ``failed``, ``timeout``), ``seconds``,
         ``values`` (the results), ``error``.
-
-    Raises:
-        ValueError: as ``check_values`` and ``read_parameters`` do.
     """
     notebook, folder = Path(notebook).resolve(), Path(folder).resolve()
     values = check_values(parameters or {}, read_parameters(notebook))
@@ -249,15 +235,15 @@ def execute(
                 process.kill()
             process.stdin.close()
             process.wait()
+        found = json.loads(results.read_text(encoding="utf-8")) if results.exists() else {}
         if errors.exists():
             error = errors.read_text(encoding="utf-8", errors="replace")
         elif timed_out:
             error = f"stopped after {timeout or 0:g} seconds"
         elif process.returncode:
             error = f"its process died (exit code {process.returncode})"
-        found = json.loads(results.read_text(encoding="utf-8")) if results.exists() else {}
-    if not error and (missing := [name for name in expected if name not in found]):
-        error = f"the notebook gave no {missing[0]!r}: rl.result({missing[0]}=...) would"
+        elif missing := [name for name in expected if name not in found]:
+            error = f"the notebook gave no {missing[0]!r}: rl.result({missing[0]}=...) would"
     status = "timeout" if timed_out else "failed" if error else "done"
     record = {**(about or {}), "notebook": notebook.name, "parameters": values, "status": status}
     record |= {"seconds": round(time.monotonic() - began, 3), "values": found, "error": error}

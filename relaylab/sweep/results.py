@@ -19,9 +19,8 @@ from relaylab.sweep.run import Store
 def collect(plan: Plan, out: str | Path) -> pd.DataFrame:
     """Collect the finished points of a folder or URL into ``results.csv`` and ``results.parquet``.
 
-    Returns:
-        One row per point: key, levels, parameters, seed, version, commit, ``planned`` (whether it is of this plan and
-        not of an earlier one), and the results. The order is the plan's, then the key's. There are no times in it.
+    One row per point: key, levels, parameters, seed, version, commit, ``planned`` (whether it is of this plan and not
+    of an earlier one), and the results. The order is the plan's, then the key's. There are no times in it.
     """
     store = Store(out)
     order = {point.key: i for i, point in enumerate(plan.points)}
@@ -44,16 +43,11 @@ def collect(plan: Plan, out: str | Path) -> pd.DataFrame:
 
 
 def effects(plan: Plan, table: pd.DataFrame) -> pd.DataFrame:
-    """What each level of each factor does.
+    """What each level of each factor does, from the table of ``collect`` or of ``read_results``.
 
-    Args:
-        plan: the sweep.
-        table: of ``collect``, or of ``read_results``.
-
-    Returns:
-        One row per factor, level and result: mean, and difference to the factor's first level. A seed's value is its
-        mean over the points of the level; the intervals are 95 % bootstrap over seeds, NaN with fewer than two. A
-        difference compares points that differ in this factor alone.
+    One row per factor, level and result: mean, and difference to the factor's first level. A seed's value is its mean
+    over the points of the level; the intervals are 95 % bootstrap over seeds, NaN with fewer than two. A difference
+    compares points that differ in this factor alone.
     """
     names = _results(plan, table)
     names = [name for name in plan.collect if name in names] or names

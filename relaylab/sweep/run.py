@@ -133,7 +133,6 @@ def run_sweep(
     """Run the points of a plan that are not finished. An interrupt ends what is running; the same call resumes.
 
     Args:
-        plan: of ``read_plan``.
         out: a folder or a URL.
         workers: points at a time on this machine.
         threads: CPU threads of each point.
