@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jinja2 import Template
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -241,8 +242,8 @@ def adapter_card(base: str) -> str:
     known = base in embedded()
     path = f"resolve({json.dumps(base)})" if known else json.dumps(base)
     imported = "from relaylab.engine.load import resolve\n" if known else ""
-    card = Path(__file__).with_name("adapter_card.md").read_text(encoding="utf-8")
-    return card.format(base=base, path=path, imported=imported)
+    card = Path(__file__).with_name("adapter_card.jinja").read_text(encoding="utf-8")
+    return Template(card, keep_trailing_newline=True).render(base=base, path=path, imported=imported)
 
 
 def weights_digest(name: str | Path) -> str | None:
