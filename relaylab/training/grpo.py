@@ -80,7 +80,9 @@ def train(
         KeyboardInterrupt: after Ctrl-C or SIGTERM, with a checkpoint.
     """
     config, workers = make_config(config, **settings), processes()
-    config.trl_config(Path(config.output_dir) / "checkpoints", bf16=False)  # TRL's own checks come first
+    config.trl_config(
+        Path(config.output_dir) / "checkpoints", bf16=False
+    )  # TRL's own checks, before anything is written
     check_apart(config.output_dir, config.student)
     lora_config(config.lora)
     names = config.teacher if teachers is None else []
