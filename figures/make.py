@@ -34,7 +34,7 @@ from relaylab.trace import Trace, read_traces
 from relaylab.version import __version__
 from relaylab.views.curves import learning_curves
 from relaylab.views.evaluation_figures import accuracy_against_share, suite_accuracy, suite_bars
-from relaylab.views.figures import call_positions, save_figure
+from relaylab.views.figures import call_positions
 from relaylab.views.sweep_report import plane_figure
 from relaylab.views.trace_view import trace_html, trace_summary
 
@@ -194,13 +194,30 @@ def index(pictures: dict[str, Picture], table: pd.DataFrame, config: dict, comma
 
 
 def _plotted(fig: go.Figure, numbers: pd.DataFrame) -> Picture:
-    fig.update_layout(width=WIDTH)
+    fig.update_layout(width=WIDTH, template="relaylab_light")  # the template gives a picture its background
 
     def write(stem: Path) -> list[Path]:
-        written = [save_figure(fig, stem.with_suffix(suffix), scale=SCALE) for suffix in (".png", ".svg")]
-        return list(dict.fromkeys(written))  # without a browser both are the one HTML file
+        pictures, page = [stem.with_suffix(suffix) for suffix in (".png", ".svg")], stem.with_suffix(".html")
+        try:
+            for path in pictures:
+                _render(fig, path)
+        except (ImportError, RuntimeError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            needs = "kaleido and a Chromium or Chrome (Debian: apt-get install chromium; or set BROWSER_PATH)"
+            warnings.warn(f"{page.name} stays a page: a picture needs {needs}. The reason: {reason}", stacklevel=2)
+            fig.write_html(page, include_plotlyjs=True)
+            return [page]
+        return pictures
 
     return Picture(fig.layout.title.text, fig.layout.meta["alt"], numbers, write)
+
+
+def _render(fig: go.Figure, path: Path) -> None:
+    import kaleido
+
+    size = {"format": path.suffix[1:], "width": WIDTH, "height": fig.layout.height or 500, "scale": SCALE}
+    # Without mathjax=False kaleido's page loads it from the network.
+    kaleido.write_fig_sync(fig, path, opts=size, kopts={"mathjax": False})
 
 
 def _page(trace: Trace, stem: Path) -> list[Path]:

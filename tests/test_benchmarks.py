@@ -11,8 +11,8 @@ import pytest
 from shared_benchmarks import COUNTS, SHARED
 
 from relaylab.relay.pair import graded
-from relaylab.tasks.answers import grade_problem_details
 from relaylab.tasks.benchmarks import BENCHMARKS, Benchmark, benchmark, load_benchmark
+from relaylab.tasks.grading import grade_problem
 from relaylab.tasks.suites import SUITES, Problem, problems
 from relaylab.trace import Trace
 
@@ -22,16 +22,8 @@ HUB = {
     "gsm8k": ({"question": "q", "answer": "2*3=6\n#### 6"}, "gsm8k-", "6"),
     "minerva_math": ({"question": "q", "answer": "4e33"}, "minerva_math-", "4e33"),
     "olympiadbench": (
-        {
-            "id": 7,
-            "question": "q",
-            "final_answer": ["1,2"],
-            "solution": ["s"],
-            "is_multiple_answer": True,
-            "answer_type": "Numerical",
-            "unit": None,
-            "error": None,
-        },
+        {"id": 7, "question": "q", "final_answer": ["1,2"], "solution": ["s"], "unit": None, "error": None}
+        | {"is_multiple_answer": True, "answer_type": "Numerical"},
         "olympiadbench-7",
         "1,2",
     ),
@@ -46,14 +38,7 @@ HUB = {
         "B",
     ),
     "supergpqa": (
-        {
-            "uuid": "u1",
-            "question": "q",
-            "options": ["a", "b"],
-            "answer": "a",
-            "answer_letter": "A",
-            "difficulty": "easy",
-        },
+        {"uuid": "u1", "question": "q", "options": ["a", "b"], "answer": "a", "answer_letter": "A"},
         "supergpqa-u1",
         "A",
     ),
@@ -144,7 +129,7 @@ def test_olympiad_rows_say_how_they_are_graded(tmp_path):
         ("expression", "", 0.0),
         ("several", "", 0.0),
     ]
-    assert grade_problem_details(r"\boxed{4.28\%}", found[0]).correct
+    assert grade_problem(r"\boxed{4.28\%}", found[0])
     with pytest.raises(ValueError, match=r"line 1: the column error holds '1,2'; it must be a number"):
         load_benchmark("olympiadbench", path=write(path, common | {"final_answer": ["4"], "error": "1,2"}))
 
@@ -153,8 +138,8 @@ def test_minerva_numbers_have_a_relative_tolerance(tmp_path):
     path = write(tmp_path / "m.jsonl", {"problem": "q", "solution": r"\boxed{2e4}"}, {"problem": "r", "answer": "x^2"})
     number, other = load_benchmark("minerva_math", path=path)
     assert (number.tolerance, other.tolerance) == (2.0, 0.0)
-    assert grade_problem_details(r"\boxed{20001}", number).correct
-    assert not grade_problem_details(r"\boxed{20003}", number).correct
+    assert grade_problem(r"\boxed{20001}", number)
+    assert not grade_problem(r"\boxed{20003}", number)
 
 
 def test_subsets_are_the_same_whatever_the_order_and_grow(tmp_path):
@@ -231,5 +216,5 @@ def test_every_reference_of_the_real_files_is_right_by_itself(name):
         pytest.skip(f"{SHARED} has no {name}.jsonl; set RELAYLAB_SHARED to the folder that holds benchmarks/")
     found = load_benchmark(name, path=SHARED)
     assert len(found) == COUNTS[name]
-    wrong = [(p.id, p.answer) for p in found if not grade_problem_details(rf"\boxed{{{p.answer}}}", p).correct]
+    wrong = [(p.id, p.answer) for p in found if not grade_problem(rf"\boxed{{{p.answer}}}", p)]
     assert wrong == []

@@ -359,24 +359,6 @@ def test_the_atlas_of_the_lesson(lesson: Lab):
     assert passed.inner_text() == "18 of 18 traces"
 
 
-def test_the_live_views_of_the_lesson(lesson: Lab):
-    what_if, playground = find(lesson, "counterfactual"), find(lesson, "playground")
-    forks = what_if.locator(".rl-run")
-    before = forks.count()
-    forks.nth(0).get_by_role("option").nth(8).click()
-    what_if.get_by_role("spinbutton").fill("8")
-    what_if.get_by_role("button", name="Force a call here").click()
-    says(lesson, what_if, f"Fork {before}: a call for 8 at token 9.")
-    assert forks.count() == before + 1
-    assert forks.nth(before).locator(".rl-fork").inner_text().startswith("<call")
-
-    runs = playground.locator(".rl-run")
-    assert runs.count() == 2  # the two that the lesson asked for
-    playground.get_by_role("button", name="Ask this question").click()
-    says(lesson, playground, "Run 3: relay with teacher.")
-    assert runs.count() == 3
-
-
 def test_pictures_of_the_lesson(lesson: Lab):
     views = {f"lesson-{name}": find(lesson, name).first for name in OF_THE_LESSON}
     views["lesson-atlas-by-suite"] = find(lesson, "atlas").nth(1)

@@ -1,8 +1,5 @@
 """Figures hold the numbers of the traces, exactly, and say them in words too."""
 
-import shutil
-import time
-
 import numpy as np
 import plotly.io as pio
 import pytest
@@ -102,12 +99,9 @@ def test_many_traces_become_shares():
     assert np.flatnonzero(relative[0] == 100).tolist() == [25]
 
 
-def test_five_thousand_traces_are_fast():
+def test_the_figure_of_five_thousand_traces_is_small():
     rows = [trace(str(i), "s" * 100 + "ccctttt" + "s" * 93, [Call(100, 103, 4, 4, 4, 4)]) for i in range(5000)]
-    start = time.perf_counter()
-    fig = figures.call_positions(rows)
-    assert time.perf_counter() - start < 3
-    assert len(fig.to_json()) < 3e6
+    assert len(figures.call_positions(rows).to_json()) < 3e6
 
 
 def test_rows_get_thinner_with_their_number():
@@ -175,26 +169,6 @@ def test_templates_and_the_figure_in_words():
     fig.layout.meta = None
     with pytest.raises(ValueError, match="text alternative"):
         show_figure(fig)
-
-
-def test_saving_without_a_browser_writes_html_and_says_why(tmp_path, monkeypatch):
-    def no_browser(*_):
-        raise RuntimeError("Kaleido requires Google Chrome\nlong story")
-
-    monkeypatch.setattr(figures, "_render", no_browser)
-    with pytest.warns(UserWarning, match="apt-get install chromium.*Kaleido requires Google Chrome$"):
-        path = figures.save_figure(figures.call_positions(three()), tmp_path / "new" / "calls.png")
-    assert path == tmp_path / "new" / "calls.html"
-    assert "Where the student calls the teacher" in path.read_text()
-    with pytest.raises(ValueError, match=r"\.png"):
-        figures.save_figure(figures.call_positions(three()), tmp_path / "calls.doc")
-
-
-@pytest.mark.skipif(not shutil.which("chromium"), reason="needs a Chromium")
-def test_saving_a_picture(tmp_path):
-    pytest.importorskip("kaleido")
-    path = figures.save_figure(figures.call_positions(three()), tmp_path / "calls.svg")
-    assert "position in the completion (tokens)" in path.read_text()
 
 
 def test_a_page_escapes_its_title():

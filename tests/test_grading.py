@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import subprocess
 import sys
 import textwrap
@@ -158,13 +157,6 @@ def test_reasons():
     assert grade_details(boxed(""), "").reason == "unparsable"
 
 
-def random_number(r: random.Random) -> str:
-    plain, grouped, padded = str(r.randrange(10 ** r.randint(1, 9))), f"{r.randrange(10**6):,}", f"00{r.randrange(99)}"
-    whole = r.choice([plain, grouped, padded, ""])
-    decimals = "." + str(r.randrange(10 ** r.randint(1, 8))) if not whole or r.random() < 0.4 else ""
-    return r.choice(["", "", "-"]) + whole + decimals
-
-
 def test_plain_numbers_are_fast_and_need_no_worker():
     text = "Tiles of a row: 12+34=46.\nAll: 46*12=552.\nThe tiles left: 552-2=550.\nThe answer is \\boxed{550}."
     verifier._stop()
@@ -241,27 +233,14 @@ LATEX = r"""
 FRAGMENTS = [*LATEX, "\0", "\ud800", "\u202e", "\u0665", "\u00bd", "\u221e", "\ufeff", "\U0001f600", " ", "\n"]
 
 
-def fuzzed(r: random.Random) -> str:
-    """Mostly numbers, since each new expression costs milliseconds in SymPy."""
-    fragments = "".join(r.choices(FRAGMENTS, k=r.randint(0, 8))) * r.choice([1] * 19 + [20])
-    content = random_number(r) if r.random() < 0.9 else fragments
-    return r.choice([r"\boxed{%s}"] * 7 + [r"\boxed{%s", r"\fbox{%s}}", "%s"]).replace("%s", content)
-
-
-def test_ten_thousand_fuzzed_answers(impatient):
-    r = random.Random(1)
-    references = ["5", "00", "-1.5"] * 5 + [r"\frac{1}{2}", "x"]
-    start = time.monotonic()
-    reasons = [grade_details(fuzzed(r), r.choice(references)).reason for _ in range(10_000)]
-    assert time.monotonic() - start < 60 + SLACK
-    assert set(reasons) <= {"equal", "unequal", "no_box", "unparsable", "too_long", "timeout"}
-    assert reasons.count("timeout") < 20
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.text(max_size=30) | st.lists(st.sampled_from(FRAGMENTS), max_size=8).map("".join), st.text(max_size=8))
-def test_any_answer_against_any_reference(answer, reference):
-    result = grade_details(rf"\boxed{{{answer}}}", reference)
+@settings(max_examples=120)
+@given(
+    st.text(max_size=30) | st.lists(st.sampled_from(FRAGMENTS), max_size=8).map("".join),
+    st.text(max_size=8),
+    st.sampled_from(["expression", "number", "letter", "text"]),
+)
+def test_any_answer_against_any_reference(answer, reference, kind):
+    result = grade_details(rf"\boxed{{{answer}}}", reference, kind=kind)
     assert result.correct == (result.reason == "equal")
 
 

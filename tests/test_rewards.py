@@ -112,7 +112,6 @@ def test_unknown_schemes_and_ratios_are_named():
 
 def padded(trace: Trace, pieces: list[str]) -> Trace:
     """The same answer with tokens of the student's put behind it."""
-    len(trace.completion_ids)
     ids = trace.completion_ids + [99] * len(pieces)
     return Trace(
         "q", [1], ids, trace.source + "s" * len(pieces), trace.pieces + pieces, trace.calls, correct=trace.correct

@@ -40,22 +40,11 @@ def test_python_yaml_and_the_command_line_are_one_thing(tmp_path):
         "suites: [tiles]\nwarmup_steps: 5\n"
     )
     whole.write_text(json.dumps(read_config(file)))
-    args = [
-        "--output_dir",
-        "runs/x",
-        "--learning_rate",
-        "1e-3",
-        "--max_calls",
-        "null",
-        "--suites",
-        "tiles",
-        "--warmup-steps",
-        "5",
-    ]
+    args = ["--output_dir", "runs/x", "--learning_rate", "1e-3", "--max_calls", "null", "--suites", "tiles"]
     settings = dict(learning_rate="1e-3", max_calls=None, lora={"r": 4}, suites=["tiles"], warmup_steps=5)
     configs = [
         make_config(file),
-        parse_config("embedded/relay", [*args, "--lora", "{r: 4}"]),
+        parse_config("embedded/relay", [*args, "--warmup-steps", "5", "--lora", "{r: 4}"]),
         make_config("embedded/relay", output_dir="runs/x", **settings),
         RelayGRPOConfig(**read_config("embedded/relay") | settings, output_dir="runs/x"),
         *TrlParser(RelayGRPOConfig).parse_args_and_config(["--config", str(whole)]),

@@ -14,7 +14,6 @@ import pytest
 
 from relaylab.evaluation.table import read_table, rows_of
 from relaylab.trace import Call, Trace, TraceWriter
-from relaylab.views import figures
 from relaylab.views.evaluation_figures import accuracy_against_share
 from relaylab.views.report import comparisons, report
 
@@ -97,7 +96,7 @@ def test_the_report_holds_every_method_and_escapes_what_models_wrote(evaluation)
 
 def test_numbers_beside_the_pictures_and_an_index(make, evaluation, run, tmp_path, monkeypatch):
     """Drawing itself is a stand-in: a browser takes seconds a picture."""
-    monkeypatch.setattr(figures, "_render", lambda fig, path, scale: path.write_text("drawn"))
+    monkeypatch.setattr(make, "_render", lambda fig, path: path.write_text("drawn"))
     monkeypatch.setattr(make, "_page", lambda trace, stem: [stem.with_suffix(".png"), stem.with_suffix(".html")])
     out = tmp_path / "figures"
     rows = ["a,0.0,0,c,True,0.5,0.1,0.4", "b,0.0,1,c,True,0.7,0.1,0.4", "c,0.1,0,c,True,0.9,0.2,0.4"]
@@ -132,17 +131,25 @@ def test_numbers_beside_the_pictures_and_an_index(make, evaluation, run, tmp_pat
     assert "There is no Chromium" not in text
 
 
-def test_without_a_browser_there_are_pages_and_the_index_says_so(make, evaluation, tmp_path, monkeypatch):
-    def no_browser(fig, path, scale):
-        raise RuntimeError("no browser")
+@pytest.mark.skipif(not shutil.which("chromium"), reason="needs a Chromium")
+def test_a_picture_of_a_browser(make, evaluation, tmp_path):
+    pytest.importorskip("kaleido")
+    picture = make.calls(traces("scttss", 4), "relay")
+    assert picture.write(tmp_path / "calls") == [tmp_path / "calls.png", tmp_path / "calls.svg"]
+    assert "position in the completion (% of its tokens)" in (tmp_path / "calls.svg").read_text()
 
-    monkeypatch.setattr(figures, "_render", no_browser)
+
+def test_without_a_browser_there_are_pages_and_the_index_says_so(make, evaluation, tmp_path, monkeypatch):
+    def no_browser(fig, path):
+        raise RuntimeError("Kaleido requires Google Chrome\nlong story")
+
+    monkeypatch.setattr(make, "_render", no_browser)
     monkeypatch.setattr(shutil, "which", lambda name: None)
     monkeypatch.delenv("BROWSER_PATH", raising=False)
     out = tmp_path / "figures"
     out.mkdir()
     (out / "accuracy.png").write_text("of another day")
-    with pytest.warns(UserWarning, match="apt-get install chromium"):
+    with pytest.warns(UserWarning, match="apt-get install chromium.*Kaleido requires Google Chrome$"):
         make.main(evaluation, None, "relay", "tiles", out)
     assert {p.suffix for p in out.iterdir()} == {".html", ".csv", ".md"}
     assert "&lt;b&gt;&amp;" in (out / "strip.html").read_text()

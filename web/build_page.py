@@ -26,7 +26,8 @@ from relaylab.engine.token_text import fingerprint, prompt_text
 from relaylab.files import replaced_folder
 from relaylab.relay.config import RelayConfig
 from relaylab.tasks.suites import ALL_SUITES, SUITES, problems
-from relaylab.views.widget import source, style
+from relaylab.views.theme import source
+from relaylab.views.widget import STYLE
 
 HERE = Path(__file__).parent
 PAIRS = ("lifelike/relay", "relay-once", "lifelike/student=none", "student=none")
@@ -62,7 +63,7 @@ def build(out: Path, pairs: list[str], count: int) -> None:
         (folder / "views").mkdir()
         for name in VIEWS:
             (folder / "views" / name).write_text(source(name), encoding="utf-8")
-        (folder / "page.css").write_text(f"{style()}\n{(HERE / 'page.css').read_text()}", encoding="utf-8")
+        (folder / "page.css").write_text(f"{STYLE}\n{(HERE / 'page.css').read_text()}", encoding="utf-8")
         (folder / "vendor").mkdir()
         shutil.copy(HERE / "ort.LICENSE", folder / "vendor")  # its npm package has none
         for package, name in VENDORED.items():

@@ -22,7 +22,7 @@ from relaylab.relay.local_teacher import LocalTeacher
 from relaylab.relay.pair import Pair, problem_seed
 from relaylab.relay.relay import Relay
 from relaylab.relay.teachers import NoTeacher
-from relaylab.tasks.answers import grade_problem
+from relaylab.tasks.grading import grade_problem
 from relaylab.tasks.suites import Problem
 
 

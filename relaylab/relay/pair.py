@@ -31,7 +31,7 @@ from relaylab.relay.events import Done
 from relaylab.relay.local_teacher import LocalTeacher
 from relaylab.relay.relay import Prompt, Relay
 from relaylab.relay.teachers import NoTeacher, Teacher
-from relaylab.tasks.answers import grade_problem
+from relaylab.tasks.grading import grade_problem
 from relaylab.tasks.suites import Problem, suite_of
 from relaylab.trace import Trace, TraceWriter, read_traces
 

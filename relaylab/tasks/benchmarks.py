@@ -8,7 +8,7 @@ A subset is a function of (seed, id): the same for every method, file or downloa
 Ids are the data set's own or a hash of the question, behind the benchmark's name, so that any benchmarks can share a
 file of traces.
 
-This module does not grade (``answers.py``) and does not put the suffix behind a question (``Problem.prompt``).
+This module does not grade (``grading.py``) and does not put the suffix behind a question (``Problem.prompt``).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import hashlib
 import os
 import re
 import string
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
@@ -39,7 +39,7 @@ class Benchmark:
     hub, config, split: of ``datasets.load_dataset``; no hub: an embedded suite, or local files only. question, answer,
     id, level, options: columns; question and answer may be named otherwise in a local file (see ``tasks/data.py``),
     id "" is a hash of the question, options those of a multiple choice. only: a column that says which rows count,
-    where it is there. suffix: what is put behind a question. kind: of its answers (``answers.py``). relative:
+    where it is there. suffix: what is put behind a question. kind: of its answers (``compare.py``). relative:
     tolerance of a number, a share of it. samples: the k of avg@k; 1 is greedy pass@1. training: not for testing.
     """
 
@@ -68,6 +68,10 @@ _BBEH: dict[str, Any] = dict(
     hub="BBEH/bbeh", split="train", question="input", answer="target", level="task", kind="text"
 )
 _CHOICE: dict[str, Any] = dict(options="options", suffix=LETTER_SUFFIX, kind="letter")
+_OLYMPIAD: dict[str, Any] = dict(
+    config="OE_TO_maths_en_COMP", split="train", answer="final_answer", id="id", level="subfield"
+)
+_SUPERGPQA: dict[str, Any] = dict(split="train", answer="answer_letter", id="uuid", level="difficulty")
 _DAPO = "open-r1/DAPO-Math-17k-Processed"  # BytedTsinghua-SIA/DAPO-Math-17k with every question once
 
 BENCHMARKS: dict[str, Benchmark] = {
@@ -77,32 +81,14 @@ BENCHMARKS: dict[str, Benchmark] = {
         Benchmark("gsm8k", "GSM8K", **_GSM8K),
         # Physics and mathematics; the relative tolerance is that of Qwen2.5-Math's evaluation.
         Benchmark("minerva_math", "Minerva", "math-ai/minervamath", level="type", kind="number", relative=1e-4),
-        Benchmark(
-            "olympiadbench",
-            "OlympiadBench",
-            hub="Hothan/OlympiadBench",
-            config="OE_TO_maths_en_COMP",
-            split="train",
-            answer="final_answer",
-            id="id",
-            level="subfield",
-        ),
+        Benchmark("olympiadbench", "OlympiadBench", "Hothan/OlympiadBench", **_OLYMPIAD),
         Benchmark("aime24", "AIME-2024", "HuggingFaceH4/aime_2024", split="train", **_AIME),
         Benchmark("aime25", "AIME-2025", "math-ai/aime25", **_AIME),
         Benchmark("amc23", "AMC-23", "math-ai/amc23", **_AMC),
         Benchmark("bbeh", "BBEH", **_BBEH),
         Benchmark("bbeh_mini", "BBEH mini", only="mini", **_BBEH),
         Benchmark("mmlu_pro", "MMLU-Pro", "TIGER-Lab/MMLU-Pro", id="question_id", level="category", **_CHOICE),
-        Benchmark(
-            "supergpqa",
-            "SuperGPQA",
-            hub="m-a-p/SuperGPQA",
-            split="train",
-            answer="answer_letter",
-            id="uuid",
-            level="difficulty",
-            **_CHOICE,
-        ),
+        Benchmark("supergpqa", "SuperGPQA", "m-a-p/SuperGPQA", **_SUPERGPQA, **_CHOICE),
         Benchmark("gsm8k_train", "GSM8K train", split="train", training=True, **_GSM8K),
         Benchmark("dapo17k", "DAPO-17k", _DAPO, "all", "train", question="prompt", answer="solution", training=True),
         *(Benchmark(suite, suite, suffix="") for suite in SUITES),
@@ -198,10 +184,10 @@ def _squeezed(name: str) -> str:
 
 # Rows -----------------------------------------------------------------------------------------------------------------
 
-Rows = Iterable[tuple[str, Any]]  # each with its place, for errors
+Rows = Iterator[tuple[str, Any]]  # each with its place, for errors
 
 
-def _local(bench: Benchmark, path: Path) -> Iterator[tuple[str, Any]]:
+def _local(bench: Benchmark, path: Path) -> Rows:
     if path.is_dir():
         files = [path / f"{bench.name}{ending}" for ending in (".jsonl", ".json", ".csv")]
         path = next((file for file in files if file.exists()), files[0])
@@ -212,7 +198,7 @@ def _local(bench: Benchmark, path: Path) -> Iterator[tuple[str, Any]]:
             yield f"{path}, {unit} {number}", row
 
 
-def _hub(bench: Benchmark) -> Iterator[tuple[str, Any]]:
+def _hub(bench: Benchmark) -> Rows:
     if not bench.hub:
         raise ValueError(f"{bench.name} names no data set on the hub; give path, a local file")
     import datasets

@@ -91,12 +91,10 @@ def _expression(written: str, answer: str, unit: str, tolerance: float) -> Reaso
     left, right = ([side] if is_compound(side) else split_answers(side) for side in (ours, theirs))
     if not right:
         return "unparsable"
-    if len(left) == len(right) == 1:
+    if len(left) == len(right) == 1 or _brackets(theirs):
         return _single(ours, theirs, unit, tolerance)
-    if not _brackets(theirs) and len(left) != len(right):
+    if len(left) != len(right):
         return "unequal"
-    if _brackets(theirs):
-        return _single(ours, theirs, unit, tolerance)
     return _matched(left, right, lambda a, b: _single(a, b, unit, tolerance))
 
 

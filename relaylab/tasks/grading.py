@@ -11,8 +11,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from relaylab.tasks.compare import compare
-from relaylab.tasks.suites import AnswerKind
+from relaylab.tasks.compare import KINDS, compare
+from relaylab.tasks.suites import AnswerKind, Problem
 from relaylab.tasks.verifier import Reason
 
 MAX_LENGTH = 2000  # characters of an answer; the longest reference of the benchmarks has 255
@@ -66,14 +66,30 @@ def extract_boxed(text: str) -> str | None:
     return found
 
 
+def grade_problem(text: str, problem: Problem) -> bool:
+    r"""Whether the last box of ``text`` answers ``problem``, by its kind of answer, its unit and its tolerance.
+
+    False, never an exception, whatever the text.
+
+    >>> p = Problem("a", "mine", "How far, in m?", "4e33", kind="number")
+    >>> grade_problem(r"So \boxed{4 \times 10^{33} \text{ m}}.", p), grade_problem(r"\boxed{4}", p)
+    (True, False)
+
+    Raises:
+        ValueError: for an unknown kind of answer.
+        RuntimeError: if math-verify is needed and cannot be imported.
+    """
+    if problem.kind not in KINDS:
+        raise ValueError(f"{problem.id}: unknown kind of answer {problem.kind!r}; it is one of {', '.join(KINDS)}")
+    settings = {"kind": problem.kind, "unit": problem.unit, "tolerance": problem.tolerance}
+    return grade_details(text, problem.answer, **settings).correct
+
+
 def grade(text: str, answer: str) -> bool:
-    r"""Whether the last box of ``text`` holds ``answer``, an expression.
+    r"""Whether the last box of ``text`` holds ``answer``, an expression. Errors are those of ``grade_problem``.
 
     >>> grade(r"So it is \boxed{2^{10}}.", "1,024"), grade(r"\boxed{((}", "5"), grade("It is 5.", "5")
     (True, False, False)
-
-    Raises:
-        RuntimeError: if math-verify is needed and cannot be imported.
     """
     return grade_details(text, answer).correct
 
@@ -81,7 +97,7 @@ def grade(text: str, answer: str) -> bool:
 def grade_details(
     text: str, answer: str, *, kind: AnswerKind = "expression", unit: str = "", tolerance: float = 0.0
 ) -> Grade:
-    r"""``grade`` with the extracted answer and the reason.
+    r"""``grade`` with the extracted answer and the reason, for an answer of any kind.
 
     Args:
         text: of a model.

@@ -36,7 +36,7 @@ AnswerKind = Literal["expression", "number", "letter", "text", "several"]
 class Problem:
     """A question with its reference answer; ``solution`` and ``steps`` where a worked solution is known.
 
-    kind: how ``answers.grade_problem`` compares answers. unit: what the reference is measured in, where the data say
+    kind: how ``grading.grade_problem`` compares answers. unit: what the reference is measured in, where the data say
     it. tolerance: the largest absolute difference of a number that is still right.
     """
 

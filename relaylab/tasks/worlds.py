@@ -27,8 +27,6 @@ OPENINGS = (
 JOINTS = ((":", ":", 4), (" is", " are", 3), (" comes to", " come to", 2), (" makes", " make", 1))
 CLOSINGS = ((".", 5), (" now.", 2), (" in all.", 2), (" then.", 1))  # with weights
 SINGULAR = re.compile(r"the (cost|number|part|whole|first|weight|area|larger)\b", re.IGNORECASE)
-KINDS = ("opening", "joint", "closing")  # of choice points, in the order in which the dial adds them
-
 
 Trap = Literal["", "fact", "route"]
 HARD_KINDS = frozenset({"product_2x2", "product_3x3"})
@@ -60,7 +58,7 @@ class World:
     """One setting of the dials.
 
     Args:
-        choices: how many of ``KINDS`` a line has, 0 to 3.
+        choices: how many kinds of choice points a line has, 0 to 3: opening, joint, closing.
         misconceptions: wrong scenes of each suite that has any, 0 to 4.
         formal: solutions in another style, with numbered lines and spaces around operators: teacher-large's.
     """

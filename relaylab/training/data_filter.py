@@ -25,7 +25,7 @@ from relaylab import files
 from relaylab.relay.pair import problem_seed
 from relaylab.relay.teachers import NoTeacher, Teacher, TeacherOutput, TeacherView, complete
 from relaylab.stopping import stop_signals
-from relaylab.tasks.answers import grade_problem
+from relaylab.tasks.grading import grade_problem
 from relaylab.tasks.suites import Problem, Step
 
 HEAD = {"kind": "pass rates", "version": 1}

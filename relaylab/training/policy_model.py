@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jinja2 import Template
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -241,27 +242,8 @@ def adapter_card(base: str) -> str:
     known = base in embedded()
     path = f"resolve({json.dumps(base)})" if known else json.dumps(base)
     imported = "from relaylab.engine.load import resolve\n" if known else ""
-    return f"""---
-library_name: peft
----
-A LoRA adapter over `{base}`, trained with relaylab. The model writes `<call>n</call>` where it is stuck, and a
-larger one writes the next n tokens. In Python, in this folder:
-
-```python
-import relaylab as rl
-
-pair = rl.load_pair(".")  # with the caps of its training; load_pair(".", TEACHER) names a teacher
-```
-
-With PEFT alone, without calls:
-
-```python
-from peft import PeftModel
-from transformers import AutoModelForCausalLM
-{imported}
-model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({path}), ".")
-```
-"""
+    card = Path(__file__).with_name("adapter_card.jinja").read_text(encoding="utf-8")
+    return Template(card, keep_trailing_newline=True).render(base=base, path=path, imported=imported)
 
 
 def weights_digest(name: str | Path) -> str | None:

@@ -107,18 +107,9 @@ def learning_curves(
     for row, unit in enumerate(units[::-1], 1):
         fig.update_yaxes(title_text=unit, matches=None, rangemode="tozero", hoverformat=".4~g", row=row, col=1)
     tops = [fig.layout["yaxis" if k == 1 else f"yaxis{k}"].domain[1] for k in range(len(columns), 0, -1)]
+    place = {"x": 0, "xref": "paper", "yref": "paper", "xanchor": "left", "yanchor": "bottom", "showarrow": False}
     fig.layout.annotations = [
-        {
-            "text": figure_text(label),
-            "x": 0,
-            "y": y,
-            "xref": "paper",
-            "yref": "paper",
-            "xanchor": "left",
-            "yanchor": "bottom",
-        }
-        | {"showarrow": False, "font_size": 14}
-        for label, y in zip(labels, tops)
+        place | {"text": figure_text(label), "y": y, "font_size": 14} for label, y in zip(labels, tops)
     ]
     fig.update_xaxes(title_text="", spikethickness=1, spikecolor=GREY)
     fig.update_xaxes(title_text="optimiser step", row=1)
@@ -208,19 +199,16 @@ class LiveCurves(AbstractContextManager):
 def _curves_alt(name: str, steps: pd.Series, means: dict[str, pd.Series], units: dict[str, str]) -> str:
     parts = []
     for label, values in ((label, values.dropna()) for label, values in means.items()):
-        unit = next((f" {u}" for u in ("%", "nats", "tokens", "seconds") if units[label].startswith(u)), "")
-        numbers = (
-            [f"{v:,.0f}{unit}" if abs(v) >= 100 else f"{v:.3g}{unit}" for v in values.iloc[[0, -1]]]
-            if len(values)
-            else []
-        )
-        if not numbers:
+        if values.empty:
             parts.append(f"{label} has no value")
-        elif numbers[0] == numbers[-1]:
-            parts.append(f"{label} {'begins and ends at' if len(values) > 1 else 'is'} {numbers[0]}")
+            continue
+        unit = next((f" {u}" for u in ("%", "nats", "tokens", "seconds") if units[label].startswith(u)), "")
+        begin, end = (f"{v:,.0f}{unit}" if abs(v) >= 100 else f"{v:.3g}{unit}" for v in values.iloc[[0, -1]])
+        if begin == end:
+            parts.append(f"{label} {'begins and ends at' if len(values) > 1 else 'is'} {begin}")
         else:
             verb = "rises" if values.iloc[-1] > values.iloc[0] else "falls"
-            parts.append(f"{label} {verb} from {numbers[0]} to {numbers[-1]}")
+            parts.append(f"{label} {verb} from {begin} to {end}")
     first, last = steps.iloc[0], steps.iloc[-1]
     parts[0] += f" between steps {first:,} and {last:,}" if len(steps) > 1 else f" at step {first:,}"
     text = "; ".join(parts)

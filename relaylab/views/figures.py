@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import html
 import statistics
-import warnings
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import plotly.express as px
 import plotly.graph_objects as go
-import plotly.io as pio
+from plotly.colors import hex_to_rgb
 
 from relaylab.call_tag import visible
 from relaylab.trace import COMMAND, STUDENT, TEACHER, Call, Trace
@@ -142,7 +140,8 @@ def _heat_map(rows: list[Trace], relative: bool) -> go.Figure:
     share = np.divide(100 * teacher, total, out=np.full_like(total, np.nan), where=total > 0)
     # Colours grow by opacity, so that more looks like more on a light page and on a dark one.
     student, mark = ROLES[STUDENT].mark, ROLES[TEACHER].mark
-    colors = [(0, _faint(student, 0.16)), (0.02, _faint(mark, 0.35)), (1, mark)]
+    faint = ((0, student, 0.16), (0.02, mark, 0.35))
+    colors = [*((at, f"rgba{(*hex_to_rgb(color), opacity)}") for at, color, opacity in faint), (1, mark)]
     cell, per_row = (100 if relative else longest) / width, len(rows) / height
     x, y = (np.arange(width) + 0.5) * cell, (np.arange(height) + 0.5) * per_row
     fig = px.imshow(share, x=x, y=y, zmin=0, zmax=100, color_continuous_scale=colors, aspect="auto", origin="upper",
@@ -210,58 +209,6 @@ def token_entropy(trace: Trace) -> go.Figure:
     fig.update_xaxes(range=[0, n])
     fig.update_yaxes(title_text="entropy of the next token (nats)", range=[-0.03 * top, top])
     return with_alt_text(fig, alt, "How unsure the student is, token by token", height=420, bargap=0)
-
-
-def save_figure(fig: go.Figure, path: str | Path, *, template: str = "relaylab_light", scale: float = 2) -> Path:
-    """Write a figure as PNG, SVG, PDF or HTML, and return the file that was written.
-
-    A picture needs kaleido and a Chromium or Chrome; without them it warns and writes HTML instead.
-
-    Args:
-        fig: The figure.
-        path: The file; its suffix is the format.
-        template: The plotly template, which gives a paper its background.
-        scale: Pixels of a picture per pixel of the figure.
-
-    Raises:
-        ValueError: Another suffix.
-
-    >>> import tempfile
-    >>> save_figure(go.Figure(), Path(tempfile.mkdtemp()) / "empty.html").name
-    'empty.html'
-    """
-    path = Path(path)
-    if path.suffix not in (".png", ".svg", ".pdf", ".html"):
-        raise ValueError(f"{path}: a figure is saved as .png, .svg, .pdf or .html")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fig = go.Figure(fig).update_layout(template=template)
-    if path.suffix != ".html":
-        try:
-            _render(fig, path, scale)
-            return path
-        except (ImportError, RuntimeError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            warnings.warn(
-                f"{path.name} needs kaleido and a Chromium or Chrome (Debian: apt-get install chromium; or set "
-                f"BROWSER_PATH); wrote HTML instead. The reason: {reason}",
-                stacklevel=2,
-            )
-            path = path.with_suffix(".html")
-    pio.write_html(fig, path, include_plotlyjs=True)
-    return path
-
-
-def _render(fig: go.Figure, path: Path, scale: float) -> None:
-    import kaleido
-
-    layout: Any = fig.layout
-    size = {"width": layout.width or 900, "height": layout.height or 500, "scale": scale}
-    # Without mathjax=False kaleido's page loads it from the network.
-    kaleido.write_fig_sync(fig, path, opts={"format": path.suffix[1:]} | size, kopts={"mathjax": False})
-
-
-def _faint(color: str, opacity: float) -> str:
-    return f"rgba({','.join(str(int(color[i : i + 2], 16)) for i in (1, 3, 5))},{opacity})"
 
 
 def _hover(trace: Trace, k: int, call: Call) -> str:

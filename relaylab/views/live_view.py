@@ -20,7 +20,7 @@ from relaylab.call_tag import visible
 from relaylab.tasks.suites import Problem, Step
 from relaylab.trace import Call, Trace
 from relaylab.views.player import strip_state
-from relaylab.views.theme import Html, page_css
+from relaylab.views.theme import Html, style
 from relaylab.views.trace_view import trace_html, trace_summary
 from relaylab.views.widget import Widget
 
@@ -31,87 +31,6 @@ ALTERNATIVES = 5  # next tokens that a live view records at each position
 INTERVAL = 0.1  # seconds between two updates of the page; longer if an update itself takes long
 OUTCOMES = {True: "right", False: "wrong", None: ""}
 _one_at_a_time = threading.Lock()
-_RECORD_STYLE = page_css(".rl-side") + (
-    ".rl-side{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(26em,100%),1fr));gap:4px 14px;"
-    "align-items:start;max-width:100%;font:14px/1.5 var(--rl-sans)}.rl-side>div{min-width:0}"
-    ".rl-side h4{margin:8px 0 0;padding:0;font:600 14px/1.4 var(--rl-sans);overflow-wrap:anywhere;unicode-bidi:isolate}"
-    ".rl-side p{margin:0;font-size:13px;overflow-wrap:anywhere;unicode-bidi:isolate}"
-)
-
-
-class Decode:
-    """One stream with one sequence, read in a thread to its end or until ``stop``.
-
-    Args:
-        begin: Makes the stream; models may be loaded in it.
-        show: Gets the growing trace from time to time.
-        done: Gets the last trace (None if ``begin`` failed) and an error message (empty without an error).
-        pace: Tokens per second to slow it down to; 0 for no limit.
-
-    Raises:
-        RuntimeError: Another answer is being written.
-
-    >>> from relaylab.relay.pair import load_pair
-    >>> relay, last = load_pair("student", "none").relay(max_tokens=4), []
-    >>> one = Decode(lambda: relay.stream(["2+2?"]), show=lambda _: 0, done=lambda t, _: last.append(t))
-    >>> one.wait(60), len(last[0].source), last[0].stop
-    (True, 4, 'length')
-    """
-
-    def __init__(
-        self,
-        begin: Callable[[], Stream],
-        *,
-        show: Callable[[Trace], Any],
-        done: Callable[[Trace | None, str], Any],
-        pace: float = 0.0,
-    ):
-        if not _one_at_a_time.acquire(timeout=0.5):  # one that has just ended gets time to release the lock
-            raise RuntimeError("another answer is being written in this kernel; stop it, or wait for its end")
-        self._begin, self._show, self._done, self._pace = begin, show, done, pace
-        self._stopped = threading.Event()
-        # In the caller's context: the kernel finds in it the cell that messages belong to.
-        work = contextvars.copy_context().run
-        self._thread = threading.Thread(target=work, args=(self._work,), name="relaylab decode", daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        """End it before its next token; its trace then ends ``interrupted``."""
-        self._stopped.set()
-
-    def wait(self, timeout: float | None = None) -> bool:
-        """Wait at most ``timeout`` seconds for the end. Returns whether it has ended."""
-        self._thread.join(timeout)
-        return not self._thread.is_alive()
-
-    def _work(self) -> None:
-        trace, error = None, ""
-        try:
-            stream = self._begin()
-            try:
-                self._read(stream)
-            finally:
-                stream.close()
-                trace = stream.traces[0]
-        except Exception as raised:  # nobody above a thread catches it: the view reports it
-            error = f"{type(raised).__name__}: {raised}"
-        try:
-            self._done(trace, error)
-        finally:
-            _one_at_a_time.release()
-
-    def _read(self, stream: Stream) -> None:
-        from relaylab.relay.events import TokenEvent
-
-        due = 0.0
-        for event in stream:
-            if self._pace and isinstance(event, TokenEvent):
-                self._stopped.wait(1 / self._pace)
-            if self._stopped.is_set():
-                return
-            if (now := time.monotonic()) >= due:
-                self._show(stream.traces[0])
-                due = time.monotonic() + max(INTERVAL, 4 * (time.monotonic() - now))
 
 
 @dataclass(slots=True)
@@ -148,7 +67,7 @@ def side_by_side(runs: list[Run]) -> str:
         f"{trace_html(run.trace)}</div>"
         for run in runs
     )
-    return f'<div class="rl-side"><style>{_RECORD_STYLE}</style>{"".join(parts)}</div>'
+    return f'<div class="rl-side"><style>{style(".rl-side", "record.css")}</style>{"".join(parts)}</div>'
 
 
 class LiveView(Widget):
@@ -167,7 +86,8 @@ class LiveView(Widget):
         self._runs: list[Run] = []
         self._keep, self._fixed = keep, fixed  # the first `fixed` runs are never dropped
         self._pace = pace
-        self._decode: Decode | None = None
+        self._thread: threading.Thread | None = None
+        self._stopped = threading.Event()
         self._count = 0
         super().__init__(**traits)
 
@@ -178,12 +98,13 @@ class LiveView(Widget):
 
     def stop(self) -> None:
         """End the run that is being written; it is kept, and its trace ends ``interrupted``."""
-        if self._decode is not None:
-            self._decode.stop()
+        self._stopped.set()
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait at most ``timeout`` seconds until nothing is being written. Returns whether that is so."""
-        return self._decode is None or self._decode.wait(timeout)
+        if self._thread is not None:
+            self._thread.join(timeout)
+        return self._thread is None or not self._thread.is_alive()
 
     def remove(self, key: str) -> None:
         """Drop the run with this ``key``. Raises ValueError if there is none, or if it has to stay."""
@@ -234,46 +155,58 @@ class LiveView(Widget):
         if "answer" in base.problem:
             steps = tuple(Step(**step) for step in base.problem.get("steps", ()))
             task = Problem(**base.problem | {"id": base.id, "steps": steps})
+
+        def begin(fork: Run) -> Stream:
+            fork.relay = relay
+            return relay.fork(base, start, call=call, forbid=forbid)
+
         heading, origin = f"Fork {self._count + 1}: {what}", run.heading.split(":")[0].lower()
-        self._start(
-            heading,
-            f"the first {start} tokens are those of the {origin}",
-            lambda: relay,
-            lambda relay: relay.fork(base, start, call=call, forbid=forbid),
-            task=task,
-            pace=self._pace,
-            fork=start,
-        )
+        how = f"the first {start} tokens are those of the {origin}"
+        self._start(heading, how, begin, task=task, pace=self._pace, fork=start)
         return self
 
     def _start(
         self,
         heading: str,
         how: str,
-        relay: Callable[[], Relay],
-        stream: Callable[[Relay], Stream],
+        begin: Callable[[Run], Stream],
         *,
         task: Problem | None,
         pace: float,
         **more: Any,
     ) -> None:
-        """Decode a stream of a relay, grade its trace with the task, and keep the run."""
+        """Decode in a thread what ``begin`` makes, grade its trace with the task, and keep the run.
+
+        ``begin`` may load models. It notes the relay in the run.
+        """
+        if not _one_at_a_time.acquire(timeout=0.5):  # one that has just ended gets time to release the lock
+            raise RuntimeError("another answer is being written in this kernel; stop it, or wait for its end")
+        self._count += 1
+        self._stopped.clear()
+        run = Run(f"run-{self._count}", heading, how, Trace("", []), more=more)
+        # In the caller's context: the kernel finds in it the cell that messages belong to.
+        work, args = contextvars.copy_context().run, (self._work, run, begin, task, pace)
+        self._thread = threading.Thread(target=work, args=args, name="relaylab decode", daemon=True)
+        self._thread.start()
+
+    def _work(self, run: Run, begin: Callable[[Run], Stream], task: Problem | None, pace: float) -> None:
+        """The thread of one run. Nobody above it catches an error: the status line reports it."""
         from relaylab.relay.pair import graded
 
-        run = Run(f"run-{self._count + 1}", heading, how, Trace("", []), more=more)
-
-        def started() -> Stream:
+        trace, error = None, ""
+        try:
             with self.hold_sync():
                 self.busy = True
-                self.report(f"{heading}: writing …")
-            run.relay = relay()
-            return stream(run.relay)
-
-        def grown(trace: Trace) -> None:
-            run.trace = trace
-            self.live = run.state() | {"alternatives": None}  # they come with the whole answer
-
-        def ended(trace: Trace | None, error: str) -> None:
+                self.report(f"{run.heading}: writing …")
+            stream = begin(run)
+            try:
+                self._show(run, stream, pace)
+            finally:
+                stream.close()
+                trace = stream.traces[0]
+        except Exception as raised:
+            error = f"{type(raised).__name__}: {raised}"
+        try:
             with self.hold_sync():  # one message: a page that shows the end is not busy any more
                 try:
                     if trace is not None:
@@ -282,11 +215,25 @@ class LiveView(Widget):
                 except Exception as raised:  # of a grader or a front end: the view must not stay busy for ever
                     error = error or f"{type(raised).__name__}: {raised}"
                 self.live = {}
-                self.report(error or f"{heading}. {run.summary[0].upper()}{run.summary[1:]}.", failed=bool(error))
+                self.report(error or f"{run.heading}. {run.summary[0].upper()}{run.summary[1:]}.", failed=bool(error))
                 self.busy = False
+        finally:
+            _one_at_a_time.release()
 
-        self._decode = Decode(started, show=grown, done=ended, pace=pace)
-        self._count += 1
+    def _show(self, run: Run, stream: Stream, pace: float) -> None:
+        """Read a stream to its end or until ``stop``, and show it from time to time."""
+        from relaylab.relay.events import TokenEvent
+
+        due = 0.0
+        for event in stream:
+            if pace and isinstance(event, TokenEvent):
+                self._stopped.wait(1 / pace)
+            if self._stopped.is_set():
+                return
+            if (now := time.monotonic()) >= due:
+                run.trace = stream.traces[0]
+                self.live = run.state() | {"alternatives": None}  # they come with the whole answer
+                due = time.monotonic() + max(INTERVAL, 4 * (time.monotonic() - now))
 
     def _set_runs(self, runs: list[Run]) -> None:
         while len(runs) > self._fixed + self._keep:

@@ -17,11 +17,11 @@ import traitlets as t
 from relaylab.defaults import STUDENT
 from relaylab.relay.config import RelayConfig
 from relaylab.tasks.suites import SUITES, Problem, level_of, problem
-from relaylab.views.live_view import ALTERNATIVES, LiveView
+from relaylab.views.live_view import ALTERNATIVES, LiveView, Run
 
 if TYPE_CHECKING:
     from relaylab.engine.engine import Engine
-    from relaylab.relay.relay import Relay, Stream
+    from relaylab.relay.relay import Stream
     from relaylab.relay.teachers import Teacher
 
 LIMITS = ("max_tokens", "max_calls", "max_call_tokens")
@@ -125,15 +125,14 @@ class Playground(LiveView):
         values = _checked(self._settings | settings)
         config = {name: values[name] for name in (*LIMITS, "temperature")}
 
-        def relay() -> Relay:
-            return Pair(self._engine(student), self._teacher(teacher)).relay(**config, alternatives=ALTERNATIVES)
-
-        def stream(relay: Relay) -> Stream:
-            return relay.stream([text], seeds=[values["seed"]])
+        def begin(run: Run) -> Stream:
+            pair = Pair(self._engine(student), self._teacher(teacher))
+            run.relay = pair.relay(**config, alternatives=ALTERNATIVES)
+            return run.relay.stream([text], seeds=[values["seed"]])
 
         heading = f"Run {self._count + 1}: {student} with {'no teacher' if teacher == 'none' else teacher}"
         described = ". ".join(filter(None, (_describe(values), notice(student, text))))
-        self._start(heading, described, relay, stream, task=task, pace=values["pace"])
+        self._start(heading, described, begin, task=task, pace=values["pace"])
         return self
 
     def _engine(self, name: str) -> Engine:

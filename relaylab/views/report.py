@@ -22,16 +22,9 @@ from relaylab.trace import read_traces
 from relaylab.version import __version__
 from relaylab.views.evaluation_figures import accuracy_against_share, suite_bars
 from relaylab.views.figures import call_positions, figure_text
-from relaylab.views.theme import NO_MATH, page_css, plotly_script, show_figure
+from relaylab.views.theme import NO_MATH, plotly_script, show_figure, style
 
 SAMPLE = 300  # traces whose call positions are drawn
-_STYLE = (
-    "body{font:15px/1.5 var(--rl-sans);background:var(--rl-paper);color:var(--rl-ink);max-width:1240px;margin:2em auto;"
-    "padding:0 1em}a{color:inherit}table{border-collapse:collapse;font-size:13px;display:block;overflow-x:auto}"
-    "td,th{padding:.25em .7em;text-align:right;vertical-align:top;border-bottom:1px solid var(--rl-line)}"
-    "td{white-space:nowrap}td:first-child,th:first-child{text-align:left}code{overflow-wrap:anywhere}"
-    "pre{white-space:pre-wrap;overflow-wrap:anywhere}"
-)
 
 
 def html_page(title: str, parts: Iterable[str]) -> str:
@@ -43,7 +36,7 @@ def html_page(title: str, parts: Iterable[str]) -> str:
     """
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="color-scheme" content="light dark">'
-        f"<title>{html.escape(visible(title))}</title><style>{page_css('body')}{_STYLE}</style>{plotly_script()}"
+        f"<title>{html.escape(visible(title))}</title><style>{style('body', 'report.css')}</style>{plotly_script()}"
         f'<body class="{NO_MATH}">{"".join(parts)}</body></html>\n'
     )
 

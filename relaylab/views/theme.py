@@ -13,6 +13,7 @@ import hashlib
 import html
 import re
 from dataclasses import dataclass
+from functools import cache
 from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,6 +91,18 @@ def page_css(selector: str) -> str:
         f"{','.join(f'{host} {selector}' for host in light_hosts)}{{{light}}}"
         f"{','.join(f'{host} {selector}' for host in dark_hosts)}{{{dark}}}"
     )
+
+
+@cache
+def source(name: str) -> str:
+    """The text of a file in this folder."""
+    return (Path(__file__).parent / name).read_text(encoding="utf-8")
+
+
+@cache
+def style(selector: str, *names: str) -> str:
+    """``page_css`` of a selector, and the rules of some files in this folder, where ``&`` stands for it."""
+    return page_css(selector) + "".join(map(source, names)).replace("\n", "").replace("&", selector)
 
 
 def register_templates() -> None:
@@ -201,24 +214,6 @@ def with_alt_text(fig: Figure, text: str, title: str, **layout: Any) -> Figure:
     return fig.update_layout(**layout)
 
 
-# A figure: an interactive one, which a script draws; a picture where there is one (``pages``); words and numbers.
-_FIGURE_CSS = (
-    ".rl-fig{margin:0;color:var(--rl-ink)}.rl-fig .main-svg text{fill:var(--rl-ink)!important}"
-    ".rl-fig .main-svg .hoverlayer text{fill:#fff!important}.rl-drawn>.rl-picture{display:none}"
-    ".rl-fig .rl-picture{max-width:100%;height:auto}.rl-fig details{font:13px/1.5 var(--rl-sans);overflow-x:auto}"
-    ".rl-fig summary{cursor:pointer;color:var(--rl-muted)}"
-    ".rl-fig td,.rl-fig th{padding:.1em .7em .1em 0;text-align:left!important;vertical-align:top}"
-    # Numbers in the cells of a heat map stand on any colour of its scale: they bring their own ground.
-    ".rl-fig .heatmap-label text{paint-order:stroke;stroke:var(--rl-paper);stroke-width:3px}"
-    "@media print{.rl-fig{break-inside:avoid}.rl-fig .modebar{display:none}"
-    ".rl-drawn>.rl-picture{display:block}.rl-drawn:has(>.rl-picture)>.rl-live{display:none}}"
-)
-_DRAW = """(()=>{const draw=()=>{for(const f of document.querySelectorAll('[data-rl-figure="KEY"]:not(.rl-drawn)')){
-const {data,layout}=JSON.parse(f.querySelector('script[type="application/json"]').textContent);
-f.classList.add("rl-drawn");f.querySelector("details").open=false;
-const live=f.querySelector(".rl-live");Plotly.newPlot(live,data,layout,{displaylogo:false});
-new ResizeObserver(()=>live.offsetWidth&&Plotly.Plots.resize(live)).observe(live);}};
-window.Plotly?draw():addEventListener("rl-plotly",draw);})()"""
 SHOWN_POINTS = 20  # of a trace, in a figure's table
 
 
@@ -244,20 +239,20 @@ def show_figure(fig: Figure, *, library: bool = False) -> Html:
         raise ValueError("the figure has no text alternative: call with_alt_text(fig, text, title)")
     payload = str(fig.to_json()).replace("<", "\\u003c")
     key, text = hashlib.sha256(payload.encode()).hexdigest()[:16], html.escape(alt)
+    draw = source("figure.js").replace("KEY", key)
     return Html(
         f'{plotly_script() if library else ""}<figure class="rl-fig {NO_MATH}" data-rl-figure="{key}">'
-        f"<style>{page_css('.rl-fig')}{_FIGURE_CSS}</style>"
+        f"<style>{style('.rl-fig', 'figure.css')}</style>"
         f'<div class="rl-live" role="img" aria-label="{text}"></div>'
         f"<details open><summary>The figure in words</summary><p>{text}</p>{_numbers(fig)}</details>"
-        f'<script type="application/json">{payload}</script><script>{_DRAW.replace("KEY", key)}</script></figure>',
+        f'<script type="application/json">{payload}</script><script>{draw}</script></figure>',
         alt,
     )
 
 
-def _numbers(fig: Figure) -> str:
+def _numbers(fig: Any) -> str:
     """The data of a figure as a table with a row per trace; empty if an axis is a drawing's own, as of ``ticktext``."""
-    axes: list[Any] = [*fig.select_xaxes(), *fig.select_yaxes()]
-    if any(axis.ticktext for axis in axes):
+    if any(axis.ticktext for axis in (*fig.select_xaxes(), *fig.select_yaxes())):
         return ""
 
     def cell(value: Any) -> str:

@@ -13,12 +13,10 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
-from functools import cache
-from pathlib import Path
 
 from relaylab.call_tag import HOSTILE, visible
 from relaylab.trace import COMMAND, STUDENT, TEACHER, Call, Trace
-from relaylab.views.theme import NO_MATH, ROLES, page_css
+from relaylab.views.theme import NO_MATH, ROLES, style
 
 STOP_WORDS = {
     "end": "ended by the student",
@@ -38,8 +36,16 @@ STATUS_WORDS = {
     "too_large": "too large a number",
     "unclosed": "unclosed: the tag never ends",
 }
+FINISH_WORDS = {
+    "stop": "answered, and ended the text",
+    "length": "answered in full",
+    "line": "answered, to the end of the line",
+    "accepted": "let the student's text stand",
+    "": "answered",
+}
 OUTCOME_WORDS = {True: "correct", False: "wrong", None: "not graded"}
 LEFT_COLUMNS = ("the teacher wrote", "result", "teacher")  # of the table of calls; the other columns are numbers
+ROOT = ".rl-trace" * 3  # three times: it must outweigh the notebook's own rules for mark and table
 MAX_ROWS = 200  # of the table of calls
 _TAGS = {STUDENT: "span", TEACHER: "mark", COMMAND: "code"}  # they differ even where a page strips all styles
 # An element that scrolls: the keyboard reaches it, and JupyterLab leaves it the arrow keys.
@@ -125,17 +131,10 @@ def trace_html(trace: Trace) -> str:
     question = _escape(str(trace.problem.get("question") or trace.prompt), keep="\n")
     return (
         f'<section class="rl-trace {NO_MATH}" aria-label="Relay trace. {_escape(trace_summary(trace))}">'
-        f"<style>{_style()}</style>"
+        f"<style>{style(ROOT, 'trace.css')}</style>"
         f'<div class="rl-question" dir="auto" {_SCROLLS} aria-label="Question">{question}</div>'
         f"{_facts(trace)}{_legend(trace)}{_strip(trace)}{_calls_html(trace)}</section>"
     )
-
-
-@cache
-def _style() -> str:
-    root = ".rl-trace.rl-trace.rl-trace"  # three times: it must outweigh the notebook's own rules for mark and table
-    css = (Path(__file__).parent / "trace.css").read_text(encoding="utf-8")
-    return page_css(root) + css.replace("\n", "").replace("&", root)
 
 
 def turns(trace: Trace) -> Iterator[tuple[str, int | None, int, int]]:
@@ -170,15 +169,11 @@ def call_facts(call: Call) -> dict[str, str]:
     other = f" ({call.written} of its own)" if call.written not in (0, call.delivered) else ""
     result = STATUS_WORDS.get(call.status, call.status)
     if call.status == "answered":
-        ends = {
-            "stop": "answered, and ended the text",
-            "length": "answered in full",
-            "line": "answered, to the end of the line",
-            "accepted": "let the student's text stand",
-            "": "answered",
-        }
-        result = ends.get(call.finish_reason or "", f"answered, {call.finish_reason}")
+        result = FINISH_WORDS.get(call.finish_reason or "", f"answered, {call.finish_reason}")
     seconds = call.latency
+    notes = ["forced, not the student's own"] if call.forced else []
+    notes += [cut(call.error, 300)] if call.error else []
+    notes += [f"took back {cut(''.join(call.withdrawn), 300)!r}"] if call.withdrawn else []
     return {
         "requested": "-" if call.requested is None else f"{call.requested:,}",
         "granted": f"{call.granted:,}",
@@ -186,16 +181,7 @@ def call_facts(call: Call) -> dict[str, str]:
         "result": result,
         "teacher": call.teacher or "",
         "time": "" if seconds is None else f"{seconds:.2f} s" if seconds >= 0.1 else f"{seconds * 1e3:.1f} ms",
-        "note": "; ".join(
-            filter(
-                None,
-                (
-                    "forced, not the student's own" if call.forced else "",
-                    cut(call.error or "", 300),
-                    f"took back {cut(''.join(call.withdrawn), 300)!r}" if call.withdrawn else "",
-                ),
-            )
-        ),
+        "note": "; ".join(notes),
     }
 
 

@@ -19,31 +19,19 @@ import os
 import re
 import uuid
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import anywidget
 import traitlets as t
 
-from relaylab.views.theme import NO_MATH, Html, page_css
+from relaylab.views.theme import NO_MATH, Html, source, style
 from relaylab.views.trace_view import visible
 
-ROOT = ".rl-view.rl-view.rl-view"  # three times: the rules must outweigh the notebook's own for tables and buttons
+# Three times: the rules must outweigh the notebook's own for tables and buttons.
+STYLE = style(".rl-view" * 3, "trace.css", "views.css")
 EXECUTED = "RELAYLAB_RESULT"  # environment variable of a notebook that is executed: nobody is there to click
 _IMPORT = re.compile(r'^import \{([^}]*)\} from "\./(\w+)\.js";$', re.M)
 _EXPORT = re.compile(r"^export (?:const|function) (\w+)", re.M)
-
-
-@cache
-def source(name: str) -> str:
-    """The text of a file in this folder."""
-    return (Path(__file__).parent / name).read_text(encoding="utf-8")
-
-
-@cache
-def style() -> str:
-    """The style of all views. ``&`` in the files stands for the root."""
-    return page_css(ROOT) + (source("trace.css") + source("views.css")).replace("\n", "").replace("&", ROOT)
 
 
 @cache
@@ -88,7 +76,7 @@ def static_view(name: str, state: dict[str, Any], *, label: str, words: str) -> 
     payload = json.dumps(state, ensure_ascii=True, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
     key = hashlib.sha256(f"{name} {payload}".encode()).hexdigest()[:16]
     page = (
-        f'<section class="rl-view {NO_MATH}" data-rl="{key}" aria-label="{html.escape(label)}"><style>{style()}</style>'
+        f'<section class="rl-view {NO_MATH}" data-rl="{key}" aria-label="{html.escape(label)}"><style>{STYLE}</style>'
         f'<script type="application/json">{payload}</script><div class="rl-stage"></div>'
         f'<details class="rl-words" open><summary>In words</summary>{words}</details>'
         f'<script>(()=>{{"use strict";\n{bundle(name)}\n$shared.mount("{key}", ${name}.render);}})();</script>'
@@ -117,7 +105,7 @@ class Widget(anywidget.AnyWidget):
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         if view := cls.__dict__.get("view"):
-            cls._esm, cls._css = f"{bundle(view)}\nexport default {{ render: ${view}.render }};\n", style()
+            cls._esm, cls._css = f"{bundle(view)}\nexport default {{ render: ${view}.render }};\n", STYLE
 
     def __init__(self, **traits: Any):
         self._displayed = False
