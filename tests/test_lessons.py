@@ -91,6 +91,13 @@ def test_a_lesson_hands_over_its_numbers(name):
 
 
 @lesson
+def test_an_evaluation_names_its_untrained_student(name):
+    """The default is that of another world than the lessons' teacher. Lesson 17 names it in each system."""
+    found = [c for c in calls(name) if ast.unparse(c.func) == "rl.evaluate"]
+    assert all("student" in {k.arg for k in c.keywords} for c in found) or name == "17_qwen3_recipe"
+
+
+@lesson
 def test_the_exercises_are_those_of_the_table(name):
     from lesson.checks import EXERCISES
 
