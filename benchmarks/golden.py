@@ -477,7 +477,7 @@ def train(
 
 
 def run_notebook(name: str, folder: Path, parameters: dict[str, Any]) -> dict[str, Any]:
-    """Execute a notebook of the repository (``notebooks/05_teacher_free.ipynb``) as a sweep's point; what it found."""
+    """Execute a notebook of the repository (``notebooks/07_teacher_free.ipynb``) as a sweep's point; what it found."""
     from relaylab.sweep.notebook import execute
 
     record = execute(ROOT / name, folder, parameters)
@@ -1125,7 +1125,8 @@ def part_evaluation(book: Book) -> None:
 # 8. Notebooks and sweeps ----------------------------------------------------------------------------------------------
 
 RUNS = {
-    "lesson 05": ("notebooks/05_teacher_free.ipynb", {"relays": ["relay"], "problems_a_suite": 2, "forked_a_suite": 1}),
+    "lesson 07": ("notebooks/07_teacher_free.ipynb", {"relays": ["relay"], "problems_a_suite": 2}),
+    "lesson 08": ("notebooks/08_plan_b.ipynb", {"relays": ["relay"], "problems_a_suite": 2, "forked_a_suite": 1}),
     "sweep point": (
         "sweeps/relay.ipynb",
         {"num_problems": 18, "max_steps": 2, "per_device_train_batch_size": 8, "num_generations": 4}

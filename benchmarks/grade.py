@@ -1,6 +1,6 @@
 """Grade a class: 60 submissions of one lesson, right, wrong, broken and hostile, as ``relaylab grade`` does.
 
-    python benchmarks/grade.py [--lesson 02] [--count 60] [--every-mistake]
+    python benchmarks/grade.py [--lesson 03] [--count 60] [--every-mistake]
 
 It checks that untouched notebooks get 0 and solutions all points, that each plausible mistake of
 ``tests/wrong_answers.md`` loses its points and no others, and that a file outside stays. ``--every-mistake`` does the
@@ -18,6 +18,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from lesson.checks import EXERCISES
 from relaylab.lab import copy_lessons
 from relaylab.submissions import Lesson, Mark, find_submissions, mark_answers, read_lesson
 
@@ -98,13 +99,14 @@ def run(number: str, count: int, home: Path) -> list[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--lesson", default="02")
+    parser.add_argument("--lesson", default="03")
     parser.add_argument("--count", type=int, default=60)
     parser.add_argument("--every-mistake", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as home:
         copy_lessons(home, solutions=True)
-        lessons = [f"{k:02}" for k in range(1, 10)] if options.every_mistake else [options.lesson]
+        every = sorted({facts["lesson"] for facts in EXERCISES.values()} - {"capstone"})
+        lessons = every if options.every_mistake else [options.lesson]
         count = 0 if options.every_mistake else options.count
         faults = [fault for number in lessons for fault in run(number, count, Path(home))]
     print(*faults, sep="\n")

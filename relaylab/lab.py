@@ -30,12 +30,19 @@ from relaylab.notebook_commands import lessons_home
 
 RECORD = ".relaylab.json"  # in the reader's folder: of each file, the checksum of what was written last
 SOLVED_RECORD = ".relaylab-solutions.json"  # in a folder of solved lessons, so that the two are never mixed up
-SOLUTIONS = "notebooks/solutions/*.md"  # by lesson; for instructors
+SOLUTIONS = "notebooks/solutions/*.*"  # by lesson; for instructors
 START = "notebooks/START.ipynb"  # is opened
 # JupyterLab asks neither for news nor for updates, unless the reader has chosen otherwise.
 QUIET = {"@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False}}
 OPEN = "# yours"  # stands in an answer cell where the answer belongs
-SHARED = ("notebooks/*.ipynb", "notebooks/lesson/**/*.py", "notebooks/*.yaml", "notebooks/measured/**/*.*", "docs/*.md")
+SHARED = (
+    "notebooks/*.ipynb",
+    "notebooks/lesson/**/*.py",
+    "notebooks/*.yaml",
+    "notebooks/measured/**/*.*",
+    "notebooks/capstone/*.*",
+    "docs/*.md",
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,37 +47,44 @@ class Mark(NamedTuple):
 class Lesson:
     """What is graded: the lesson of the instructor, not the copy of a learner."""
 
-    path: Path
+    path: Path  # a notebook, or the capstone's module
     points: Mapping[str, int]  # by exercise
     cells: Sequence[tuple[str, str]]  # (grade id, source) of the code cells
     given: Sequence[str]  # sources of cells whose variables an answer may use
 
 
 def read_lesson(name: str, folder: str | Path | None = None) -> Lesson:
-    """A lesson, by its number, name or file, and the points of its exercises. ``folder``: other lessons than ours.
+    """A lesson and the points of its exercises.
+
+    Args:
+        name: Its number, name or file; or ``capstone``.
+        folder: Of the lessons. Default: the shipped ones.
 
     Raises:
         ValueError: There is no such lesson, or none of its exercises has a check.
 
-    >>> read_lesson("04").points
+    >>> read_lesson("05").points
     {'kept': 2, 'chance_kept': 3, 'samples_needed': 1}
     """
     folder = Path(folder or lessons_home() / "notebooks")
-    path = find_notebook(name, folder)
+    path = folder / "capstone" / "my_relay.py" if name == "capstone" else find_notebook(name, folder)
     table = folder / "exercises.yaml"
     from relaylab.settings import read_yaml  # `relaylab -h` reads no YAML
 
-    exercises = read_yaml(table.read_text(encoding="utf-8"), str(table)).get(path.stem[:2])
+    number = "capstone" if path.suffix == ".py" else path.stem[:2]
+    exercises = read_yaml(table.read_text(encoding="utf-8"), str(table)).get(number)
     if not exercises:
         raise ValueError(f"no exercise of {path.stem} has a check ({table}); choose another --lesson")
-    book = json.loads(path.read_text(encoding="utf-8"))
-    given = ["".join(c["source"]) for c in book["cells"] if "given" in c["metadata"].get("tags", ())]
+    cells = [] if path.suffix == ".py" else json.loads(path.read_text(encoding="utf-8"))["cells"]
+    given = ["".join(c["source"]) for c in cells if "given" in c["metadata"].get("tags", ())]
     return Lesson(path, {name: facts["points"] for name, facts in exercises.items()}, code_cells_of(path), given)
 
 
 def code_cells_of(path: Path) -> list[tuple[str, str]]:
-    """The (nbgrader's grade id or "", source) of each code cell. ValueError if the file is not a notebook."""
+    """The (nbgrader's grade id or "", source) of each code cell; a module is one. ValueError for another file."""
     try:
+        if path.suffix == ".py":
+            return [("", path.read_text(encoding="utf-8"))]
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         code = [cell for cell in cells if cell["cell_type"] == "code"]
         return [(c["metadata"].get("nbgrader", {}).get("grade_id", ""), "".join(c["source"])) for c in code]
@@ -94,15 +101,15 @@ def find_submissions(folder: str | Path, lesson: Lesson) -> dict[str, Path | str
     Raises:
         ValueError: The folder holds no submission, or two of one name.
     """
-    folder, found = Path(folder), {}
-    entries = [p for p in sorted(folder.iterdir()) if p.is_dir() or p.suffix == ".ipynb"] if folder.is_dir() else []
+    folder, found, kind = Path(folder), {}, lesson.path.suffix
+    entries = [p for p in sorted(folder.iterdir()) if p.is_dir() or p.suffix == kind] if folder.is_dir() else []
     for path in (p for p in entries if not p.name.startswith(".")):
-        name = path.stem if path.suffix == ".ipynb" else path.name
+        name = path.stem if path.suffix == kind else path.name
         if name in found:
             raise ValueError(f"{folder} holds {name!r} as a notebook and as a folder; remove one")
         found[name] = path
         if path.is_dir():
-            books = [p for p in sorted(path.rglob("*.ipynb")) if not p.parent.name.startswith(".")]
+            books = [p for p in sorted(path.rglob(f"*{kind}")) if not p.parent.name.startswith(".")]
             named = [p for p in books if p.name == lesson.path.name] or books
             found[name] = named[0] if len(named) == 1 else f"{len(named)} notebooks; one must be {lesson.path.name}"
     if not found:
@@ -113,6 +120,8 @@ def find_submissions(folder: str | Path, lesson: Lesson) -> dict[str, Path | str
 def answer_cells(cells: Sequence[tuple[str, str]], lesson: Lesson) -> list[tuple[str, str]]:
     """The (exercise, source) of the cells that answer one: marked as its answer, or defining its name anew."""
     shipped, found = {source for _, source in lesson.cells}, []
+    if lesson.path.suffix == ".py":
+        return [(name, source) for name in lesson.points for _, source in cells]
     for grade_id, source in cells:
         for name in lesson.points:
             defined = re.search(rf"^(def\s+{name}\b|{name}\s*(:[^=\n]*)?=[^=])", source, re.MULTILINE)
@@ -140,10 +149,12 @@ def mark_answers(
         return dict.fromkeys(lesson.points, Mark(False, str(error)))
     answers, marks, broken = answer_cells(cells, lesson), {}, set()
     job: dict[str, Any] = {"cells": [source for _, source in (*lesson.cells, *cells)], "given": lesson.given}
-    job |= {"seed": seed, "seconds": seconds, "memory": memory}
+    file = lesson.path.suffix == ".py"
+    job |= {"module": lesson.path.stem if file else "__main__", "seed": seed, "seconds": seconds, "memory": memory}
+    home = lesson.path.parents[1 if file else 0]
     while left := [name for name in lesson.points if name not in marks]:
         job |= {"exercises": left, "answers": [answer for answer in answers if answer[0] not in broken]}
-        lines, ended = _run(job, lesson.path.parent, START_SECONDS + 2 * (60 + 3 * seconds) * len(left))
+        lines, ended = _run(job, home, START_SECONDS + 2 * (60 + 3 * seconds) * len(left))
         marks |= {line["name"]: Mark(line["right"], line["remark"]) for line in lines if "remark" in line}
         if begun := lines[-1].get("name") if "remark" not in lines[-1] else None:  # it did not come back from this one
             broken.add(begun)
@@ -191,8 +202,10 @@ def _run(job: dict[str, Any], folder: Path, seconds: float) -> tuple[list[dict[s
 
 
 def grade_command(
-    submissions: Annotated[Path, typer.Argument(help="A folder of notebooks, or of one folder per student.")],
-    lesson: Annotated[str, option("Its number, such as 02.")],
+    submissions: Annotated[
+        Path, typer.Argument(help="A folder of notebooks (or modules), or of one folder per student.")
+    ],
+    lesson: Annotated[str, option("Its number, such as 03; or capstone.")],
     csv_: Annotated[Path | None, option("Write points and remarks to this file.", "--csv")] = None,
     folder: Annotated[Path | None, option("Of the lessons and their checks. Default: the shipped ones.")] = None,
     seed: Annotated[int, option("Of the checks' inputs; the lessons use 0.", min=0)] = 1,

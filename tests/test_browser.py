@@ -1,8 +1,8 @@
 """The views in a real JupyterLab: notebooks run from the menu; each view clicked, used by keys alone, and looked at.
 
-Lesson 07, small, has the player, the atlas, the counterfactuals and the playground, as a learner meets them. A second
-notebook has the reward lab and the cost dial, and takes the two live views further: typed into, stopped, saved,
-exported. Screenshots of each view, light and dark, 1280 and 800 pixels wide, are left in ``runs/browser``.
+Lessons 11 and 13, small, have the player, the atlas, the counterfactuals and the playground, as a learner meets them.
+A notebook of the test's own has the reward lab and the cost dial, and takes the two live views further: typed into,
+stopped, saved, exported. Screenshots of each view, light and dark, 1280 and 800 pixels wide, are in ``runs/browser``.
 
 The console must be empty of errors, and JupyterLab's own are not excused: none was seen, once it looks for no news.
 """
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.browser
 
 ROOT = Path(__file__).parents[1]
 SCREENSHOTS = ROOT / "runs" / "browser"
-LESSON = "07_call_positions"
+LESSONS = "11_call_positions", "13_which_calls_mattered"  # the first has player and atlas, the second what is live
 CELLS = (
     """import relaylab as rl
 from relaylab.views.cost_dial import cost_dial
@@ -73,7 +73,7 @@ VIEWS = {  # how their names begin
     "reward_lab": "Reward lab",
     "cost_dial": "Cost dial",
 }
-OF_THE_LESSON, OWN = list(VIEWS)[:4], list(VIEWS)[2:]
+OF_THE_LESSON, LIVE, OWN = list(VIEWS)[:2], list(VIEWS)[2:4], list(VIEWS)[2:]
 WAIT = SECONDS * 1000
 FOCUSED = "document.activeElement.ariaLabel ?? document.activeElement.textContent"
 
@@ -92,10 +92,22 @@ def jupyter(folder: Path):
 
 @pytest.fixture(scope="module")
 def lesson(jupyter, folder: Path) -> Lab:
-    """Lesson 07 with the parameters of a quick run, in a cell of their own as papermill writes it."""
-    small = smoke_parameters(ROOT / "notebooks")[LESSON]
-    copy = folder / f"{LESSON}.ipynb"
-    shutil.copytree(ROOT / "notebooks" / "lesson", folder / "lesson")
+    """Lesson 11 with the parameters of a quick run."""
+    return open_lesson(jupyter, folder, LESSONS[0])
+
+
+@pytest.fixture(scope="module")
+def live(jupyter, folder: Path) -> Lab:
+    """Lesson 13, in the same way."""
+    return open_lesson(jupyter, folder, LESSONS[1])
+
+
+def open_lesson(jupyter, folder: Path, name: str) -> Lab:
+    """A lesson that was run with its small parameters, in a cell of their own as papermill writes it."""
+    small = smoke_parameters(ROOT / "notebooks")[name]
+    copy = folder / f"{name}.ipynb"
+    for path in ("lesson", "measured"):
+        shutil.copytree(ROOT / "notebooks" / path, folder / path, dirs_exist_ok=True)
     shutil.copy(ROOT / "notebooks" / "exercises.yaml", folder)
     papermill.execute_notebook(ROOT / "notebooks" / copy.name, copy, small, prepare_only=True)
     lab = jupyter(copy.name)
@@ -241,13 +253,13 @@ def test_a_prediction_is_typed_first_and_a_training_is_a_movie(jupyter, folder: 
     page.close()
 
 
-# Lesson 07 ------------------------------------------------------------------------------------------------------------
+# Lessons -------------------------------------------------------------------------------------------------------------
 
 
 def test_each_view_of_the_lesson_appears(lesson: Lab):
     views = {name: find(lesson, name) for name in OF_THE_LESSON}
     found = {name: view.count() for name, view in views.items()}
-    assert found == {"player": 1, "atlas": 2, "counterfactual": 1, "playground": 1}
+    assert found == {"player": 1, "atlas": 3}
     for view in views.values():
         assert all(one.is_visible() for one in view.all())
         assert not any(one.is_visible() for one in view.locator("details.rl-words > :not(summary)").all())
@@ -295,7 +307,7 @@ def test_the_player_of_the_lesson(lesson: Lab):
 
 
 def test_the_atlas_of_the_lesson(lesson: Lab):
-    systems, suites = find(lesson, "atlas").all()
+    systems, suites, _ = find(lesson, "atlas").all()
     press = lesson.page.keyboard.press
     grid, readout = systems.get_by_role("grid"), systems.locator(".rl-atlas-readout")
     listed = systems.locator(".rl-atlas-list li")
@@ -357,6 +369,27 @@ def test_the_atlas_of_the_lesson(lesson: Lab):
     suites.get_by_role("button", name="Show all traces").focus()
     press(" ")
     assert passed.inner_text() == "18 of 18 traces"
+
+
+def test_the_live_views_of_a_lesson(live: Lab):
+    what_if, playground = find(live, "counterfactual"), find(live, "playground")
+    forks = what_if.locator(".rl-run")
+    before = forks.count()
+    forks.nth(0).get_by_role("option").nth(8).click()
+    what_if.get_by_role("spinbutton").fill("8")
+    what_if.get_by_role("button", name="Force a call here").click()
+    says(live, what_if, f"Fork {before}: a call for 8 at token 9.")
+    assert forks.count() == before + 1
+    assert forks.nth(before).locator(".rl-fork").inner_text().startswith("<call")
+
+    runs = playground.locator(".rl-run")
+    assert runs.count() == 2  # the two that the lesson asked for
+    playground.get_by_role("button", name="Ask this question").click()
+    says(live, playground, "Run 3: relay with teacher.")
+    assert runs.count() == 3
+    live.screenshots(SCREENSHOTS, {f"lesson-{name}": find(live, name).first for name in LIVE})
+    assert live.errors == []
+    live.page.close()
 
 
 def test_pictures_of_the_lesson(lesson: Lab):

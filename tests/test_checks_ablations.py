@@ -1,4 +1,4 @@
-"""The numbers that lessons 03 and 04 ask for, and their functions written by hand."""
+"""The numbers that lessons 04 and 05 ask for, and their functions written by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The exercises of lessons 08 and 09: solutions by another way than the check's, and numbers with their neighbours."""
+"""The exercises of lessons 14 to 17: solutions by another way than the check's, and numbers with their neighbours."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The exercises of lesson 07: their references say what the package's own analyses say."""
+"""The exercises of lessons 11 to 13: their references say what the package's own analyses say."""
 
 from __future__ import annotations
 

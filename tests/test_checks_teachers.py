@@ -1,4 +1,4 @@
-"""The exercises of lessons 05 and 06: their references say what the package says, and numbers get their hints."""
+"""The exercises of lessons 06 to 10: their references say what the package says, and numbers get their hints."""
 
 from __future__ import annotations
 

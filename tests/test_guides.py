@@ -71,3 +71,5 @@ def test_the_minutes_of_the_lessons_are_counted():
     rows = re.findall(r"\(\.\./notebooks/(\w+)\.ipynb\) \| (\d+) \|", read("instructors-guide.md"))
     lessons = sorted((DOCS.parent / "notebooks").glob("[0-9]*.ipynb"))
     assert rows == [(path.stem, str(counting.minutes(path))) for path in lessons]
+    exact = {path.stem: round(sum(counting.sections(path).values(), counting.Counts()).minutes) for path in lessons}
+    assert all(20 <= minutes <= 30 for minutes in exact.values()), exact

@@ -1,4 +1,4 @@
-"""The simulated teacher machine of lesson 08 obeys the laws of queues, and the prices of ``cost.py``."""
+"""The simulated teacher machine of lesson 15 obeys the laws of queues, and the prices of ``cost.py``."""
 
 from __future__ import annotations
 

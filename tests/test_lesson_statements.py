@@ -55,24 +55,24 @@ def test_01_says_what_entropy_shows_of_a_lost_place():
     assert "".join(trace.pieces[begin:highest]).count("\n") == 2, "three lines are wrong by then"
 
 
-def test_03_says_of_exploration_what_its_sweep_shows():
+def test_06_says_of_exploration_what_its_sweep_shows():
     with open(HOME / "notebooks" / "measured" / "rewards.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     schemes = ("difficulty-aware", "no exploration")
     calls = [sorted(float(row["calls"]) for row in rows if row["reward scheme"] == name) for name in schemes]
     pattern = r"makes ([\d.]+) to ([\d.]+) calls an answer.*?and ([\d.]+) to ([\d.]+) without"
-    said = re.search(pattern, sources("03")["cell-33"])
+    said = re.search(pattern, sources("06")["surprises"])
     assert said
     ends = [values[k] for values in calls for k in (0, -1)]
     assert [float(number) for number in said.groups()] == pytest.approx(ends, abs=0.0051)
 
 
-def test_09_has_the_gradients_of_the_real_run():
+def test_17_has_the_gradients_of_the_real_run():
     results = (HOME / "docs" / "results.md").read_text("utf-8")
     table = results.partition("| gradient norm |")[2].partition("\n\n")[0]
     norms = sorted(line.split("|")[7].strip() for line in table.splitlines() if re.match(r"\| \d", line))
     assert len(norms) == 3
-    text = "\n".join(sources("09").values())
+    text = "\n".join(sources("17").values())
     assert re.findall(r"gradient norms\s+from ([\d.]+)\s+to ([\d.]+)", text) == [(norms[0], norms[-1])] * 2
     assert "no reward, no gradient" not in text
 

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
+from nbconvert import SlidesExporter
 
 import lesson as lesson_folder
 from relaylab.notebook_commands import smoke_parameters
@@ -83,10 +84,17 @@ def test_every_parameter_has_a_type_and_is_explained_where_it_first_appears():
 
 @lesson
 def test_a_lesson_hands_over_its_numbers(name):
-    """The first three came before ``rl.result`` and are read, not swept."""
+    """Two came before ``rl.result`` and are read, not swept."""
     found = [c for c in calls(name) if ast.unparse(c.func) in ("rl.result", "result")]
-    assert found or name[:2] in ("00", "01", "02")
+    assert found or name in ("00_first_relay", "03_grpo")
     assert all(c.keywords for c in found)
+
+
+@lesson
+def test_an_evaluation_names_its_untrained_student(name):
+    """The default is that of another world than the lessons' teacher. Lesson 17 names it in each system."""
+    found = [c for c in calls(name) if ast.unparse(c.func) == "rl.evaluate"]
+    assert all("student" in {k.arg for k in c.keywords} for c in found) or name == "17_qwen3_recipe"
 
 
 @lesson
@@ -95,6 +103,25 @@ def test_the_exercises_are_those_of_the_table(name):
 
     assert asked(name) == {exercise for exercise, facts in EXERCISES.items() if facts["lesson"] == name[:2]}
     assert asked(name) or name == "00_first_relay"
+
+
+@lesson
+def test_a_lesson_makes_15_to_25_slides(name):
+    """As nbconvert counts: a section in a section. What a room need not see is left out."""
+    page, _ = SlidesExporter().from_filename(FOLDER / f"{name}.ipynb")
+    stacks, sections = (len(re.findall(pattern, page)) for pattern in (r"<section>\s*<section>", "<section>"))
+    assert 15 <= sections - stacks <= 25
+    assert "setup()" not in page
+    assert "# yours" not in page
+
+
+@lesson
+def test_heat_maps_have_the_shared_scales(name):
+    """On which the page's text can be read (tests/test_figures.py)."""
+    code = text(name, "code")
+    for start in (match.end() for match in re.finditer(r"(?:px\.imshow|go\.Heatmap)\(", code)):
+        assert "HEAT" in code[start : start + 700] or "**looks" in code[start : start + 700]
+    assert not re.search(r"scale=\[", code)
 
 
 @lesson

@@ -16,13 +16,13 @@ from relaylab.lab import copy_lessons
 from relaylab.submissions import Mark, answer_cells, as_csv, find_submissions, mark_answers, read_lesson
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="limits are those of Linux and macOS")
-LESSON = read_lesson("04")
+LESSON = read_lesson("05")
 NAMES = list(LESSON.points)  # kept, chance_kept, samples_needed
 
 
 @pytest.fixture(scope="module")
 def solved(tmp_path_factory) -> dict:
-    """Lesson 04 with its solutions."""
+    """Lesson 05 with its solutions."""
     folder = tmp_path_factory.mktemp("solved")
     copy_lessons(folder, solutions=True)
     return json.loads((folder / "notebooks" / LESSON.path.name).read_text("utf-8"))
@@ -49,7 +49,7 @@ def test_a_class_is_graded_by_the_command(solved, tmp_path):
     (handed_in / "dan").mkdir()
     (handed_in / "eve.ipynb").write_text("no notebook")
     table = tmp_path / "out.csv"
-    done = CliRunner().invoke(cli.app, ["grade", str(handed_in), "--lesson", "04", "--csv", str(table)])
+    done = CliRunner().invoke(cli.app, ["grade", str(handed_in), "--lesson", "05", "--csv", str(table)])
     assert done.exit_code == 0, done.output
     rows = {row["submission"]: row for row in csv.DictReader(table.open(encoding="utf-8"))}
     points = {"ada": "6", "bob": "0", "'=cyd": "3", "dan": "0", "eve": "0"}
@@ -134,7 +134,7 @@ def kept(rates, threshold):
 
 
 def test_variables_of_the_lesson_that_an_answer_may_use(tmp_path):
-    task = read_lesson("05")
+    task = read_lesson("07")
     copy_lessons(tmp_path, solutions=True)
     code = "".join(task.given)
     assert code.startswith("published = ")
@@ -142,7 +142,7 @@ def test_variables_of_the_lesson_that_an_answer_may_use(tmp_path):
 
 
 def test_folders_and_names(tmp_path):
-    named = tmp_path / "ada/x/04_data_filter_ablations.ipynb"
+    named = tmp_path / "ada/x/05_data_filter.ipynb"
     for path in (
         named,
         *(tmp_path / name for name in ("ada/old.ipynb", "bob/any.ipynb", "cyd/a.ipynb", "cyd/b.ipynb")),

@@ -6,13 +6,14 @@ import sys
 import unicodedata
 from html.parser import HTMLParser
 
+import plotly.io as pio
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relaylab.call_tag import visible
 from relaylab.trace import Call, Trace
-from relaylab.views.theme import DARK, LIGHT, ROLES
+from relaylab.views.theme import DARK, HEAT, HEAT_SIGNED, LIGHT, ROLES, register_templates
 from relaylab.views.trace_view import MAX_ROWS, trace_html, trace_summary, trace_text, turns
 
 HOSTILE = [
@@ -225,6 +226,20 @@ def test_all_text_can_be_read(palette):
     shapes = {name: contrast(palette[name], palette["paper"]) for name in ("teacher-edge", "command-edge")}
     shapes |= {role.name: contrast(role.mark, palette["paper"]) for role in ROLES.values()}
     assert min(shapes.values()) >= 3, shapes
+
+
+@pytest.mark.parametrize("palette", [LIGHT, DARK], ids=["light", "dark"])
+@pytest.mark.parametrize("scale", [HEAT, HEAT_SIGNED])
+def test_numbers_in_heat_maps_can_be_read(palette, scale):
+    """On each end of a scale, over the page's paper; the template gives them the page's ink."""
+    for _, color in scale:
+        *rgb, alpha = (float(part) for part in color[5:-1].split(","))
+        paper = [int(palette["paper"][i : i + 2], 16) for i in (1, 3, 5)]
+        shown = "#" + "".join(f"{round(alpha * a + (1 - alpha) * b):02x}" for a, b in zip(rgb, paper, strict=True))
+        assert contrast(palette["ink"], shown) >= 4.5, (color, shown)
+    register_templates()
+    for name, inks in (("relaylab_light", LIGHT), ("relaylab_dark", DARK)):
+        assert pio.templates[name].data.heatmap[0].textfont.color == inks["ink"]
 
 
 def test_roles_differ_by_more_than_colour():

@@ -16,6 +16,7 @@ from typing import Any
 _NAMES = {
     "lesson.checks": "check",
     "lesson.fleet": "capacity load_curve projection relay_plans teacher_plans",
+    "lesson.small": "SMALL small_qwen3",
     "relaylab.call_tag": "OPEN find_calls format_call strip_calls visible",
     "relaylab.engine.load": "embedded embedded_tokenizer load_engine manifest resolve",
     "relaylab.doctor": "Machine estimates",
@@ -49,7 +50,7 @@ _NAMES = {
     "relaylab.views.predict": "Predict",
     "relaylab.views.reward_lab": "Rollout reward_lab",
     "relaylab.views.sweep_report": "effects_shown plane_figure",
-    "relaylab.views.theme": "OKABE_ITO ROLES show_figure",
+    "relaylab.views.theme": "HEAT HEAT_SIGNED OKABE_ITO ROLES show_figure",
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
 

@@ -1,4 +1,4 @@
-"""How many requests does one teacher machine carry? A simulation of many students that share it, for lesson 08.
+"""How many requests does one teacher machine carry? A simulation of many students that share it, for lesson 15.
 
 The machine batches as servers do: a step gives every row of its batch one token, and reads the prompts of new rows.
 Rows that find the batch full wait in line. Each student has its own machine. Requests come at random (Poisson).

@@ -20,7 +20,7 @@ from relaylab.evaluation.scorecard import random_router
 from relaylab.evaluation.stats import mean, summary
 from relaylab.evaluation.table import each_row
 from relaylab.views.figures import error_bars, figure_text, name_panels
-from relaylab.views.theme import GREY, OKABE_ITO, with_alt_text
+from relaylab.views.theme import GREY, HEAT, OKABE_ITO, with_alt_text
 from relaylab.views.trace_view import plural
 
 MEASURE_NAMES = {
@@ -248,7 +248,7 @@ def agreement_figure(agreement: pd.DataFrame) -> go.Figure:
         words.append(f"{visible(r.a)} and {visible(r.b)} {later} of {r.later} lines {first}")
     fig = px.imshow(
         share.rename(index=figure_text, columns=figure_text), zmin=0, zmax=100, aspect="auto", template="relaylab",
-        color_continuous_scale=[(0, "rgba(0,114,178,.1)"), (1, OKABE_ITO[0])],
+        color_continuous_scale=HEAT,
         labels={"x": "teacher", "y": "teacher", "color": "lines with a call in both (%)"},
     ).update_traces(hoverongaps=False, texttemplate="%{z:.0f}")  # fmt: skip
     fig.update_coloraxes(colorbar={"title_side": "right", "thickness": 12})

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 # In order of use. Okabe and Ito's yellow is left out: it is too faint for lines.
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
 GREY = OKABE_ITO[6]
+# Scales of heat maps, from 0 to the highest value, or from below 0 to above: the page's ink can be read on all of both.
+HEAT = [[0, "rgba(0,114,178,.06)"], [1, "rgba(0,114,178,.7)"]]
+HEAT_SIGNED = [[0, "rgba(213,94,0,.7)"], [0.5, "rgba(128,128,128,0)"], [1, "rgba(0,114,178,.7)"]]
 SANS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Liberation Sans', Arial, sans-serif"
 MONO = "ui-monospace, SFMono-Regular, Menlo, Consolas, 'DejaVu Sans Mono', 'Liberation Mono', monospace"
 NO_MATH = "tex2jax_ignore mathjax_ignore"  # classes that stop MathJax 2 and 3: a dollar in a text stays a dollar
@@ -142,7 +145,7 @@ def register_templates() -> None:
             | {"font": {"family": SANS, "size": 13, "color": "#ffffff"}},
             "margin": {"l": 64, "r": 24, "t": 84, "b": 56},
         }
-        pio.templates[name] = go.layout.Template(layout=layout)
+        pio.templates[name] = go.layout.Template(layout=layout, data={"heatmap": [{"textfont": {"color": ink}}]})
 
 
 @dataclass(frozen=True, slots=True)

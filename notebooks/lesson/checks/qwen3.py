@@ -1,4 +1,4 @@
-"""Lesson 09, Qwen3 on one GPU."""
+"""Lessons 16 and 17: Qwen3 on one GPU."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def _narrow(config: Config) -> dict[str, int]:
 
 @number
 def longest_answer(tokens: int) -> bool:
-    """Lesson 09: the longest max_tokens, in steps of 128, with which the recipe stays below 95 % of 24 GB."""
+    """The longest max_tokens, in steps of 128, with which the recipe stays below 95 % of 24 GB."""
     if type(tokens) is not int or tokens < STEP or tokens % STEP:
         raise NotYet(f"give a multiple of {STEP} tokens, not {tokens!r}")
     run = shipped()[RECIPE]

@@ -1,7 +1,8 @@
-"""Lesson 01, the warm-up."""
+"""Lessons 01 and 02: what a command is, and the warm-up."""
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Iterator
 
@@ -34,7 +35,7 @@ def _all_the_rest(top: int, length: int = 300) -> float:
 
 @number
 def largest_k(k: int) -> bool:
-    """Lesson 01: answers of 300 tokens, at most one call in four for all the rest."""
+    """Answers of 300 tokens, at most one call in four for all the rest."""
     if k not in range(4):
         raise NotYet(f"k is one of 0, 1, 2, 3, not {k!r}")
     if (rest := _all_the_rest(k)) > 0.25:
@@ -88,3 +89,50 @@ def the_command_alone(ids, p, n, encode):
 @insert_one.mistake("Nothing is replaced: the token at the position stays, behind the command.")
 def replaced(ids, p, n, encode):
     return ids[:p] + encode(format_call(min(n, len(ids) - 1 - p))) + ids[p + 1 :]
+
+
+def _ranges(rng: random.Random) -> Iterator[tuple[int, int]]:
+    yield from ((4, 24), (1, 9), (7, 7), (10, 19), (1, 99))
+    yield from ((low, low + rng.randint(0, 120)) for low in (rng.randint(1, 60) for _ in range(20)))
+
+
+def _first_digits(low: int, high: int) -> list[float]:
+    """How often each first digit comes."""
+    digits = [str(n)[0] for n in range(low, high + 1)]
+    return [digits.count(d) / len(digits) for d in sorted(set(digits))]
+
+
+def _entropy(shares: list[float]) -> float:
+    return -sum(p * math.log(p) for p in shares)
+
+
+@exercise(inputs=_ranges, show=lambda low, high: f"low = {low}, high = {high}")
+def digit_entropy(low, high):
+    """The entropy in nats of the first digit of a number that is drawn uniformly."""
+    return _entropy(_first_digits(low, high))
+
+
+@digit_entropy.mistake("That is in bits. In nats the logarithm is the natural one.")
+def in_bits(low, high):
+    return _entropy(_first_digits(low, high)) / math.log(2)
+
+
+@digit_entropy.mistake("That is the entropy of the whole number. Only its first digit is asked for.")
+def of_the_number(low, high):
+    return math.log(high + 1 - low)
+
+
+@digit_entropy.mistake("The first digits are not equally often: from 4 to 24, a 2 comes more often than a 7.")
+def equally_often(low, high):
+    return math.log(len(_first_digits(low, high)))
+
+
+@digit_entropy.mistake("`high` is one of the numbers.")
+def without_the_last(low, high):
+    return _entropy(_first_digits(low, max(low, high - 1)))
+
+
+@digit_entropy.mistake("That is the last digit.")
+def of_the_last_digit(low, high):
+    digits = [n % 10 for n in range(low, high + 1)]
+    return _entropy([digits.count(d) / len(digits) for d in set(digits)])

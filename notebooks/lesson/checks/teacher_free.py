@@ -1,4 +1,4 @@
-"""Lesson 05, teacher-free: forbidding a text, and comparing two systems on the same problems."""
+"""Lessons 06 to 08: forbidding a text, comparing two systems on the same problems, what comes instead of a call."""
 
 from __future__ import annotations
 
@@ -167,3 +167,46 @@ def mean_difference(a, b):
 @paired_error.mistake("That is the variance. Take its root first.")
 def variance_of_differences(a, b):
     return variance(_differences(a, b)) / math.sqrt(len(a))
+
+
+def _chances(rng: random.Random) -> Iterator[tuple[float, float]]:
+    yield math.log(0.9), math.log(0.05)
+    for _ in range(30):
+        call = rng.uniform(0.01, 0.99)
+        yield math.log(call), math.log((1 - call) * rng.uniform(0.01, 1))
+
+
+@exercise(inputs=_chances, show=lambda call, wrote: f"call = {call:.3f}, wrote = {wrote:.3f}")
+def of_the_rest(call, wrote):
+    """The chance of the written token, given that no call begins."""
+    return math.exp(wrote) / (1 - math.exp(call))
+
+
+@of_the_rest.mistake("That is its chance among all tokens. Divide by the chance that no call begins.")
+def of_all(call, wrote):
+    return math.exp(wrote)
+
+
+@of_the_rest.mistake("That compares it with the call. Divide by what is *not* the call.")
+def of_the_call(call, wrote):
+    return math.exp(wrote) / math.exp(call)
+
+
+@of_the_rest.mistake("That compares it with the call, as a logarithm.")
+def log_of_the_call(call, wrote):
+    return wrote - call
+
+
+@of_the_rest.mistake("These are logarithms: turn them into chances first.")
+def without_exp(call, wrote):
+    return wrote / (1 - call)
+
+
+@of_the_rest.mistake("A share is asked for, not its logarithm.")
+def as_a_logarithm(call, wrote):
+    return wrote - math.log(1 - math.exp(call))
+
+
+@of_the_rest.mistake("That subtracts where it should divide.")
+def difference(call, wrote):
+    return 1 - math.exp(call) - math.exp(wrote)

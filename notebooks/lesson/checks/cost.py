@@ -1,4 +1,4 @@
-"""Lesson 08, baselines and cost."""
+"""Lessons 14 and 15: baselines and cost."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def _accuracies(rng: random.Random) -> Iterator[tuple[float, float, float]]:
 
 @number
 def fewest_calls(n: int) -> bool:
-    """Lesson 08: so many calls of one token cost as many FLOPs as the teacher alone; models of 0.6B and 8B."""
+    """So many calls of one token cost as many FLOPs as the teacher alone; models of 0.6B and 8B."""
     if type(n) is not int or not 1 <= n <= SHAPE["tokens"]:
         raise NotYet(f"it is a number of calls, from 1 to {SHAPE['tokens']}, not {n!r}")
     fewest = breakeven_calls(PRICES, "flops", call_tokens=1, **SHAPE)

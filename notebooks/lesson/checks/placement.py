@@ -1,4 +1,4 @@
-"""Lesson 07, call positions: where a call begins, what it covers, how long it had to be, and what it changed."""
+"""Lessons 11 to 13: where a call begins, what it covers, how long it had to be, and what it changed."""
 
 from __future__ import annotations
 

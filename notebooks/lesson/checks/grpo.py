@@ -1,4 +1,4 @@
-"""Lesson 02, GRPO."""
+"""Lesson 03, GRPO."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _random_rollout(rng: random.Random) -> Trace:
 
 
 def _lesson_group() -> list[Trace]:
-    """The four rollouts that lesson 02 pays by hand."""
+    """The four rollouts that lesson 03 pays by hand."""
     return [
         _rollout("ssssssssss", True),
         _rollout("ssssccttss", True),
@@ -138,7 +138,7 @@ def _over(
 
 @number
 def largest_rho(rho: float) -> bool:
-    """Lesson 02: the share from which on the helped one of [right alone, right helped, wrong, wrong] is discouraged."""
+    """The share from which on the helped one of [right alone, right helped, wrong, wrong] is discouraged."""
     below, above = (advantages([1.5, 1 - r, 0, 0])[1] for r in (rho - 0.01, rho + 0.01))
     if below <= 0:
         raise NotYet(f"at ρ = {rho - 0.01:.2f} it is negative already: is the bonus of 1.5 in your mean?")

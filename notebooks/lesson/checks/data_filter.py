@@ -1,4 +1,4 @@
-"""Lesson 04, the data filter."""
+"""Lesson 05, the data filter."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _some(p: float, samples: int, numbers: Iterable[int]) -> float:
 
 @number
 def samples_needed(samples: int) -> bool:
-    """Lesson 04: the fewest samples, an even number, with which a true rate of 0.3 passes 0.5 once in 100 at most."""
+    """The fewest samples, an even number, with which a true rate of 0.3 passes 0.5 once in 100 at most."""
     if not isinstance(samples, int) or samples < 2 or samples % 2:
         raise NotYet(f"an even number from 2 on is asked for, not {samples!r}")
     if (chance := _chance(0.3, samples, 0.5)) > 0.01:

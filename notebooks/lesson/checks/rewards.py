@@ -1,4 +1,4 @@
-"""Lesson 03, reward ablations."""
+"""Lesson 04, rewards."""
 
 from __future__ import annotations
 

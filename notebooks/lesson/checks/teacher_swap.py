@@ -1,4 +1,4 @@
-"""Lesson 06, teacher swap: what another teacher gets to see, and which teacher is the best."""
+"""Lessons 09 and 10: which teacher is the best, and what another teacher gets to see."""
 
 from __future__ import annotations
 
