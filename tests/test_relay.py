@@ -13,9 +13,9 @@ from relaylab.engine.engine import Engine
 from relaylab.engine.load import embedded_tokenizer, load_engine
 from relaylab.relay.call_rules import CallAt, CallEvery, CallWhenUnsure
 from relaylab.relay.config import RelayConfig
-from relaylab.relay.events import CallClosed, CallOpened, Done, TokenEvent
 from relaylab.relay.local_teacher import LocalTeacher
 from relaylab.relay.relay import Relay
+from relaylab.relay.sequence import CallClosed, CallOpened, Done, TokenEvent
 from relaylab.relay.teachers import NoTeacher, ScriptedTeacher, TeacherOutput
 from relaylab.tasks.suites import SUITES, problem
 from relaylab.trace import Trace

@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 
 from relaylab.call_tag import settled, strip_calls
 from relaylab.relay.api_teacher import APITeacher
-from relaylab.relay.events import Done
 from relaylab.relay.pair import Pair, load_pair, problem_seed
 from relaylab.relay.relay import Relay, Stream
+from relaylab.relay.sequence import Done
 from relaylab.relay.teachers import ScriptedTeacher, Segment, TeacherOutput
 from relaylab.server.app import Server
 from relaylab.server.worker import VisibleText

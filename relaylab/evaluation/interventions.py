@@ -24,9 +24,9 @@ from relaylab.engine.engine import Engine
 from relaylab.evaluation.counterfactual import problem_of
 from relaylab.evaluation.stats import Interval, mean
 from relaylab.evaluation.token_router import fit_probe
-from relaylab.relay.events import Done
 from relaylab.relay.pair import graded
 from relaylab.relay.relay import Relay
+from relaylab.relay.sequence import Done
 from relaylab.tasks.grading import extract_boxed
 from relaylab.trace import Trace
 

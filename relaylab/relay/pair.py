@@ -27,9 +27,9 @@ from relaylab.engine.load import (
     relay_defaults,
 )
 from relaylab.relay.config import RelayConfig
-from relaylab.relay.events import Done
 from relaylab.relay.local_teacher import LocalTeacher
 from relaylab.relay.relay import Prompt, Relay
+from relaylab.relay.sequence import Done
 from relaylab.relay.teachers import NoTeacher, Teacher
 from relaylab.tasks.answers import grade_problem
 from relaylab.tasks.suites import Problem, suite_of

@@ -101,7 +101,7 @@ class Decode:
             _one_at_a_time.release()
 
     def _read(self, stream: Stream) -> None:
-        from relaylab.relay.events import TokenEvent
+        from relaylab.relay.sequence import TokenEvent
 
         due = 0.0
         for event in stream:
