@@ -122,7 +122,7 @@ def _read(
         slots = model.open_many(prompts[first : first + most])
         try:
             for slot, ids in zip(slots, part):
-                model.extend(slot, ids[:-1])
+                slot.ids += ids[:-1]
             logits, states = model.forward(slots, positions=max(1, *map(len, part)), hidden=True)
         finally:
             for slot in slots:

@@ -272,9 +272,11 @@ class Stream(Iterator[Event]):
         most = max(1, MAX_LOGITS // (student.vocabulary * max(counts)))
         for first in range(0, len(active), most):
             part, wanted = active[first : first + most], counts[first : first + most]
-            hidden = getattr(relay.call_rule, "uses_hidden", False)
-            output = student.forward([s.slot for s in part], positions=max(wanted), hidden=hidden)
-            logits, states = output if isinstance(output, tuple) else (output, None)
+            slots, most_wanted, states = [s.slot for s in part], max(wanted), None
+            if getattr(relay.call_rule, "uses_hidden", False):
+                logits, states = student.forward(slots, positions=most_wanted, hidden=True)
+            else:
+                logits = student.forward(slots, positions=most_wanted)
             before = [len(s.ids) for s in part]
             # 1) Where a call rule or a fork wants a call, it is written.
             called = set()
