@@ -140,7 +140,7 @@ class Pair:
 
 def notice(student: str, question: str) -> str | None:
     """What to tell a user who asks an embedded student what none of its suites asks; None otherwise."""
-    if student not in embedded() or suite_of(question.partition("\n")[0]):  # what follows is a suffix
+    if suite_of(question.partition("\n")[0]) or student not in embedded():  # what follows a line break is a suffix
         return None
     return (
         "this question is of no embedded suite, and the embedded models know nothing else: the answer means nothing. "
