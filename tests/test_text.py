@@ -32,25 +32,9 @@ def any_tokenisation(data: st.DataObject, raw: bytes) -> list[int]:
 def merging_tokenizer() -> PreTrainedTokenizerFast:
     """A vocabulary in which a command's ends merge with their neighbours, and with whole commands in one token."""
     words = [
-        "(<",
-        "<",
-        "call",
-        ">",
-        "</",
-        "5",
-        "1",
-        "=",
-        "x",
-        "(",
-        ">=",
-        ">x",
-        "</call>7",
-        "7",
-        "<call>5</call>",
-        "=<call>1</call>x",
-        " ",
-        "é",
-    ]
+        "(<", "<", "call", ">", "</", "5", "1", "=", "x", "(", ">=", ">x", "</call>7", "7", "<call>5</call>",
+        "=<call>1</call>x", " ", "é",
+    ]  # fmt: skip
     alphabet = {chr(b): b for b in range(33, 127)}
     spelled = [w if all(c in alphabet for c in w) else {" ": "Ġ", "é": "Ã©"}[w] for w in words]
     vocab = {w: i for i, w in enumerate(dict.fromkeys([*spelled, "Ã", "©", *alphabet]))}

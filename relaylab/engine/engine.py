@@ -138,7 +138,7 @@ class Engine:
             alike.setdefault(slot.prompt, []).append(slot)
         # 1) A slot that holds its whole prompt but the last token, whose logits are wanted later, can lend its cache.
         donors = dict[tuple[int, ...], CacheSlot]()
-        for slot in self.slots:
+        for slot in filter(None, self.cache.at):
             length = len(slot.prompt)
             if slot.cached >= length - 1 and tuple(slot.ids[:length]) == slot.prompt:
                 donors[slot.prompt] = slot
@@ -228,12 +228,12 @@ class Engine:
     def _pass(self, slots: list[CacheSlot], positions: int, hidden: bool) -> list[Tensor]:
         """One forward pass: logits, and hidden states where they are wanted."""
         # 1) The slots' caches come to the front, and there is a column for every token.
-        self.cache.to_front(slots)
+        length = max(min(len(s.ids), s.cached + MAX_CHUNK_TOKENS) for s in slots)
+        self.cache.to_front(slots, length)
         order = sorted(slots, key=lambda s: s.index)
         ends = [min(len(s.ids), s.cached + MAX_CHUNK_TOKENS) for s in order]
         counts = [end - s.cached for s, end in zip(order, ends)]
-        width, length, later = max(counts), max(ends), order[0].pending - counts[0]
-        self.cache.reserve(length)
+        width, later = max(counts), order[0].pending - counts[0]
         # 2) A step of decoding on a GPU is one graph.
         outputs = None
         if self._graphs is not None and width == 1 and not hidden and not any(self._hooks):
@@ -252,10 +252,14 @@ class Engine:
             self.cache.aim(columns, length)
             mask = causal_mask(places, length, self.dtype)
             few = FewTokens() if self._large and ids.numel() <= FEW else nullcontext()
+            keep = min(width, max(1, positions - later))
             with _evaluating(self.model) if self.model.training else nullcontext(), few:
-                keep = min(width, max(1, positions - later))
-                logits, *states = self._outputs(ids, places, mask, keep, hidden)
-            outputs = [logits.float(), *states]
+                if self._fast and not any(self._hooks):
+                    states = self._fast(self.model, ids, places, mask, self.cache, keep)
+                    logits = self.model.lm_head(states)
+                else:
+                    logits, states = self._modules(ids, places, mask, keep, hidden)
+            outputs = [logits.float(), states] if hidden else [logits.float()]
         # 4) What was run stays in the cache.
         if self._unknown is not None:
             outputs[0].masked_fill_(self._unknown, -torch.inf)
@@ -265,11 +269,8 @@ class Engine:
             slot.cached = end
         return outputs if order == slots else [x[[s.index for s in slots]] for x in outputs]
 
-    def _outputs(self, ids: Tensor, places: Tensor, mask: Tensor, keep: int, hidden: bool) -> list[Tensor]:
-        """Logits after the last ``keep`` tokens, and hidden states: by the faster pass, or by the model's own."""
-        if self._fast and not any(self._hooks):
-            states = self._fast(self.model, ids, places, mask, self.cache, keep)
-            return [self.model.lm_head(states), states] if hidden else [self.model.lm_head(states)]
+    def _modules(self, ids: Tensor, places: Tensor, mask: Tensor, keep: int, hidden: bool) -> tuple[Tensor, Tensor]:
+        """Logits after the last ``keep`` tokens, and hidden states if wanted, by the model's own pass."""
         before, self._config._attn_implementation = self._config._attn_implementation, ATTENTION
         try:
             out = self.model(
@@ -278,7 +279,7 @@ class Engine:
             )  # fmt: skip
         finally:
             self._config._attn_implementation = before
-        return [out.logits, out.hidden_states[-1][:, -keep:]] if hidden else [out.logits]
+        return out.logits, out.hidden_states[-1][:, -keep:] if hidden else out.logits
 
 
 @contextmanager

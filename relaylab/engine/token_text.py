@@ -199,13 +199,13 @@ class StudentTurn:
         if b">" not in data:
             return []
         start = self.calls[-1].end if self.calls else 0
-        closed = [c for c in find_calls(self.bytes.decode("latin-1"), start) if c.closed]
+        closed = [c for c in find_calls(self.bytes.decode("latin-1"), start) if c.problem != "unclosed"]
         self.calls += closed
         return closed
 
     def unclosed(self) -> list[Command]:
         """Opening tags that were never closed; final once the turn is over."""
-        return [c for c in find_calls(self.bytes.decode("latin-1")) if not c.closed]
+        return [c for c in find_calls(self.bytes.decode("latin-1")) if c.problem == "unclosed"]
 
     @property
     def in_call(self) -> bool:

@@ -77,16 +77,9 @@ class Pair:
         return trace if isinstance(question, str) else graded(trace, question)
 
     def decode(
-        self,
-        problems: Sequence[Problem | str],
-        *,
-        seed: int = 0,
-        system: str | None = None,
-        out: str | os.PathLike | None = None,
-        shard: str | None = None,
-        progress: bool = True,
-        **options: Any,
-    ) -> list[Trace]:
+        self, problems: Sequence[Problem | str], *, seed: int = 0, system: str | None = None,
+        out: str | os.PathLike | None = None, shard: str | None = None, progress: bool = True, **options: Any,
+    ) -> list[Trace]:  # fmt: skip
         """Relay and grade many problems together. Interrupted, the same call goes on where it stopped.
 
         Args:
@@ -238,12 +231,9 @@ def load_teacher(
 
 
 def load_pair(
-    student: str | Path = STUDENT,
-    teacher: str | Path | Teacher | None = None,
-    *,
-    teacher_options: dict[str, Any] | None = None,
-    **options: Any,
-) -> Pair:
+    student: str | Path = STUDENT, teacher: str | Path | Teacher | None = None, *,
+    teacher_options: dict[str, Any] | None = None, **options: Any,
+) -> Pair:  # fmt: skip
     """Load a pair by names: embedded models, directories, hub ids; for the teacher also a URL, ``none``, or an object.
 
     The caps that the student was trained with (``relay_config.json`` beside it) are the pair's defaults.

@@ -272,11 +272,11 @@ class Stream(Iterator[Event]):
         most = max(1, MAX_LOGITS // (student.vocabulary * max(counts)))
         for first in range(0, len(active), most):
             part, wanted = active[first : first + most], counts[first : first + most]
-            slots, most_wanted, states = [s.slot for s in part], max(wanted), None
+            slots, states = [s.slot for s in part], None
             if getattr(relay.call_rule, "uses_hidden", False):
-                logits, states = student.forward(slots, positions=most_wanted, hidden=True)
+                logits, states = student.forward(slots, positions=max(wanted), hidden=True)
             else:
-                logits = student.forward(slots, positions=most_wanted)
+                logits = student.forward(slots, positions=max(wanted))
             before = [len(s.ids) for s in part]
             # 1) Where a call rule or a fork wants a call, it is written.
             called = set()
@@ -286,14 +286,14 @@ class Stream(Iterator[Event]):
             drawing = [i for i in range(len(part)) if i not in called]
             if drawing:
                 rows = [part[i] for i in drawing]
-                bans = [s.forbidden() for s in rows]
+                barred = [i for i, s in enumerate(rows) if s.config.forbid_calls or len(s.ids) < s.no_call_before]
                 tokens = sample(
                     logits[:, -1] if len(rows) == len(part) else logits[drawing, -1],
                     temperatures=[s.config.temperature for s in rows],
                     uniforms=[s.uniforms[len(s.ids)] if s.config.temperature > 0 else 0.0 for s in rows],
                     top_p=[s.config.top_p for s in rows],
                     top_k=[s.config.top_k for s in rows],
-                    forbidden={i: ban for i, ban in enumerate(bans) if ban is not None},
+                    forbidden={i: rows[i].forbidden() for i in barred},
                 )
                 for s, token in zip(rows, tokens):
                     s.write_student(token)

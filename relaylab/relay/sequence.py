@@ -99,6 +99,7 @@ class Sequence:
         self.calls: list[Call] = []
         wanted = {"logprobs": record, "entropies": record, "alternatives": alternatives > 0}
         self.statistics: dict[str, list[Any]] = {name: [] for name, is_wanted in wanted.items() if is_wanted}
+        self.turn: Literal["student", "teacher", "done"] = "student"  # who writes the next token
         self.stop = ""
         self.id, self.problem = "", dict[str, Any]()  # those of the trace that a fork goes on from
         self.waiting: Call | None = None  # the call that the teacher has to answer
@@ -111,19 +112,12 @@ class Sequence:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     @property
-    def turn(self) -> Literal["student", "teacher", "done"]:
-        """Who writes the next token."""
-        return "done" if self.stop else "teacher" if self.waiting else "student"
-
-    @property
     def room(self) -> int:
         """Completion tokens left under ``max_tokens``."""
         return self.config.max_tokens - len(self.ids)
 
-    def forbidden(self) -> np.ndarray | None:
-        """The tokens that must not come next: those that begin a call where none may, and what a fork bans."""
-        if not self.config.forbid_calls and len(self.ids) >= self.no_call_before:
-            return None
+    def forbidden(self) -> np.ndarray:
+        """Where no call may begin, the tokens that must not come next: those that begin one, and what a fork bans."""
         ban = self._text.forbidden(self._turn.bytes)
         if self.banned and self.banned[0] == len(self.ids):
             ban = ban.copy()
@@ -184,7 +178,7 @@ class Sequence:
         wanted = wanted if self.config.call_end == "tokens" else self.room
         call.granted = 0 if self.waiting else min(wanted, self._allowance())
         if call.granted:
-            self.waiting = call
+            self.waiting, self.turn = call, "teacher"
         else:
             call.status = "refused"
 
@@ -223,7 +217,7 @@ class Sequence:
         Where the two share a tokenizer, the teacher's ids are taken as they are. Otherwise its text is tokenised here
         once. More than was granted, than the line, or than there is room for, is cut off.
         """
-        call, self.waiting, self.submitted = self.waiting, None, False
+        call, self.waiting, self.submitted, self.turn = self.waiting, None, False, "student"
         assert call is not None
         call.teacher, call.latency, call.error = teacher, output.latency, output.error or self._fault(output)
         if call.error is not None:
@@ -291,7 +285,7 @@ class Sequence:
 
     def finish(self, why: str) -> None:
         """End the sequence; ``why`` is one of ``trace.STOPS``."""
-        self.stop = why
+        self.stop, self.turn = why, "done"
         if self.waiting:
             self.waiting.status, self.waiting = "interrupted", None
         self._end_student_turn()
