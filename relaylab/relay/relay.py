@@ -272,17 +272,18 @@ class Stream(Iterator[Event]):
         most = max(1, MAX_LOGITS // (student.vocabulary * max(counts)))
         for first in range(0, len(active), most):
             part, wanted = active[first : first + most], counts[first : first + most]
+            # 1) The student reads what it has not read yet: its own last token, and what the teacher wrote.
             slots, states = [s.slot for s in part], None
             if getattr(relay.call_rule, "uses_hidden", False):
                 logits, states = student.forward(slots, positions=max(wanted), hidden=True)
             else:
                 logits = student.forward(slots, positions=max(wanted))
             before = [len(s.ids) for s in part]
-            # 1) Where a call rule or a fork wants a call, it is written.
+            # 2) Where a call rule or a fork wants a call, it is written.
             called = set()
             if relay.call_rule or any(s.forced_call is not None for s in part):
                 called = self._calls(part, logits[:, -1], states)
-            # 2) All others draw their next token.
+            # 3) All others draw their next token. If it closes a call, the turn is the teacher's (``write_student``).
             drawing = [i for i in range(len(part)) if i not in called]
             if drawing:
                 rows = [part[i] for i in drawing]
@@ -297,7 +298,7 @@ class Stream(Iterator[Event]):
                 )
                 for s, token in zip(rows, tokens):
                     s.write_student(token)
-            # 3) The student will read what was written.
+            # 4) The student will read what was written, the command included.
             for s, start in zip(part, before):
                 s.slot.ids += s.ids[start:]
             if relay.record:
@@ -325,6 +326,44 @@ class Stream(Iterator[Event]):
             elif s.append_call(n):
                 called.add(i)
         return called
+
+    # The teacher's step -----------------------------------------------------------------------------------------------
+
+    def _teacher_step(self, waiting: list[Sequence], *, gather: bool, wait: bool) -> Generator[Event, None, int]:
+        """Hand sequences over, and take the answers that are ready back; returns how many.
+
+        wait: no student can write, so wait for an answer.
+        """
+        relay = self._relay
+        # 1) The teacher is shown what the student wrote since the last hand-off, without the commands.
+        if fresh := [s for s in waiting if gather and not s.submitted]:
+            relay.teacher.submit([s.start_teacher_turn() for s in fresh])
+            for s in fresh:
+                assert s.waiting is not None
+                yield CallOpened(s.index, replace(s.waiting))
+        # 2) It writes, at most the n tokens of the call, and the turn is the student's again (``write_teacher``).
+        by_view = {s.view: s for s in waiting if s.submitted}
+        answers, failed = relay.teacher.poll(list(by_view), wait=wait), []
+        for view, output in answers:
+            s = by_view[view]
+            call = s.write_teacher(output, relay.teacher.name)
+            if call.withdrawn:  # the last token that is left is run again: another one follows it now
+                relay.student.crop(s.slot, len(s.prompt_ids) + call.end)
+                s.slot.cached -= 1
+            s.slot.ids += s.ids[call.end :]  # 3) The student will read the answer.
+            # 4) A failure is that of one call.
+            if call.error is not None:
+                failed.append(call.error)
+                if relay.config.on_failure == "exclude":
+                    s.finish("excluded")
+            yield from s.events(call.end)
+            yield CallClosed(s.index, replace(call))
+        if failed and relay.config.on_failure == "raise":
+            self._interrupt()
+            raise TeacherFailed(f"{relay.teacher.name}: {failed[0]}", self.traces)
+        return len(answers)
+
+    # What is recorded beside the tokens, on request -------------------------------------------------------------------
 
     def _record(self, part: list[Sequence], before: list[int], wanted: list[int], logits: torch.Tensor) -> None:
         """Note the statistics of the tokens that the last ``wanted`` distributions of each sequence were for.
@@ -356,36 +395,3 @@ class Stream(Iterator[Event]):
             likely[piece] = round(likely.get(piece, 0.0) + value, 4)
         begins = torch.from_numpy(text.call_begins).to(logp.device)
         return likely | {OPEN: round(logp[begins].exp().sum().item(), 4)}
-
-    # The teacher's step -----------------------------------------------------------------------------------------------
-
-    def _teacher_step(self, waiting: list[Sequence], *, gather: bool, wait: bool) -> Generator[Event, None, int]:
-        """Hand sequences over, and take the answers that are ready back; returns how many.
-
-        wait: no student can write, so wait for an answer.
-        """
-        relay = self._relay
-        if fresh := [s for s in waiting if gather and not s.submitted]:
-            relay.teacher.submit([s.start_teacher_turn() for s in fresh])
-            for s in fresh:
-                assert s.waiting is not None
-                yield CallOpened(s.index, replace(s.waiting))
-        by_view = {s.view: s for s in waiting if s.submitted}
-        answers, failed = relay.teacher.poll(list(by_view), wait=wait), []
-        for view, output in answers:
-            s = by_view[view]
-            call = s.write_teacher(output, relay.teacher.name)
-            if call.withdrawn:  # the last token that is left is run again: another one follows it now
-                relay.student.crop(s.slot, len(s.prompt_ids) + call.end)
-                s.slot.cached -= 1
-            s.slot.ids += s.ids[call.end :]
-            if call.error is not None:
-                failed.append(call.error)
-                if relay.config.on_failure == "exclude":
-                    s.finish("excluded")
-            yield from s.events(call.end)
-            yield CallClosed(s.index, replace(call))
-        if failed and relay.config.on_failure == "raise":
-            self._interrupt()
-            raise TeacherFailed(f"{relay.teacher.name}: {failed[0]}", self.traces)
-        return len(answers)
