@@ -166,7 +166,7 @@ class Relay:
             ids: those of the prompt, if they are known.
         """
         raw = prompt if isinstance(prompt, Segment) else None
-        text = raw.text if raw else prompt
+        text = prompt.text if isinstance(prompt, Segment) else prompt
         messages = [{"role": "user", "content": text}] if isinstance(text, str) else text
         if ids is None:
             ids = self.student.raw_ids(raw.text, raw.ids) if raw else self.student.prompt_ids(messages)

@@ -356,10 +356,11 @@ class Sequence:
 
     def trace(self, student: str, teacher: str) -> Trace:
         """The record so far; a copy that later tokens do not change."""
+        statistics: dict[str, Any] = {name: list(values) for name, values in self.statistics.items()}
         return Trace(
             prompt=self.messages[-1]["content"] if self.messages else "", prompt_ids=list(self.prompt_ids),
             completion_ids=list(self.ids), source="".join(self.source), pieces=list(self.pieces),
             calls=[replace(c) for c in self.calls], stop=self.stop, seed=self.seed,
             temperature=self.config.temperature, student=student, teacher=teacher, id=self.id,
-            problem=dict(self.problem), **{name: list(values) for name, values in self.statistics.items()},
+            problem=dict(self.problem), **statistics,
         )  # fmt: skip
