@@ -70,7 +70,7 @@ def plain(engine: Engine, batch: int, tokens: int, rounds: int) -> dict[str, flo
         for _ in range(tokens):
             chosen = sample(engine.forward(rows)[:, -1], temperatures=[0.0] * batch, uniforms=[0.0] * batch)
             for row, token in zip(rows, chosen):
-                engine.extend(row, [token])
+                row.ids += [token]
         for row in rows:
             engine.close(row)
         return [row.ids[-tokens:] for row in rows]

@@ -27,11 +27,10 @@ from test_command import SCRAPS, slow_find
 
 from relaylab.call_tag import find_calls, strip_calls
 from relaylab.engine.load import embedded_tokenizer, load_engine
-from relaylab.engine.token_text import FORBIDDEN, TokenText
+from relaylab.engine.token_text import FORBIDDEN, StudentTurn, TokenText
 from relaylab.relay.config import RelayConfig
 from relaylab.relay.local_teacher import LocalTeacher
 from relaylab.relay.relay import Relay
-from relaylab.relay.turn import StudentTurn
 from relaylab.tasks.grading import grade
 from relaylab.tasks.suites import SUITES, problem
 from relaylab.trace import STOPS, Trace
@@ -88,7 +87,8 @@ def rows(count: int, r: random.Random, check: Check) -> None:
         joined, latin = "".join(text.pieces(ids)), raw.decode("latin-1")
         slow = slow_find(latin)
         closed = [c for c in slow if c[3] != "unclosed"]
-        view, kept = turn.without_calls()
+        parts = list(turn.kept())
+        view, kept = [i for _, some, _ in parts for i in some], b"".join(rest for _, _, rest in parts)
         check(joined == raw.decode(errors="replace") == tokenizer.decode(ids, skip_special_tokens=False), ids)
         check(bytes(turn.bytes) == raw and [(c.start, c.end, c.n, c.problem) for c in turn.calls] == closed, ids)
         check(kept.decode("latin-1") == without(latin, slow), ids)

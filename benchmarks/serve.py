@@ -26,8 +26,8 @@ from contextlib import contextmanager
 
 import httpx2
 
-from relaylab.relay.events import Done, TokenEvent
 from relaylab.relay.pair import load_pair, problem_seed
+from relaylab.relay.sequence import Done, TokenEvent
 from relaylab.tasks.suites import SUITES, problem
 
 STUDENT = "relay-once"

@@ -53,27 +53,25 @@ def format_call(n: int) -> str:
     return f"{OPEN}{n}{CLOSE}"
 
 
-def find_calls(text: str) -> list[Command]:
-    """All calls in a text, in order, those that nobody can answer included.
+def find_calls(text: str, start: int = 0) -> list[Command]:
+    """All calls in a text from a character on, in order, those that nobody can answer included.
 
     >>> [(c.n, c.problem) for c in find_calls("a <call> 12 </call> b <call></call> <call>3")]
     [(12, None), (None, 'empty'), (None, 'unclosed')]
     """
-    return [Command(m.start(), m.end(), *_read(m[1])) for m in _CALL.finditer(text)]
-
-
-def _read(body: str | None) -> tuple[int | None, str | None]:
-    if body is None:
-        return None, "unclosed"
-    if not body.strip(" \t\r\n"):
-        return None, "empty"
-    number = _NUMBER.fullmatch(body)
-    if not number:
-        return None, "malformed"
-    n = int(number[1])
-    if n == 0:
-        return None, "zero"
-    return (n, None) if n < LIMIT else (None, "too_large")
+    found = []
+    for match in _CALL.finditer(text, start):
+        body, n, problem = match[1], None, None
+        if body is None:
+            problem = "unclosed"
+        elif not body.strip(" \t\r\n"):
+            problem = "empty"
+        elif not (number := _NUMBER.fullmatch(body)):
+            problem = "malformed"
+        elif not 1 <= (n := int(number[1])) < LIMIT:
+            n, problem = None, "too_large" if n else "zero"
+        found.append(Command(*match.span(), n, problem))
+    return found
 
 
 def strip_calls(text: str) -> str:

@@ -10,6 +10,7 @@ reading and cut off when appending; a broken line elsewhere is an error that nam
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -114,11 +115,9 @@ class Trace:
 
     def segments(self) -> Iterator[tuple[str, str]]:
         """Turns: ("s", text with its commands) and ("t", text) in turn."""
-        start = 0
-        for i in range(1, len(self.source) + 1):
-            if i == len(self.source) or (self.source[i] == TEACHER) != (self.source[start] == TEACHER):
-                yield (TEACHER if self.source[start] == TEACHER else STUDENT), "".join(self.pieces[start:i])
-                start = i
+        pieces = zip(self.source.replace(COMMAND, STUDENT), self.pieces)
+        for source, turn in itertools.groupby(pieces, key=lambda pair: pair[0]):
+            yield source, "".join(piece for _, piece in turn)
 
     def count(self, source: str) -> int:
         """Completion tokens of one source."""
@@ -194,8 +193,8 @@ class Trace:
 
 
 @functools.cache
-def _schemas() -> tuple[Any, Any, Any]:
-    """Models of pydantic that accept the fields of a trace, of a call and of a problem."""
+def _schema() -> Any:
+    """A model of pydantic that accepts the fields of a trace."""
     from pydantic import ConfigDict, create_model  # slow to import, and most commands only write
 
     def model(hints: dict[str, Any], extra: Literal["allow", "forbid"] = "forbid") -> Any:
@@ -203,20 +202,16 @@ def _schemas() -> tuple[Any, Any, Any]:
         return create_model("Fields", __config__=ConfigDict(strict=True, extra=extra), **optional)
 
     text = dict.fromkeys(("id", "suite", "level", "question", "answer", "solution"), str)
-    calls, problem = {"calls": list[dict[str, Any]]}, {"steps": list[dict[str, Any]]}
-    return model(get_type_hints(Trace) | calls), model(get_type_hints(Call)), model(text | problem, "allow")
+    problem = model(text | {"steps": list[dict[str, Any]]}, "allow")
+    return model(get_type_hints(Trace) | {"calls": list[model(get_type_hints(Call))], "problem": problem})
 
 
 def _wrong_type(data: dict[str, Any]) -> str:
     """The first field of a trace with a value of a wrong type, or text that is no Unicode; empty if there is none."""
     from pydantic import ValidationError
 
-    trace, call, problem = _schemas()
     try:
-        trace.model_validate(data)
-        problem.model_validate(data.get("problem", {}))
-        for fields in data.get("calls", ()):
-            call.model_validate(fields)
+        _schema().model_validate(data)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"

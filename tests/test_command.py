@@ -12,26 +12,8 @@ from relaylab.call_tag import LIMIT, find_calls, format_call, strip_calls
 
 # Text that is rich in what matters: tags, halves of tags, digits of several scripts, spaces.
 SCRAPS = [
-    "<call>",
-    "</call>",
-    "<",
-    ">",
-    "<call",
-    "call>",
-    "/",
-    "7",
-    "12",
-    "0",
-    " ",
-    "\n",
-    "\t",
-    "٣",
-    "³",
-    "x",
-    "-",
-    "é",
-    "=",
-]
+    "<call>", "</call>", "<", ">", "<call", "call>", "/", "7", "12", "0", " ", "\n", "\t", "٣", "³", "x", "-", "é", "=",
+]  # fmt: skip
 TEXTS = st.lists(st.sampled_from(SCRAPS), max_size=24).map("".join) | st.text(max_size=60)
 
 

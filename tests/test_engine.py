@@ -26,9 +26,9 @@ from transformers import (
 )
 
 from relaylab.engine import engine as module
-from relaylab.engine import fast_llama, kernels
+from relaylab.engine import fast
 from relaylab.engine.engine import Engine
-from relaylab.engine.kernels import FewTokens
+from relaylab.engine.fast import FewTokens
 from relaylab.engine.load import embedded_tokenizer
 from relaylab.engine.sampling import sample
 
@@ -85,7 +85,7 @@ def test_any_sequence_of_operations_leaves_every_slot_as_if_run_afresh(kind, dat
         elif slot is None:
             continue
         elif action == "extend":
-            engine.extend(slot, data.draw(st.lists(token, min_size=1, max_size=3)))
+            slot.ids += data.draw(st.lists(token, min_size=1, max_size=3))
         elif action == "crop":
             engine.crop(slot, data.draw(st.integers(1, len(slot.ids))))
         elif action == "close":
@@ -142,7 +142,7 @@ def test_equal_prompts_are_read_once():
     slots = engine.open_many([prompts[k] for k in (0, 1, 0, 2, 0, 1, 0)])
     assert [s.cached for s in slots] == [19, 19, 19, 0, 19, 19, 19]
     for k, slot in enumerate(slots[:4]):
-        engine.extend(slot, ids(k, 40 + k))
+        slot.ids += ids(k, 40 + k)
     for logits, slot in zip(engine.forward(slots), slots, strict=True):
         assert close_to(logits, fresh(engine, slot.ids, 1))
         assert slot.cached == len(slot.ids)
@@ -160,7 +160,7 @@ def test_a_prompt_is_lent_only_while_it_is_there():
     engine.forward([gone, cut, other])
     engine.close(gone)
     engine.crop(cut, 3)
-    engine.extend(cut, ids(5, 77))  # as long as its prompt, and not the same
+    cut.ids += ids(5, 77)  # as long as its prompt, and not the same
     engine.crop(other, 2)  # shorter than its prompt
     engine.forward([cut])
     for k, again in enumerate([prompt, prompt[:8], ids(9, 5)]):
@@ -177,10 +177,10 @@ def test_memory_that_runs_out_while_prompts_are_read_leaves_no_slot(monkeypatch)
     assert not engine.slots
 
 
-@pytest.mark.parametrize("fast", [True, False])
-def test_hidden_states_are_the_models_last_ones(fast, monkeypatch):
-    if not fast:
-        monkeypatch.setattr(fast_llama, "CLASSES", ())
+@pytest.mark.parametrize("flat", [True, False])
+def test_hidden_states_are_the_models_last_ones(flat, monkeypatch):
+    if not flat:
+        monkeypatch.setattr(fast, "CLASSES", ())
     engine = make()
     slots = engine.open_many([ids(9), ids(4, 3)])
     logits, hidden = engine.forward(slots, positions=2, hidden=True)
@@ -202,17 +202,17 @@ def test_caches_stay_within_the_context_and_are_given_back():
         engine.close(row)  # closing twice does nothing
     rows[:4] = [engine.open(ids(4)) for _ in range(4)]
     assert engine.cache.keys[0].shape == shape  # rows that come and go move nothing
-    engine.extend(rows[-1], ids(engine.context - 4))
+    rows[-1].ids += ids(engine.context - 4)
     logits = engine.forward(rows[-1:])
     assert engine.cache.keys[0].shape[2] == engine.context + 1
     assert close_to(logits[0], fresh(engine, rows[-1].ids))
-    engine.extend(rows[-1], [1])
+    rows[-1].ids += [1]
     with pytest.raises(ValueError, match="context"):
         engine.forward(rows[-1:])
     for row in rows[2:]:
         engine.close(row)
     assert engine.cache.room * engine.cache.columns < 4 * 2 * engine.cache.enough(4)  # two short rows are left
-    engine.extend(rows[1], [9])
+    rows[1].ids += [9]
     assert close_to(engine.forward([rows[1]])[0], fresh(engine, rows[1].ids))
     for row in rows[:2]:
         engine.close(row)
@@ -223,7 +223,7 @@ def test_memory_that_runs_out_while_growing_leaves_the_rows_whole(monkeypatch):
     engine = make()
     row = engine.open(ids(10))
     engine.forward([row])
-    engine.extend(row, ids(80))
+    row.ids += ids(80)
     zeros, made = torch.zeros, []
 
     def scarce(*shape, **options):
@@ -238,7 +238,7 @@ def test_memory_that_runs_out_while_growing_leaves_the_rows_whole(monkeypatch):
             engine.forward([row])
     engine.crop(row, 12)
     assert close_to(engine.forward([row])[0], fresh(engine, row.ids))
-    engine.extend(row, ids(80))
+    row.ids += ids(80)
     assert close_to(engine.forward([row])[0], fresh(engine, row.ids))
 
 
@@ -267,7 +267,7 @@ def test_a_trainer_gets_its_model_back_as_it_was():
     model.train()
     engine.forward([fork])  # among training steps, outside of any mode
     model(input_ids=torch.tensor([ids(6)]), labels=torch.tensor([ids(6)])).loss.backward()
-    engine.extend(fork, [3])
+    fork.ids += [3]
     assert engine.forward([fork]).shape == (1, 1, engine.vocabulary)
 
 
@@ -300,16 +300,16 @@ def test_a_longrope_model_ends_where_its_positions_switch():
 
 
 def test_the_trial_at_construction_finds_wrong_logits(monkeypatch):
-    right = kernels._grouped_attention
+    right = fast._grouped_attention
     wrong = lambda *args, **options: (right(*args, **options)[0] * 1.1, None)  # noqa: E731
-    AttentionInterface.register(kernels.ATTENTION, wrong)
+    AttentionInterface.register(fast.ATTENTION, wrong)
     try:
         assert make()._fast, "which does not ask the interface"
-        monkeypatch.setattr(fast_llama, "CLASSES", ())
+        monkeypatch.setattr(fast, "CLASSES", ())
         with pytest.raises(ValueError, match="differ"):
             make()
     finally:
-        AttentionInterface.register(kernels.ATTENTION, right)
+        AttentionInterface.register(fast.ATTENTION, right)
     engine = make()
     assert (engine.forwarded, engine.passes, engine.slots, engine.cache.keys[0].numel()) == (0, 0, [], 0)
 
@@ -340,10 +340,10 @@ def test_the_flat_pass_has_the_models_own_logits(model, monkeypatch):
     monkeypatch.setattr(net, "forward", None)  # whose own pass is not asked
     some = [engine.forward(rows, positions=3)]
     for row, more in zip(rows, ([4, 5], [6], [7, 8])):
-        engine.extend(row, more)
+        row.ids += more
     some.append(engine.forward(rows))
     for row in rows:
-        engine.extend(row, [9])
+        row.ids += [9]
     some.append(engine.forward(rows))
     monkeypatch.undo()
     for row, first, second, third in zip(rows, *some):
@@ -358,12 +358,14 @@ def test_the_flat_pass_has_the_models_own_logits(model, monkeypatch):
 def test_the_flat_pass_through_torchs_attention(dtype, monkeypatch):
     """As on a GPU, whose kernels may return what they computed in another layout than the query's."""
 
+    attend = fast.attend
+
     def elsewhere(*args):
-        out = kernels.attend(*args)
+        out = attend(*args)
         return out.transpose(1, 2).contiguous().transpose(1, 2)
 
-    monkeypatch.setattr(kernels, "_SMALL", 0)
-    monkeypatch.setattr(fast_llama, "attend", elsewhere)
+    monkeypatch.setattr(fast, "_SMALL", 0)
+    monkeypatch.setattr(fast, "attend", elsewhere)
     torch.manual_seed(0)
     engine = Engine(Qwen3ForCausalLM(Qwen3Config(**SIZES)).to(dtype), TOKENIZER)
     assert engine._fast
@@ -373,7 +375,7 @@ def test_the_flat_pass_through_torchs_attention(dtype, monkeypatch):
         near = 1e-4 if dtype == torch.float32 else 0.1 * logits.abs().max().item()
         assert torch.allclose(logits, fresh(engine, rows[0].ids)[-1], atol=near)
         for row in rows:
-            engine.extend(row, more)
+            row.ids += more
 
 
 def test_positions_are_right_after_the_caches_have_grown_and_shrunk():
@@ -382,10 +384,10 @@ def test_positions_are_right_after_the_caches_have_grown_and_shrunk():
     row = engine.open(ids(5))
     engine.forward([row])
     before = engine.cache.columns
-    engine.extend(row, ids(500, 3))
+    row.ids += ids(500, 3)
     engine.forward([row])
     assert engine.cache.columns > before
-    engine.extend(row, [7])
+    row.ids += [7]
     assert close_to(engine.forward([row])[0], fresh(engine, row.ids))
     engine.close(row)
     short = engine.open(ids(9, 2))
@@ -472,7 +474,7 @@ def test_few_tokens_of_a_wide_model_take_another_kernel_to_the_same_logits(bias,
         engine.forward(rows)  # 9 tokens and more: the usual kernel
         assert not seen
         for row in rows:
-            engine.extend(row, [7])
+            row.ids += [7]
         with mock.patch.object(torch, "mm", wraps=torch.mm) as product:
             logits = engine.forward(rows)[:, -1]
     assert torch.nn.functional.linear in seen

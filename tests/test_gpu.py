@@ -80,10 +80,10 @@ def worked(engine: Engine, seed: int, steps: int = 60):
             engine.close(rows.pop(rng.randrange(len(rows))))
         active = rng.sample(rows, rng.randint(1, len(rows))) if step % 10 == 9 else rows
         for row in active:
-            engine.extend(row, some_ids(rng, rng.choice([0, 0, 1, 7]) if step % 10 == 0 else 0) or [row.ids[0]])
+            row.ids += some_ids(rng, rng.choice([0, 0, 1, 7]) if step % 10 == 0 else 0) or [row.ids[0]]
             if step % 10 and row.pending > 1:  # as after a hand-off: one pass of many tokens, then steps again
                 engine.forward([row])
-                engine.extend(row, [row.ids[-1]])
+                row.ids += [row.ids[-1]]
         for row, logits in zip(active, engine.forward(active), strict=True):
             yield list(row.ids), logits[-1]
     for row in rows:
@@ -122,7 +122,7 @@ def test_greedy_rows_equal_generate(gpu, kind, dtype):
         best = logits.topk(2).values
         margins.append(((best[:, 0] - best[:, 1]) / logits.abs().amax(-1)).tolist())
         for row, token in zip(rows, logits.argmax(-1).tolist()):
-            engine.extend(row, [token])
+            row.ids += [token]
     for i, (row, prompt) in enumerate(zip(rows, prompts)):
         ids = torch.tensor([prompt], device=DEVICE)
         theirs = engine.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=100, do_sample=False)
@@ -234,8 +234,8 @@ def test_graphs_are_captured_and_follow_the_weights(gpu, dtype):
             for (a, b), x, y in zip(pairs, ours, theirs):
                 assert error(x, y.double().cpu()) < (1e-5 if dtype == torch.float32 else 0.02)
                 token = int(y.argmax())
-                engine.extend(a, [token])
-                plain.extend(b, [token])
+                a.ids += [token]
+                b.ids += [token]
         assert len(engine._graphs) > 0
         for a, b in pairs:
             engine.close(a)
@@ -289,7 +289,7 @@ def test_graphs_go_where_caches_or_weights_move(without_gpu):
     def steps(count: int) -> None:
         for _ in range(count):
             for row in rows:
-                engine.extend(row, [row.ids[0]])
+                row.ids += [row.ids[0]]
             for row, logits in zip(rows, engine.forward(rows), strict=True):
                 assert error(logits, fresh(engine.model, row.ids)) < 1e-5
 

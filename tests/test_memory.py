@@ -66,7 +66,7 @@ def test_an_engine_reserves_what_the_arithmetic_says(rows):
     slots = student.open_many([[5] * rng.randint(3, 40) for _ in range(rows)])
     for _ in range(12):
         for slot in slots:
-            student.extend(slot, [5] * rng.randint(1, 20))
+            slot.ids += [5] * rng.randint(1, 20)
         student.forward(slots)
         longest = max(len(slot.ids) for slot in slots)
         assert student.cache.room == reserved_rows(rows)

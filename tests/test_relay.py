@@ -13,9 +13,9 @@ from relaylab.engine.engine import Engine
 from relaylab.engine.load import embedded_tokenizer, load_engine
 from relaylab.relay.call_rules import CallAt, CallEvery, CallWhenUnsure
 from relaylab.relay.config import RelayConfig
-from relaylab.relay.events import CallClosed, CallOpened, Done, TokenEvent
 from relaylab.relay.local_teacher import LocalTeacher
 from relaylab.relay.relay import Relay
+from relaylab.relay.sequence import CallClosed, CallOpened, Done, TokenEvent
 from relaylab.relay.teachers import NoTeacher, ScriptedTeacher, TeacherOutput
 from relaylab.tasks.suites import SUITES, problem
 from relaylab.trace import Trace
@@ -217,19 +217,12 @@ def _last_choice(trace) -> int:
 
 def test_forks_replay_exactly_and_change_one_thing(engines):
     student, teacher = engines["embedded"]
-    relay = Relay(
-        student,
-        LocalTeacher(teacher),
-        max_tokens=90,
-        temperature=0.7,
-        call_rule=CallAt({20: 5, 50: 4}),
-    )
+    relay = Relay(student, LocalTeacher(teacher), max_tokens=90, temperature=0.7, call_rule=CallAt({20: 5, 50: 4}))
     trace = relay.run([QUESTIONS[4]], seeds=[3])[0]
     call = trace.answered[0]
     for at in (0, 9, call.start, call.end, call.end + call.delivered, len(trace.completion_ids)):
-        assert list(relay.fork(trace, at))[-1].trace.to_dict() | {"calls": None} == trace.to_dict() | {"calls": None}, (
-            at
-        )
+        again = list(relay.fork(trace, at))[-1].trace
+        assert again.to_dict() | {"calls": None} == trace.to_dict() | {"calls": None}, at
 
     free = Relay(student, LocalTeacher(teacher), max_tokens=90, temperature=0.7)
     resized = list(free.fork(trace, call.start, call=2))[-1].trace
@@ -330,13 +323,9 @@ def test_a_refused_call_of_the_student_is_recorded_and_it_goes_on(engines):
     free = Relay(student, LocalTeacher(teacher), max_tokens=60, call_rule=CallAt({5: 4}))
     text = free.run([QUESTIONS[0]])[0]
     command = text.calls[0]
-    prefix = Trace(
-        text.prompt,
-        text.prompt_ids,
-        text.completion_ids[: command.end - 1],
-        text.source[: command.end - 1].replace("c", "s"),
-        text.pieces[: command.end - 1],
-    )
+    cut = slice(command.end - 1)
+    source = text.source[cut].replace("c", "s")
+    prefix = Trace(text.prompt, text.prompt_ids, text.completion_ids[cut], source, text.pieces[cut])
 
     strict = Relay(student, LocalTeacher(teacher), max_tokens=60, max_calls=0)
     stream = strict.fork(prefix, command.end - 1)
@@ -388,13 +377,8 @@ def test_a_dead_teacher_does_not_drown_the_student():
 
 def test_entropy_policy_calls_where_the_student_is_unsure(engines):
     student, teacher = engines["embedded"]
-    relay = Relay(
-        student,
-        LocalTeacher(teacher),
-        call_rule=CallWhenUnsure(0.5, 3, most=4),
-        record=True,
-        max_tokens=120,
-    )
+    rule = CallWhenUnsure(0.5, 3, most=4)
+    relay = Relay(student, LocalTeacher(teacher), call_rule=rule, record=True, max_tokens=120)
     forced = 0
     for trace in relay.run(QUESTIONS[:9]):
         for call in trace.calls:

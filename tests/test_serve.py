@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 
 from relaylab.call_tag import settled, strip_calls
 from relaylab.relay.api_teacher import APITeacher
-from relaylab.relay.events import Done
 from relaylab.relay.pair import Pair, load_pair, problem_seed
 from relaylab.relay.relay import Relay, Stream
+from relaylab.relay.sequence import Done
 from relaylab.relay.teachers import ScriptedTeacher, Segment, TeacherOutput
 from relaylab.server.app import Server
 from relaylab.server.worker import VisibleText
@@ -207,7 +207,7 @@ def test_a_raw_prompt_has_no_template_for_the_teacher_either(pair):
     written: list[int] = []
     while len(written) < trace.calls[0].delivered:
         written.append(int(engine.forward([slot])[0, -1].argmax()))
-        engine.extend(slot, written[-1:])
+        slot.ids += written[-1:]
     engine.close(slot)
     assert trace.calls[0].delivered == 6
     assert trace.completion_ids[trace.calls[0].end :][:6] == written

@@ -21,16 +21,8 @@ def traces(draw) -> Trace:
     numbers = st.lists(st.none() | st.floats(-50, 0), min_size=n, max_size=n)
     calls = []
     if n >= 3:
-        calls = [
-            Call(
-                0,
-                1,
-                draw(st.none() | st.integers(1, 99)),
-                2,
-                draw(st.integers(0, 2)),
-                status=draw(st.sampled_from(["answered", "failed", "empty"])),
-            )
-        ]
+        status = draw(st.sampled_from(["answered", "failed", "empty"]))
+        calls = [Call(0, 1, draw(st.none() | st.integers(1, 99)), 2, draw(st.integers(0, 2)), status=status)]
     return Trace(
         prompt=draw(st.text(max_size=20)), prompt_ids=draw(st.lists(st.integers(0, 999), max_size=5)),
         completion_ids=list(range(n)), source=source, pieces=pieces, calls=calls, stop=draw(st.sampled_from(["end",
@@ -133,39 +125,19 @@ def test_a_value_of_a_wrong_type_is_named_with_its_line(tmp_path, change, place)
 
 
 def test_dataset_and_frame():
-    one = Trace(
-        "q",
-        [1],
-        [1, 2, 3, 4],
-        "scts",
-        list("abcd"),
-        [Call(1, 2, 3, 3, 1, 1)],
-        problem={"suite": "x"},
-        correct=True,
-        stop="end",
-    )
+    calls = [Call(1, 2, 3, 3, 1, 1)]
+    one = Trace("q", [1], [1, 2, 3, 4], "scts", list("abcd"), calls, "end", problem={"suite": "x"}, correct=True)
     two = Trace("r", [1], seed=3)
     assert list(from_dataset(to_dataset([one, two]))) == [one, two]
-    row = to_frame([one, two]).iloc[0]
-    assert (
-        row.tokens,
-        row.teacher_tokens,
-        row.command_tokens,
-        row.call_ratio,
-        row.calls,
-        row.mean_n,
-        row.first_call,
-    ) == (4, 1, 1, 0.25, 1, 1.0, 1)
+    columns = ["tokens", "teacher_tokens", "command_tokens", "call_ratio", "calls", "mean_n", "first_call"]
+    assert to_frame([one, two])[columns].iloc[0].tolist() == [4, 1, 1, 0.25, 1, 1.0, 1]
     assert to_frame([one, two]).iloc[1].call_ratio == 0
 
 
-@given(
-    st.lists(
-        st.tuples(
-            st.sampled_from(["<call", ">", "</", "call", "<call>", "x", "", "7<", "</call>y"]), st.sampled_from("sct")
-        )
-    )
-)
+PIECES = st.sampled_from(["<call", ">", "</", "call", "<call>", "x", "", "7<", "</call>y"])
+
+
+@given(st.lists(st.tuples(PIECES, st.sampled_from("sct"))))
 def test_tag_tokens_are_those_of_commands_and_those_that_touch_a_tag(tokens):
     """Against the definition, written out: each token, each match of a tag in the whole text."""
     pieces, source = [p for p, _ in tokens], "".join(s for _, s in tokens)

@@ -22,7 +22,7 @@ function readBody(body) {
   return n < LIMIT ? { n, problem: null } : { n: null, problem: "too_large" };
 }
 
-// What the student writes between two hand-offs (relay/turn.py).
+// What the student writes between two hand-offs (engine/token_text.py).
 class StudentTurn {
   constructor(text) {
     Object.assign(this, { text, ids: [], ends: [], bytes: "", calls: [] });

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from relaylab.engine.fast_llama import Forward, causal_mask
+from relaylab.engine.fast import Forward, causal_mask
 from relaylab.engine.kv_cache import KVCache
 
 

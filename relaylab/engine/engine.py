@@ -1,7 +1,7 @@
 """A batched engine over one causal language model. Sequences keep their key-value caches across hand-offs.
 
-A sequence is a ``CacheSlot``: a growing list of token ids. ``extend`` appends tokens, ``forward`` runs whatever has not
-been run yet, and no token is ever run twice. Sequences can be paused (leave them out of the next ``forward``), cut back
+A sequence is a ``CacheSlot``: a growing list of token ids. Append to its ``ids``, and ``forward`` runs whatever has not
+been run yet; no token is ever run twice. Sequences can be paused (leave them out of the next ``forward``), cut back
 and closed. Who else is in the batch makes no difference to a sequence.
 
 The engine does not sample (``sampling.py``), and it knows nothing of calls (``relay``). It refuses models with sliding
@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from relaylab.engine.cuda_graphs import StepGraphs
-from relaylab.engine.fast_llama import causal_mask, fast_forward
-from relaylab.engine.kernels import ATTENTION, FEW, FewTokens
+from relaylab.engine.fast import ATTENTION, FEW, FewTokens, causal_mask, fast_forward
 from relaylab.engine.kv_cache import CacheSlot, KVCache
 from relaylab.engine.supported import cache_shape, context_of, end_ids_of
 from relaylab.engine.token_text import TokenText, prompt_ids, raw_ids
@@ -95,7 +94,7 @@ class Engine:
         slot = self.open(ids[:-1])
         try:
             self.forward([slot])
-            self.extend(slot, ids[-1:])
+            slot.ids += ids[-1:]
             ours = self.forward([slot])[0, -1]
         finally:
             self.close(slot)
@@ -137,8 +136,13 @@ class Engine:
         alike: dict[tuple[int, ...], list[CacheSlot]] = {}
         for slot in slots:
             alike.setdefault(slot.prompt, []).append(slot)
-        donors = {s.prompt: s for s in self.cache.at if s is not None and _has_read(s)}
-        # 1) The first of each group reads its prompt, but for the last token, whose logits are wanted later.
+        # 1) A slot that holds its whole prompt but the last token, whose logits are wanted later, can lend its cache.
+        donors = dict[tuple[int, ...], CacheSlot]()
+        for slot in filter(None, self.cache.at):
+            length = len(slot.prompt)
+            if slot.cached >= length - 1 and tuple(slot.ids[:length]) == slot.prompt:
+                donors[slot.prompt] = slot
+        # 2) Where none does, the first of several equal prompts is read.
         first = [g[0] for prompt, g in alike.items() if len(g) > 1 and 1 < len(prompt) <= self.context]
         first = [slot for slot in first if slot.prompt not in donors]
         if first:
@@ -153,15 +157,11 @@ class Engine:
             for slot in first:
                 slot.ids.append(slot.prompt[-1])
                 donors[slot.prompt] = slot
-        # 2) The others get a copy of its cache.
+        # 3) The others get a copy of its cache.
         for prompt, group in alike.items():
             if (donor := donors.get(prompt)) and (others := [s for s in group if s is not donor]):
                 self.cache.copy(donor, others, len(prompt) - 1)
         return slots
-
-    def extend(self, slot: CacheSlot, ids: Sequence[int]) -> None:
-        """Append tokens; they are run in the slot's next forward pass."""
-        slot.ids += ids
 
     def crop(self, slot: CacheSlot, length: int) -> None:
         """Cut a sequence back to its first ``length`` tokens."""
@@ -177,9 +177,7 @@ class Engine:
     @overload
     def forward(self, slots: Sequence[CacheSlot], *, positions: int = 1, hidden: Literal[False] = False) -> Tensor: ...
     @overload
-    def forward(
-        self, slots: Sequence[CacheSlot], *, positions: int = 1, hidden: bool
-    ) -> Tensor | tuple[Tensor, Tensor]: ...
+    def forward(self, slots: Sequence[CacheSlot], *, positions: int = 1, hidden: Literal[True]) -> list[Tensor]: ...
     @torch.inference_mode()
     def forward(self, slots: Sequence[CacheSlot], *, positions: int = 1, hidden: bool = False) -> Any:
         """Run the slots' pending tokens, at least one each.
@@ -197,7 +195,7 @@ class Engine:
             ValueError: for a slot that is closed, has nothing to run, comes twice, or does not fit the context.
         """
         if not all(s.pending and s.index >= 0 for s in slots):
-            raise ValueError("a slot that is closed or has no pending tokens has nothing to run; extend it first")
+            raise ValueError("a slot that is closed or has no pending tokens has nothing to run; append ids first")
         if (longest := max(len(s.ids) for s in slots)) > self.context:
             raise ValueError(f"a sequence of {longest} tokens does not fit the model's context of {self.context}")
         if len(set(slots)) != len(slots):
@@ -207,15 +205,14 @@ class Engine:
             part, passes = [slots[i] for i in group], list[list[Tensor]]()
             while part[0].pending:  # one pass, or as many as the tokens of a slot alone need
                 passes.append(self._pass(part, positions, hidden))
-            columns: list[list[Tensor]] = [list(column) for column in zip(*passes)]
-            outputs = [torch.cat(c, 1)[:, -positions:] if len(c) > 1 else c[0] for c in columns]
+            outputs = passes[0] if len(passes) == 1 else [torch.cat(p, 1)[:, -positions:] for p in zip(*passes)]
             missing = positions - outputs[0].shape[1]
             parts.append([nn.functional.pad(p, (0, 0, missing, 0)) if missing > 0 else p for p in outputs])
         outputs = parts[0]
         if len(groups) > 1:
             order = torch.tensor([i for group in groups for i in group], device=self.device).argsort()
             outputs = [torch.cat(p)[order] for p in zip(*parts)]
-        return tuple(outputs) if hidden else outputs[0]
+        return outputs if hidden else outputs[0]
 
     def read(self, prompt: Sequence[int], completion: Sequence[int]) -> tuple[Tensor, Tensor]:
         """What the model thinks before each token of a completion that it reads.
@@ -231,20 +228,39 @@ class Engine:
     def _pass(self, slots: list[CacheSlot], positions: int, hidden: bool) -> list[Tensor]:
         """One forward pass: logits, and hidden states where they are wanted."""
         # 1) The slots' caches come to the front, and there is a column for every token.
-        self.cache.to_front(slots)
+        length = max(min(len(s.ids), s.cached + MAX_CHUNK_TOKENS) for s in slots)
+        self.cache.to_front(slots, length)
         order = sorted(slots, key=lambda s: s.index)
         ends = [min(len(s.ids), s.cached + MAX_CHUNK_TOKENS) for s in order]
         counts = [end - s.cached for s, end in zip(order, ends)]
         width, later = max(counts), order[0].pending - counts[0]
-        self.cache.reserve(max(ends))
-        # 2) The model. A step of decoding on a GPU is one graph.
+        # 2) A step of decoding on a GPU is one graph.
         outputs = None
         if self._graphs is not None and width == 1 and not hidden and not any(self._hooks):
             logits = self._graphs.step([s.ids[s.cached] for s in order], [s.cached for s in order])
             outputs = None if logits is None else [logits]
+        # 3) All else is a batch, right-aligned: ids, the positions of these tokens, and what each of them may see.
         if outputs is None:
-            outputs = self._chunk(order, counts, ends, min(width, max(1, positions - later)), hidden)
-        # 3) What was run stays in the cache.
+            rows = [[0] * (width - n) + s.ids[s.cached : end] for s, n, end in zip(order, counts, ends)]
+            ids, chunk = torch.tensor(rows, device=self.device), torch.arange(width, device=self.device)
+            places = torch.tensor(ends, device=self.device)[:, None] + (chunk - width)  # (B, T)
+            columns = places
+            if width > min(counts):  # padding goes to the spare column, and what it sees is not looked at
+                padding = torch.tensor([width - n for n in counts], device=self.device)[:, None]
+                columns = torch.where(chunk >= padding, places, self.cache.columns - 1)
+                places = places.clamp(min=0)
+            self.cache.aim(columns, length)
+            mask = causal_mask(places, length, self.dtype)
+            few = FewTokens() if self._large and ids.numel() <= FEW else nullcontext()
+            keep = min(width, max(1, positions - later))
+            with _evaluating(self.model) if self.model.training else nullcontext(), few:
+                if self._fast and not any(self._hooks):
+                    states = self._fast(self.model, ids, places, mask, self.cache, keep)
+                    logits = self.model.lm_head(states)
+                else:
+                    logits, states = self._modules(ids, places, mask, keep, hidden)
+            outputs = [logits.float(), states] if hidden else [logits.float()]
+        # 4) What was run stays in the cache.
         if self._unknown is not None:
             outputs[0].masked_fill_(self._unknown, -torch.inf)
         self.passes += 1
@@ -253,30 +269,8 @@ class Engine:
             slot.cached = end
         return outputs if order == slots else [x[[s.index for s in slots]] for x in outputs]
 
-    def _chunk(
-        self, slots: list[CacheSlot], counts: list[int], ends: list[int], keep: int, hidden: bool
-    ) -> list[Tensor]:
-        """Run the next ``counts`` tokens of the first slots, right-aligned: outputs after the last ``keep`` of them."""
-        width, length = max(counts), max(ends)
-        rows = [[0] * (width - n) + s.ids[s.cached : end] for s, n, end in zip(slots, counts, ends)]
-        ids, chunk = torch.tensor(rows, device=self.device), torch.arange(width, device=self.device)
-        places = torch.tensor(ends, device=self.device)[:, None] + (chunk - width)  # (B, T), each sequence's positions
-        columns = places
-        if width > min(counts):  # padding goes to the spare column
-            padding = torch.tensor([width - n for n in counts], device=self.device)[:, None]
-            columns = torch.where(chunk >= padding, places, self.cache.columns - 1)
-            places = places.clamp(min=0)
-        self.cache.aim(columns, length)
-        mask = causal_mask(places, length, self.dtype)  # what padding sees is not looked at
-        few = FewTokens() if self._large and ids.numel() <= FEW else nullcontext()
-        with _evaluating(self.model) if self.model.training else nullcontext(), few:
-            logits, *states = self._outputs(ids, places, mask, keep, hidden)
-        return [logits.float(), *states]
-
-    def _outputs(self, ids: Tensor, places: Tensor, mask: Tensor, keep: int, hidden: bool) -> list[Tensor]:
-        if self._fast and not any(self._hooks):
-            states = self._fast(self.model, ids, places, mask, self.cache, keep)
-            return [self.model.lm_head(states), states] if hidden else [self.model.lm_head(states)]
+    def _modules(self, ids: Tensor, places: Tensor, mask: Tensor, keep: int, hidden: bool) -> tuple[Tensor, Tensor]:
+        """Logits after the last ``keep`` tokens, and hidden states if wanted, by the model's own pass."""
         before, self._config._attn_implementation = self._config._attn_implementation, ATTENTION
         try:
             out = self.model(
@@ -285,7 +279,7 @@ class Engine:
             )  # fmt: skip
         finally:
             self._config._attn_implementation = before
-        return [out.logits, out.hidden_states[-1][:, -keep:]] if hidden else [out.logits]
+        return out.logits, out.hidden_states[-1][:, -keep:] if hidden else out.logits
 
 
 @contextmanager
@@ -301,26 +295,16 @@ def _evaluating(model: PreTrainedModel) -> Iterator[None]:
             module.training = True
 
 
-def _has_read(slot: CacheSlot) -> bool:
-    """Whether a slot's cache holds its whole prompt but the last token, unchanged."""
-    length = len(slot.prompt)
-    return slot.cached >= length - 1 and tuple(slot.ids[:length]) == slot.prompt
-
-
 def _groups(slots: Sequence[CacheSlot]) -> list[list[int]]:
     """Indices of slots to run together: of similar pending length, so that padding stays below the tokens."""
     tokens = [s.pending for s in slots]
     if max(tokens) * len(slots) <= min(2 * sum(tokens) + 64, MAX_CHUNK_TOKENS):
         return [list(range(len(slots)))]
-    order = sorted(range(len(slots)), key=lambda i: slots[i].pending)
-    groups: list[list[int]] = [[]]
-    total = 0
-    for i in order:
-        pending = slots[i].pending
-        total += pending
-        padded = pending * (len(groups[-1]) + 1)
-        if groups[-1] and (padded > 2 * total + 64 or padded > MAX_CHUNK_TOKENS):
+    groups, total = list[list[int]]([[]]), 0
+    for i in sorted(range(len(slots)), key=tokens.__getitem__):
+        total += tokens[i]
+        if groups[-1] and tokens[i] * (len(groups[-1]) + 1) > min(2 * total + 64, MAX_CHUNK_TOKENS):
             groups.append([])
-            total = pending
+            total = tokens[i]
         groups[-1].append(i)
     return [sorted(g) for g in groups]

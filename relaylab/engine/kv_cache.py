@@ -75,7 +75,7 @@ class KVCache(Cache):
         if slot.index < 0:
             return
         self.at[slot.index], slot.index, slot.cached = None, -1, 0
-        open_slots = [s for s in self.at if s is not None]
+        open_slots = self.slots
         columns = self.enough(max(len(s.ids) for s in open_slots)) if open_slots else 0
         if 4 * len(open_slots) * columns <= self.room * self.columns:
             self.to_front(open_slots)
@@ -86,11 +86,6 @@ class KVCache(Cache):
         """Columns for a sequence of some length: with some to grow, within the context, and the spare one."""
         return min(length + max(64, length // 2), self.context) + 1
 
-    def reserve(self, length: int) -> None:
-        """Make room for sequences of some length."""
-        if length >= self.columns:
-            self._allocate(self.room, self.enough(length))
-
     def copy(self, source: CacheSlot, targets: Sequence[CacheSlot], length: int) -> None:
         """Copy the caches of the first ``length`` tokens of one slot to others."""
         to = torch.tensor([t.index for t in targets], device=self.device)
@@ -99,8 +94,13 @@ class KVCache(Cache):
         for target in targets:
             target.cached = length
 
-    def to_front(self, slots: Sequence[CacheSlot]) -> None:
-        """Swap the slots that are not among the first ones with what is there and not of them."""
+    def to_front(self, slots: Sequence[CacheSlot], length: int = 0) -> None:
+        """Swap the slots that are not among the first ones with what is there and not of them.
+
+        There is room for sequences of some length then.
+        """
+        if length and length >= self.columns:
+            self._allocate(self.room, self.enough(length))
         behind = [s.index for s in slots if s.index >= len(slots)]
         if not behind:
             return

@@ -110,11 +110,7 @@ def _look_for_hub() -> None:
 
 
 def load_model(
-    name: str | Path,
-    *,
-    dtype: torch.dtype | None = None,
-    device: str | None = None,
-    quantize: str | None = None,
+    name: str | Path, *, dtype: torch.dtype | None = None, device: str | None = None, quantize: str | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A model and its tokenizer, in evaluation mode; a LoRA adapter comes merged into its base model.
 
@@ -142,9 +138,8 @@ def _load(
     model: Any
     adapter = Path(path) / "adapter_config.json"
     if quantize is not None:
-        _check_quantize(quantize, device, path if adapter.exists() else "")
-        model = _from_files(path, _four_bit(dtype or torch.bfloat16, device))
-        return model.eval(), load_tokenizer(name)
+        options = _four_bit(quantize, dtype or torch.bfloat16, device, adapter=path if adapter.exists() else "")
+        return _from_files(path, options).eval(), load_tokenizer(name)
     options: dict[str, Any] = {"dtype": dtype or (torch.float32 if device == "cpu" else "auto")} | SAFE
     if adapter.exists():
         from peft import PeftModel
@@ -155,10 +150,8 @@ def _load(
         check_patterns(path, plain)
         adapted: Any = PeftModel.from_pretrained(plain, path)
         if not hasattr(adapted.base_model, "merge_and_unload"):
-            kind = adapted.peft_config["default"].peft_type
-            raise ValueError(
-                f"{path} holds an adapter of type {kind.value}, which cannot be merged into its base model"
-            )
+            kind = adapted.peft_config["default"].peft_type.value
+            raise ValueError(f"{path} holds an adapter of type {kind}, which cannot be merged into its base model")
         model = adapted.merge_and_unload()
     else:
         model = _from_files(path, options)
@@ -191,18 +184,19 @@ def _from_files(path: str, options: dict[str, Any]) -> Any:
     else:
         tensors = None  # transformers says what is missing
     config = cached_file(path, "config.json", **missing)
-    layers = max(_layers(read_json(config)), default=0) if config and tensors is not None else 0
-    if tensors is not None and layers > len(tensors):
-        raise ValueError(f"{config} asks for {layers} layers, and the model's files hold {len(tensors)} tensors")
+    if config and tensors is not None:
+        numbers = (n for key, n in _entries(read_json(config)) if LAYERS.fullmatch(key) and isinstance(n, int | float))
+        if (layers := max(numbers, default=0)) > len(tensors):
+            raise ValueError(f"{config} asks for {layers} layers, and the model's files hold {len(tensors)} tensors")
     return AutoModelForCausalLM.from_pretrained(path, **options)
 
 
-def _layers(config: Any) -> Iterator[float]:
-    """The numbers of layers in a configuration and in those that it holds."""
-    for key, value in config.items() if isinstance(config, dict) else ():
-        yield from _layers(value)
-        if LAYERS.fullmatch(key) and isinstance(value, int | float):
-            yield value
+def _entries(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """The keys and values of a configuration, and of all that it holds; an item of a list has the list's key."""
+    yield key, value
+    if isinstance(value, dict | list):
+        for name, item in value.items() if isinstance(value, dict) else ((key, item) for item in value):
+            yield from _entries(item, name)
 
 
 def check_patterns(adapter: str | Path, model: torch.nn.Module) -> None:
@@ -216,7 +210,8 @@ def check_patterns(adapter: str | Path, model: torch.nn.Module) -> None:
         ValueError: where a pattern takes longer than ``PATTERN_SECONDS``. ``re`` itself has no limit.
     """
     file = Path(adapter) / "adapter_config.json"
-    texts = sorted({t for t in _texts(read_json(file)) if not re.fullmatch(r"[\w./-]*", t)})
+    texts = {text for entry in _entries(read_json(file)) for text in entry if isinstance(text, str)}
+    texts = sorted(text for text in texts if not re.fullmatch(r"[\w./-]*", text))
     if not texts:
         return
     question = json.dumps([texts, [name for name, _ in model.named_modules()]])
@@ -225,14 +220,6 @@ def check_patterns(adapter: str | Path, model: torch.nn.Module) -> None:
     except subprocess.TimeoutExpired:
         words = "matching a pattern in it takes too long; list the modules by their names"
         raise ValueError(f"{file}: {words}: {', '.join(map(repr, texts))[:200]}") from None
-
-
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list):
-        for item in [*value, *value.values()] if isinstance(value, dict) else value:
-            yield from _texts(item)
 
 
 def base_of(adapter: str | Path) -> str:
@@ -260,7 +247,8 @@ def _device() -> str:
     return f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ else "cuda"
 
 
-def _check_quantize(quantize: str, device: str, adapter: str) -> None:
+def _four_bit(quantize: str, dtype: torch.dtype, device: str, *, adapter: str) -> dict[str, Any]:
+    """Options of from_pretrained. Such a model is put where it belongs by its device map: it cannot be moved later."""
     if quantize != "4bit":
         raise ValueError(f"quantize is {quantize!r}; it can be '4bit', or None for the weights as they are")
     if adapter:
@@ -270,16 +258,10 @@ def _check_quantize(quantize: str, device: str, adapter: str) -> None:
         raise ValueError(f"4 bits need a CUDA device, and {where}; leave quantize out, or serve the model elsewhere")
     if find_spec("bitsandbytes") is None:
         raise ValueError("4 bits need bitsandbytes, which is not installed: pip install 'relaylab[quant]'")
-
-
-def _four_bit(dtype: torch.dtype, device: str) -> dict[str, Any]:
-    """Options of from_pretrained. Such a model is put where it belongs by its device map: it cannot be moved later."""
     config = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
-    )
+    )  # fmt: skip
     return {"dtype": dtype, "quantization_config": config, "device_map": {"": device}} | SAFE
 
 

@@ -15,6 +15,7 @@ import hashlib
 import json
 import re
 import sys
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any
@@ -22,7 +23,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from relaylab.call_tag import OPEN, format_call, settled
+from relaylab.call_tag import CLOSE, MAX_BODY, OPEN, Command, find_calls, format_call, settled
 
 # No text that the sampler can write may contain this; a shorter prefix than the whole tag leaves less debris.
 FORBIDDEN = OPEN[:-1].encode()
@@ -162,7 +163,7 @@ class TokenText:
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         return [decoder.decode(self.bytes[t], final=i == len(ids) - 1) for i, t in enumerate(ids)]
 
-    def forbidden(self, turn: bytes) -> np.ndarray:
+    def forbidden(self, turn: bytes | bytearray) -> np.ndarray:
         """Which tokens would complete the beginning of a call after the bytes of a turn: a bool array (vocabulary,).
 
         However the call is cut into tokens, its last forbidden byte belongs to some token; that one is in the array.
@@ -173,6 +174,63 @@ class TokenText:
             rest = FORBIDDEN[matched:]
             self._bans[matched] = np.array([FORBIDDEN in b or (matched > 0 and b.startswith(rest)) for b in self.bytes])
         return self._bans[matched]
+
+
+class StudentTurn:
+    """What the student writes between two hand-offs: its tokens, their bytes, and the calls closed so far.
+
+    Calls are found in bytes, not in decoded text. The grammar of a call is ASCII, and no byte of a longer UTF-8
+    character is an ASCII one. Latin-1 keeps a byte a character, so offsets of bytes and of characters are the same.
+    """
+
+    def __init__(self, text: TokenText):
+        self._text = text
+        self.ids: list[int] = []
+        self.ends: list[int] = []  # byte offset after each token
+        self.bytes = bytearray()
+        self.calls: list[Command] = []
+
+    def append(self, token: int) -> list[Command]:
+        """Add a token; the calls that it closes, in order (nearly always none or one)."""
+        data = self._text.bytes[token]
+        self.ids.append(token)
+        self.bytes += data
+        self.ends.append(len(self.bytes))
+        if b">" not in data:
+            return []
+        start = self.calls[-1].end if self.calls else 0
+        closed = [c for c in find_calls(self.bytes.decode("latin-1"), start) if c.problem != "unclosed"]
+        self.calls += closed
+        return closed
+
+    def unclosed(self) -> list[Command]:
+        """Opening tags that were never closed; final once the turn is over."""
+        return [c for c in find_calls(self.bytes.decode("latin-1")) if c.problem == "unclosed"]
+
+    @property
+    def in_call(self) -> bool:
+        """Whether the turn ends within an opening tag or the body of a call that may still be closed."""
+        begin = self.bytes.rfind(FORBIDDEN, self.calls[-1].end if self.calls else 0)
+        return begin >= 0 and len(self.bytes) - begin < len(OPEN) + MAX_BODY + len(CLOSE)
+
+    def tokens(self, command: Command) -> range:
+        """The tokens that hold bytes of a command, and those without bytes between them."""
+        return range(bisect_right(self.ends, command.start), bisect_left(self.ends, command.end) + 1)
+
+    def kept(self) -> Iterator[tuple[int, list[int], bytes]]:
+        """What is left without the closed calls: places in the turn, with the ids and bytes of each.
+
+        A token that holds a call's beginning or end and other text besides, such as ``>=``, leaves that text, encoded
+        anew; all other ids are the sampled ones.
+        """
+        begin = 0
+        for place, (token, end) in enumerate(zip(self.ids, self.ends, strict=True)):
+            touching = [c for c in self.calls if c.start < end and begin < c.end]
+            outside = (k for k in range(begin, end) if not any(c.start <= k < c.end for c in touching))
+            rest = bytes(self.bytes[k] for k in outside)
+            ids = [token] if not touching else self._text.encode_bytes(rest) if rest else []
+            yield place, ids, rest
+            begin = end
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> list[int]:

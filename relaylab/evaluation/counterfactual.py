@@ -26,9 +26,9 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from relaylab.engine.engine import Engine
-from relaylab.relay.events import Done
 from relaylab.relay.pair import UNFINISHED, graded, problem_seed
 from relaylab.relay.relay import Relay
+from relaylab.relay.sequence import Done
 from relaylab.relay.teachers import Teacher
 from relaylab.tasks.suites import Problem, Step
 from relaylab.trace import TEACHER, Call, Trace

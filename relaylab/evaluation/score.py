@@ -15,9 +15,8 @@ import torch
 
 from relaylab.engine.engine import Engine
 from relaylab.engine.sampling import token_statistics
-from relaylab.engine.token_text import TokenText
+from relaylab.engine.token_text import StudentTurn, TokenText
 from relaylab.relay.relay import MAX_LOGITS
-from relaylab.relay.turn import StudentTurn
 from relaylab.trace import TEACHER, Trace
 
 COLUMNS = ("trace", "id", "position", "source", "token", "logprob", "entropy", "rank", "top")
@@ -118,7 +117,7 @@ def _read(
         slots = model.open_many(prompts[first : first + most])
         try:
             for slot, ids in zip(slots, part):
-                model.extend(slot, ids[:-1])
+                slot.ids += ids[:-1]
             logits, states = model.forward(slots, positions=max(1, *map(len, part)), hidden=True)
         finally:
             for slot in slots:

@@ -6,10 +6,9 @@ engine may be the student's own (one model in both roles) and may have another t
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -48,7 +47,7 @@ class LocalTeacher:
         self._turns: dict[TeacherView, _TeacherTurn] = {}  # submitted and not answered yet
 
     def submit(self, views: Sequence[TeacherView]) -> None:
-        self._turns.update((view, _TeacherTurn(view)) for view in views)
+        self._turns.update((view, _TeacherTurn(view, Uniforms(view.seed, stream=1))) for view in views)
 
     def poll(self, views: Collection[TeacherView], *, wait: bool = False) -> list[tuple[TeacherView, TeacherOutput]]:
         """One more token for each of these views that were submitted; the answers that are complete.
@@ -66,9 +65,8 @@ class LocalTeacher:
             except RuntimeError as raised:
                 if not _out_of_memory(raised):
                     raise
-                error = (
-                    f"{self.name}: out of memory: {str(raised).splitlines()[0]}; lower the batch size or the context"
-                )
+                words = str(raised).splitlines()[0]
+                error = f"{self.name}: out of memory: {words}; lower the batch size or the context"
             for turn in turns:
                 turn.latency += time.perf_counter() - started
             if error:  # only here: within the handler, the exception still holds the failed pass
@@ -94,7 +92,7 @@ class LocalTeacher:
         The turn is read in one pass, as a hand-off would, and the cache keeps it: a hand-off that follows reads nothing
         again.
         """
-        turns = [_TeacherTurn(view) for view in views]
+        turns = [_TeacherTurn(view, Uniforms(view.seed, stream=1)) for view in views]
         self._read(turns)
         return self._score(turns)
 
@@ -171,7 +169,10 @@ class LocalTeacher:
             error = f"{self.name}: " + ("the context is full" if full else "no whole character in its tokens")
             return TeacherOutput("", "error", latency=turn.latency, error=error)
         assert turn.finish_reason is not None
-        return TeacherOutput(data.decode(errors="replace"), turn.finish_reason, tuple(ids), len(ids), turn.latency)
+        return TeacherOutput(
+            data.decode(errors="replace"), turn.finish_reason, tuple(ids), len(ids), turn.latency,
+            withdraw=turn.withdraw,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,9 +229,6 @@ class Verifier(LocalTeacher):
             self.engine.crop(slot, turn.new)
             slot.cached -= 1
 
-    def _output(self, turn: _TeacherTurn) -> TeacherOutput:
-        return replace(super()._output(turn), withdraw=turn.withdraw)
-
 
 def _out_of_memory(error: RuntimeError) -> bool:
     """An accelerator has an exception of its own for it; a CPU's says so in its text only."""
@@ -255,6 +253,7 @@ class _TeacherTurn:
     """
 
     view: TeacherView
+    uniforms: Uniforms
     history: Any = None  # its _History, once it was read
     begin: int = 0
     new: int = 0
@@ -262,7 +261,3 @@ class _TeacherTurn:
     ids: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None  # once it is complete
     latency: float = 0.0
-
-    @functools.cached_property
-    def uniforms(self) -> Uniforms:
-        return Uniforms(self.view.seed, stream=1)

@@ -27,9 +27,9 @@ from relaylab.engine.load import (
     relay_defaults,
 )
 from relaylab.relay.config import RelayConfig
-from relaylab.relay.events import Done
 from relaylab.relay.local_teacher import LocalTeacher
 from relaylab.relay.relay import Prompt, Relay
+from relaylab.relay.sequence import Done
 from relaylab.relay.teachers import NoTeacher, Teacher
 from relaylab.tasks.grading import grade_problem
 from relaylab.tasks.suites import Problem, suite_of
@@ -77,16 +77,9 @@ class Pair:
         return trace if isinstance(question, str) else graded(trace, question)
 
     def decode(
-        self,
-        problems: Sequence[Problem | str],
-        *,
-        seed: int = 0,
-        system: str | None = None,
-        out: str | os.PathLike | None = None,
-        shard: str | None = None,
-        progress: bool = True,
-        **options: Any,
-    ) -> list[Trace]:
+        self, problems: Sequence[Problem | str], *, seed: int = 0, system: str | None = None,
+        out: str | os.PathLike | None = None, shard: str | None = None, progress: bool = True, **options: Any,
+    ) -> list[Trace]:  # fmt: skip
         """Relay and grade many problems together. Interrupted, the same call goes on where it stopped.
 
         Args:
@@ -140,7 +133,7 @@ class Pair:
 
 def notice(student: str, question: str) -> str | None:
     """What to tell a user who asks an embedded student what none of its suites asks; None otherwise."""
-    if student not in embedded() or suite_of(question.partition("\n")[0]):  # what follows is a suffix
+    if suite_of(question.partition("\n")[0]) or student not in embedded():  # what follows a line break is a suffix
         return None
     return (
         "this question is of no embedded suite, and the embedded models know nothing else: the answer means nothing. "
@@ -238,12 +231,9 @@ def load_teacher(
 
 
 def load_pair(
-    student: str | Path = STUDENT,
-    teacher: str | Path | Teacher | None = None,
-    *,
-    teacher_options: dict[str, Any] | None = None,
-    **options: Any,
-) -> Pair:
+    student: str | Path = STUDENT, teacher: str | Path | Teacher | None = None, *,
+    teacher_options: dict[str, Any] | None = None, **options: Any,
+) -> Pair:  # fmt: skip
     """Load a pair by names: embedded models, directories, hub ids; for the teacher also a URL, ``none``, or an object.
 
     The caps that the student was trained with (``relay_config.json`` beside it) are the pair's defaults.

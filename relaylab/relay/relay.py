@@ -20,14 +20,12 @@ from typing import Any
 
 import torch
 
-from relaylab.call_tag import format_call
+from relaylab.call_tag import OPEN, format_call
 from relaylab.engine.engine import Engine
 from relaylab.engine.sampling import sample, token_statistics
-from relaylab.relay.call_rules import CallRule, StepState
+from relaylab.relay.call_rules import CallRule
 from relaylab.relay.config import RelayConfig
-from relaylab.relay.events import CallClosed, CallOpened, Done, Event, TokenEvent
-from relaylab.relay.record import record_statistics
-from relaylab.relay.sequence import Sequence
+from relaylab.relay.sequence import CallClosed, CallOpened, Done, Event, Sequence
 from relaylab.relay.teachers import Message, NoTeacher, Segment, Teacher
 from relaylab.trace import TEACHER, Trace
 
@@ -70,17 +68,10 @@ class Relay:
     """
 
     def __init__(
-        self,
-        student: Engine,
-        teacher: Teacher,
-        config: RelayConfig | None = None,
-        *,
-        call_rule: CallRule | None = None,
-        record: bool = False,
-        alternatives: int = 0,
-        batch_size: int = 64,
+        self, student: Engine, teacher: Teacher, config: RelayConfig | None = None, *,
+        call_rule: CallRule | None = None, record: bool = False, alternatives: int = 0, batch_size: int = 64,
         **overrides: Any,
-    ):
+    ):  # fmt: skip
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
         self.student, self.teacher = student, teacher
@@ -107,16 +98,9 @@ class Relay:
         return Stream(self, [self.sequence(i, p, seed) for i, (p, seed) in enumerate(zip(prompts, seeds))])
 
     def fork(
-        self,
-        trace: Trace,
-        at: int,
-        *,
-        call: int | None = None,
-        write_call: bool | None = None,
-        forbid: bool = False,
-        seed: int | None = None,
-        prompt: Prompt | None = None,
-    ) -> Stream:
+        self, trace: Trace, at: int, *, call: int | None = None, write_call: bool | None = None,
+        forbid: bool = False, seed: int | None = None, prompt: Prompt | None = None,
+    ) -> Stream:  # fmt: skip
         """The relay from completion position ``at`` of a trace on: as it was before, with one thing changed.
 
         Args:
@@ -137,23 +121,19 @@ class Relay:
         ``change`` holds for all of them; ``call`` and ``write_call`` may also be lists with one value per trace.
         """
         lists = {name: values for name, values in change.items() if name != "prompt" and isinstance(values, list)}
-        if wrong := next((name for name, values in lists.items() if len(values) != len(traces)), None):
-            raise ValueError(f"{len(lists[wrong])} values of {wrong} for {len(traces)} traces")
-        pairs = enumerate(zip(traces, at, strict=True))
-        own = [{name: values[i] for name, values in lists.items()} for i in range(len(traces))]
-        return Stream(self, [self._forked(i, trace, place, **change | own[i]) for i, (trace, place) in pairs])
+        for name, values in lists.items():
+            if len(values) != len(traces):
+                raise ValueError(f"{len(values)} values of {name} for {len(traces)} traces")
+        sequences = []
+        for i, (trace, place) in enumerate(zip(traces, at, strict=True)):
+            own = change | {name: values[i] for name, values in lists.items()}
+            sequences.append(self._forked(i, trace, place, **own))
+        return Stream(self, sequences)
 
     def _forked(
-        self,
-        index: int,
-        trace: Trace,
-        at: int,
-        call: int | None = None,
-        write_call: bool | None = None,
-        forbid: bool = False,
-        seed: int | None = None,
-        prompt: Prompt | None = None,
-    ) -> Sequence:
+        self, index: int, trace: Trace, at: int, call: int | None = None, write_call: bool | None = None,
+        forbid: bool = False, seed: int | None = None, prompt: Prompt | None = None,
+    ) -> Sequence:  # fmt: skip
         if not 0 <= at <= len(trace.completion_ids):
             raise ValueError(f"a trace of {len(trace.completion_ids)} tokens cannot be forked at {at}")
         sequence = self.sequence(index, prompt or trace.prompt, (trace.seed or 0) if seed is None else seed)
@@ -170,7 +150,7 @@ class Relay:
             format_call(call)  # ValueError for a number that no command holds
             sequence.forced_call = call
             if write_call is not None:
-                sequence.config = replace(self.config, write_call=write_call)
+                sequence.config = replace(sequence.config, write_call=write_call)
         return sequence
 
     def sequence(
@@ -190,8 +170,10 @@ class Relay:
         messages = [{"role": "user", "content": text}] if isinstance(text, str) else text
         if ids is None:
             ids = self.student.raw_ids(raw.text, raw.ids) if raw else self.student.prompt_ids(messages)
+        config = config or self.config
         return Sequence(
-            index, messages, ids, student=self.student, config=config or self.config, seed=seed,
+            index, messages, ids, student=self.student, seed=seed,
+            config=replace(config, forbid_calls=True) if self.forbid_calls else config,
             shared=self.shared, record=self.record, alternatives=self.alternatives, raw=raw,
         )  # fmt: skip
 
@@ -245,7 +227,7 @@ class Stream(Iterator[Event]):
                     live += fresh
                     for s, slot in zip(fresh, student.open_many([s.prompt_ids for s in fresh])):
                         s.slot = slot
-                        student.extend(slot, s.ids)
+                        slot.ids += s.ids
                 if not live:
                     return
                 for s in live:
@@ -284,53 +266,45 @@ class Stream(Iterator[Event]):
 
     def _student_step(self, active: list[Sequence]) -> Iterator[Event]:
         """One token, or one command that a rule or a fork wants, for every active sequence."""
-        relay = self._relay
+        relay, student = self._relay, self._relay.student
         # Each pending token that is followed by a completion token has a distribution worth recording.
         counts = [min(s.slot.pending, len(s.ids) + 1) if relay.record else 1 for s in active]
-        most = max(1, MAX_LOGITS // (relay.student.vocabulary * max(counts)))
+        most = max(1, MAX_LOGITS // (student.vocabulary * max(counts)))
         for first in range(0, len(active), most):
             part, wanted = active[first : first + most], counts[first : first + most]
-            hidden = getattr(relay.call_rule, "uses_hidden", False)
-            output = relay.student.forward([s.slot for s in part], positions=max(wanted), hidden=hidden)
-            logits, states = output if isinstance(output, tuple) else (output, None)
+            # 1) The student reads what it has not read yet: its own last token, and what the teacher wrote.
+            slots, states = [s.slot for s in part], None
+            if getattr(relay.call_rule, "uses_hidden", False):
+                logits, states = student.forward(slots, positions=max(wanted), hidden=True)
+            else:
+                logits = student.forward(slots, positions=max(wanted))
             before = [len(s.ids) for s in part]
-            # 1) Where a call rule or a fork wants a call, it is written.
+            # 2) Where a call rule or a fork wants a call, it is written.
             called = set()
             if relay.call_rule or any(s.forced_call is not None for s in part):
                 called = self._calls(part, logits[:, -1], states)
-            # 2) All others draw their next token.
+            # 3) All others draw their next token. If it closes a call, the turn is the teacher's (``write_student``).
             drawing = [i for i in range(len(part)) if i not in called]
             if drawing:
                 rows = [part[i] for i in drawing]
+                barred = [i for i, s in enumerate(rows) if s.config.forbid_calls or len(s.ids) < s.no_call_before]
                 tokens = sample(
                     logits[:, -1] if len(rows) == len(part) else logits[drawing, -1],
                     temperatures=[s.config.temperature for s in rows],
                     uniforms=[s.uniforms[len(s.ids)] if s.config.temperature > 0 else 0.0 for s in rows],
                     top_p=[s.config.top_p for s in rows],
                     top_k=[s.config.top_k for s in rows],
-                    forbidden=self._forbidden(rows),
+                    forbidden={i: rows[i].forbidden() for i in barred},
                 )
                 for s, token in zip(rows, tokens):
                     s.write_student(token)
-            # 3) The student will read what was written.
+            # 4) The student will read what was written, the command included.
             for s, start in zip(part, before):
-                relay.student.extend(s.slot, s.ids[start:])
+                s.slot.ids += s.ids[start:]
             if relay.record:
-                record_statistics(part, before, wanted, logits, student=relay.student, most=relay.alternatives)
+                self._record(part, before, wanted, logits)
             for s, start in zip(part, before):
-                yield from self._tokens(s, start)
-
-    def _forbidden(self, sequences: list[Sequence]) -> dict:
-        """Tokens that must not come: those that would begin a call where none may, and the token that a fork bans."""
-        bans = {}
-        for i, s in enumerate(sequences):
-            here = len(s.ids)
-            if self._relay.forbid_calls or s.config.forbid_calls or here < s.no_call_before:
-                bans[i] = self._relay.student.text.forbidden(s.turn_tail)
-                if s.banned is not None and s.banned[0] == here:
-                    bans[i] = bans[i].copy()
-                    bans[i][s.banned[1]] = True
-        return bans
+                yield from s.events(start)
 
     def _calls(self, part: list[Sequence], logits: torch.Tensor, states: torch.Tensor | None) -> set[int]:
         """Write the calls that a fork or the call rule wants. Returns which sequences got one."""
@@ -340,24 +314,18 @@ class Stream(Iterator[Event]):
         called = set()
         for i, s in enumerate(part):
             n, s.forced_call, forked = s.forced_call, None, s.forced_call is not None
-            if rule and not forked and not s.config.forbid_calls and s.may_call():
-                state = None if states is None else states[i, -1]
-                where = (len(s.ids), s.since_call, len(s.closed_calls))
-                n = rule(StepState(*where, entropies[i], s.seed, logits[i], state, s.line))
+            if rule and not forked:
+                state = s.step_state(entropies[i], logits[i], None if states is None else states[i, -1])
+                n = None if state is None else rule(state)
             if n is None:
                 continue
-            if s.config.write_call:
-                if s.append_call(n):
-                    called.add(i)
-            else:
+            if not s.config.write_call:
                 s.silent_call(n)
                 s.slot.cached -= 1  # nothing was written: the last token is run again, with the teacher's after it
                 called.add(i)
+            elif s.append_call(n):
+                called.add(i)
         return called
-
-    def _tokens(self, s: Sequence, before: int) -> Iterator[Event]:
-        for i in range(before, len(s.ids)):
-            yield TokenEvent(s.index, i, s.ids[i], s.pieces[i], "t" if s.source[i] == "t" else "s")
 
     # The teacher's step -----------------------------------------------------------------------------------------------
 
@@ -367,11 +335,13 @@ class Stream(Iterator[Event]):
         wait: no student can write, so wait for an answer.
         """
         relay = self._relay
+        # 1) The teacher is shown what the student wrote since the last hand-off, without the commands.
         if fresh := [s for s in waiting if gather and not s.submitted]:
             relay.teacher.submit([s.start_teacher_turn() for s in fresh])
             for s in fresh:
                 assert s.waiting is not None
                 yield CallOpened(s.index, replace(s.waiting))
+        # 2) It writes, at most the n tokens of the call, and the turn is the student's again (``write_teacher``).
         by_view = {s.view: s for s in waiting if s.submitted}
         answers, failed = relay.teacher.poll(list(by_view), wait=wait), []
         for view, output in answers:
@@ -380,14 +350,48 @@ class Stream(Iterator[Event]):
             if call.withdrawn:  # the last token that is left is run again: another one follows it now
                 relay.student.crop(s.slot, len(s.prompt_ids) + call.end)
                 s.slot.cached -= 1
-            relay.student.extend(s.slot, s.ids[call.end :])
+            s.slot.ids += s.ids[call.end :]  # 3) The student will read the answer.
+            # 4) A failure is that of one call.
             if call.error is not None:
                 failed.append(call.error)
                 if relay.config.on_failure == "exclude":
                     s.finish("excluded")
-            yield from self._tokens(s, call.end)
+            yield from s.events(call.end)
             yield CallClosed(s.index, replace(call))
         if failed and relay.config.on_failure == "raise":
             self._interrupt()
             raise TeacherFailed(f"{relay.teacher.name}: {failed[0]}", self.traces)
         return len(answers)
+
+    # What is recorded beside the tokens, on request -------------------------------------------------------------------
+
+    def _record(self, part: list[Sequence], before: list[int], wanted: list[int], logits: torch.Tensor) -> None:
+        """Note the statistics of the tokens that the last ``wanted`` distributions of each sequence were for.
+
+        logits (B, K, V) are right-aligned: the last ones were for the token now at ``before``, the others for those in
+        front of it.
+        """
+        logp, entropies = token_statistics(logits)
+        targets = torch.zeros(logits.shape[:2], dtype=torch.long)
+        spans = [slice(end + 1 - n, min(end + 1, len(s.ids))) for s, end, n in zip(part, before, wanted)]
+        for row, s, span, n in zip(targets, part, spans, wanted):
+            ids = s.ids[span]  # the last distribution may have been for nothing: a silent call
+            row[-n : len(ids) - n or None] = torch.tensor(ids, dtype=torch.long)
+        chosen = logp.gather(-1, targets.to(logp.device)[..., None])[..., 0]
+        recorded = {"logprobs": chosen.tolist(), "entropies": entropies.tolist()}
+        if self._relay.alternatives:
+            recorded["alternatives"] = [[self._alternatives(p) for p in r[-n:]] for r, n in zip(logp, wanted)]
+        for name, values in recorded.items():
+            for row, s, span, n in zip(values, part, spans, wanted):
+                s.statistics[name][span] = row[-n:][: span.stop - span.start]
+
+    def _alternatives(self, logp: torch.Tensor) -> dict[str, float]:
+        """The likeliest texts with their probabilities, and of a call that begins; the end of the answer is no text."""
+        text, end_ids, likely = self._relay.student.text, self._relay.student.end_ids, dict[str, float]()
+        top = logp.topk(min(self._relay.alternatives, len(logp)))
+        for token, value in zip(top.indices.tolist(), top.values.exp().tolist()):
+            known = token < len(text.bytes) and token not in end_ids
+            piece = text.bytes[token].decode(errors="replace") if known else ""
+            likely[piece] = round(likely.get(piece, 0.0) + value, 4)
+        begins = torch.from_numpy(text.call_begins).to(logp.device)
+        return likely | {OPEN: round(logp[begins].exp().sum().item(), 4)}

@@ -8,18 +8,61 @@ the teacher's view in step. Running models is the relay's business.
 from __future__ import annotations
 
 import codecs
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from relaylab.call_tag import Command
+import numpy as np
+import torch
+
 from relaylab.engine.engine import Engine
 from relaylab.engine.sampling import Uniforms
+from relaylab.engine.token_text import StudentTurn
+from relaylab.relay.call_rules import StepState
 from relaylab.relay.config import RelayConfig
 from relaylab.relay.teachers import Message, Segment, TeacherOutput, TeacherView
-from relaylab.relay.turn import StudentTurn
 from relaylab.trace import COMMAND, STUDENT, TEACHER, Call, Trace
 
 REQUESTED = ("answered", "failed", "interrupted")  # how calls end that a teacher was asked for
+
+
+@dataclass(frozen=True, slots=True)
+class TokenEvent:
+    """A token at completion ``position`` of row ``row``; ``source`` is ``s`` or ``t``; calls come later."""
+
+    row: int
+    position: int
+    id: int
+    text: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class CallOpened:
+    """The teacher is asked; ``call.start`` to ``call.end`` are the tokens of the command."""
+
+    row: int
+    call: Call
+
+
+@dataclass(frozen=True, slots=True)
+class CallClosed:
+    """The teacher has answered, or failed to; its tokens have been sent as events, from ``call.end`` on.
+
+    If ``call.withdrawn`` holds tokens, these were sent before and no longer count.
+    """
+
+    row: int
+    call: Call
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    row: int
+    trace: Trace
+
+
+Event = TokenEvent | CallOpened | CallClosed | Done  # what happens in a relay, as ``Relay.stream`` yields it
 
 
 class Sequence:
@@ -39,19 +82,9 @@ class Sequence:
     """
 
     def __init__(
-        self,
-        index: int,
-        messages: list[Message],
-        prompt_ids: list[int],
-        *,
-        student: Engine,
-        config: RelayConfig,
-        seed: int,
-        shared: bool,
-        record: bool,
-        alternatives: int = 0,
-        raw: Segment | None = None,
-    ):
+        self, index: int, messages: list[Message], prompt_ids: list[int], *, student: Engine, config: RelayConfig,
+        seed: int, shared: bool, record: bool, alternatives: int = 0, raw: Segment | None = None,
+    ):  # fmt: skip
         self._text, self._end_ids, self._shared = student.text, student.end_ids, shared
         self.index, self.messages, self.prompt_ids, self.config, self.seed = index, messages, prompt_ids, config, seed
         self.uniforms = Uniforms(seed)
@@ -64,9 +97,9 @@ class Sequence:
         self.source: list[str] = []
         self.pieces: list[str] = []
         self.calls: list[Call] = []
-        self.logprobs: list[float | None] | None = [] if record else None
-        self.entropies: list[float | None] | None = [] if record else None
-        self.alternatives: list[dict[str, float] | None] | None = [] if alternatives else None
+        wanted = {"logprobs": record, "entropies": record, "alternatives": alternatives > 0}
+        self.statistics: dict[str, list[Any]] = {name: [] for name, is_wanted in wanted.items() if is_wanted}
+        self.turn: Literal["student", "teacher", "done"] = "student"  # who writes the next token
         self.stop = ""
         self.id, self.problem = "", dict[str, Any]()  # those of the trace that a fork goes on from
         self.waiting: Call | None = None  # the call that the teacher has to answer
@@ -79,60 +112,47 @@ class Sequence:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     @property
-    def turn(self) -> Literal["student", "teacher", "done"]:
-        """Who writes the next token."""
-        return "done" if self.stop else "teacher" if self.waiting else "student"
-
-    @property
     def room(self) -> int:
         """Completion tokens left under ``max_tokens``."""
         return self.config.max_tokens - len(self.ids)
 
-    @property
-    def closed_calls(self) -> list[Call]:
-        return [c for c in self.calls if c.status != "unclosed"]
+    def forbidden(self) -> np.ndarray:
+        """Where no call may begin, the tokens that must not come next: those that begin one, and what a fork bans."""
+        ban = self._text.forbidden(self._turn.bytes)
+        if self.banned and self.banned[0] == len(self.ids):
+            ban = ban.copy()
+            ban[self.banned[1]] = True
+        return ban
 
-    @property
-    def line(self) -> str:
-        """The text of the present line so far."""
-        text = ""
-        for piece in reversed(self.pieces):
-            if "\n" in piece:
-                return piece.rpartition("\n")[2] + text
-            text = piece + text
-        return text
+    def step_state(self, entropy: float | None, logits: torch.Tensor, hidden: torch.Tensor | None) -> StepState | None:
+        """What a call rule may look at; None where no rule may write a call.
 
-    @property
-    def since_call(self) -> int:
-        """Tokens since the last closed call and its answer, or since the beginning."""
-        return len(self.ids) - max((c.end + c.delivered for c in self.closed_calls), default=0)
-
-    @property
-    def turn_tail(self) -> bytes:
-        """The last bytes of the student's turn."""
-        return bytes(self._turn.bytes[-16:])
-
-    def may_call(self) -> bool:
-        """Whether a call rule may write a call here.
-
-        Not where the caps leave nothing, not inside a call that the student is writing itself, and not right after a
-        call that got no answer, which would be asked for ever.
+        That is where the caps leave nothing, inside a call that the student is writing itself, and right after a call
+        that got no answer, which would be asked for ever.
         """
-        if len(self.ids) < self.no_call_before or self._turn.in_call or not self._allowance():
-            return False
-        return self.since_call > 0 or not (calls := self.closed_calls) or calls[-1].status == "answered"
+        if self.config.forbid_calls or len(self.ids) < self.no_call_before or self._turn.in_call:
+            return None
+        closed = [c for c in self.calls if c.status != "unclosed"]
+        since = len(self.ids) - max((c.end + c.delivered for c in closed), default=0)
+        if not self._allowance() or (closed and not since and closed[-1].status != "answered"):
+            return None
+        line = "".join(self.pieces).rpartition("\n")[2]
+        return StepState(len(self.ids), since, len(closed), entropy, self.seed, logits, hidden, line)
 
     # The student writes -----------------------------------------------------------------------------------------------
 
     def write_student(self, token: int, *, forced: bool = False) -> None:
         """A token of the student. If it closes a call that can be granted, the turn is the teacher's."""
         if token in self._end_ids and not forced:
-            self._append(token, STUDENT, self._decoder.decode(b"", final=True))
+            self._append(token, STUDENT, b"")
             self.finish("end")
             return
-        self._append(token, STUDENT, self._decoder.decode(self._text.bytes[token]))
+        self._append(token, STUDENT, self._text.bytes[token])
         for command in self._turn.append(token):
-            self._close_call(command, forced)
+            start = self._turn_start + self._turn.tokens(command).start
+            self.source[start:] = [COMMAND] * (len(self.ids) - start)
+            status = command.problem or "waiting"
+            self._request(Call(start, len(self.ids), command.n, status=status, forced=forced))
         if not self.waiting and self.room <= 0:
             self.finish("length")
 
@@ -147,26 +167,20 @@ class Sequence:
 
     def silent_call(self, n: int) -> None:
         """A call for n tokens without a command: the student does not learn that the teacher writes."""
-        self._request(Call(len(self.ids), len(self.ids), n, forced=True))
-
-    def _close_call(self, command: Command, forced: bool) -> None:
-        start = self._turn_start + self._turn.tokens(command.start, command.end).start
-        self.source[start:] = [COMMAND] * (len(self.ids) - start)
-        call = Call(start, len(self.ids), command.n, status=command.problem or "waiting", forced=forced)
-        if command.problem:
-            self.calls.append(call)
-        else:
-            self._request(call)
+        self._request(Call(len(self.ids), len(self.ids), n, status="waiting", forced=True))
 
     def _request(self, call: Call) -> None:
-        """Grant what the caps leave. One token can close two calls: the first is answered, the second refused."""
+        """Note a call, and grant what the caps leave. One token can close two calls: the second is refused."""
+        self.calls.append(call)
+        if call.status != "waiting":  # nobody can answer it
+            return
         wanted = self.config.fixed_call_tokens or call.requested or 0
         wanted = wanted if self.config.call_end == "tokens" else self.room
         call.granted = 0 if self.waiting else min(wanted, self._allowance())
-        call.status = "waiting" if call.granted else "refused"
-        self.calls.append(call)
         if call.granted:
-            self.waiting = call
+            self.waiting, self.turn = call, "teacher"
+        else:
+            call.status = "refused"
 
     def _allowance(self) -> int:
         """The most tokens that the caps leave for a call; 0 if it would be refused."""
@@ -179,13 +193,13 @@ class Sequence:
             left = min(left, config.max_teacher_tokens - self.source.count(TEACHER))
         return max(0, left)
 
-    def _append(self, token: int, source: str, piece: str) -> None:
+    def _append(self, token: int, source: str, data: bytes) -> None:
+        """Note a token, whose bytes may end inside a character."""
         self.ids.append(token)
         self.source.append(source)
-        self.pieces.append(piece)
-        for values in (self.logprobs, self.entropies, self.alternatives):
-            if values is not None:
-                values.append(None)
+        self.pieces.append(self._decoder.decode(data))
+        for values in self.statistics.values():
+            values.append(None)
 
     # The teacher writes -----------------------------------------------------------------------------------------------
 
@@ -203,7 +217,7 @@ class Sequence:
         Where the two share a tokenizer, the teacher's ids are taken as they are. Otherwise its text is tokenised here
         once. More than was granted, than the line, or than there is room for, is cut off.
         """
-        call, self.waiting, self.submitted = self.waiting, None, False
+        call, self.waiting, self.submitted, self.turn = self.waiting, None, False, "student"
         assert call is not None
         call.teacher, call.latency, call.error = teacher, output.latency, output.error or self._fault(output)
         if call.error is not None:
@@ -233,9 +247,8 @@ class Sequence:
         """Take the student's turn before a call back, commands included. The call keeps its text."""
         start, segments = self._handed
         call.withdrawn, call.start, call.end, self._turn_start = self.pieces[start:], start, start, start
-        for record in (self.ids, self.source, self.pieces, self.logprobs, self.entropies, self.alternatives):
-            if record is not None:
-                del record[start:]
+        for record in (self.ids, self.source, self.pieces, *self.statistics.values()):
+            del record[start:]
         del self.view.segments[segments:]
         self.calls = [c for c in self.calls if c.end <= start]
         self._decoder.reset()
@@ -247,12 +260,13 @@ class Sequence:
             return "the teacher wrote nothing and did not end the answer"
         if self._shared and not all(0 <= i < len(self._text.bytes) for i in output.ids or ()):
             return "the teacher's ids are outside of the tokenizer"
-        return None if output.text.isascii() or _is_unicode(output.text) else "the teacher's text is not valid Unicode"
+        surrogate = any("\ud800" <= c <= "\udfff" for c in output.text)
+        return "the teacher's text is not valid Unicode" if surrogate else None
 
     def _take(self, ids: list[int], text: str, own: tuple[int, ...] | None) -> None:
         """Tokens of the teacher: the student's ids for them, and its own where they are known."""
         for token in ids:
-            self._append(token, TEACHER, self._decoder.decode(self._text.bytes[token]))
+            self._append(token, TEACHER, self._text.bytes[token])
         if text or own:
             self.view.segments.append(Segment(text, own))
         self._turn_start = len(self.ids)
@@ -260,17 +274,18 @@ class Sequence:
     def _end_student_turn(self) -> None:
         """The turn's calls that were never closed are noted, its text without calls is shown to the teacher."""
         for command in self._turn.unclosed():
-            tokens = self._turn.tokens(command.start, command.end)
+            tokens = self._turn.tokens(command)
             self.calls.append(Call(self._turn_start + tokens.start, self._turn_start + tokens.stop, status="unclosed"))
         self.calls.sort(key=lambda c: c.start)
-        ids, data = self._turn.without_calls()
-        if data:
-            self.view.segments.append(Segment(data.decode(errors="replace"), tuple(ids) if self._shared else None))
+        kept = list(self._turn.kept())
+        if data := b"".join(rest for _, _, rest in kept):
+            ids = tuple(i for _, some, _ in kept for i in some) if self._shared else None
+            self.view.segments.append(Segment(data.decode(errors="replace"), ids))
         self._turn, self._turn_start = StudentTurn(self._text), len(self.ids)
 
     def finish(self, why: str) -> None:
         """End the sequence; ``why`` is one of ``trace.STOPS``."""
-        self.stop = why
+        self.stop, self.turn = why, "done"
         if self.waiting:
             self.waiting.status, self.waiting = "interrupted", None
         self._end_student_turn()
@@ -292,7 +307,9 @@ class Sequence:
         ids, ended = trace.completion_ids[:at], at == len(trace.completion_ids) and trace.stop in ("end", "teacher_end")
         end_token = ended and trace.stop == "end" and bool(ids)
         body = ids[:-1] if end_token else ids
-        self._check(body, trace)
+        known = all(0 <= i < len(self._text.bytes) for i in body)
+        if not known or not trace.text.startswith("".join(self._text.pieces(body)).rstrip("\ufffd")):
+            raise ValueError(f"trace {trace.id!r} does not fit this student: was it made with another tokenizer?")
         calls = [replace(c) for c in trace.calls if c.end <= at and (c.end < at or c.start < c.end or ended)]
         self.calls = [c for c in calls if c.status != "unclosed"]
         again = [c for c in self.calls if c.end == at and c.status in REQUESTED] if not ended else []
@@ -309,13 +326,13 @@ class Sequence:
         # 2) A call right before the cut is requested anew, under the present caps.
         for call in again:
             self.calls.remove(call)
-            self._request(Call(call.start, call.end, call.requested, forced=call.forced))
+            self._request(Call(call.start, call.end, call.requested, status="waiting", forced=call.forced))
         self.calls.sort(key=lambda c: c.start)
         if end_token:
-            self._append(ids[-1], STUDENT, self._decoder.decode(b"", final=True))
-        for name in ("logprobs", "entropies", "alternatives"):
-            if getattr(self, name) is not None and getattr(trace, name) is not None:
-                setattr(self, name, list(getattr(trace, name)[:at]))
+            self._append(ids[-1], STUDENT, b"")
+        for name in self.statistics:
+            if (values := getattr(trace, name)) is not None:
+                self.statistics[name] = list(values[:at])
         if ended:
             self.finish(trace.stop)
         elif self.turn == "student" and self.room <= 0:
@@ -325,42 +342,25 @@ class Sequence:
         """Tokens of the student whose calls are known already."""
         begin = len(self.ids)
         for token in ids:
-            self._append(token, STUDENT, self._decoder.decode(self._text.bytes[token]))
+            self._append(token, STUDENT, self._text.bytes[token])
             self._turn.append(token)
         for call in self.calls:
             if begin <= call.start and call.end <= len(self.ids):
                 self.source[call.start : call.end] = [COMMAND] * (call.end - call.start)
 
-    def _check(self, ids: list[int], trace: Trace) -> None:
-        known = all(0 <= i < len(self._text.bytes) for i in ids)
-        if not known or not "".join(trace.pieces).startswith("".join(self._text.pieces(ids)).rstrip("\ufffd")):
-            raise ValueError(f"trace {trace.id!r} does not fit this student: was it made with another tokenizer?")
+    def events(self, start: int) -> Iterator[TokenEvent]:
+        """The tokens from a completion position on, as events."""
+        for i in range(start, len(self.ids)):
+            source = TEACHER if self.source[i] == TEACHER else STUDENT
+            yield TokenEvent(self.index, i, self.ids[i], self.pieces[i], source)
 
     def trace(self, student: str, teacher: str) -> Trace:
         """The record so far; a copy that later tokens do not change."""
+        statistics: dict[str, Any] = {name: list(values) for name, values in self.statistics.items()}
         return Trace(
-            prompt=self.messages[-1]["content"] if self.messages else "",
-            prompt_ids=list(self.prompt_ids),
-            completion_ids=list(self.ids),
-            source="".join(self.source),
-            pieces=list(self.pieces),
-            calls=[replace(c) for c in self.calls],
-            stop=self.stop,
-            logprobs=None if self.logprobs is None else list(self.logprobs),
-            entropies=None if self.entropies is None else list(self.entropies),
-            alternatives=None if self.alternatives is None else list(self.alternatives),
-            seed=self.seed,
-            temperature=self.config.temperature,
-            student=student,
-            teacher=teacher,
-            id=self.id,
-            problem=dict(self.problem),
-        )
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # a lone surrogate
-        return False
-    return True
+            prompt=self.messages[-1]["content"] if self.messages else "", prompt_ids=list(self.prompt_ids),
+            completion_ids=list(self.ids), source="".join(self.source), pieces=list(self.pieces),
+            calls=[replace(c) for c in self.calls], stop=self.stop, seed=self.seed,
+            temperature=self.config.temperature, student=student, teacher=teacher, id=self.id,
+            problem=dict(self.problem), **statistics,
+        )  # fmt: skip

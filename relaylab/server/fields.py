@@ -131,13 +131,9 @@ class ChatRequest(AnswerRequest):
     @property
     def chat(self) -> list[Message]:
         """The messages as a chat template takes them."""
-        return [
-            {
-                "role": m.role.replace("developer", "system"),
-                "content": m.content if isinstance(m.content, str) else "".join(part.text for part in m.content),
-            }
-            for m in self.messages
-        ]
+        texts = [m.content if isinstance(m.content, str) else "".join(p.text for p in m.content) for m in self.messages]
+        roles = [m.role.replace("developer", "system") for m in self.messages]
+        return [{"role": role, "content": text} for role, text in zip(roles, texts)]
 
 
 class CompletionRequest(AnswerRequest):

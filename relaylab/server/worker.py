@@ -17,10 +17,9 @@ from dataclasses import dataclass, field
 from itertools import count
 
 from relaylab.call_tag import settled, strip_calls
-from relaylab.relay.events import Done, Event, TokenEvent
 from relaylab.relay.local_teacher import LocalTeacher
 from relaylab.relay.relay import Relay, Stream
-from relaylab.relay.sequence import Sequence
+from relaylab.relay.sequence import Done, Event, Sequence, TokenEvent
 from relaylab.trace import Trace
 
 FLUSH_SECONDS = 0.05  # a reader gets the first text at once, later ones at most so often

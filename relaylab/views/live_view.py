@@ -222,7 +222,7 @@ class LiveView(Widget):
 
     def _show(self, run: Run, stream: Stream, pace: float) -> None:
         """Read a stream to its end or until ``stop``, and show it from time to time."""
-        from relaylab.relay.events import TokenEvent
+        from relaylab.relay.sequence import TokenEvent
 
         due = 0.0
         for event in stream:
