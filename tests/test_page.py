@@ -308,7 +308,7 @@ def test_pictures(page, theme, width):
     page.get_by_label("pair").select_option(index=0)
     page.get_by_role("button", name="Ask this question").click()
     says(page, "Original. ")
-    page.locator(".rl-answer [role=option]").nth(4).click()
+    page.locator(".rl-answer [role=option]").nth(1).click()
     page.get_by_role("button", name="Force a call here").click()
     says(page, "Fork 1: a call for ")
     page.emulate_media(color_scheme=theme)
