@@ -96,7 +96,7 @@ def _decode(
 def _show(
     traces: Annotated[Path, typer.Argument(help="JSON Lines file of traces.")],
     limit: Annotated[int, option("Traces to show.", min=0)] = 5,
-    id_: Annotated[str | None, option("Show this trace only.", "--id")] = None,
+    id_: Annotated[str | None, option("Show this trace only; a page begins with it.", "--id")] = None,
     html: Annotated[Path | None, option("Write a page that plays them instead.")] = None,
 ) -> None:
     """Show the traces of a file, and a summary of all of them."""
@@ -108,6 +108,7 @@ def _show(
     if html:
         from relaylab.views.player import player
 
+        chosen = sorted(everything, key=lambda t: t.id != id_)[:limit]  # the file's order, behind that one
         head = '<!doctype html><meta charset="utf-8"><meta name="color-scheme" content="light dark">'
         write_whole(html, f"{head}<title>relaylab</title>{player(chosen).html}")
         return say(f"{len(chosen)} traces in {html}")

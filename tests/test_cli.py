@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -366,6 +367,8 @@ def test_show_as_a_page(relaylab, hostile, tmp_path):
     assert text.lower().startswith("<!doctype html>")
     assert text.count("<script>") == 1  # the player's own
     assert "\x1b" not in text
+    assert "2 traces in" in relaylab("show", hostile, "--html", page, "--id", "b", "--limit", 2).out
+    assert re.findall(r'"pieces":\s*\["(.)', page.read_text()) == ["b", "a"], "a page begins with it"
     assert relaylab("show", hostile, "--html", hostile).code == 2
     assert hostile.read_bytes() == before
 

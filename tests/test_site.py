@@ -71,6 +71,16 @@ def test_the_first_screen_is_a_relay_where_the_page_was_built(hooks, monkeypatch
     assert 'src="relay/index.html"' in hooks.on_page_content(empty, page, None, files)
 
 
+def test_lessons_open_elsewhere_once_the_repository_has_an_address(hooks, monkeypatch):
+    lesson = hooks.ROOT / "notebooks" / "01_warmup.ipynb"
+    monkeypatch.setattr(hooks, "ADDRESS", "https://example.invalid/relaylab")
+    assert "binder" not in hooks._lesson(lesson).lower()
+    monkeypatch.setattr(hooks, "ADDRESS", "https://github.com/some/place")
+    text = hooks._lesson(lesson)
+    assert "(https://mybinder.org/v2/gh/some/place/HEAD?labpath=notebooks/01_warmup.ipynb)" in text
+    assert "(https://codespaces.new/some/place)" in text
+
+
 def test_a_lesson_keeps_its_outputs_and_shares_one_plotly(hooks, tmp_path):
     outputs = [
         {"output_type": "display_data", "data": {"text/html": '<figure class="rl-fig x">', "text/plain": ""}},

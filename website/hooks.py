@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import tomllib
 from html import escape, unescape
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from plotly.offline import get_plotlyjs
 ROOT = Path(__file__).parents[1]
 EXECUTED = ROOT / "runs" / "notebooks"
 RELAY = ROOT / "runs" / "page"  # of `make page`: it becomes the first screen where it was built
+ADDRESS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]["Repository"]
 ROOT_PAGES = ("CHANGELOG", "CONTRIBUTING", "SECURITY", "CODE_OF_CONDUCT")
 PARTS = {  # of the package, as in docs/design.md; the first page has the names of `import relaylab as rl`
     "relay": "relay", "engine": "engine", "tasks": "tasks", "training": "training", "evaluation": "evaluation",
@@ -91,7 +93,16 @@ def _lesson(path: Path) -> str:
     _outputs[f"lessons/{path.stem}.md"] = outputs
     where = f"[Download this lesson]({path.name}) for JupyterLab, or run `relaylab lab`: it opens all of them."
     heading, _, rest = "\n\n".join(parts).partition("\n")
-    return f"{heading}\n\n{where}\n\n{rest}"
+    return f"{heading}\n\n{where}{_services(path.stem)}\n\n{rest}"
+
+
+def _services(lesson: str) -> str:
+    """Links that open a lesson where nothing has to be installed; none while the repository has no public address."""
+    place = ADDRESS.removeprefix("https://github.com/")
+    if place == ADDRESS:
+        return ""
+    binder = f"https://mybinder.org/v2/gh/{place}/HEAD?labpath=notebooks/{lesson}.ipynb"
+    return f" Not installed? [Binder]({binder}), [Codespaces](https://codespaces.new/{place}), [more](../cloud.md)."
 
 
 def _api_pages():

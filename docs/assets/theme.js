@@ -1,4 +1,15 @@
-// Views in lessons follow the colours of the page around them. The site names its own as JupyterLab does.
-const follow = () => (document.body.dataset.jpThemeLight = document.body.dataset.mdColorScheme !== "slate");
+// Views in lessons, and the relay in its frame, follow the colours of the page. The site names its own as JupyterLab does.
+const frame = document.querySelector("iframe#relay-in-the-page");
+const follow = () => {
+  const light = document.body.dataset.mdColorScheme !== "slate";
+  document.body.dataset.jpThemeLight = light;
+  frame?.contentDocument?.documentElement.setAttribute("theme", light ? "light" : "dark");
+};
 new MutationObserver(follow).observe(document.body, { attributeFilter: ["data-md-color-scheme"] });
 follow();
+// The frame is as tall as what it shows.
+frame?.addEventListener("load", () => {
+  const inside = frame.contentDocument.documentElement;
+  new ResizeObserver(() => (frame.style.height = `${inside.offsetHeight}px`)).observe(inside);
+  follow();
+});
