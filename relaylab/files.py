@@ -56,9 +56,20 @@ def write_whole(path: str | os.PathLike, data: str | bytes) -> None:
             os.fsync(out.fileno())
         os.chmod(rest, 0o644)
         os.replace(rest, path)
+        _flush_folder(path.parent)
     except BaseException:
         Path(rest).unlink(missing_ok=True)
         raise
+
+
+def _flush_folder(folder: Path) -> None:
+    """Names in a folder are its content: flushed, a power cut does not bring the old ones back."""
+    if os.name == "posix":  # Windows opens no folders
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
@@ -109,6 +120,7 @@ def replaced_folder(out: str | os.PathLike, *, marker: str) -> Iterator[Path]:
             shutil.rmtree(old.parent)
         else:
             fresh.rename(out)
+        _flush_folder(out.parent)
     except BaseException:
         shutil.rmtree(fresh, ignore_errors=True)
         raise

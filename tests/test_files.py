@@ -79,3 +79,15 @@ def test_a_line_that_does_not_fit_is_no_line_and_the_next_writer_goes_on(tmp_pat
     with LineWriter(path) as out:  # the lock is free again
         out.write_line('{"a": 3}')
     assert [line["a"] for line in read_lines(path)] == [1, 3]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows opens no folders")
+def test_the_names_of_a_folder_are_flushed_after_the_content(tmp_path, monkeypatch):
+    flushed = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: flushed.append(os.fstat(descriptor).st_ino))
+    write_whole(tmp_path / "a", "new")
+    assert flushed == [(tmp_path / "a").stat().st_ino, tmp_path.stat().st_ino]
+    flushed.clear()
+    with replaced_folder(tmp_path / "out", marker="m") as folder:
+        (folder / "m").touch()
+    assert flushed == [(tmp_path / "out" / "m").stat().st_ino, tmp_path.stat().st_ino]

@@ -7,7 +7,7 @@ import { loadPair, problems, settings } from "./runtime.js";
 
 const KEEP = 4; // runs beside each other: the answer and its latest forks
 const FRAME = 40; // milliseconds between two drawings
-const FIRST = "depot"; // the suite that is shown first, if the pair knows it: its first problem needs a call
+const FIRST = "harvest"; // the suite that is shown first, if the pair knows it: its first problem needs a call
 // Characters that could steer the layout or hide, as in relaylab/call_tag.py.
 const HOSTILE = new RegExp(
   "[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\xad\\u034f\\u061c\\u115f\\u1160\\u17b4\\u17b5\\u180b-\\u180f\\u200b" +
