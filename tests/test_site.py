@@ -72,7 +72,7 @@ def test_the_first_screen_is_a_relay_where_the_page_was_built(hooks, monkeypatch
 
 
 def test_lessons_open_elsewhere_once_the_repository_has_an_address(hooks, monkeypatch):
-    lesson = hooks.ROOT / "notebooks" / "01_warmup.ipynb"
+    lesson = hooks.ROOT / "notebooks" / "02_warmup.ipynb"
     monkeypatch.setattr(hooks, "ADDRESS", "https://example.invalid/relaylab")
     assert "binder" not in hooks._lesson(lesson).lower()
     monkeypatch.setattr(hooks, "ADDRESS", "https://github.com/some/place")

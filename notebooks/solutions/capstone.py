@@ -163,6 +163,18 @@ def unbounded(group):
     return _rewards(group, cap=False)
 
 
+@group_rewards.mistake("That is the simple reward, over all tokens. The group decides what kind of problem this is.")
+def simple(group):
+    return [correct - source.count("t") / len(source) for source, correct in group]
+
+
+@group_rewards.mistake(
+    "Wrong answers differ: look at who was helped in a dependent group, and in one without a right answer."
+)
+def wrong_is_nothing(group):
+    return _rewards(group, penalty=0.0, explore=False)
+
+
 # The mask and the filter ----------------------------------------------------------------------------------------------
 
 
@@ -190,6 +202,11 @@ def without_commands(sources, length):
 @batch_mask.mistake("The teacher's tokens are not trained.")
 def with_the_teacher(sources, length):
     return _masks(sources, length, "sct")
+
+
+@batch_mask.mistake("Every row has the length of the batch: pad the short ones with 0.")
+def not_padded(sources, length):
+    return [[int(s != "t") for s in source[:length]] for source in sources]
 
 
 @batch_mask.mistake("Padding is not trained.")
