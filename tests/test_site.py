@@ -77,7 +77,7 @@ def test_lessons_open_elsewhere_once_the_repository_has_an_address(hooks, monkey
     assert "binder" not in hooks._lesson(lesson).lower()
     monkeypatch.setattr(hooks, "ADDRESS", "https://github.com/some/place")
     text = hooks._lesson(lesson)
-    assert "(https://mybinder.org/v2/gh/some/place/HEAD?labpath=notebooks/01_warmup.ipynb)" in text
+    assert "(https://mybinder.org/v2/gh/some/place/HEAD?labpath=notebooks/02_warmup.ipynb)" in text
     assert "(https://codespaces.new/some/place)" in text
 
 
