@@ -264,7 +264,7 @@ def in_browser(folder: Path) -> Iterator[tuple[str, list[str], int]]:
 
 def in_jupyterlab(folder: Path) -> Iterator[tuple[str, list[str], int]]:
     """The outputs of a notebook that is run from JupyterLab's menu. The last cell fails, with a hostile message."""
-    from real_jupyterlab import SECONDS, open_jupyter, write_notebook
+    from real_jupyterlab import ERROR, SECONDS, open_jupyter, write_notebook
 
     (folder / "home").mkdir()
     book = write_notebook(folder / "hostile.ipynb", *NOTEBOOK)
@@ -272,7 +272,7 @@ def in_jupyterlab(folder: Path) -> Iterator[tuple[str, list[str], int]]:
         lab = jupyter(book.name)
         seen = watch(lab.page)
         lab.run_all()
-        errors = lab.page.locator("[data-mime-type='application/vnd.jupyter.error']")
+        errors = lab.page.locator(ERROR)
         errors.first.wait_for(timeout=2 * SECONDS * 1000, state="attached")
         lab.page.wait_for_timeout(5000)
         elements = lab.page.evaluate(f"({TOUCH})(document.querySelector('.jp-Notebook'))")

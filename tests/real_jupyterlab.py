@@ -26,6 +26,8 @@ import pytest
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 THEMES = {"light": "JupyterLab Light", "dark": "JupyterLab Dark"}
+# An output that is an exception. JupyterLab 4.6 shows it as stderr, whose name of the exception is red.
+ERROR = '[data-mime-type$="jupyter.error"],[data-mime-type$="jupyter.stderr"]:has(.ansi-red-fg)'
 SECONDS = 240  # for a server or a kernel to start: generous, since the machines that run tests are busy
 SETTINGS = {
     # Nothing that looks for news or updates: there may be no network, and it would stand in the console as an error.
@@ -71,7 +73,7 @@ class Lab:
         """Until no cell is waiting or running. AssertionError where one has raised: the cells behind it never run."""
         prompts = "[...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')]"
         idle = f"{prompts}.every((e) => /\\[\\d+\\]/.test(e.textContent))"
-        raised = "document.querySelector('[data-mime-type=\"application/vnd.jupyter.error\"]')?.innerText"
+        raised = f"document.querySelector({ERROR!r})?.innerText"
         found = self.page.wait_for_function(f"{raised} ?? ({idle} && 'idle')", timeout=2 * SECONDS * 1000).json_value()
         assert found == "idle", found[-3000:]
 
