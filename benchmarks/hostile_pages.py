@@ -222,7 +222,8 @@ NOTEBOOK = (
     "playground = Playground(students=['student'], teachers=['none'])\nplayground._set_runs(runs)\n"
     "playground.picked = {'suite': PAYLOADS[0], 'question': PAYLOADS[0], 'answer': PAYLOADS[1]}\n"
     "playground.report(PAYLOADS[2], failed=True)\nplayground",
-    "what_if = CounterfactualView(all_[0], load_pair('student', 'none'))\nwhat_if._set_runs(runs)\nwhat_if",
+    "pair = load_pair('student', 'none')\n"
+    "what_if = CounterfactualView(pair.solve(PAYLOADS[0], max_tokens=8), pair)\nwhat_if._set_runs(runs)\nwhat_if",
     "raise ValueError(PAYLOADS[2])",
 )
 TOUCH = """(root) => {
@@ -275,12 +276,13 @@ def in_jupyterlab(folder: Path) -> Iterator[tuple[str, list[str], int]]:
         errors = lab.page.locator(ERROR)
         errors.first.wait_for(timeout=2 * SECONDS * 1000, state="attached")
         lab.page.wait_for_timeout(5000)
+        raised = errors.all_text_contents()  # before clicks fold the outputs
+        outputs = lab.page.locator(".jp-OutputArea-output").count()
         elements = lab.page.evaluate(f"({TOUCH})(document.querySelector('.jp-Notebook'))")
         lab.page.wait_for_timeout(5000)
-        outputs = lab.page.locator(".jp-OutputArea-output").count()
         seen += [f"formula {text}" for text in lab.page.locator("mjx-container").all_inner_texts()]
-        if "ran(1)" not in errors.first.inner_text() or errors.count() > 1:
-            seen.append(errors.first.inner_text())
+        if len(raised) != 1 or "ran(1)" not in raised[0]:
+            seen += raised
         yield f"notebook of {outputs} outputs", seen, elements
 
 
