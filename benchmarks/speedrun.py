@@ -32,7 +32,7 @@ from relaylab.evaluation.evaluate import evaluate, variants
 from relaylab.evaluation.stats import summary
 from relaylab.files import bind_folder, read_json, write_json
 from relaylab.settings import read_yaml
-from relaylab.tasks.suites import ALL_SUITES, SUITES, level_of, mixture, problems
+from relaylab.tasks.suites import SUITES, TAUGHT, mixture, problems
 from relaylab.training.config import RelayGRPOConfig, make_config, parse_config
 from relaylab.training.configs import config_names, read_config
 from relaylab.training.grpo import train
@@ -177,8 +177,8 @@ def main() -> None:
     except KeyboardInterrupt:
         raise SystemExit("interrupted: the same command goes on from here; the clock does not stop") from None
     # 2) All students on the held-back problems, greedy, with the caps of their training.
-    begin, suites = time.monotonic(), [s for s in ALL_SUITES if level_of(s) != "beyond"]
-    held_back = [p for s in suites for p in problems(s, 2 if args.quick else 100, start=HELD_BACK)]
+    begin = time.monotonic()
+    held_back = [p for s in TAUGHT for p in problems(s, 2 if args.quick else 100, start=HELD_BACK)]
     relay = "relay:student=" + "+".join(str(student) for student, _ in runs.values())
     table = evaluate(
         ["student", "teacher", relay], held_back, out / "evaluation",

@@ -85,7 +85,7 @@ def map_command(
     count: Annotated[int, option("Test problems of each suite.", min=1)] = 200,
     training: Annotated[int, option("Training problems of each suite; as many for h and c.", min=1)] = 20,
     quick: Annotated[bool, option("A look: three triggers, few candidates.")] = False,
-    measured: Annotated[Path | None, option("JSON of other pairs: name -> harmless and confident, with ends.")] = None,
+    measured: Annotated[Path | None, option("JSON of other pairs: name -> what dials.json has of a world.")] = None,
 ) -> None:
     """Which way of asking for help wins in which world, at 2, 5 and 10 % teacher tokens."""
     from relaylab.evaluation.method_map import compared, draw_map, measure_dials, measure_world, winners
@@ -101,7 +101,7 @@ def map_command(
         dials = measure_dials(name, out / name, per_suite=training)
         table, chosen = measure_world(name, out / name, count=count, per_suite=training, quick=quick)
         worlds[name] = dials, winners(table, chosen)
-        say(f"{name}: h {dials['harmless'][0]:.2f}, c {dials['confident'][0]:.2f}")
+        say(f"{name}: h {dials['harmless']['value']:.2f}, c {dials['confident']['value']:.2f}")
         console.print(method_table(summary(table)))
         print(compared(table, chosen).round(3).to_string(index=False))
     drawn = draw_map(worlds)

@@ -242,7 +242,7 @@ class Questions:
         """The problems, without the suffix: ``default`` of them if there is no ``--limit``."""
         from relaylab.tasks.benchmarks import load_benchmark
         from relaylab.tasks.data import load_problems
-        from relaylab.tasks.suites import ALL_SUITES, SUITES, level_of, problems
+        from relaylab.tasks.suites import SUITES, TAUGHT, problems
 
         limit = self.limit or default
         if bool(self.suite) + bool(self.benchmark or self.data) != 1:
@@ -250,7 +250,7 @@ class Questions:
         if (self.question_field or self.answer_field) and (self.benchmark or not self.data):
             raise ValueError("--question-field and --answer-field are for --data without --benchmark")
         if self.suite:
-            groups = {"all": SUITES, "lifelike": [s for s in ALL_SUITES if level_of(s) != "beyond"]}
+            groups = {"all": SUITES, "lifelike": TAUGHT}
             self.suite = [one for name in self.suite for one in groups.get(name, (name,))]
             return [p for s in self.suite for p in problems(s, limit or 200, split=split, seed=seed)]
         if self.benchmark:

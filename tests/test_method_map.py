@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from relaylab.cli import main
-from relaylab.evaluation.method_map import compared, draw_map, measure_dials, students, winners
+from relaylab.evaluation.method_map import compared, draw_map, measure_dials, pair_of, students, winners
 from relaylab.views.method_map import map_figure
 
 PROBLEMS = 40
@@ -21,6 +21,10 @@ def evaluated(**methods: tuple[int, int]) -> pd.DataFrame:
             row |= {"teacher_tokens": teacher, "tokens": 100, "calls": 1.0}
             rows.append(row | {"call_ratio": teacher / 100, "content_ratio": teacher / 100})
     return pd.DataFrame(rows)
+
+
+def interval(value: float, low: float, high: float) -> dict[str, float]:
+    return {"value": value, "low": low, "high": high}
 
 
 @pytest.fixture
@@ -55,16 +59,28 @@ def test_the_relay_is_compared_at_the_budget_nearest_to_its_share(table, chosen)
 
 
 def test_the_map_says_who_wins_and_where_a_measured_pair_lies(table, chosen):
-    dials = {"harmless": [0.9, 0.8, 0.95], "confident": [0.4, 0.3, 0.5]}
+    dials = {"harmless": interval(0.9, 0.8, 0.95), "confident": interval(0.4, 0.3, 0.5)}
     drawn = draw_map({"lifelike": (dials, winners(table, chosen))})
     assert drawn[["h", "c_low"]].drop_duplicates().to_numpy().tolist() == [[0.9, 0.3]]
-    fig = map_figure(drawn, {"real": {"harmless": [0.71, 0.53, 0.85], "confident": [0.0, 0.0, 0.5]}})
+    fig = map_figure(drawn, {"real": {"harmless": interval(0.71, 0.53, 0.85), "confident": interval(0, 0, 0.5)}})
     words = fig.layout.meta["alt"]
     assert "lifelike, 2 %: entropy, 27 % of the gap, 5 %: relay, 67 % of the gap" in words
     assert "real, h 71 %, c 0 %" in words
     world, real = fig.data
     assert (world.x[0], world.y[0], world.error_x.arrayminus[0]) == pytest.approx((40, 90, 10))
     assert (real.x[0], real.y[0], real.error_y.array[0]) == pytest.approx((0, 71, 14))
+
+
+@pytest.mark.parametrize("dials", [{}, {"harmless": 0.7, "confident": 0.1}, {"harmless": {"value": "x"}}, None])
+def test_a_pair_without_its_numbers_is_named(table, chosen, dials):
+    known = {"harmless": interval(0.9, 0.8, 1), "confident": interval(0.4, 0.3, 0.5)}
+    with pytest.raises(ValueError, match="the pair 'mine' needs harmless and confident"):
+        map_figure(draw_map({"lifelike": (known, winners(table, chosen))}), {"mine": dials})
+
+
+def test_an_unknown_world_is_refused():
+    with pytest.raises(ValueError, match="no student of the world 'wordy' is embedded; there are those of lifelike"):
+        pair_of("wordy")
 
 
 def test_a_student_of_several_seeds_is_found_and_an_ablation_is_none():
@@ -75,7 +91,7 @@ def test_a_student_of_several_seeds_is_found_and_an_ablation_is_none():
 
 def test_the_command_measures_a_world_and_keeps_it(tmp_path, monkeypatch, capsys):
     other = tmp_path / "real.json"
-    other.write_text(json.dumps({"mine": {"harmless": [0.7, 0.5, 0.9], "confident": [0.1, 0.0, 0.4]}}))
+    other.write_text(json.dumps({"mine": {"harmless": interval(0.7, 0.5, 0.9), "confident": interval(0.1, 0, 0.4)}}))
     words = ["relaylab", "map", "--out", str(tmp_path / "map"), "--count", "1", "--training", "1", "--quick"]
     monkeypatch.setattr("sys.argv", [*words, "--measured", str(other)])
     with pytest.raises(SystemExit) as ended:

@@ -9,32 +9,31 @@ method wins. Methods that the paired bootstrap cannot tell from it are named as 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from relaylab.engine.load import default_teacher, embedded, load_engine
+from relaylab.engine.load import default_teacher, embedded, fingerprint_weights, load_engine
 from relaylab.evaluation.calibrate import BUDGETS, calibrate
 from relaylab.evaluation.evaluate import evaluate
-from relaylab.evaluation.interventions import Dials, dials
+from relaylab.evaluation.interventions import dials
 from relaylab.evaluation.stats import columns, paired, summary
-from relaylab.files import check_config, read_json, write_json
+from relaylab.files import check_config, plain, read_json, write_json
 from relaylab.relay.local_teacher import LocalTeacher
 from relaylab.relay.pair import Pair
 from relaylab.relay.relay import Relay
 from relaylab.relay.teachers import NoTeacher
-from relaylab.tasks.suites import ALL_SUITES, Problem, level_of, problems
+from relaylab.tasks.suites import TAUGHT, Problem, problems
 
-SUITES = tuple(s for s in ALL_SUITES if level_of(s) != "beyond")  # neither model can do those
 QUICK: dict[str, Any] = dict(triggers=("entropy", "line", "probe"), lengths=(3, 8), quantiles=(0.8, 0.9, 0.95, 0.98))
-FREE = "teacher-free"
 
 
 def drawn(count: int, **options: Any) -> list[Problem]:
     """``count`` problems of every suite that the teacher can do."""
-    return [p for suite in SUITES for p in problems(suite, count, **options)]
+    return [p for suite in TAUGHT for p in problems(suite, count, **options)]
 
 
 def students(world: str, kind: str) -> list[str]:
@@ -44,6 +43,21 @@ def students(world: str, kind: str) -> list[str]:
     ['lifelike/relay', 'lifelike/relay-seed2', 'lifelike/relay-seed3']
     """
     return [name for name in embedded() if name == f"{world}/{kind}" or name.startswith(f"{world}/{kind}-seed")]
+
+
+def pair_of(world: str) -> tuple[str, str]:
+    """The untrained student of a world, and its teacher.
+
+    Raises:
+        ValueError: where no student of this world is embedded.
+
+    >>> pair_of("lifelike")
+    ('lifelike/student', 'lifelike/teacher')
+    """
+    if (student := f"{world}/student") not in embedded():
+        known = ", ".join(name.removesuffix("/student") for name in embedded() if name.endswith("/student"))
+        raise ValueError(f"no student of the world {world!r} is embedded; there are those of {known}")
+    return student, default_teacher(student)
 
 
 def measure_dials(world: str, out: str | Path, *, per_suite: int = 20, progress: bool = True) -> dict[str, Any]:
@@ -56,30 +70,26 @@ def measure_dials(world: str, out: str | Path, *, per_suite: int = 20, progress:
         progress: show bars.
 
     Returns:
-        The fields of ``Dials``; of ``harmless`` and ``confident`` the value and both ends of the interval.
+        The fields of ``Dials``, and of its intervals theirs.
+
+    Raises:
+        ValueError: for an unknown world, and where ``out`` is of other models or problems.
     """
-    path = Path(out) / "dials.json"
-    config = {"world": world, "per_suite": per_suite}
+    path, (student, teacher) = Path(out) / "dials.json", pair_of(world)
+    weights = [fingerprint_weights(student), fingerprint_weights(teacher)]
+    config = plain({"student": student, "teacher": teacher, "weights": weights, "per_suite": per_suite})
     if path.exists():
         record = read_json(path)
         check_config(path, record["config"], config)
         return record["dials"]
-    student = f"{world}/student"
-    relay = Relay(load_engine(student), LocalTeacher(load_engine(default_teacher(student))), max_tokens=160)
-    chosen = drawn(per_suite, start=5000)
+    relay = Relay(load_engine(student), LocalTeacher(load_engine(teacher)), max_tokens=160)
     alone = Pair(relay.student, NoTeacher()).decode(
-        chosen, temperature=0.0, max_tokens=160, batch_size=128, record=True, progress=progress
+        drawn(per_suite, start=5000), temperature=0.0, max_tokens=160, batch_size=128, record=True, progress=progress
     )
-    found = _plain(dials(alone, relay, progress=progress))
+    found = asdict(dials(alone, relay, progress=progress))
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, {"config": config, "dials": found})
     return found
-
-
-def _plain(measured: Dials) -> dict[str, Any]:
-    ends = {name: getattr(measured, name) for name in ("harmless", "confident")}
-    flat = {name: [i.value, i.low, i.high] for name, i in ends.items()}
-    return flat | {n: getattr(measured, n) for n in ("high_share", "entropy", "margin", "probe", "decisive")}
 
 
 def measure_world(
@@ -89,7 +99,6 @@ def measure_world(
     count: int = 200,
     per_suite: int = 20,
     quick: bool = False,
-    budgets: Sequence[float] = BUDGETS,
     progress: bool = True,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """All methods of one world on the same test problems. Interrupted, the same call goes on.
@@ -100,23 +109,21 @@ def measure_world(
         count: test problems of each suite.
         per_suite: training problems of each suite to calibrate on, and problems for h and c.
         quick: calibrate three triggers with few candidates.
-        budgets: shares of teacher tokens, of all tokens.
         progress: show bars.
 
     Returns:
         The table of the evaluation, and one row for each trigger and budget (``calibrate``).
     """
-    out, student = Path(out), f"{world}/student"
-    teacher = default_teacher(student)
+    out, (student, teacher) = Path(out), pair_of(world)
     training = drawn(per_suite, split="train", seed=7)
     options: dict[str, Any] = dict(student=student, teacher=teacher, progress=progress)
     chosen = calibrate(
-        drawn(per_suite, split="train", seed=8), out / "thresholds", router_problems=training, budgets=budgets,
-        **options, **QUICK if quick else {},
+        drawn(per_suite, split="train", seed=8), out / "thresholds", router_problems=training, **options,
+        **QUICK if quick else {},
     )  # fmt: skip
     methods = ["student", "teacher"]
     if relays := students(world, "relay"):
-        methods += [f"relay:student={'+'.join(relays)}", f"{FREE}:student={'+'.join(relays)}"]
+        methods += [f"relay:student={'+'.join(relays)}", f"teacher-free:student={'+'.join(relays)}"]
     if plain := students(world, "grpo"):
         methods.append(f"student:student={'+'.join(plain)}")
     table = evaluate(
@@ -190,6 +197,7 @@ def draw_map(worlds: dict[str, tuple[dict[str, Any], pd.DataFrame]]) -> pd.DataF
     for world, (measured, won) in worlds.items():
         place = {"world": world}
         for name, letter in (("harmless", "h"), ("confident", "c")):
-            place |= dict(zip((letter, f"{letter}_low", f"{letter}_high"), measured[name]))
+            ends = {f"{letter}_low": measured[name]["low"], f"{letter}_high": measured[name]["high"]}
+            place |= {letter: measured[name]["value"]} | ends
         parts.append(won.assign(**place)[[*place, *won.columns]])
     return pd.concat(parts, ignore_index=True)

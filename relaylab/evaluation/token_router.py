@@ -67,10 +67,17 @@ def train_token_router(
     student: Engine, teacher: LocalTeacher, problems: Sequence[Problem], *, max_tokens: int = 512, width: int = 64,
     top: int = 0, seed: int = 0, batch_size: int = 64,
 ) -> TokenRouter:  # fmt: skip
-    """Train a router on training problems, of which a tenth is held back to measure it.
+    """Train a router on problems, which should be training problems.
 
-    ``max_tokens`` is that of the answers from which labels come, ``width`` that of the hidden layer (0: a linear
-    probe). The router sees the ``top`` largest logits, too.
+    Args:
+        student: whose hidden states it reads.
+        teacher: with the student's tokenizer.
+        problems: a tenth of them is held back to measure the router.
+        max_tokens: of the answers that labels come from.
+        width: of the hidden layer; 0 for a linear probe.
+        top: it sees so many of the largest logits, too.
+        seed: random seed.
+        batch_size: rows decoded together.
 
     Raises:
         ValueError: for different tokenizers, or if the teacher solves none of the problems.
@@ -104,8 +111,12 @@ def _features(hidden: Tensor, logits: Tensor, top: int) -> Tensor:
 def fit_probe(states: Tensor, labels: Tensor, train: Tensor, *, width: int = 64, seed: int = 0) -> nn.Sequential:
     """A classifier of hidden states by cross-entropy, from (positions, H) to logits (positions, 1).
 
-    It learns from the positions that ``train`` marks, in full batches. It is linear for ``width`` 0, else it has one
-    hidden layer of that width.
+    Args:
+        states: (positions, H), float32.
+        labels: (positions,), 0 or 1.
+        train: (positions,), which ones to learn from, in full batches.
+        width: of the hidden layer; 0 for a linear classifier.
+        seed: of the initial weights.
     """
     size, device = states.shape[1], states.device
     with torch.random.fork_rng(devices=[]):

@@ -193,6 +193,8 @@ def execute(
     that raises, hangs or dies gives a record, not an exception. If this process dies, the notebook's processes end.
 
     Args:
+        notebook: its path.
+        folder: where the copy and the record go.
         parameters: values that replace the defaults; a ValueError as ``check_values`` has it.
         timeout: seconds for the whole notebook, then its processes are killed.
         env: more environment variables.

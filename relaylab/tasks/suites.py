@@ -229,6 +229,7 @@ PLANS: dict[str, tuple[Level, Callable[[random.Random], Draft]]] = {
 ALL_SUITES: tuple[str, ...] = tuple(PLANS)
 # Those that the models without a world know. The other two have misconceptions.
 SUITES: tuple[str, ...] = tuple(suite for suite, (level, _) in PLANS.items() if level not in ("fact", "route"))
+TAUGHT: tuple[str, ...] = tuple(suite for suite, (level, _) in PLANS.items() if level != "beyond")  # the teacher can
 
 
 def level_of(suite: str) -> Level:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -16,16 +16,16 @@ from relaylab.views.theme import GREY, OKABE_ITO, with_alt_text
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star")
 
 
-def map_figure(drawn: pd.DataFrame, measured: Mapping[str, Mapping[str, Sequence[float]]] | None = None) -> go.Figure:
+def map_figure(drawn: pd.DataFrame, measured: Mapping[str, Any] | None = None) -> go.Figure:
     """Each world at its h and c, coloured by the winner at the middle budget; its words say who wins at each.
 
     Args:
         drawn: from ``evaluation.method_map.draw_map``.
-        measured: other pairs of which h and c are known: name -> ``harmless`` and ``confident``, each as value and both
-            ends of its interval.
+        measured: other pairs of which h and c are known: name -> ``harmless`` and ``confident``, each with ``value``,
+            ``low`` and ``high``, as ``dials.json`` has them.
 
     Raises:
-        ValueError: for a frame without rows.
+        ValueError: for a frame without rows, and for a pair without these numbers.
     """
     if drawn.empty:
         raise ValueError("no world to draw; measure one first: relaylab map --world lifelike")
@@ -43,14 +43,18 @@ def map_figure(drawn: pd.DataFrame, measured: Mapping[str, Mapping[str, Sequence
             error_y=_bars(rows["h"], rows["h_low"], rows["h_high"]),
         )  # fmt: skip
     for name, dials in (measured or {}).items():
-        (c, *c_ends), (h, *h_ends) = dials["confident"], dials["harmless"]
+        try:
+            c, h = (
+                pd.DataFrame([dials[key]])[["value", "low", "high"]].astype(float) for key in ("confident", "harmless")
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"the pair {name!r} needs harmless and confident, each with value, low, high") from error
         fig.add_scatter(
-            x=[100 * c], y=[100 * h], text=[f"<b>{figure_text(name)}</b>"], mode="markers+text",
+            x=100 * c["value"], y=100 * h["value"], text=[f"<b>{figure_text(name)}</b>"], mode="markers+text",
             textposition="middle right", name="measured, no winner known", marker=dict(size=14, symbol="x", color=GREY),
-            error_x=_bars(pd.Series([c]), *(pd.Series([e]) for e in c_ends)),
-            error_y=_bars(pd.Series([h]), *(pd.Series([e]) for e in h_ends)),
+            error_x=_bars(c["value"], c["low"], c["high"]), error_y=_bars(h["value"], h["low"], h["high"]),
         )  # fmt: skip
-        words.append(f"{visible(name)}, h {100 * h:.0f} %, c {100 * c:.0f} %")
+        words.append(f"{visible(name)}, h {100 * h['value'][0]:.0f} %, c {100 * c['value'][0]:.0f} %")
     fig.update_xaxes(title_text="confident errors c (% of the decisive tokens)", range=[-12, 112])
     fig.update_yaxes(title_text="harmless uncertainty h (% of the uncertain tokens)", range=[-12, 112])
     alt = f"Which way of asking for help wins in which world. {'; '.join(words)}."
