@@ -19,7 +19,7 @@ from relaylab.relay.config import RelayConfig
 from relaylab.relay.pair import Pair, load_pair
 from relaylab.relay.sequence import Sequence
 from relaylab.relay.teachers import TeacherOutput
-from relaylab.tasks.suites import ALL_SUITES, SUITES, mixture
+from relaylab.tasks.suites import ALL_SUITES, SUITES, mixture, problem
 from relaylab.trace import Trace
 
 pytest.importorskip("onnx", reason="onnx is not installed")
@@ -112,7 +112,13 @@ def page(site: Path, heard: dict[str, list[str]]):
 def test_the_first_question_needs_its_call_and_other_pairs_can_be_chosen(page):
     """Runs before all others that ask something."""
     assert "answered" in page.get_by_label("Calls").last.locator("tbody tr").first.inner_text()
-    for number, outcome in ((0, "correct"), (1, "correct"), (2, "wrong"), (0, "correct")):
+    asked = problem("harvest", 0)
+    pairs = [load_pair(*(name.split("=") if "=" in name else [name])) for name in PAIRS[:3]]
+    right = [pair.solve(asked).correct for pair in pairs]
+    assert right[0]
+    assert not right[2], "alone"
+    for number in (0, 1, 2, 0):
+        outcome = "correct" if right[number] else "wrong"
         page.get_by_label("pair").select_option(index=number)
         page.get_by_role("button", name="Ask this question").click()
         shown = page.get_by_label("pair").locator("option").nth(number).inner_text().removesuffix(" alone")
