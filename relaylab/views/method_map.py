@@ -30,7 +30,6 @@ def map_figure(drawn: pd.DataFrame, measured: Mapping[str, Any] | None = None) -
     if drawn.empty:
         raise ValueError("no world to draw; measure one first: relaylab map --world lifelike")
     middle = sorted(drawn["budget"].unique())[drawn["budget"].nunique() // 2]
-    kinds = list(dict.fromkeys(drawn.loc[drawn["budget"] == middle, "winner"]))
     fig, words = go.Figure(), []
     for place, (winner, rows) in enumerate(drawn[drawn["budget"] == middle].groupby("winner", sort=False)):
         labels = [_label(world, drawn[drawn["world"] == world]) for world in rows["world"]]
@@ -38,7 +37,7 @@ def map_figure(drawn: pd.DataFrame, measured: Mapping[str, Any] | None = None) -
         fig.add_scatter(
             x=100 * rows["c"], y=100 * rows["h"], text=labels, mode="markers+text", textposition="bottom center",
             name=f"{figure_text(str(winner))} wins at {100 * middle:.0f} % teacher tokens", textfont_size=11,
-            marker=dict(size=18, symbol=SYMBOLS[place % len(SYMBOLS)], color=OKABE_ITO[kinds.index(winner) % 6]),
+            marker=dict(size=18, symbol=SYMBOLS[place % len(SYMBOLS)], color=OKABE_ITO[place % 6]),
             error_x=_bars(rows["c"], rows["c_low"], rows["c_high"]),
             error_y=_bars(rows["h"], rows["h_low"], rows["h_high"]),
         )  # fmt: skip
