@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import glob
 import gzip
+import hashlib
+import inspect
 import json
 import mmap
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -147,6 +149,24 @@ def plain(config: dict[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(config, default=str))
 
 
+def own_code(*things: Any) -> dict[str, str]:
+    """Digests of the sources of functions and classes (also of objects) that are somebody's own, by name.
+
+    A configuration holds them, because a name stands for other code once its file is edited.
+
+    >>> own_code(LineWriter, print, None)
+    {}
+    """
+    digests = {}
+    for thing in things:
+        kind = thing if inspect.isroutine(thing) or inspect.isclass(thing) else type(thing)
+        if str(kind.__module__).partition(".")[0] not in ("relaylab", "builtins"):
+            with suppress(OSError, TypeError):  # compiled, or typed at a prompt: there is no source
+                source = inspect.getsource(kind).encode(errors="surrogatepass")
+                digests[kind.__qualname__] = hashlib.blake2b(source, digest_size=8).hexdigest()
+    return digests
+
+
 def check_config(where: str | os.PathLike, before: dict[str, Any], now: dict[str, Any]) -> None:
     """Compare the configuration that a file or folder was made with to the present one.
 
@@ -157,10 +177,16 @@ def check_config(where: str | os.PathLike, before: dict[str, Any], now: dict[str
     Traceback (most recent call last):
     ValueError: runs/a was made with another configuration: seed was 0, is 1. Choose another name or remove it
     """
-    now = plain(now)
+    before, now = _flat(before), _flat(plain(now))
     if changed := sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k)):
         text = "; ".join(f"{k} was {_short(before.get(k))}, is {_short(now.get(k))}" for k in changed)
         raise ValueError(f"{where} was made with another configuration: {text}. Choose another name or remove it")
+
+
+def _flat(config: dict[str, Any]) -> dict[str, Any]:
+    """Entries of its mappings stand as settings of their own: an error names the one weight that differs."""
+    inner = {f"{key}.{k}": v for key, value in config.items() if isinstance(value, dict) for k, v in value.items()}
+    return {key: value for key, value in config.items() if not (value and isinstance(value, dict))} | inner
 
 
 def bind_folder(folder: str | os.PathLike, config: dict[str, Any]) -> Path:

@@ -244,7 +244,7 @@ class TraceWriter(LineWriter):
     """
 
     def __init__(self, path: str | os.PathLike):
-        super().__init__(path, begins=b'{"version":')
+        super().__init__(path, begins=b'{"version":%d,"prompt":' % VERSION)
 
     def write(self, trace: Trace) -> None:
         trace.check()

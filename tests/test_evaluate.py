@@ -20,11 +20,13 @@ from scipy.special import comb
 from relaylab.engine.load import fingerprint_weights, load_model, resolve
 from relaylab.evaluation.evaluate import evaluate, variants
 from relaylab.evaluation.stats import columns, gap_recovered, mean, paired, pass_at_k, share, summary
+from relaylab.evaluation.systems import SYSTEMS
 from relaylab.evaluation.table import excluded_methods, read_table, trace_files
 from relaylab.relay.config import RelayConfig
 from relaylab.relay.teachers import ScriptedTeacher, TeacherOutput
 from relaylab.tasks.suites import problems
 from relaylab.trace import read_traces
+from relaylab.views.tables import method_table
 
 SUITES = ("savings", "tiles")
 CONFIG = RelayConfig(max_tokens=120, max_calls=2)
@@ -218,6 +220,8 @@ def test_answers_of_a_failing_teacher_are_missing_and_no_wrong_ones(tmp_path):
     with pytest.warns(UserWarning, match="8 of 16"):
         table = run(tmp_path / "all", ["student", "teacher"], teacher=Failing(""))
     assert excluded_methods(table) == ["teacher"]
+    columns_of = {c.header: [*c.cells] for c in method_table(summary(table)).columns}
+    assert columns_of["95 % interval"][-1] == columns_of["correct"][-1] == "-"  # and not nan %
     assert np.isnan(summary(table).set_index("method").loc["teacher", "accuracy"])
     table = run(tmp_path / "some", ["teacher"], teacher=Failing("no such word"))  # the same call tries them again
     assert table["excluded"].sum() == 0
@@ -235,8 +239,23 @@ def test_another_model_of_the_same_name_is_refused(tmp_path):
     weights = mine / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4] + b"\x00\x00\x00\x3f")
     assert fingerprint_weights(mine) != before
-    with pytest.raises(ValueError, match="weights was"):
+    with pytest.raises(ValueError, match=r"weights\..*mine was"):
         run(tmp_path / "out", ["student"], 1, student=str(mine))
+
+
+def test_a_system_of_ones_own_whose_source_changed_is_refused(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    base = "from relaylab.evaluation.systems import StudentOnly\nclass Mine(StudentOnly):\n    name = 'mine'\n    "
+
+    def evaluate_mine(body: str) -> None:
+        (tmp_path / "my_system.py").write_text(base + body)
+        sys.modules.pop("my_system", None), SYSTEMS.pop("my_system:Mine", None)
+        run(tmp_path / "out", ["my_system:Mine"], 1)
+
+    evaluate_mine("pass\n")
+    evaluate_mine("pass\n")
+    with pytest.raises(ValueError, match=r"weights\.Mine was"):
+        evaluate_mine("student: str = 'warm'\n")
 
 
 def test_no_password_of_a_servers_address_is_written(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -428,3 +429,16 @@ def test_two_processes_take_the_steps_of_one_with_twice_the_prompts(tmp_path):
     assert b["grad_norm"].min() > 0
     for name in names:
         assert a[name].tolist() == pytest.approx(b[name].tolist(), rel=1e-3, abs=1e-6), name
+
+
+def test_a_reward_of_ones_own_is_part_of_what_a_run_is_bound_to(tmp_path, monkeypatch):
+    config = module.make_config("embedded/relay", output_dir=str(tmp_path))
+    assert "own_code" not in module._bound(config, [], [], [])
+    for text in ("[0.0]", "[1.0]"):
+        (tmp_path / f"mine{text[1]}.py").write_text(f"def mine(group, **options):\n    return {text} * len(group)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    bound = []
+    for name in ("mine0", "mine1"):
+        monkeypatch.setitem(module.SCHEMES, config.reward, importlib.import_module(name).mine)
+        bound.append(module._bound(config, [], [], [])["own_code"]["mine"])
+    assert bound[0] != bound[1]

@@ -77,6 +77,9 @@ EXAMPLES = {
         ("100 billion", r"100 \times 1000000000"),
         (r"5 \text{ million dollars}", r"5 \times 1000000 \text{ dollars}"),
         ("2 dozen", r"2 \times 12"),
+        ("two dozen", "24"),
+        (r"\text{Three million}", "3000000"),
+        ("two thirds", "two thirds"),
         (r"\text{eleven}", "11"),
         ("millions", "millions"),
     ],
@@ -111,6 +114,8 @@ def test_every_step_has_examples():
         (r"m_{\max }", r"m_{\text{max}}", True),
         (r"\lambda_{\text {red }}", r"\lambda_{red}", True),
         ("E_1", "E_2", False),
+        (r"GM_\odot", r"G M_{\odot}", True),
+        ("GM_s", "GM_r", False),
         ("E_1", "F_1", False),
     ],
 )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
+import sys
 from dataclasses import replace
 
 import pytest
@@ -197,7 +199,9 @@ def test_a_trace_with_a_failed_call_is_decoded_anew(student, tmp_path):
     assert len(list(read_traces(out))) == 2
 
 
-@pytest.mark.parametrize("content", [b'{"question": "2+2"}', b"no line break", bytes(50), b"a\nb\n"])
+@pytest.mark.parametrize(
+    "content", [b'{"question": "2+2"}', b'{"version": "0.2.0"}', b"no line break", bytes(50), b"a\nb\n"]
+)
 def test_a_file_that_is_not_ours_is_left_alone(student, tmp_path, content):
     out = tmp_path / "mine.jsonl"
     out.write_bytes(content)
@@ -217,6 +221,27 @@ def test_another_model_of_the_same_name_is_refused(tmp_path):
     assert pairs[0].decode(problems("tiles", 1), out=out, **options) == traces
     with pytest.raises(ValueError, match="student_weights was"):
         pairs[1].decode(problems("tiles", 1), out=out, **options)
+
+
+def test_a_rule_and_a_teacher_whose_source_changed_are_refused(student, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    source = (
+        "from relaylab.relay.teachers import NoTeacher\nclass Mine(NoTeacher): word = 1\ndef rule(s): return None\n"
+    )
+    edits = {"word = 1": "word = 2", "return None": "return 3"}
+
+    def decode(text: str, limit: int) -> list:
+        (tmp_path / "my_rules.py").write_text(text)
+        sys.modules.pop("my_rules", None)
+        mine = importlib.import_module("my_rules")
+        options = dict(call_rule=mine.rule, out=tmp_path / "t.jsonl", max_tokens=4, progress=False)
+        return Pair(student, mine.Mine()).decode(PROBLEMS[:limit], **options)
+
+    first = decode(source, 1)
+    assert decode(f"{source}\n# what is not theirs may change\n", 2)[:1] == first
+    for before, after in edits.items():
+        with pytest.raises(ValueError, match=r"own_code\.(Mine|rule) was"):
+            decode(source.replace(before, after), 2)
 
 
 def test_two_writers_of_one_file_are_told_apart(student, tmp_path):

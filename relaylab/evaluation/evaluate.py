@@ -25,7 +25,7 @@ from relaylab.evaluation.eval_run import EvalRun, ModelCache
 from relaylab.evaluation.stats import summary
 from relaylab.evaluation.systems import RelaySystem, System, system
 from relaylab.evaluation.table import read_table, rows_of, write_table
-from relaylab.files import CONFIG, bind_folder, check_config, plain, read_json, write_json
+from relaylab.files import CONFIG, bind_folder, check_config, own_code, plain, read_json, write_json
 from relaylab.relay.config import RelayConfig
 from relaylab.relay.pair import is_url
 from relaylab.relay.teachers import Teacher
@@ -129,12 +129,16 @@ def _chosen(methods: Sequence[str]) -> list[tuple[str, System]]:
 
 
 def _weights(models: ModelCache, systems: Sequence[System]) -> dict[str, str]:
-    """A digest of the weights of every local model: a name may stand for another model tomorrow."""
+    """Digests of the weights of local models, and of own systems: a name may stand for something else tomorrow."""
     teachers = [models.default_teacher, *(s.teacher for s in systems if isinstance(s, RelaySystem))]
     names = {models.model(getattr(s, "student", "student")) for s in systems} | {t for t in teachers if type(t) is str}
     weights = {name: fingerprint_weights(name) for name in sorted(names - {"", "none"}) if not is_url(name)}
     engine = getattr(models.default_teacher, "engine", None)
-    return weights | ({models.teacher.name: fingerprint_weights(engine.model)} if engine is not None else {})
+    return (
+        weights
+        | own_code(*systems)
+        | ({models.teacher.name: fingerprint_weights(engine.model)} if engine is not None else {})
+    )
 
 
 def _digest(problems: Sequence[Problem]) -> str:

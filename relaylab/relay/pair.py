@@ -170,7 +170,7 @@ def relay_config(relay: Relay, seed: int) -> dict[str, Any]:
     teacher = {
         k: getattr(relay.teacher, k, None) for k in ("temperature", "top_p", "top_k", "threshold", "fingerprint")
     }
-    engine = getattr(relay.teacher, "engine", None)
+    engine, own_code = getattr(relay.teacher, "engine", None), files.own_code(relay.teacher, relay.call_rule)
     return {
         "student": relay.student.name,
         "student_weights": fingerprint_weights(relay.student.source or relay.student.model),
@@ -182,6 +182,7 @@ def relay_config(relay: Relay, seed: int) -> dict[str, Any]:
         "call_rule": re.sub(r" at 0x[0-9a-fA-F]+", "", repr(relay.call_rule)),
         "record": relay.record,
         **({"alternatives": relay.alternatives} if relay.alternatives else {}),
+        **({"own_code": own_code} if own_code else {}),
         **{f"teacher_{k}": v for k, v in teacher.items()},
     }
 

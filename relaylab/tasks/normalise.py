@@ -174,13 +174,13 @@ def _repeating(match: re.Match[str]) -> str:
 
 
 def scales(text: str) -> str:
-    r"""Numbers in words: ``100 billion``, ``2 dozen``, ``\text{five}``."""
+    r"""Numbers in words: ``100 billion``, ``two dozen``, ``\text{five}``."""
     names = "|".join(SCALES)
     scaled = rf"(?<=[\d}}])\s*(?:\\text\{{\s*)?(?:-\s*)?({names})s?(?![A-Za-z])(?:\s*\}}|(\s[^{{}}]*\}}))?"
     text = re.sub(scaled, lambda m: rf" \times {SCALES[m[1]]}" + (rf" \text{{{m[2]}" if m[2] else ""), text)
-    whole = re.fullmatch(r"(?:\\text\{)?\s*([A-Za-z]+)\s*\}?", text)
+    whole = re.fullmatch(rf"(?:\\text\{{)?\s*([A-Za-z]+)(?:[ -]({names}))?\s*\}}?", text)
     if whole and whole[1].lower() in SMALL_NUMBERS:
-        return str(SMALL_NUMBERS.index(whole[1].lower()))
+        return str(SMALL_NUMBERS.index(whole[1].lower()) * SCALES.get(whole[2], 1))
     return text
 
 
@@ -192,15 +192,17 @@ def letters(text: str) -> str:
     text = re.sub(r"\\ddot\s*(?:\{([^{}]*)\}|(\w))", lambda m: rf"\frac{{d^2 {m[1] or m[2] or ''}}}{{d t^2}}", text)
     operators = "log|lim|sum|prod|int|max|min|inf|sup|bigcup|bigcap|gcd|text|oint|mathbb"
     command = rf"\\(?!(?:{operators})(?![A-Za-z]))[A-Za-z]+"
-    name = rf"({command}|(?<![A-Za-z\\])[A-Za-z])\s*_\s*(?:{GROUP}|([A-Za-z0-9]|\\[a-z]+))"
+    factors = r"(?<![A-Za-z\\])(?!lim|sum|int|sup|mod)((?:[A-Za-z]{1,2})?)"  # GM_s is G times M_s
+    name = rf"(?:({command})|{factors}([A-Za-z]))\s*_\s*(?:{GROUP}|([A-Za-z0-9]|\\[a-z]+))"
     return re.sub(r"\s+", " ", re.sub(name, _subscripted, text)).strip()
 
 
 def _subscripted(match: re.Match[str]) -> str:
     r"""A symbol that depends on the name alone. math-verify reads `E_1` and `m_{\max}` as strings."""
-    sub = re.sub(rf"\\(?:{FONTS})(?![A-Za-z])|[\\{{}}\s]", "", match[2] or match[3] or "")
-    letter = match[1] if match[1] in "abcjklmnpqrstuvwxyz" else "x"  # others are numbers or functions somewhere
-    return f"{letter}_{{{zlib.crc32(f'{match[1]}_{sub}'.encode()) % 10**6}}}"
+    sub = re.sub(rf"\\(?:{FONTS})(?![A-Za-z])|[\\{{}}\s]", "", match[4] or match[5] or "")
+    name = match[1] or match[3]
+    letter = name if name in "abcjklmnpqrstuvwxyz" else "x"  # others are numbers or functions somewhere
+    return f"{f'{match[2]} ' if match[2] else ''}{letter}_{{{zlib.crc32(f'{name}_{sub}'.encode()) % 10**6}}}"
 
 
 STEPS = (signs, delimiters, spaces, remarks, texts, python, fractions, scales, letters)

@@ -26,7 +26,7 @@ from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback, set_seed
 from trl.trainer.grpo_trainer import GRPOTrainer
 
-from relaylab.files import locked, replaced_folder
+from relaylab.files import locked, own_code, replaced_folder
 from relaylab.relay.pair import load_teacher
 from relaylab.relay.relay import Relay
 from relaylab.relay.teachers import NoTeacher, Teacher
@@ -45,7 +45,7 @@ from relaylab.training.policy_model import (
     save_student,
     weights_digest,
 )
-from relaylab.training.rewards import score
+from relaylab.training.rewards import SCHEMES, score
 from relaylab.training.rollouts import Rollouts
 from relaylab.training.run_dir import MetricsCallback, RunDir, StopCallback, processes
 
@@ -181,10 +181,12 @@ def _bound(
     """What decides a run: settings, the student's weights, teachers, and the texts of the problems."""
     texts = json.dumps([[p.id, p.question, p.answer] for p in problems])
     told = ("name", "temperature", "top_p", "top_k")  # a teacher's own name holds no password
+    own = own_code(SCHEMES[config.reward], *teachers)
     return config.bound | {
         "student_weights": [weights_digest(config.student), weights_digest(base_model(config.student))],
         "teachers": [{name: getattr(teacher, name, None) for name in told} for teacher in teachers],
         "teacher_weights": [weights_digest(name) for name in names],
+        **({"own_code": own} if own else {}),
         "problems": len(problems),
         "problem_texts": hashlib.sha256(texts.encode(errors="surrogatepass")).hexdigest(),
     }

@@ -41,11 +41,15 @@ def method_table(summary: Any) -> Table:
         "method", "correct", "95 % interval", "teacher tokens", "calls a response", "gap recovered", "excluded"
     )
     for row in summary.itertuples():
-        interval, gap = f"{100 * row.low:.1f}, {100 * row.high:.1f}", _percent(row.gap, 1 if row.gap == row.gap else 0)
-        accuracy, teacher = _percent(row.accuracy, 1), f"{100 * row.teacher_share:.2f} %"
-        table.add_row(
-            Text(visible(row.method)), accuracy, interval, teacher, f"{row.calls:.2f}", gap, str(row.excluded or "")
-        )
+        cells = [
+            f"{100 * row.accuracy:.1f} %",
+            f"{100 * row.low:.1f}, {100 * row.high:.1f}",
+            f"{100 * row.teacher_share:.2f} %",
+            f"{row.calls:.2f}",
+            f"{100 * row.gap:.1f} %",
+        ]
+        numbers = ("-" if "nan" in cell else cell for cell in cells)  # where every answer is excluded, there is none
+        table.add_row(Text(visible(row.method)), *numbers, str(row.excluded or 0))
     return table
 
 
