@@ -55,6 +55,7 @@ class Call:
     error: str | None = None
     forced: bool = False  # written by a policy or a fork, not by the student
     withdrawn: list[str] = field(default_factory=list)  # tokens of the student that the teacher took back here
+    approximate: bool = False  # the teacher only chats: cut from a new turn, and `written` counts what was cut, too
 
 
 @dataclass(slots=True)

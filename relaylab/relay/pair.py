@@ -183,6 +183,7 @@ def relay_config(relay: Relay, seed: int) -> dict[str, Any]:
         "record": relay.record,
         **({"alternatives": relay.alternatives} if relay.alternatives else {}),
         **{f"teacher_{k}": v for k, v in teacher.items()},
+        **({"teacher_mode": mode} if (mode := getattr(relay.teacher, "mode", None)) == "chat_only" else {}),
     }
 
 

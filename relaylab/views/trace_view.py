@@ -173,6 +173,7 @@ def call_facts(call: Call) -> dict[str, str]:
     seconds = call.latency
     notes = ["forced, not the student's own"] if call.forced else []
     notes += [cut(call.error, 300)] if call.error else []
+    notes += ["approximate: cut from a new turn of a teacher that only chats"] if call.approximate else []
     notes += [f"took back {cut(''.join(call.withdrawn), 300)!r}"] if call.withdrawn else []
     return {
         "requested": "-" if call.requested is None else f"{call.requested:,}",
