@@ -363,5 +363,5 @@ class Sequence:
             completion_ids=list(self.ids), source="".join(self.source), pieces=list(self.pieces),
             calls=[replace(c) for c in self.calls], stop=self.stop, seed=self.seed,
             temperature=self.config.temperature, student=student, teacher=teacher, id=self.id,
-            problem=dict(self.problem), **statistics,
+            problem=dict(self.problem), history=self.messages[:-1] or None, **statistics,
         )  # fmt: skip
