@@ -163,6 +163,7 @@ class Teachers(Models):
     teacher: Annotated[str, option("An embedded name, a directory, a hub id, a URL, 'none'; else the student's.")] = ""
     teacher_model: Annotated[str | None, option("The server's model; or write URL#model.")] = None
     tokenizer: Annotated[str | None, option("The model whose tokenizer the server uses.")] = None
+    chat_only: Annotated[bool, option("The server only chats: ask for the continuation.", "--chat-only")] = False
     teacher_temperature: Annotated[float | None, option("Default: 0, which is greedy; filter: 1.", min=0)] = None
 
     def load(self, *, temperature: float = 0.0) -> Teacher:
@@ -172,9 +173,11 @@ class Teachers(Models):
         if own := self.own.get(self.teacher):
             return cast("Teacher", own() if inspect.isroutine(own) or inspect.isclass(own) else own)
         local = self.is_local(self.teacher)
-        if local and (self.tokenizer or self.teacher_model):
-            raise ValueError("--tokenizer and --teacher-model are for a teacher behind a URL")
-        options = given_only(model=self.teacher_model, tokenizer=self.tokenizer) | (self.keywords if local else {})
+        if (local or self.teacher == "none") and (self.tokenizer or self.teacher_model or self.chat_only):
+            raise ValueError("--tokenizer, --teacher-model and --chat-only are for a teacher behind a URL")
+        mode = "chat_only" if self.chat_only else None
+        options = given_only(model=self.teacher_model, tokenizer=self.tokenizer, mode=mode)
+        options |= self.keywords if local else {}
         temperature = temperature if self.teacher_temperature is None else self.teacher_temperature
         teacher: Any = load_teacher(self.teacher, temperature=temperature, **options)
         if not local and self.teacher != "none" and not (server := teacher.probe()).reachable:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 VERSION = 2
 STUDENT, TEACHER, COMMAND = "s", "t", "c"
-NESTED = ("calls", "problem", "config", "alternatives")  # the fields of a trace that a table holds as JSON text
+NESTED = ("calls", "problem", "config", "alternatives", "history")  # fields that a table holds as JSON text
 
 # Why a generation ended: the student's end token; the teacher's; the limit of tokens; the model's context is full; the
 # policy `exclude` after a teacher failure; the caller closed the stream.
@@ -55,6 +55,7 @@ class Call:
     error: str | None = None
     forced: bool = False  # written by a policy or a fork, not by the student
     withdrawn: list[str] = field(default_factory=list)  # tokens of the student that the teacher took back here
+    approximate: bool = False  # the teacher only chats: cut from a new turn, and `written` counts what was cut, too
 
 
 @dataclass(slots=True)
@@ -79,6 +80,7 @@ class Trace:
     teacher_logprobs: list[float | None] | None = None  # under the teacher, where it saw the token (``recorded``)
     # The likeliest texts there with their probabilities; "<call>" is always among them, for all tokens that begin one.
     alternatives: list[dict[str, float] | None] | None = None
+    history: list[dict[str, str]] | None = None  # the chat messages before the prompt
     seed: int | None = None
     temperature: float = 0.0
     student: str = ""
@@ -169,9 +171,8 @@ class Trace:
 
     def to_dict(self) -> dict[str, Any]:
         data = {"version": VERSION} | asdict(self)
-        if self.alternatives is None:  # most traces have none
-            del data["alternatives"]
-        return data
+        rare = ("alternatives", "history")  # most traces have none
+        return {k: v for k, v in data.items() if v is not None or k not in rare}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Trace:

@@ -24,10 +24,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from misbehaving_server import BEGIN, DROP, MARKS, OK, MisbehavingServer, Reply, encode
 
+from relaylab.engine.load import load_engine
 from relaylab.relay import api_teacher
+from relaylab.relay.api_chat_only import continuation
 from relaylab.relay.api_client import APIClient, ServerError
 from relaylab.relay.api_teacher import APITeacher
-from relaylab.relay.teachers import Segment, Teacher, TeacherOutput, TeacherView, complete
+from relaylab.relay.call_rules import CallAt
+from relaylab.relay.pair import Pair, relay_config
+from relaylab.relay.teachers import NoTeacher, Segment, Teacher, TeacherOutput, TeacherView, complete
+from relaylab.trace import Trace
+from relaylab.views.player import player
+from relaylab.views.trace_view import trace_text
 
 QUESTION = [{"role": "user", "content": "2*3?"}]
 PROMPT = "<|begin|>user: 2*3?\nassistant (no thinking): "
@@ -536,6 +543,111 @@ def test_a_full_context_shortens_and_then_ends(server, connect, tokenizer):
     output = ask(teacher, "6", n=9)
     assert (output.text, output.tokens) == ("an", 2)
     assert "fill the teacher's context" in ask(teacher, "666", n=9).error
+
+
+# A service that only chats ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("begun", "reply", "expected"),
+    [
+        ("They lay 84*7=", "588 tiles.", "588 tiles."),
+        ("They lay 84*7=", "They lay 84 * 7 = 588 tiles.", " 588 tiles."),
+        ("They lay 84*7=", "Sure! Here is the continuation:\n\n84*7=588", "588"),
+        ("They lay 84*7=", "Certainly, here's the rest of the answer:\n588", "588"),
+        ("They lay 84*7=", "Here you go:\n```text\n588 tiles.\n```\nShall I go on?", "588 tiles."),
+        ("They lay 84*7=", '"588 tiles."', "588 tiles."),
+        ("They lay 84*7=", "…588", "588"),
+        ("We get the tot", "total of 12", "al of 12"),  # the beginning of a word is repeated, too
+        ("We get the total", "is 12", " is 12"),
+        ("There are 2", "3 apples", "3 apples"),  # digits of one number
+        ("x.\n", "\n\nNext", "Next"),
+        ("x. ", "Here is the sum: 5", "Here is the sum: 5"),  # no chatter
+        ("x. ", "Unfortunately, Tom cannot pay.", "Unfortunately, Tom cannot pay."),
+        ("```\nx = 1\n", "```\nx = 1\ny = 2\n```", "y = 2\n```"),  # the answer's own fence stays
+    ],
+)
+def test_repetitions_and_chatter_are_cut_from_a_new_turn(begun, reply, expected):
+    assert continuation(reply, begun) == expected
+
+
+@pytest.fixture
+def chat_only(server, connect):
+    """A teacher of a service that has chats alone, and makes a new turn of everything."""
+    server.completions, server.chat = False, "new turn"
+    return connect(mode="chat_only")
+
+
+def test_a_chat_that_makes_new_turns_is_asked_in_words(server, chat_only):
+    server.writes = "Sure! Here is the continuation:\n84*7=588 tiles."
+    output = ask(chat_only, "They lay ", "84*7=", n=5, seed=9)
+    (request,) = server.requests
+    *messages, asked = request.body["messages"]
+    assert (request.path, messages) == (
+        "/v1/chat/completions",
+        [*QUESTION, {"role": "assistant", "content": "They lay 84*7="}],
+    )
+    assert asked["role"] == "user"
+    assert asked["content"].endswith("It stops at: They lay 84*7=")
+    assert (request.body["max_tokens"], request.body["seed"]) == (5 + 48, 9)
+    assert (output.text, output.ids, output.finish_reason, output.approximate) == ("588 tiles.", None, "length", True)
+    assert output.tokens == len(server.writes) + 1, "what was cut was paid for"
+    server.usage = False
+    assert ask(chat_only, "They lay 84*7=").tokens == 0, "the student's tokens are counted"
+
+
+def test_a_whole_answer_of_a_chat_is_exact(server, chat_only):
+    output = ask(chat_only, n=5)
+    assert (output.text, output.approximate, output.tokens) == ("and s", False, 5)
+    assert server.requests[0].body["messages"] == QUESTION
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"message": {"content": "I'm sorry, but I can't continue."}}, "refused: I'm sorry, but I can't continue."),
+        ({"message": {"content": "I cannot help with that."}}, "refused: I cannot help"),
+        ({"message": {"content": None, "refusal": "Not this."}}, "the service refused: Not this."),
+        ({"message": {"content": "They lay 84*7="}}, "adds nothing to the answer: 'They lay 84*7='"),
+        ({"message": {"content": "  "}}, "adds nothing"),
+        ({"finish_reason": "content_filter"}, "finish_reason 'content_filter'"),
+    ],
+)
+def test_refusals_and_replies_without_anything_new_are_failures(server, chat_only, change, error):
+    server.script(choice(**change))
+    output = ask(chat_only, "They lay 84*7=")
+    assert (output.text, output.finish_reason, len(server.requests)) == ("", "error", 1)
+    assert error in output.error
+
+
+def test_the_mode_is_named_and_never_taken_by_itself(server, connect):
+    server.completions, server.chat = False, "new turn"
+    teacher = connect()
+    assert "mode='chat_only' (--chat-only)" in ask(teacher, "begun").error
+    assert "(new turn); only --chat-only can use it" in str(teacher.probe())
+    assert not server.requests
+
+
+def test_a_relay_cuts_to_n_of_the_students_tokens_and_marks_the_call(server, chat_only):
+    server.writes = "Sure! 12 tiles and many words after that"
+    student = load_engine("student")
+    pair = Pair(student, chat_only)
+    trace = pair.solve("What is 7+5?", call_rule=CallAt({4: 3}), max_tokens=24)
+    call = trace.calls[0]
+    begun = "".join(trace.pieces[: call.start])
+    expected = student.text.encode(continuation(server.writes, begun))[:3]
+    assert trace.completion_ids[call.end : call.end + 3] == expected
+    assert (call.delivered, call.approximate, call.finish_reason) == (3, True, "length")
+    assert call.written == len(server.writes) + 1
+    note = "approximate: cut from a new turn of a teacher that only chats"
+    assert note in trace_text(trace, color=False, width=200)
+    assert note in player(trace).html
+    data = trace.to_dict()
+    assert Trace.from_dict(data) == trace
+    del data["calls"][0]["approximate"]  # an older file
+    assert not Trace.from_dict(data).calls[0].approximate
+    config = [relay_config(Pair(student, t).relay(), 0).get("teacher_mode") for t in (chat_only, NoTeacher())]
+    assert config == ["chat_only", None], "a file of exact calls is not gone on with"
 
 
 # Faults -------------------------------------------------------------------------------------------------------------

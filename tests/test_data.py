@@ -126,3 +126,41 @@ def test_a_limit_is_positive_and_a_missing_file_an_os_error(write):
         load_problems(path, limit=0)
     with pytest.raises(FileNotFoundError, match=r"none\.jsonl"):
         load_problems(path.with_name("none.jsonl"))
+
+
+SYSTEM, ASKED, TOLD = (
+    {"role": role, "content": text} for role, text in (("system", "Be short."), ("user", "2+2?"), ("assistant", "=4"))
+)
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        ({"messages": [ASKED], "answer": "4"}, ("2+2?", "4", "", ())),
+        ({"prompt": [SYSTEM, ASKED], "answer": 4}, ("2+2?", "4", "", (SYSTEM,))),
+        ({"messages": [SYSTEM, ASKED, TOLD, ASKED], "answer": "4"}, ("2+2?", "4", "", (SYSTEM, ASKED, TOLD))),
+        ({"messages": [ASKED, TOLD | {"content": r"\boxed{4}."}]}, ("2+2?", "4", r"\boxed{4}.", ())),
+        ({"messages": [ASKED, TOLD | {"content": "2+2=4\n#### 4"}]}, ("2+2?", "4", "2+2=4", ())),
+        ({"question": "1+1?", "answer": "2", "messages": [SYSTEM, ASKED]}, ("1+1?", "2", "", ())),
+    ],
+)
+def test_conversations_are_read(write, columns, expected):
+    (p,) = load_problems(write("talk.jsonl", row(**columns)))
+    assert (p.question, p.answer, p.solution, p.history) == expected
+    assert p.messages("Box it.") == [*p.history, {"role": "user", "content": p.question + "\nBox it."}]
+    path = write("own.jsonl", row(talk=next(iter(columns.values())), answer=expected[1]))
+    assert load_problems(path, question_field="talk")[0].history == expected[3]
+
+
+@pytest.mark.parametrize(
+    ("messages", "error"),
+    [
+        ([SYSTEM], "must end with the user's question"),
+        ([TOLD], "must end with the user's question"),
+        ([ASKED, {"role": "user"}], "needs a role and a content"),
+        ([ASKED, "text"], "needs a role and a content"),
+    ],
+)
+def test_conversations_that_cannot_be_read_name_the_line(write, messages, error):
+    with pytest.raises(ValueError, match=f"line 1: .*{error}"):
+        load_problems(write("talk.jsonl", row(messages=messages, answer="4")))

@@ -7,6 +7,7 @@ import json
 import shutil
 import sys
 from dataclasses import replace
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
@@ -17,9 +18,16 @@ from relaylab.relay.config import RelayConfig
 from relaylab.relay.pair import Pair, load_pair, load_teacher
 from relaylab.relay.teachers import NoTeacher, ScriptedTeacher, TeacherOutput
 from relaylab.tasks.grading import grade
-from relaylab.tasks.suites import SUITES, level_of, problem, problems
-from relaylab.trace import TraceWriter, read_traces
+from relaylab.tasks.suites import SUITES, Problem, level_of, problem, problems
+from relaylab.trace import Trace, TraceWriter, from_dataset, read_traces, to_dataset
+from relaylab.training.grpo import _order
+from relaylab.training.rollouts import Rollouts, prompt_key
+from relaylab.views.player import player
+from relaylab.views.trace_view import trace_html
 from relaylab.zoo.verify import required, verify, write_manifest
+
+if TYPE_CHECKING:
+    from relaylab.training.policy_model import PolicyModel
 
 PROBLEMS = [*problems("savings", 3), *problems("depot", 3)]
 CALLS = CallAt({6: 2})
@@ -312,3 +320,74 @@ def test_fresh_scores_are_compared(student, tmp_path, monkeypatch):
     assert next(text for text in told if "savings" in text).endswith("manifest 0.0 %")
     assert sum(text.endswith("manifest -") for text in told) == len(told) - 1
     assert not any(told.values())
+
+
+# Conversations ------------------------------------------------------------------------------------------------------
+
+TALK = [
+    {"role": "system", "content": "Be short."},
+    {"role": "user", "content": "What is 7+5?"},
+    {"role": "assistant", "content": "12."},
+    {"role": "user", "content": "And 8+5?"},
+]
+SHORT = dict(call_rule=CallAt({2: 2}), max_tokens=12)
+
+
+def test_a_conversation_of_one_question_is_the_question(student, tmp_path):
+    one, out = [{"role": "user", "content": "And 8+5?"}], tmp_path / "a.jsonl"
+    solved, same = (pair(student).solve(q, **SHORT) for q in ("And 8+5?", one))
+    assert same == replace(solved, calls=[replace(c, latency=d.latency) for c, d in zip(solved.calls, same.calls)])
+    assert "history" not in same.to_dict()
+    decoded = pair(student).decode([one], out=out, progress=False, **SHORT)
+    assert pair(student).decode(["And 8+5?"], out=out, progress=False, **SHORT) == decoded
+    assert "history" not in decoded[0].problem
+
+
+def test_a_conversation_is_read_whole_and_recorded(student, tmp_path):
+    seen = []
+    asker = pair(student, lambda view: seen.append(view.messages) or "12")
+    trace = asker.solve(TALK, **SHORT)
+    assert trace.prompt_ids == student.prompt_ids(TALK) != student.prompt_ids(TALK[-1:])
+    assert (trace.prompt, trace.history, seen) == ("And 8+5?", TALK[:-1], [TALK])
+    again = asker.relay(record=True, **SHORT).fork(trace, 0)
+    assert [*again][-1].trace.completion_ids == trace.completion_ids
+    assert seen == [TALK, TALK], "forks see the conversation"
+    assert Trace.from_dict(json.loads(trace.to_json())) == trace
+    assert next(iter(from_dataset(to_dataset([trace, asker.solve("1+1?", **SHORT)])))) == trace
+    # With a file, and graded: the same again; another conversation under the same id is refused.
+    ask, options = Problem("t", "talk", "And 8+5?", "13", history=tuple(TALK[:-1])), dict(progress=False, **SHORT)
+    (done,) = asker.decode([ask], out=tmp_path / "t.jsonl", **options)
+    assert (done.prompt_ids, done.problem["history"], done.correct) == (trace.prompt_ids, TALK[:-1], False)
+    assert asker.decode([ask], out=tmp_path / "t.jsonl", **options) == [done]
+    with pytest.raises(ValueError, match="has another conversation under the id 't'"):
+        asker.decode([replace(ask, history=())], out=tmp_path / "t.jsonl", **options)
+    for html in (trace_html(done), player(done).html):
+        assert "[system] Be short." in html
+        assert "[assistant] 12." in html
+
+
+@pytest.mark.parametrize(
+    ("talk", "options", "error"),
+    [
+        (TALK[:3], {}, "ends with a message of the user"),
+        ([], {}, "ends with a message of the user"),
+        (TALK, {"system": "Be long."}, "has a system message of its own"),
+    ],
+)
+def test_conversations_that_cannot_be_asked(student, talk, options, error):
+    with pytest.raises(ValueError, match=error):
+        pair(student).solve(talk, **options)
+
+
+def test_rollouts_tell_conversations_that_end_alike_apart(student):
+    other = [{"role": "user", "content": "What is 1+1?"}, TALK[2]]
+    ask = [Problem(f"t{i}", "talk", "And 8+5?", str(i), history=tuple(h)) for i, h in enumerate((TALK[:-1], other, ()))]
+    prompts = {prompt_key(p.messages()): p for p in ask}
+    assert len(prompts) == 3
+    rows = [row["prompt"] for row in _order(list(prompts), 3, seed=0)]  # as TRL hands them over
+    rollouts = Rollouts(cast("PolicyModel", None), [], prompts)
+    traces = rollouts.run([(messages, 2) for messages in rows], [pair(student).relay(**SHORT)], tag="0")
+    for messages, trace in zip([m for m in rows for _ in range(2)], traces, strict=True):
+        assert trace.prompt_ids == student.prompt_ids(messages)
+        assert trace.problem["answer"] == prompts[prompt_key(messages)].answer
+    assert {t.problem["answer"] for t in traces} == {"0", "1", "2"}

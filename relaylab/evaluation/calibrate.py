@@ -67,7 +67,7 @@ def calibrate(
         raise ValueError(f"{unknown[0]!r} has no threshold to calibrate; there are {', '.join(TRIGGERS)}")
     teacher = default_teacher(student) if teacher is None else teacher
     models = ModelCache(teacher, router_problems, max_tokens, untrained=student)
-    texts = [[[p.id, p.question, p.answer] for p in part] for part in (problems, router_problems)]
+    texts = [[[p.id, p.question, p.answer, *p.history] for p in part] for part in (problems, router_problems)]
     config = {"student": student, "weights": fingerprint_weights(student), "teacher": models.teacher.name}
     config |= {"seed": seed, "max_tokens": max_tokens, "problems": texts[0], "router_problems": texts[1]}
     folder = bind_folder(out, plain(config))

@@ -142,7 +142,7 @@ def _weights(models: ModelCache, systems: Sequence[System]) -> dict[str, str]:
 
 
 def _digest(problems: Sequence[Problem]) -> str:
-    text = json.dumps([[p.id, p.question, p.answer] for p in problems]).encode()
+    text = json.dumps([[p.id, p.question, p.answer, *p.history] for p in problems]).encode()
     return hashlib.blake2b(text, digest_size=8).hexdigest() if problems else ""
 
 

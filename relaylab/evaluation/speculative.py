@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def assisted(problem: Problem, student: Engine, teacher: Engine, run: EvalRun, config: dict) -> Trace:
     """The graded answer of the teacher with the student's drafts; ``config`` is the trace's."""
-    prompt = teacher.prompt_ids([{"role": "user", "content": problem.question}])
+    prompt = teacher.prompt_ids(problem.messages())
     counts = {"teacher_passes": 0, "student_passes": 0}
     hooks = [
         model.register_forward_hook(lambda *_, name=name: counts.__setitem__(name, counts[name] + 1))
@@ -46,6 +46,6 @@ def assisted(problem: Problem, student: Engine, teacher: Engine, run: EvalRun, c
     trace = Trace(
         problem.question, prompt, written, TEACHER * len(written), pieces, stop="teacher_end" if ended else "length",
         seed=seed, temperature=temperature, student=student.name, teacher=config["teacher"],
-        config=config | {"counts": counts},
+        config=config | {"counts": counts}, history=[*problem.history] or None,
     )  # fmt: skip
     return graded(trace, problem)

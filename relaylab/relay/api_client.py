@@ -79,6 +79,9 @@ class Answer:
         """
         answer = cls.parse(data)
         if not answer.has_text:
+            words = data["choices"][0].get("message") or {}
+            if refusal := words.get("refusal"):
+                raise ServerError(f"the service refused: {str(refusal)[:QUOTED]}")
             raise ServerError("the server's answer holds no text", passing=True)
         if any("\ud800" <= c <= "\udfff" for c in answer.text):
             raise ServerError("the server's text holds a lone surrogate, which is no character")

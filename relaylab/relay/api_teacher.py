@@ -6,6 +6,7 @@ A teacher continues the middle of an answer, which the API was not made for. The
 - *text*: the prompt goes as text, the chat template applied here.
 - *chat*: the answer so far goes as a begun assistant's message, and the server applies its own template.
 
+A service with none of them only chats. On request it is asked for the continuation in words (``api_chat_only.py``).
 ``server_probe.py`` finds out which of them a server knows; ``api_client.py`` sends the requests.
 """
 
@@ -22,11 +23,13 @@ from typing import Any, Literal
 from urllib.parse import unquote
 
 from relaylab.call_tag import visible
+from relaylab.relay.api_chat_only import SPARE, approximate, instruction
 from relaylab.relay.api_client import RENAMED, Answer, APIClient, ServerError
 from relaylab.relay.server_probe import CONTINUE, CUT, NO_THINKING, ServerProbe, probe_server
 from relaylab.relay.teachers import Message, TeacherOutput, TeacherView
 
 OURS = {"model", "prompt", "messages", "max_tokens", RENAMED, "temperature", "seed", "n", "best_of", "stream", "echo"}
+MODES = ("auto", "completions", "chat", "chat_only")
 REST_SECONDS = 10.0  # for which a server that could not be asked is left alone; longer if asking it took longer
 
 _tokenizing = threading.Lock()  # a tokenizer changes its settings from call to call
@@ -49,7 +52,8 @@ class APITeacher:
             that looks like a special token stays text as token ids, and is an error in the other two ways. Without a
             tokenizer nobody here knows the special tokens, and the server does what it likes.
         api_key: None takes ``OPENAI_API_KEY``. It is in no repr, name, error, trace or pickle.
-        mode: ``completions`` or ``chat`` forces that endpoint.
+        mode: ``completions`` or ``chat`` forces that endpoint. ``chat_only`` asks a chat that begins a new turn for the
+            continuation in words: such calls are approximate, and may write and cost more than n tokens.
         concurrency: requests under way at a time.
         timeout: seconds per attempt of a request.
         retries: further attempts after the first.
@@ -69,11 +73,12 @@ class APITeacher:
 
     def __init__(
         self, base_url: str, model: str | None = None, *, tokenizer: Any = None, api_key: str | None = None,
-        mode: Literal["auto", "completions", "chat"] = "auto", concurrency: int = 16, timeout: float = 60.0,
-        retries: int = 4, temperature: float = 0.0, name: str | None = None, extra_body: dict[str, Any] | None = None,
+        mode: Literal["auto", "completions", "chat", "chat_only"] = "auto", concurrency: int = 16,
+        timeout: float = 60.0, retries: int = 4, temperature: float = 0.0, name: str | None = None,
+        extra_body: dict[str, Any] | None = None,
     ):  # fmt: skip
-        if mode not in ("auto", "completions", "chat"):
-            raise ValueError(f"mode is auto, completions or chat, not {mode!r}")
+        if mode not in MODES:
+            raise ValueError(f"mode is one of {', '.join(MODES)}, not {mode!r}")
         if taken := OURS & set(extra_body or {}):
             raise ValueError(f"extra_body cannot hold {', '.join(sorted(taken))}: the teacher sets them")
         base_url, _, fragment = base_url.partition("#")
@@ -206,6 +211,9 @@ class APITeacher:
             begun = begun.rstrip(CUT)  # a character in two segments is in neither's text, but in their ids
             if by_chat and view.raw:
                 raise ServerError("a prompt without a chat template needs a server with completions")
+            if by_chat and self.mode == "chat_only" and begun:
+                body |= {"messages": instruction(view.messages, begun), "max_tokens": n + SPARE} | _settings(server)
+                return approximate(self._client.ask("/chat/completions", body | self.extra_body), begun)
             if by_chat:
                 path, body = "/chat/completions", body | _chat(view.messages, begun, server)
             elif server.template:
@@ -231,7 +239,7 @@ class APITeacher:
 
     def _by_chat(self, server: ServerProbe) -> bool:
         if self.mode != "auto":
-            return self.mode == "chat"
+            return self.mode != "completions"
         if self.tokenizer is not None and server.token_prompts:
             return False
         return not server.completions or (self.tokenizer is None and server.continues)
@@ -269,14 +277,18 @@ class APITeacher:
         return TeacherOutput(text, finish, ids=ids, tokens=n if tokens is None else tokens)
 
 
+def _settings(server: ServerProbe) -> dict[str, Any]:
+    return NO_THINKING if server.no_thinking else {}
+
+
 def _chat(messages: list[Message], begun: str, server: ServerProbe) -> dict[str, Any]:
-    body: dict[str, Any] = dict(NO_THINKING) if server.no_thinking else {}
     if not begun:
-        return body | {"messages": messages}
+        return _settings(server) | {"messages": messages}
     if not server.continues:
-        other = "; use mode='completions'" if server.completions else ", and it has no completions"
+        words = ", and it has no completions; mode='chat_only' (--chat-only) asks for the continuation in words"
+        other = "; use mode='completions'" if server.completions else words
         raise ServerError(f"this server's chat does not continue a begun answer{other}")
-    return body | CONTINUE | {"messages": [*messages, {"role": "assistant", "content": begun}]}
+    return _settings(server) | CONTINUE | {"messages": [*messages, {"role": "assistant", "content": begun}]}
 
 
 class TeacherTokenizer:

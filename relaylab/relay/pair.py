@@ -30,7 +30,7 @@ from relaylab.relay.config import RelayConfig
 from relaylab.relay.local_teacher import LocalTeacher
 from relaylab.relay.relay import Prompt, Relay
 from relaylab.relay.sequence import Done
-from relaylab.relay.teachers import NoTeacher, Teacher
+from relaylab.relay.teachers import Message, NoTeacher, Teacher
 from relaylab.tasks.grading import grade_problem
 from relaylab.tasks.suites import Problem, suite_of
 from relaylab.trace import Trace, TraceWriter, read_traces
@@ -64,26 +64,29 @@ class Pair:
         return Relay(self.student, self.teacher, config, **(options if config else self.defaults | options))
 
     def solve(
-        self, question: str | Problem, *, seed: int = 0, system: str | None = None, record: bool = True, **options: Any
-    ) -> Trace:
+        self, question: str | Problem | list[Message], *, seed: int = 0, system: str | None = None,
+        record: bool = True, **options: Any,
+    ) -> Trace:  # fmt: skip
         """Relay one question with this very ``seed``, after a ``system`` message; a ``Problem`` is graded, too.
+
+        A list of chat messages ends in the question: ``[{"role": "system", "content": "Be short."}, ...]``.
 
         Warns if the student is an embedded model and the question is not of its suites.
         """
-        text = question if isinstance(question, str) else question.question
-        if hint := notice(self.student.name, text):
+        problem = _problem(question, "")
+        if hint := notice(self.student.name, problem.question):
             warnings.warn(hint, stacklevel=2)
-        trace = self.relay(record=record, **options).run([_prompt(text, system)], seeds=[seed])[0]
-        return trace if isinstance(question, str) else graded(trace, question)
+        trace = self.relay(record=record, **options).run([_prompt(problem, system)], seeds=[seed])[0]
+        return graded(trace, problem) if problem is question else trace
 
     def decode(
-        self, problems: Sequence[Problem | str], *, seed: int = 0, system: str | None = None,
+        self, problems: Sequence[Problem | str | list[Message]], *, seed: int = 0, system: str | None = None,
         out: str | os.PathLike | None = None, shard: str | None = None, progress: bool = True, **options: Any,
     ) -> list[Trace]:  # fmt: skip
         """Relay and grade many problems together. Interrupted, the same call goes on where it stopped.
 
         Args:
-            problems: texts are questions without an answer, and are not graded.
+            problems: texts and lists of chat messages are questions without an answer, and are not graded.
             seed: each problem has a seed of its own, a function of ``seed`` and its id.
             system: a system message before each question.
             out: a JSON Lines file that gets every trace as soon as it is done. A problem whose id is in the file is not
@@ -100,7 +103,7 @@ class Pair:
             ValueError: where two problems share an id, and where the file was made by another pair, with another
                 configuration (see ``Trace.config``), or has another question or answer under the same id.
         """
-        chosen = [p if isinstance(p, Problem) else Problem(f"question-{i}", "", p, "") for i, p in enumerate(problems)]
+        chosen = [_problem(p, f"question-{i}") for i, p in enumerate(problems)]
         if twice := [name for name, count in Counter(p.id for p in chosen).items() if count > 1]:
             raise ValueError(f"the problem {twice[0]!r} comes twice; ids must differ")
         chosen = files.shard(chosen, shard)
@@ -116,9 +119,7 @@ class Pair:
             todo = [p for p in chosen if p.id not in done]
             bar = tqdm(total=len(chosen), initial=len(chosen) - len(todo), desc="decoding", disable=not progress)
             stack.callback(bar.close)
-            stream = relay.stream(
-                [_prompt(p.question, system) for p in todo], seeds=[problem_seed(seed, p.id) for p in todo]
-            )
+            stream = relay.stream([_prompt(p, system) for p in todo], seeds=[problem_seed(seed, p.id) for p in todo])
             stack.callback(stream.close)
             for event in stream:
                 if isinstance(event, Done):
@@ -141,16 +142,28 @@ def notice(student: str, question: str) -> str | None:
     )
 
 
-def _prompt(question: str, system: str | None) -> Prompt:
-    if system is None:
+def _problem(question: Problem | str | list[Message], name: str) -> Problem:
+    if isinstance(question, Problem):
         return question
-    return [{"role": "system", "content": system}, {"role": "user", "content": question}]
+    *history, last = [{"role": "user", "content": question}] if isinstance(question, str) else question or [{}]
+    if last.get("role") != "user":
+        raise ValueError("a conversation ends with a message of the user, the question")
+    return Problem(name, "", last["content"], "", history=tuple(history))
+
+
+def _prompt(problem: Problem, system: str | None) -> Prompt:
+    messages = problem.messages()
+    if system is not None and messages[0]["role"] == "system":
+        raise ValueError(f"the problem {problem.id!r} has a system message of its own; leave out system")
+    return messages if system is None else [{"role": "system", "content": system}, *messages]
 
 
 def graded(trace: Trace, problem: Problem) -> Trace:
     """The trace with its problem, as a file gives it back, and whether it is right (None without a reference)."""
     trace.id = problem.id
     trace.problem = asdict(problem) | {"steps": [asdict(step) for step in problem.steps]}
+    history = trace.problem.pop("history")  # most problems have none
+    trace.problem |= {"history": [*history]} if history else {}
     trace.correct = grade_problem(trace.teacher_view, problem) if problem.answer else None
     return trace
 
@@ -184,6 +197,7 @@ def relay_config(relay: Relay, seed: int) -> dict[str, Any]:
         **({"alternatives": relay.alternatives} if relay.alternatives else {}),
         **({"own_code": own_code} if own_code else {}),
         **{f"teacher_{k}": v for k, v in teacher.items()},
+        **({"teacher_mode": mode} if (mode := getattr(relay.teacher, "mode", None)) == "chat_only" else {}),
     }
 
 
@@ -201,6 +215,8 @@ def _resume(
             for name in ("question", "answer") if trace.id in by_id else ():
                 if trace.problem.get(name) != getattr(by_id[trace.id], name):
                     raise ValueError(f"{file} has another {name} under the id {trace.id!r}; choose another file")
+            if trace.id in by_id and tuple(trace.problem.get("history", ())) != by_id[trace.id].history:
+                raise ValueError(f"{file} has another conversation under the id {trace.id!r}; choose another file")
             failed = trace.stop in UNFINISHED or any(c.status == "failed" for c in trace.calls)
             if not (failed and trace.id in by_id):
                 kept[trace.id] = trace

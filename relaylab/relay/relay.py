@@ -108,7 +108,7 @@ class Relay:
             write_call: write the command, or let the teacher take over silently; the relay's own way by default.
             forbid: the student's token at ``at`` must not come again, and no call may begin there or shortly after.
             seed: with the trace's own seed (the default), tokens after the change use the same random numbers.
-            prompt: the messages, if they were more than the one question of ``trace.prompt``.
+            prompt: another one for the teacher than that of the trace.
 
         Raises:
             ValueError: for a position outside of the trace, and for a call that cannot be made.
@@ -136,7 +136,8 @@ class Relay:
     ) -> Sequence:  # fmt: skip
         if not 0 <= at <= len(trace.completion_ids):
             raise ValueError(f"a trace of {len(trace.completion_ids)} tokens cannot be forked at {at}")
-        sequence = self.sequence(index, prompt or trace.prompt, (trace.seed or 0) if seed is None else seed)
+        messages = [*(trace.history or ()), {"role": "user", "content": trace.prompt}]
+        sequence = self.sequence(index, prompt or messages, (trace.seed or 0) if seed is None else seed)
         sequence.prompt_ids = list(trace.prompt_ids)
         sequence.take_over(trace, at)
         if forbid:

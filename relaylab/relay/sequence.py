@@ -226,7 +226,7 @@ class Sequence:
             if output.withdraw:
                 self._withdraw(call)
             # The caps were applied when the call was granted; another tokenizer counts other tokens.
-            allowed = call.granted if self._shared else self._allowance()
+            allowed = call.granted if self._shared or output.approximate else self._allowance()
             exact = output.ids if self._shared else None
             every = self._text.encode(output.text) if exact is None else list(exact)
             ids = every[:allowed]
@@ -236,6 +236,7 @@ class Sequence:
             text = "".join(self._text.pieces(ids)) if cut else output.text
             self._take(ids, text, tuple(ids) if self._shared else None if cut else output.ids)
             call.status, call.delivered, call.written = "answered", len(ids), output.tokens or len(ids)
+            call.approximate = output.approximate
             call.finish_reason = "line" if line else "length" if cut else output.finish_reason
         if call.finish_reason == "stop":
             self.finish("teacher_end")
@@ -362,5 +363,5 @@ class Sequence:
             completion_ids=list(self.ids), source="".join(self.source), pieces=list(self.pieces),
             calls=[replace(c) for c in self.calls], stop=self.stop, seed=self.seed,
             temperature=self.config.temperature, student=student, teacher=teacher, id=self.id,
-            problem=dict(self.problem), **statistics,
+            problem=dict(self.problem), history=self.messages[:-1] or None, **statistics,
         )  # fmt: skip

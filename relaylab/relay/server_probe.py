@@ -63,7 +63,8 @@ class ServerProbe:
             "text prompts": "no: within a chat template of the server" if self.template else word[self.completions],
             "token-id prompts": word[self.token_prompts],
             "returns token ids": word[self.token_ids],
-            "begun chat answers": f"{'' if self.continues else 'not '}continued ({self.prefix})",
+            "begun chat answers": f"{'' if self.continues else 'not '}continued ({self.prefix})"
+            + ("" if self.continues or self.completions else "; only --chat-only can use it"),
             "context": f"{self.context} tokens" if self.context else word[None],
             "right tokenizer": word[self.tokenizer],
         }

@@ -61,7 +61,7 @@ class TeacherView:
 
 @dataclass(frozen=True, slots=True)
 class TeacherOutput:
-    """What a teacher wrote: at most the n tokens asked for.
+    """What a teacher wrote: at most the n tokens asked for, unless it is approximate.
 
     Args:
         text: the continuation, without an end token.
@@ -72,6 +72,8 @@ class TeacherOutput:
         latency: seconds.
         error: why there is nothing usable.
         withdraw: the student's turn before this is taken back, and ``text`` stands in its place.
+        approximate: ``text`` is no continuation by the model itself (``api_chat_only.py``), and is cut to n by the
+            student's tokenizer.
     """
 
     text: str
@@ -81,6 +83,7 @@ class TeacherOutput:
     latency: float = 0.0
     error: str | None = None
     withdraw: bool = False
+    approximate: bool = False
 
 
 @runtime_checkable

@@ -1,8 +1,9 @@
 """Questions from a user's own file: JSON Lines, JSON or CSV, with the column names that public benchmarks use.
 
-The question is taken from the first of the columns ``question``, ``problem``, ``input`` and ``prompt`` that the row
-has; the answer from ``answer``, ``target`` or ``final_answer``, or from the last box of ``solution``. An answer that
-ends in ``#### n`` (GSM8K) is n, and what stands before it is the solution.
+The question is taken from the first of the columns ``question``, ``problem``, ``input``, ``prompt`` and ``messages``
+that the row has; it may be a list of chat messages. If these end with the assistant's, that is the solution.
+The answer is taken from ``answer``, ``target`` or ``final_answer``, or from the last box of ``solution``. An answer
+that ends in ``#### n`` (GSM8K) is n, and what stands before it is the solution.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 from relaylab.tasks.grading import extract_boxed
 from relaylab.tasks.suites import Problem
 
-QUESTION = ("question", "problem", "input", "prompt")
+QUESTION = ("question", "problem", "input", "prompt", "messages")
 ANSWER = ("answer", "target", "final_answer")
 ID = ("id", "unique_id", "idx")
 MAX_CHARACTERS = 1_000_000  # of a question, an answer or a solution: beyond it tokenizers run out of memory
@@ -58,6 +59,7 @@ def load_problems(
     found: dict[str, Problem] = {}
     for unit, number, row in islice(read_rows(path), limit):
         where = f"{path}, {unit} {number}"
+        row, history = _conversation(row, where, questions)
         question, answer, solution = read_row(row, where, question=questions, answer=answers)
         problem = Problem(
             id=_first(row, ID) or f"{path.stem}-{number}",
@@ -66,6 +68,7 @@ def load_problems(
             answer=answer,
             level=text_of(row.get("level")),
             solution=solution,
+            history=history,
         )
         if problem.id in found:
             raise ValueError(f"{where}: the id {problem.id!r} comes twice; make the ids unique")
@@ -73,6 +76,24 @@ def load_problems(
     if not found:
         raise ValueError(f"{path}: no questions in it; write one row for each question")
     return list(found.values())
+
+
+def _conversation(row: Any, where: str, names: Sequence[str]) -> tuple[Any, tuple[dict[str, str], ...]]:
+    """The row with the last question of its conversation as text, and the messages before it."""
+    name = next((n for n in names if row.get(n)), "") if isinstance(row, dict) else ""
+    messages = list(row[name]) if name and isinstance(row[name], list) else []
+    if not any(isinstance(m, dict) for m in messages):
+        return row, ()
+    if not all(isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str)
+               for m in messages):  # fmt: skip
+        raise ValueError(f"{where}: each message in {name} needs a role and a content, both text")
+    messages = [{"role": m["role"], "content": m["content"]} for m in messages]
+    if messages[-1]["role"] == "assistant":
+        text = messages.pop()["content"]
+        row = {"answer" if "####" in text else "solution": text} | row
+    if not messages or messages[-1]["role"] != "user":
+        raise ValueError(f"{where}: the conversation in {name} must end with the user's question, or its answer")
+    return row | {name: messages[-1]["content"]}, tuple(messages[:-1])
 
 
 Row = tuple[str, int, Any]  # what the number counts, the number, the row

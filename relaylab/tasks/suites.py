@@ -37,7 +37,8 @@ class Problem:
     """A question with its reference answer; ``solution`` and ``steps`` where a worked solution is known.
 
     kind: how ``grading.grade_problem`` compares answers. unit: what the reference is measured in, where the data say
-    it. tolerance: the largest absolute difference of a number that is still right.
+    it. tolerance: the largest absolute difference of a number that is still right. history: the chat messages before
+    the question, a system message first.
     """
 
     id: str
@@ -50,6 +51,14 @@ class Problem:
     kind: AnswerKind = "expression"
     unit: str = ""
     tolerance: float = 0.0
+    history: tuple[dict[str, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "history", tuple(self.history))  # a file has a list
+
+    def messages(self, suffix: str = "") -> list[dict[str, str]]:
+        """The conversation up to the question."""
+        return [*self.history, {"role": "user", "content": self.prompt(suffix)}]
 
     def prompt(self, suffix: str = "") -> str:
         """What a model is asked: the question, and ``suffix``, an instruction, on a line of its own behind it.

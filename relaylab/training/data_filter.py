@@ -173,7 +173,7 @@ def _sampled(
 ) -> list[list[TeacherOutput]]:
     """The teacher's answers to some problems, all at a time."""
     views = [
-        TeacherView([{"role": "user", "content": p.prompt(prompt_suffix)}], n=max_tokens, seed=number)
+        TeacherView(p.messages(prompt_suffix), n=max_tokens, seed=number)
         for p in problems
         for number in (problem_seed(seed, f"{p.id}/{k}") for k in range(samples))
     ]
@@ -192,7 +192,8 @@ def _json(data: dict[str, Any]) -> str:
 
 
 def _line(rate: Rate) -> str:
-    return _json(asdict(rate.problem) | {"passed": rate.passed, "samples": rate.samples, "failed": rate.failed})
+    problem = {k: v for k, v in asdict(rate.problem).items() if v or k != "history"}
+    return _json(problem | {"passed": rate.passed, "samples": rate.samples, "failed": rate.failed})
 
 
 def _parse(data: dict[str, Any]) -> Rate | dict[str, Any]:
@@ -224,7 +225,7 @@ def _resume(path: Path, parts: Sequence[Path], config: dict[str, Any], problems:
             files.check_config(file, before, config)
         for rate in rates:
             problem = by_id.get(rate.problem.id, rate.problem)
-            for name in ("question", "answer"):
+            for name in ("question", "answer", "history"):
                 if getattr(rate.problem, name) != getattr(problem, name):
                     raise ValueError(f"{file} has another {name} under the id {problem.id!r}; choose another file")
             if rate.samples or problem.id not in by_id:

@@ -46,7 +46,7 @@ from relaylab.training.policy_model import (
     weights_digest,
 )
 from relaylab.training.rewards import SCHEMES, score
-from relaylab.training.rollouts import Rollouts
+from relaylab.training.rollouts import Rollouts, prompt_key
 from relaylab.training.run_dir import MetricsCallback, RunDir, StopCallback, processes
 
 # A rollout without a reward is one that a teacher's failure excluded; TRL would print a page for each batch with one.
@@ -114,7 +114,7 @@ def _train(
     callbacks: Sequence[TrainerCallback],
     stop: Any,
 ) -> None:
-    prompts = {p.prompt(config.prompt_suffix): p for p in problems}
+    prompts = {prompt_key(p.messages(config.prompt_suffix)): p for p in problems}
     if len(prompts) < len(problems):
         raise ValueError("two problems have the same question; a rollout could not tell which answer is right")
     if not prompts:
@@ -172,14 +172,14 @@ def _order(questions: list[str], count: int, seed: int) -> Dataset:
     rng, order = random.Random(seed), list[str]()
     while len(order) < count:
         order += rng.sample(questions, len(questions))
-    return Dataset.from_list([{"prompt": [{"role": "user", "content": q}]} for q in order[:count]])
+    return Dataset.from_list([{"prompt": json.loads(q)} for q in order[:count]])
 
 
 def _bound(
     config: RelayGRPOConfig, teachers: Sequence[Teacher], problems: Sequence[Problem], names: Sequence[str]
 ) -> dict[str, Any]:
     """What decides a run: settings, the student's weights, teachers, and the texts of the problems."""
-    texts = json.dumps([[p.id, p.question, p.answer] for p in problems])
+    texts = json.dumps([[p.id, p.question, p.answer, *p.history] for p in problems])
     told = ("name", "temperature", "top_p", "top_k")  # a teacher's own name holds no password
     own = own_code(SCHEMES[config.reward], *teachers)
     return config.bound | {
@@ -210,7 +210,7 @@ def _filtered(config: RelayGRPOConfig, teacher: Teacher, problems: Sequence[Prob
     """The problems that the teacher solves often enough; its rates are measured unless a file has them."""
     if config.filter_rates:
         rates = {rate.problem.id: rate for rate in load_rates(config.filter_rates)}
-        missing = [p.id for p in problems if p.id not in rates or rates[p.id].problem.question != p.question]
+        missing = [p.id for p in problems if p.id not in rates or rates[p.id].problem.messages() != p.messages()]
         if missing:
             told = f"{config.filter_rates} has no rate of {len(missing)} problems, {missing[0]!r} first"
             raise ValueError(f"{told}; run the filter on them")

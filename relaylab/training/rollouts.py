@@ -7,6 +7,7 @@ a resumed run writes the same ones.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import accumulate
@@ -41,7 +42,7 @@ class Rollouts:
         policy: the model in training.
         stages: (optimiser steps, relays); the last stage holds for all further steps. A stage has one relay a teacher,
             and the groups of a batch take them in turn.
-        problems: those of the dataset by their prompt.
+        problems: those of the dataset by the ``prompt_key`` of their messages.
         reward: ``score`` with its options.
         seed: of the run.
         mask_teacher: keep teacher tokens out of the loss.
@@ -115,7 +116,7 @@ class Rollouts:
             places = [(i, j) for i in range(k, len(groups), len(relays)) for j in range(groups[i][1])]
             seeds = [problem_seed(self.seed, f"{tag}/{first + i}/{j}") for i, j in places]
             for (i, j), trace in zip(places, relay.run([groups[i][0] for i, _ in places], seeds=seeds)):
-                problem = self.problems[groups[i][0][-1]["content"]]
+                problem = self.problems[prompt_key(groups[i][0])]
                 graded(trace, problem).id = f"{problem.id}/{first + i}/{j}"
                 traces[i].append(trace)
         return [t for group in traces for t in group]
@@ -155,6 +156,11 @@ class Rollouts:
         with TraceWriter(path) as out:
             for trace in traces:
                 out.write(trace)
+
+
+def prompt_key(messages: Sequence[Message]) -> str:
+    """A conversation as one text. Two may end alike, so the last message does not do."""
+    return json.dumps(messages, sort_keys=True)
 
 
 def _groups(prompts: list[list[Message]], size: int) -> list[tuple[list[Message], int]]:

@@ -203,7 +203,7 @@ def warmup(
     settings = {
         k: v for k, v in locals().items() if k not in ("out", "problems", "check", "progress", "device", "save_steps")
     }
-    texts = [[[p.id, p.question, p.answer] for p in part] for part in (problems, check)]
+    texts = [[[p.id, p.question, p.answer, *p.history] for p in part] for part in (problems, check)]
     config = plain(
         settings
         | {"weights": [weights_digest(m) for m in (student, teacher) if m], "problems": texts[0], "check": texts[1]}

@@ -16,7 +16,7 @@ from relaylab.call_tag import OPEN, settled, visible
 from relaylab.evaluation.learning import answer_text
 from relaylab.trace import Call, Trace
 from relaylab.views.theme import ROLES, Html
-from relaylab.views.trace_view import call_facts, map_paths, trace_summary, turns
+from relaylab.views.trace_view import call_facts, map_paths, question_text, trace_summary, turns
 from relaylab.views.widget import static_view
 
 
@@ -57,7 +57,7 @@ def strip_state(trace: Trace) -> dict[str, Any]:
     """A trace for the strip of tokens (``strip.js``): text that is safe to lay out, numbers, and calls in words."""
     pieces = [visible(piece, "\n\t") for piece in trace.pieces]
     return {
-        "question": visible(_question(trace), "\n\t"),
+        "question": visible(question_text(trace), "\n\t"),
         "source": trace.source,
         "ids": trace.completion_ids,
         "pieces": pieces,
@@ -94,10 +94,6 @@ def call_words(call: Call) -> str:
     return visible("; ".join(filter(None, parts)))
 
 
-def _question(trace: Trace) -> str:
-    return str(trace.problem.get("question") or trace.prompt)
-
-
 def _numbers(values: Sequence[float | None] | None) -> list[float | None] | None:
     """Rounded to four digits. A value that is not finite is None, since JSON cannot hold it."""
     return None if values is None else [None if v is None or not math.isfinite(v) else round(v, 4) for v in values]
@@ -111,6 +107,6 @@ def _words(trace: Trace, summary: str) -> str:
         parts.append(f"[{writer}] {visible(''.join(trace.pieces[start:end]), chr(10))}")
     calls = "".join(f"<li>Call {k + 1}: {html.escape(call_words(c))}</li>" for k, c in enumerate(trace.calls))
     return (
-        f"<p><b>{html.escape(visible(_question(trace), chr(10)))}</b></p><p>{html.escape(summary)}</p>"
+        f"<p><b>{html.escape(visible(question_text(trace), chr(10)))}</b></p><p>{html.escape(summary)}</p>"
         f'<p class="rl-text" tabindex="0">{html.escape(" ".join(parts))}</p><ul>{calls}</ul>'
     )

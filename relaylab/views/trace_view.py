@@ -128,13 +128,20 @@ def trace_html(trace: Trace) -> str:
     >>> '<mark class="rl-t" data-call="1">' in trace_html(t)
     True
     """
-    question = _escape(str(trace.problem.get("question") or trace.prompt), keep="\n")
+    question = _escape(question_text(trace), keep="\n")
     return (
         f'<section class="rl-trace {NO_MATH}" aria-label="Relay trace. {_escape(trace_summary(trace))}">'
         f"<style>{style(ROOT, 'trace.css')}</style>"
         f'<div class="rl-question" dir="auto" {_SCROLLS} aria-label="Question">{question}</div>'
         f"{_facts(trace)}{_legend(trace)}{_strip(trace)}{_calls_html(trace)}</section>"
     )
+
+
+def question_text(trace: Trace) -> str:
+    """The question; of a conversation, its messages, each after its role."""
+    question = str(trace.problem.get("question") or trace.prompt)
+    messages = [*(trace.history or ()), {"role": "user", "content": question}]
+    return "\n".join(f"[{m['role']}] {m['content']}" for m in messages) if trace.history else question
 
 
 def turns(trace: Trace) -> Iterator[tuple[str, int | None, int, int]]:
@@ -173,6 +180,7 @@ def call_facts(call: Call) -> dict[str, str]:
     seconds = call.latency
     notes = ["forced, not the student's own"] if call.forced else []
     notes += [cut(call.error, 300)] if call.error else []
+    notes += ["approximate: cut from a new turn of a teacher that only chats"] if call.approximate else []
     notes += [f"took back {cut(''.join(call.withdrawn), 300)!r}"] if call.withdrawn else []
     return {
         "requested": "-" if call.requested is None else f"{call.requested:,}",
