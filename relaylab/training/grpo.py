@@ -1,7 +1,7 @@
 """Stage 2: GRPO with the relay as its rollout (method: stage 2), on TRL's GRPOTrainer.
 
-The trainer is TRL's own. Ours are a rollout function, a reward function and two callbacks. ``docs/training.md`` says
-how each setting relates to the paper's.
+The trainer is TRL's own; for ``credit_calls`` a subclass. Ours are a rollout function, a reward function and two
+callbacks. ``docs/training.md`` says how each setting relates to the paper's.
 
 A run is exact to resume. Prompts are drawn into one long order beforehand (TRL's sampler replays the first epoch's
 order after a resume), rollouts are seeded by step, and checkpoints lie between batches of rollouts.
