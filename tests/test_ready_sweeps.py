@@ -18,6 +18,7 @@ from relaylab.training.data_filter import keep, load_rates
 ROOT = Path(__file__).parents[1]
 SWEEPS = ROOT / "sweeps"
 READY = ("rewards", "filter", "group-size", "beta", "fixed-n", "teacher-swap", "warmup", "lora-rank", "qwen3")
+READY += ("cost-weight",)
 SMALL = {"max_steps": 1, "per_device_train_batch_size": 4, "num_generations": 2, "problems_a_suite": 1}
 SMALL |= {"max_completion_length": 40}
 

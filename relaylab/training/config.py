@@ -107,6 +107,7 @@ class RelayGRPOConfig(GRPOConfig):
         teacher_size: of the same: parameters of the teacher, in those of the student.
         released_code: train as the authors' released code does, its faults included.
         mask_teacher: keep teacher tokens out of the loss; off only to see what happens.
+        credit_calls: a command's tokens get its own advantage, from a fork without the call (``call_credits``).
         max_completion_length: tokens of a rollout in all, commands included.
         max_calls: answered calls a rollout; None is no cap.
         max_call_tokens: teacher tokens that one call may be granted.
@@ -166,6 +167,7 @@ class RelayGRPOConfig(GRPOConfig):
     teacher_size: float = 10.0
     released_code: bool = False
     mask_teacher: bool = True
+    credit_calls: bool = False
     num_generations: int = 8
     max_completion_length: int = 160
     max_calls: int | None = None
@@ -286,8 +288,8 @@ class RelayGRPOConfig(GRPOConfig):
     def _check_reward(self) -> None:
         if self.reward not in rewards.SCHEMES:
             raise ValueError(f"no reward {self.reward!r}; there are {', '.join(rewards.SCHEMES)}")
-        if self.released_code and self.reward != "difficulty_aware":
-            raise ValueError("released_code has a reward of its own, the difficulty-aware one; leave reward out")
+        if self.released_code and (self.reward != "difficulty_aware" or self.credit_calls):
+            raise ValueError("released_code has a reward of its own, and no command to credit; leave the others out")
         for setting in fields(self):
             optional = setting.name in ("ratio", "bonus", "penalty", "exploration_cap", *COST)
             if optional and setting.name not in self.reward_options and getattr(self, setting.name) != setting.default:

@@ -1,7 +1,7 @@
 """Stage 2: GRPO with the relay as its rollout (method: stage 2), on TRL's GRPOTrainer.
 
-The trainer is TRL's own. Ours are a rollout function, a reward function and two callbacks. ``docs/training.md`` says
-how each setting relates to the paper's.
+The trainer is TRL's own; for ``credit_calls`` a subclass. Ours are a rollout function, a reward function and two
+callbacks. ``docs/training.md`` says how each setting relates to the paper's.
 
 A run is exact to resume. Prompts are drawn into one long order beforehand (TRL's sampler replays the first epoch's
 order after a resume), rollouts are seeded by step, and checkpoints lie between batches of rollouts.
@@ -13,6 +13,7 @@ import copy
 import hashlib
 import json
 import logging
+import math
 import random
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -25,6 +26,7 @@ import torch
 from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback, set_seed
 from trl.trainer.grpo_trainer import GRPOTrainer
+from trl.trainer.utils import nanstd
 
 from relaylab.files import locked, own_code, replaced_folder
 from relaylab.relay.pair import load_teacher
@@ -139,11 +141,12 @@ def _train(
         released_code=config.released_code,
         keep=(run.rollouts, config.keep_rollouts * config.steps_per_batch) if config.keep_rollouts else None,
         max_excluded=config.max_excluded,
+        credit_calls=config.credit_calls,
     )
     args = config.trl_config(run.checkpoints, bf16=policy.engine.dtype == torch.bfloat16)
     count = config.max_steps // config.steps_per_batch * config.prompts_per_batch * workers.num_processes
     metrics = MetricsCallback(run, config.max_steps, progress=not config.disable_tqdm)
-    trainer = GRPOTrainer(
+    trainer = (CallCreditTrainer if config.credit_calls else GRPOTrainer)(
         model=model,
         args=args,
         processing_class=tokenizer,
@@ -165,6 +168,33 @@ def _train(
             trained = trainer.accelerator.unwrap_model(trainer.model)
             save_student(trained, tokenizer, config.student, folder, config.relay)
         run.finish()
+
+
+class CallCreditTrainer(GRPOTrainer):
+    """TRL's trainer with ``Rollouts.credits`` as the advantages of the tokens of commands. Its loss takes one a token.
+
+    A credit is divided by what TRL divides the advantages of the group by. Where rewards are nearly equal, that is
+    nearly 0. So a credit is at most what any of N rewards can be once they are standardised, (N - 1) / sqrt(N).
+    """
+
+    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        self._rewards = super()._calculate_rewards(*args, **kwargs)[:, 0]  # of all processes
+        return self._rewards[:, None]
+
+    def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
+        output = super()._generate_and_score_completions(inputs)
+        advantages = output["advantages"][:, None].repeat(1, output["completion_ids"].shape[1])  # (B, T)
+        spread, most = torch.ones_like(self._rewards), math.inf
+        if self.scale_rewards != "none":
+            count: Any = self.num_generations if self.scale_rewards == "group" else len(self._rewards)
+            spread, most = nanstd(self._rewards.view(-1, count), dim=1) + 1e-4, (count - 1) / count**0.5
+            spread = spread.nan_to_num(nan=math.inf).repeat_interleave(count)  # of one reward: TRL's advantage is 0
+        rollouts: Any = self.rollout_func
+        spread = spread[self.accelerator.process_index * len(inputs) :].tolist()
+        for row, scale, credits in zip(advantages, spread, rollouts.credits):
+            for call, credit in credits:
+                row[call.start : call.end] = max(-most, min(most, credit / scale))
+        return output | {"advantages": advantages}
 
 
 def _order(questions: list[str], count: int, seed: int) -> Dataset:

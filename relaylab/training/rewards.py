@@ -165,6 +165,34 @@ def advantages(rewards: Sequence[float], *, eps: float = 1e-4) -> list[float]:
     return [(r - mean) / (std + eps) for r in rewards]
 
 
+def call_credits(
+    group: list[Trace], forks: Sequence[Group], reward: Callable[[list[list[Trace]]], list[list[float]]]
+) -> list[list[float]]:
+    """What each call brought: the reward of its rollout less that of a fork in which this call is forbidden.
+
+    The fork is scored in its rollout's place among the same others. So its reward is what the rollout would have got
+    without the call, under every scheme: the kind of the group, rho and the cost follow from it. A fork has the random
+    numbers of its rollout and may call elsewhere, so a call is measured against what the student does without it.
+
+    Args:
+        group: the rollouts of one prompt.
+        forks: of each rollout, one a call.
+        reward: ``score`` with its options.
+
+    >>> called = Trace("q", [1], [5, 6], "st", ["x", "y"], correct=True)
+    >>> wrong = Trace("q", [1], [5, 6], "ss", ["x", "z"], correct=False)
+    >>> call_credits([called, wrong], [[wrong], []], score)  # 1 - rho, and 0 in a group where nothing is right
+    [[0.5], []]
+    """
+    own = reward([group])[0]
+    places = [(i, fork) for i, some in enumerate(forks) for fork in some]
+    instead = reward([[*group[:i], fork, *group[i + 1 :]] for i, fork in places])
+    credits: list[list[float]] = [[] for _ in group]
+    for (i, _), rewards in zip(places, instead):
+        credits[i].append(own[i] - rewards[i])
+    return credits
+
+
 # What the released code does -----------------------------------------------------------------------------------------
 
 

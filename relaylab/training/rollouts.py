@@ -21,12 +21,14 @@ from relaylab.relay.pair import graded, problem_seed
 from relaylab.relay.relay import Relay
 from relaylab.relay.teachers import Message
 from relaylab.tasks.suites import Problem
-from relaylab.trace import TEACHER, Trace, TraceWriter
+from relaylab.trace import TEACHER, Call, Trace, TraceWriter
 from relaylab.training.policy_model import PolicyModel
-from relaylab.training.rewards import helped, kind_of, ratios, rolled_back, score
+from relaylab.training.rewards import call_credits, helped, kind_of, ratios, rolled_back, score
 
 if TYPE_CHECKING:
     from trl.trainer.grpo_trainer import GRPOTrainer
+
+Forks = list[list[tuple[Call, Trace]]]  # of each rollout: its calls, and the graded fork without each
 
 PROBLEMS = ("empty", "malformed", "zero", "too_large", "unclosed")  # calls that are none
 
@@ -49,6 +51,7 @@ class Rollouts:
         released_code: train on what ``rolled_back`` leaves, with nothing masked.
         keep: folder and interval in optimiser steps of the traces to keep.
         max_excluded: the largest share of a batch that a failing teacher may take.
+        credit_calls: fork each answered call; ``credits`` holds (call, credit) of the last batch, a list a rollout.
     """
 
     def __init__(
@@ -63,10 +66,12 @@ class Rollouts:
         released_code: bool = False,
         keep: tuple[Path, int] | None = None,
         max_excluded: float = 1.0,
+        credit_calls: bool = False,
     ):
         self.policy, self.stages, self.problems = policy, list(stages), problems
         self._score, self.seed, self.mask_teacher, self.released_code = reward, seed, mask_teacher, released_code
-        self.keep, self.max_excluded = keep, max_excluded
+        self.keep, self.max_excluded, self.credit_calls = keep, max_excluded, credit_calls
+        self.credits: list[list[tuple[Call, float]]] = []
 
     def __call__(self, prompts: list[Any], trainer: GRPOTrainer) -> dict[str, Any]:
         """TRL's rollout function: prompts of this process, each repeated once a rollout of its group.
@@ -77,7 +82,8 @@ class Rollouts:
         groups = _groups(prompts, trainer.num_generations or 1)
         self.policy.sync()
         step, process = trainer.state.global_step, trainer.accelerator.process_index
-        traces = self.run(groups, self._relays(step), tag=str(step), first=process * len(groups))
+        relays = self._relays(step)
+        traces = self.run(groups, relays, tag=str(step), first=process * len(groups))
         self._keep(traces, step, process)
         self._check_teacher(traces, trainer)
         trained = [rolled_back(t) for t in traces] if self.released_code else traces
@@ -85,6 +91,7 @@ class Rollouts:
         # TRL takes what has no end token for truncated, and takes no empty completion (of a prompt that fills the
         # context). Both get an end token that is masked.
         end = trainer.eos_token_ids[0]
+        numbers = [i for i, (_, count) in enumerate(groups) for _ in range(count)]
         more = [t.stop == "teacher_end" or not t.completion_ids for t in trained]
         return {
             "prompt_ids": [t.prompt_ids for t in trained],
@@ -92,8 +99,8 @@ class Rollouts:
             "logprobs": None,  # on-policy: the trainer's own forward pass is the behaviour policy's
             "env_mask": [mask + [0] * extra for mask, extra in zip(masks, more)],
             "trace": traces,
-            "group": [i for i, (_, count) in enumerate(groups) for _ in range(count)],
-        }
+            "group": numbers,
+        } | ({"forks": self._forks(traces, numbers, relays)} if self.credit_calls else {})
 
     def _relays(self, step: int) -> Sequence[Relay]:
         """Those of the stage that an optimiser step belongs to."""
@@ -121,7 +128,24 @@ class Rollouts:
                 traces[i].append(trace)
         return [t for group in traces for t in group]
 
-    def reward(self, trace: list[Trace], group: list[int], log_metric: Callable[[str, float], None], **_: Any) -> list:
+    def _forks(self, traces: list[Trace], numbers: list[int], relays: Sequence[Relay]) -> Forks:
+        """The answered calls with a command, each with the graded fork in which it is forbidden."""
+        forks: Forks = [[] for _ in traces]
+        for k, relay in enumerate(relays):
+            own = [i for i, n in enumerate(numbers) if n % len(relays) == k and traces[i].stop != "excluded"]
+            calls = [(i, c) for i in own for c in traces[i].answered if c.start < c.end]
+            stream = relay.forks([traces[i] for i, _ in calls], [c.start for _, c in calls], forbid=True)
+            for _ in stream:
+                pass
+            for (i, call), fork in zip(calls, stream.traces):
+                if fork.stop != "excluded":
+                    forks[i].append((call, graded(fork, self.problems[fork.prompt])))
+        return forks
+
+    def reward(
+        self, trace: list[Trace], group: list[int], log_metric: Callable[[str, float], None],
+        forks: Forks | None = None, **_: Any,
+    ) -> list:  # fmt: skip
         """TRL's reward function: one number a rollout, None for one that a teacher's failure excluded."""
         groups: dict[int, list[Trace]] = {}
         for number, t in zip(group, trace, strict=True):
@@ -132,7 +156,23 @@ class Rollouts:
         excluded = sum(t.stop == "excluded" for t in trace) / len(trace)
         for name, value in (statistics(usable) | {"failed_calls": failed, "excluded": excluded}).items():
             log_metric(name, value)
+        if forks is not None:
+            self._credit(trace, usable, forks, log_metric)
         return [rewards.get(id(t)) for t in trace]
+
+    def _credit(self, traces: list[Trace], groups: list[list[Trace]], forks: Forks, log_metric: Any) -> None:
+        """Set ``credits``; log their mean, the share of needless calls (the fork is right, too) and the forks' cost."""
+        own, credits = {id(t): pairs for t, pairs in zip(traces, forks)}, dict[int, list[tuple[Call, float]]]()
+        for group in groups:
+            values = call_credits(group, [[fork for _, fork in own[id(t)]] for t in group], self._score)
+            for t, some in zip(group, values):
+                credits[id(t)] = [(call, value) for (call, _), value in zip(own[id(t)], some)]
+        self.credits = [credits.get(id(t), []) for t in traces]
+        every = [(t, call, fork) for t in traces for call, fork in own[id(t)]]
+        log_metric("fork_tokens", sum(len(fork.completion_ids) - call.start for _, call, fork in every) / len(traces))
+        if every:
+            log_metric("call_credit", fmean(value for some in self.credits for _, value in some))
+            log_metric("needless_calls", fmean(bool(t.correct and fork.correct) for t, _, fork in every))
 
     def _check_teacher(self, traces: list[Trace], trainer: GRPOTrainer) -> None:
         errors = [[c.error for c in t.calls if c.error][-1:] if t.stop == "excluded" else None for t in traces]
