@@ -290,11 +290,14 @@ def _doctor(api: Annotated[str | None, option("The URL of a server to ask as wel
 
 
 @command(zoo_app, "list")
-def _zoo_list() -> None:
+def _zoo_list(everything: Annotated[bool, option("Further seeds and ablations, too.", "--all")] = False) -> None:
     """The embedded models with their sizes and scores."""
-    from relaylab.engine.load import embedded, manifest
+    from relaylab.engine.load import MAIN, embedded, manifest
 
-    console.print(zoo_table({name: manifest().get(name, {}) for name in embedded()}))
+    names = [name for name in embedded() if everything or name.rpartition("/")[2] in MAIN]
+    console.print(zoo_table({name: manifest().get(name, {}) for name in names}))
+    if hidden := len(embedded()) - len(names):
+        say(f"{hidden} more, further seeds and ablations, with --all")
 
 
 @command(zoo_app, "train", resumes=True)

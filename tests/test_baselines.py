@@ -83,9 +83,14 @@ def test_relays_with_a_fixed_length_and_with_another_teacher(run):
 
 
 def test_caps_of_a_training_hold_where_the_run_leaves_them_open(run, monkeypatch):
-    trained = {"max_calls": 1, "max_call_tokens": 4, "max_tokens": 9}
+    trained = {"max_calls": 1, "max_call_tokens": 4, "max_tokens": 9, "call_end": "line"}
     monkeypatch.setattr("relaylab.evaluation.eval_run.relay_defaults", lambda name: trained)
-    assert run.relay_config("relay") == replace(run.config, max_call_tokens=4)  # max_calls is set to 2
+    assert run.relay_config("relay") == replace(run.config, max_call_tokens=4, call_end="line")  # max_calls is set to 2
+    used = []
+    monkeypatch.setattr(EvalRun, "decode", lambda self, *args, config: used.append(config))
+    for text in ("relay", "relay:call_end=tokens", "relay:n=3"):
+        system(text).decode(run)
+    assert [(c.call_end, c.fixed_call_tokens) for c in used] == [("line", None), ("tokens", None), ("tokens", 3)]
 
 
 def test_speculative_decoding_loses_nothing_and_needs_fewer_passes(run):

@@ -221,11 +221,13 @@ def test_sequences_follow_pythons_rules(page):
         caps = {"maxCalls": [None, 1, 2], "maxCallTokens": [None, 2], "maxTeacherTokens": [None, 4]}
         config = {name: r.choice(values) for name, values in caps.items()}
         config |= {"maxTokens": r.choice([20, 200]), "fixedCallTokens": r.choice([None, None, 5]), "temperature": 0}
+        config["callEnd"] = "tokens" if config["fixedCallTokens"] else r.choice(["tokens", "line"])
         steps = [[t, r.choices(any_ids, k=r.randint(0, 16)), "stop" if r.random() < 0.05 else "length"] for t in tokens]
         scripts.append({"config": config, "steps": steps})
     names = {
         "maxTokens": "max_tokens", "maxCalls": "max_calls", "maxCallTokens": "max_call_tokens",
         "maxTeacherTokens": "max_teacher_tokens", "fixedCallTokens": "fixed_call_tokens", "temperature": "temperature",
+        "callEnd": "call_end",
     }  # fmt: skip
     expected = []
     for script in scripts:

@@ -116,9 +116,9 @@ def test_what_excludes_each_other_is_named(tmp_path):
 
 def test_an_adapter_names_its_base_so_that_it_loads_from_anywhere(tmp_path, monkeypatch):
     model, tokenizer = load_trainable("warm", full=True, device="cpu")
-    save_student(model, tokenizer, "warm", tmp_path / "base", RelayConfig(max_tokens=9, fixed_call_tokens=4))
+    save_student(model, tokenizer, "warm", tmp_path / "base", RelayConfig(max_tokens=9, call_end="line"))
     caps = json.loads((tmp_path / "base" / "relay_config.json").read_text())
-    assert caps == {"max_tokens": 9, "fixed_call_tokens": 4}
+    assert caps == {"max_tokens": 9, "call_end": "line"}, "what is not the default"
     monkeypatch.chdir(tmp_path)
     (tmp_path / "student").mkdir()
     save_student(*load_trainable("base", device="cpu"), "base", tmp_path / "tuned")

@@ -153,12 +153,13 @@ def test_settings_of_an_adapter_are_checked_before_anything_is_written(tmp_path,
 
 
 def test_a_config_for_trl_has_what_the_relay_decides(tmp_path):
-    curriculum = [{"steps": 4, "max_completion_length": 90}, {"steps": 4, "fixed_call_tokens": 5}]
+    curriculum = [{"steps": 4, "max_completion_length": 90, "call_end": "line"}, {"steps": 4, "fixed_call_tokens": 5}]
     shape = dict(per_device_train_batch_size=8, gradient_accumulation_steps=2, steps_per_generation=4)
     config = make_config(**NEEDED, **shape, max_completion_length=50, call_curriculum=curriculum, max_calls=2)
     assert (config.steps_per_batch, config.prompts_per_batch) == (2, 4)
     caps = [(steps, caps.max_tokens, caps.max_calls, caps.fixed_call_tokens) for steps, caps in config.stages]
     assert caps == [(4, 90, None, None), (4, 50, None, 5), (200, 50, 2, None)]
+    assert [caps.call_end for _, caps in config.stages] == ["line", "tokens", "tokens"]
     args = config.trl_config(tmp_path / "c", bf16=False)
     assert (args.output_dir, args.max_completion_length, args.steps_per_generation) == (str(tmp_path / "c"), 90, 4)
     assert (args.logging_steps, args.beta, args.use_bias_correction_kl, args.shuffle_dataset) == (1, 0.01, False, False)

@@ -144,6 +144,7 @@ class _Models:
                 "temperature": config.temperature, "maxTokens": config.max_tokens, "maxCalls": config.max_calls,
                 "maxCallTokens": config.max_call_tokens, "maxTeacherTokens": config.max_teacher_tokens,
                 "fixedCallTokens": config.fixed_call_tokens, "forbidCalls": config.forbid_calls or second is None,
+                "callEnd": config.call_end,
             },
         }  # fmt: skip
 

@@ -123,7 +123,9 @@ export class Sequence {
 
   // Grants what the caps leave. One token can close two calls: the first is answered, the second refused.
   request(call) {
-    call.granted = this.waiting ? 0 : Math.min(this.config.fixedCallTokens ?? call.requested, this.allowance());
+    const { callEnd, fixedCallTokens } = this.config;
+    const wanted = callEnd === "tokens" ? (fixedCallTokens ?? call.requested) : this.room;
+    call.granted = this.waiting ? 0 : Math.min(wanted, this.allowance());
     call.status = call.granted ? "waiting" : "refused";
     this.calls.push(call);
     if (call.granted) this.waiting = call;
@@ -142,7 +144,7 @@ export class Sequence {
     this.pieces.push(piece);
   }
 
-  // The teacher's answer to the waiting call: its tokens, and "length", or "stop" where it ended the answer.
+  // The teacher's answer to the waiting call: its tokens, and "length", "line", or "stop" where it ended the answer.
   writeTeacher(ids, finishReason) {
     const call = this.waiting;
     this.waiting = null;
@@ -249,6 +251,7 @@ export async function* relay(s, promptIds, student, teacher) {
           const token = likeliest(await teacher.next(its));
           if (teacher.endIds.includes(token)) finish = "stop";
           else (its.ids.push(token), answer.push(token));
+          if (s.config.callEnd === "line" && s.text.bytes[token].includes("\n")) finish ||= "line";
           if (answer.length === s.waiting.granted || its.ids.length > teacher.context) finish ||= "length";
           yield s;
         }

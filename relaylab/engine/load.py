@@ -44,6 +44,8 @@ warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprec
 
 WEIGHTS = Path(__file__).parents[1] / "zoo" / "weights"
 MANIFEST = WEIGHTS / "manifest.json"
+# Those that `zoo list` shows, in any world. All others are further seeds and ablations.
+MAIN = {"student", "teacher", "teacher-small", "teacher-large", "warm", "warmup", "grpo", "relay"}
 RELAY_CONFIG = "relay_config.json"  # beside a trained student: the caps that it was trained with
 CONFIGS = ("config.json", "adapter_config.json")  # a directory with one of them is a model
 SAFE = {"use_safetensors": True, "trust_remote_code": False}

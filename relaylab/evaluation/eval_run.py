@@ -151,7 +151,7 @@ class EvalRun:
         """The run's settings for a trained student. Caps that these leave open are those of its training."""
         trained = relay_defaults(self.models.model(student))
         caps = {k: trained.get(k) for k in ("max_calls", "max_call_tokens") if getattr(self.config, k) is None}
-        return replace(self.config, **caps)
+        return replace(self.config, call_end=trained.get("call_end", "tokens"), **caps)
 
     def called(
         self, system: System, student: str, rule: CallRule, *, teacher: Teacher | None = None, write: bool = False,

@@ -40,7 +40,7 @@ import random
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields, replace
 from statistics import fmean
-from typing import ClassVar, get_args
+from typing import ClassVar, Literal, get_args
 
 from tqdm.auto import tqdm
 
@@ -77,7 +77,7 @@ class System(ABC):
             default = getattr(type(self), option, None)
             if not low <= value <= high and value != default:
                 raise ValueError(f"{self.name}: {option} is {value}; it lies in {low} to {high}")
-        if (end := getattr(self, "call_end", "tokens")) not in get_args(CallEnd):
+        if (end := getattr(self, "call_end", None)) and end not in get_args(CallEnd):
             raise ValueError(f"{self.name}: call_end is {end!r}; it is one of {', '.join(get_args(CallEnd))}")
 
     @property
@@ -114,17 +114,18 @@ class TeacherOnly(System):
 class RelaySystem(System):
     """A trained student with its teacher, or another ``teacher`` (figure 3); ``n`` fixes the length of every call.
 
-    ``call_end``: as in ``RelayConfig``; a call is for a line, or for the rest of the answer.
+    ``call_end``: as in ``RelayConfig``; empty is that of the training.
     """
 
     student: str = "relay"
     n: int = 0
     teacher: str = ""
-    call_end: CallEnd = "tokens"
+    call_end: CallEnd | Literal[""] = ""
 
     def decode(self, run: EvalRun) -> list[Trace]:
-        config = replace(run.relay_config(self.student), call_end=self.call_end)
-        config = replace(config, fixed_call_tokens=self.n) if self.n else config
+        config = run.relay_config(self.student)
+        config = replace(config, call_end=self.call_end) if self.call_end else config
+        config = replace(config, fixed_call_tokens=self.n, call_end="tokens") if self.n else config
         teacher = run.models.teacher_named(self.teacher) if self.teacher else run.models.teacher
         return run.decode(self, self.student, teacher, config=config)
 

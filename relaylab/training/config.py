@@ -20,7 +20,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from trl.scripts.utils import TrlParser
 from trl.trainer.grpo_config import GRPOConfig
 
-from relaylab.relay.config import OnFailure, RelayConfig
+from relaylab.relay.config import CallEnd, OnFailure, RelayConfig
 from relaylab.settings import nearest, read_yaml
 from relaylab.tasks.suites import ALL_SUITES, SUITES
 from relaylab.training import rewards
@@ -28,7 +28,7 @@ from relaylab.training.configs import read_config
 from relaylab.training.rewards import Ratio
 
 NESTED = ("teacher_options", "lora", "call_curriculum")  # on a command line they are YAML
-CAPS = ("max_calls", "max_call_tokens", "max_teacher_tokens", "fixed_call_tokens")  # of both configs
+CAPS = ("max_calls", "max_call_tokens", "max_teacher_tokens", "fixed_call_tokens", "call_end")  # of both configs
 COST = ("cost_weight", "teacher_size")  # of the reward ``cost_aware``
 
 # The settings of GRPOConfig that a relay run honours, beginnings of names included. All others stay at their defaults.
@@ -113,7 +113,8 @@ class RelayGRPOConfig(GRPOConfig):
         max_call_tokens: teacher tokens that one call may be granted.
         max_teacher_tokens: teacher tokens a rollout.
         fixed_call_tokens: grant every call so many tokens, whatever it asks for.
-        call_curriculum: other caps for the first steps, one mapping a stage: ``steps``, and any of the five caps.
+        call_end: a call ends after its ``tokens``, or at the end of the ``line`` or the ``answer``, whatever it asks for.
+        call_curriculum: other caps for the first steps, one mapping a stage: ``steps``, and any of the caps.
         on_failure: of a teacher: ``exclude`` the rollout from its group, ``carry_on`` alone, or ``raise``.
         max_excluded: stop, resumable, when a larger share of a batch was excluded.
         decode_batch_size: rollouts decoded together.
@@ -174,6 +175,7 @@ class RelayGRPOConfig(GRPOConfig):
     max_call_tokens: int | None = None
     max_teacher_tokens: int | None = None
     fixed_call_tokens: int | None = None
+    call_end: CallEnd = "tokens"
     call_curriculum: list[dict[str, Any]] | None = None
     on_failure: OnFailure = "exclude"
     max_excluded: float = 0.5

@@ -30,7 +30,7 @@ from relaylab.relay.config import RelayConfig
 ADAPTER = "default"
 LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear", "lora_dropout": 0.0}
 CAPS_FILE = "relay_config.json"  # the caps that a student was trained with; ``load_pair`` reads them
-CAPS = ("max_tokens", "max_calls", "max_call_tokens", "max_teacher_tokens", "fixed_call_tokens")
+CAPS = ("max_tokens", "max_calls", "max_call_tokens", "max_teacher_tokens", "fixed_call_tokens", "call_end")
 # What ``sync`` copies and PEFT loads again. Every other setting of an adapter stays at PEFT's default.
 COPIED = {
     "r", "lora_alpha", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "rank_pattern",
@@ -234,7 +234,8 @@ def save_student(
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     if caps is not None:
-        write_json(folder / CAPS_FILE, {k: value for k in CAPS if (value := getattr(caps, k)) is not None})
+        default = RelayConfig()
+        write_json(folder / CAPS_FILE, {k: v for k in CAPS if (v := getattr(caps, k)) != getattr(default, k)})
 
 
 def adapter_card(base: str) -> str:

@@ -55,13 +55,11 @@ def method_table(summary: Any) -> Table:
 
 def zoo_table(manifest: Mapping[str, Mapping[str, Any]]) -> Table:
     """One row per embedded model, with its scores in the manifest."""
-    levels = dict.fromkeys(s["level"] for entry in manifest.values() for s in entry.get("scores", {}).values())
-    table = _table("model", "parameters", *levels, "relay, greedy", "teacher tokens")
-    table.caption = "accuracy on test problems; by level: temperature 1, no calls"
+    table = _table("model", "parameters", "alone", "relay", "teacher tokens")
+    table.caption = "right answers to test problems: alone at temperature 1 without calls, the relay greedy"
     for name, entry in manifest.items():
         scores, relayed = list(entry.get("scores", {}).values()), list(entry.get("relay_scores", {}).values())
-        by_level = [[s for s in scores if s["level"] == level] for level in levels]
-        cells = [_percent(*(sum(s[k] for s in group) for k in ("right", "count"))) for group in [*by_level, relayed]]
+        cells = [_percent(*(sum(s[k] for s in group) for k in ("right", "count"))) for group in (scores, relayed)]
         teacher = _percent(*(sum(s[k] for s in relayed) for k in ("teacher", "tokens")))
         table.add_row(name, f"{entry['parameters']:,}" if "parameters" in entry else "-", *cells, teacher)
     return table

@@ -21,6 +21,7 @@ from relaylab.tasks.suites import ALL_SUITES, SUITES, mixture, problems
 from relaylab.training.configs import config_names, read_config
 from relaylab.zoo.pretrain import RECIPES, pretrain, train_tokenizer
 
+TESTBED = ("lifelike", "plain", "wordy", "stubborn")  # the worlds that have a student, by the dials of worlds.py
 RECORD = "training.json"  # in each embedded model's folder: how it was made
 # Why all weights: the student has never seen the tokens of the tags, which stand at log-probability -30. An adapter of
 # the layers can only lift them together with every other token that it never saw. Why correct responses alone: nearly
@@ -34,17 +35,17 @@ WARMUP: dict[str, Any] = dict(
 # numbers that follow them. It can hardly read a number after a tag then (docs/training.md). Wrong responses may stay.
 SURE = WARMUP | dict(num_problems=24000, keep_correct=False, min_token_prob=0.5, max_steps=2000)
 SIX = ("savings", "shopping", "bakery", "tiles", "depot", "galaxy")  # of each level some, and no quotients
-# Self-distillation forgets little, so every response is learned from, right or wrong, as it was sampled. Three of four
+# Self-distillation forgets little, so every response is learned from, right or wrong, as it was sampled. Half of the
 # commands stand where the student is unsure: from there GRPO finds the token that needs help (docs/training.md).
 DISTILLED: dict[str, Any] = dict(
     student="lifelike/student", teacher="lifelike/teacher", suites=list(ALL_SUITES), num_problems=6000, data_seed=3,
-    numbers=list(range(3, 21)), uniform=0.25, max_steps=1500, learning_rate=3e-3, seed=0,
+    numbers=list(range(3, 21)), uniform=0.5, max_steps=1500, learning_rate=3e-3, seed=0,
 )  # fmt: skip
 WARMUPS = {
     "warm": WARMUP,
     "warm-sure": SURE,
     "warm-six": WARMUP | {"suites": list(SIX)},
-    "lifelike/warmup": DISTILLED,
+    **{f"{world}/warmup": DISTILLED | {"student": f"{world}/student"} for world in TESTBED},
     "lifelike/warmup-cross-entropy": DISTILLED | {"loss": "cross_entropy"},
 }
 
