@@ -113,7 +113,7 @@ class RelayGRPOConfig(GRPOConfig):
         max_call_tokens: teacher tokens that one call may be granted.
         max_teacher_tokens: teacher tokens a rollout.
         fixed_call_tokens: grant every call so many tokens, whatever it asks for.
-        call_end: a call ends after its ``tokens``, or at the end of the ``line`` or the ``answer``, whatever it asks for.
+        call_end: a call ends after its ``tokens``, or with the ``line`` or the ``answer``, whatever it asks for.
         call_curriculum: other caps for the first steps, one mapping a stage: ``steps``, and any of the caps.
         on_failure: of a teacher: ``exclude`` the rollout from its group, ``carry_on`` alone, or ``raise``.
         max_excluded: stop, resumable, when a larger share of a batch was excluded.
