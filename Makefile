@@ -24,9 +24,9 @@ run: $(READY)
 	@echo "== 1/3  200 test problems of ten embedded suites: the student alone, the relay, the teacher alone"
 	@$(BIN)/relaylab evaluate --suite lifelike --limit 20 --methods "student relay teacher" --out $(RUN)
 	@echo "== 2/3  one relay: the teacher's tokens stand in « »"
-	@$(BIN)/relaylab show $(RUN)/traces/0/relay.jsonl --id harvest-test-0-0
+	@$(BIN)/relaylab show $(RUN)/traces/0/relay.jsonl --id tiles-test-0-0
 	@echo "== 3/3  a page that plays all of them"
-	@$(BIN)/relaylab show $(RUN)/traces/0/relay.jsonl --limit 200 --id harvest-test-0-0 \
+	@$(BIN)/relaylab show $(RUN)/traces/0/relay.jsonl --limit 200 --id tiles-test-0-0 \
 		--html $(RUN)/player.html
 
 # The whole series, each lesson executed and as a page that needs no kernel. `make notebooks SIZE=` runs the lessons at

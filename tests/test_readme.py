@@ -19,7 +19,7 @@ README = (ROOT / "README.md").read_text()
 
 def test_the_relay_of_the_readme_is_what_the_pair_writes():
     shown = re.search(r"```text\n(.*?)```", README, re.S)[1].splitlines()
-    question = problem("harvest", 0)
+    question = problem("tiles", 0)
     assert question.question in " ".join(README.split())
     trace = load_pair().solve(question)
     assert trace.correct

@@ -7,7 +7,7 @@ import { loadPair, problems, settings } from "./runtime.js";
 
 const KEEP = 4; // runs beside each other: the answer and its latest forks
 const FRAME = 40; // milliseconds between two drawings
-const FIRST = "harvest"; // the suite that is shown first, if the pair knows it: its first problem needs a call
+const FIRST = "tiles"; // the suite that is shown first, if the pair knows it: its first problem needs a call
 const TITLE = [
   h("h1", {}, "A relay in this page"),
   h(
