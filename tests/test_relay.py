@@ -434,3 +434,20 @@ def test_two_streams_over_one_teacher_do_not_take_each_others_answers(engines):
     for stream, (expected,) in zip(streams, alone):
         assert stream.traces[0].completion_ids == expected.completion_ids
         assert stream.traces[0].source == expected.source
+
+
+def test_the_call_of_a_fork_is_for_the_tokens_that_it_asks_for_wherever_calls_end(engines):
+    student, teacher = engines["embedded"]
+    relay = Relay(student, LocalTeacher(teacher), max_tokens=80, call_end="line", max_calls=2)
+    (trace,) = relay.run(QUESTIONS[:1])
+    for n in (2, 40):
+        fork = list(relay.fork(trace, 5, call=n))[-1].trace
+        call = fork.answered[0]
+        assert (call.start, call.requested, call.granted, call.finish_reason) == (5, n, n, "length")
+        assert call.delivered == n
+    assert "\n" in "".join(fork.pieces[call.end : call.end + 39]), "the line does not end it"
+    again = list(relay.fork(trace, 5, call=2))[-1].trace
+    later = list(Relay(student, LocalTeacher(teacher), max_tokens=80, call_end="line", max_calls=2,
+                       call_rule=CallAt({20: 1})).fork(trace, 5, call=2))[-1].trace  # fmt: skip
+    assert later.completion_ids[:20] == again.completion_ids[:20]
+    assert later.answered[1].granted == 80 - later.answered[1].end, "other calls are for their line"

@@ -124,7 +124,8 @@ export class Sequence {
   // Grants what the caps leave. One token can close two calls: the first is answered, the second refused.
   request(call) {
     const { callEnd, fixedCallTokens } = this.config;
-    const wanted = callEnd === "tokens" ? (fixedCallTokens ?? call.requested) : this.room;
+    const counted = callEnd === "tokens" || call.forced; // a fork's call is for what it asks for
+    const wanted = counted ? (fixedCallTokens ?? call.requested) : this.room;
     call.granted = this.waiting ? 0 : Math.min(wanted, this.allowance());
     call.status = call.granted ? "waiting" : "refused";
     this.calls.push(call);
@@ -251,7 +252,7 @@ export async function* relay(s, promptIds, student, teacher) {
           const token = likeliest(await teacher.next(its));
           if (teacher.endIds.includes(token)) finish = "stop";
           else (its.ids.push(token), answer.push(token));
-          if (s.config.callEnd === "line" && s.text.bytes[token].includes("\n")) finish ||= "line";
+          if (s.config.callEnd === "line" && !s.waiting.forced && s.text.bytes[token].includes("\n")) finish ||= "line";
           if (answer.length === s.waiting.granted || its.ids.length > teacher.context) finish ||= "length";
           yield s;
         }

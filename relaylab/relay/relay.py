@@ -149,7 +149,7 @@ class Relay:
                 why = "calls are forbidden" if self.forbid_calls else "the answer ended"
                 raise ValueError(f"no call can be forced: {why}")
             format_call(call)  # ValueError for a number that no command holds
-            sequence.forced_call = call
+            sequence.forced_call, sequence.counted = call, True
             if write_call is not None:
                 sequence.config = replace(sequence.config, write_call=write_call)
         return sequence

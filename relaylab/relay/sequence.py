@@ -105,6 +105,7 @@ class Sequence:
         self.waiting: Call | None = None  # the call that the teacher has to answer
         self.submitted = False  # whether the teacher works on it
         self.forced_call: int | None = None  # a fork's call, to be written before the next token
+        self.counted = config.call_end == "tokens"  # a call is for the tokens that it asks for; that of a fork always
         self.no_call_before = 0  # no call may begin before this completion position
         self.banned: tuple[int, int] | None = None  # a completion position, and a token that must not come there
         self._turn, self._turn_start = StudentTurn(self._text), 0
@@ -174,11 +175,11 @@ class Sequence:
         self.calls.append(call)
         if call.status != "waiting":  # nobody can answer it
             return
-        wanted = self.config.fixed_call_tokens or call.requested or 0
-        wanted = wanted if self.config.call_end == "tokens" else self.room
+        wanted = self.config.fixed_call_tokens or call.requested or 0 if self.counted else self.room
         call.granted = 0 if self.waiting else min(wanted, self._allowance())
         if call.granted:
-            self.waiting, self.turn = call, "teacher"
+            self.view.line = self.config.call_end == "line" and not self.counted
+            self.waiting, self.turn, self.counted = call, "teacher", self.config.call_end == "tokens"
         else:
             call.status = "refused"
 

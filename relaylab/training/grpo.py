@@ -35,6 +35,7 @@ from relaylab.relay.teachers import NoTeacher, Teacher
 from relaylab.stopping import stop_signals
 from relaylab.tasks.data import load_problems
 from relaylab.tasks.suites import Problem, mixture
+from relaylab.training import rewards
 from relaylab.training.config import RelayGRPOConfig, make_config
 from relaylab.training.data_filter import keep, load_rates, pass_rates
 from relaylab.training.policy_model import (
@@ -47,7 +48,7 @@ from relaylab.training.policy_model import (
     save_student,
     weights_digest,
 )
-from relaylab.training.rewards import SCHEMES, score
+from relaylab.training.rewards import score
 from relaylab.training.rollouts import Rollouts, prompt_key
 from relaylab.training.run_dir import MetricsCallback, RunDir, StopCallback, processes
 
@@ -211,7 +212,7 @@ def _bound(
     """What decides a run: settings, the student's weights, teachers, and the texts of the problems."""
     texts = json.dumps([[p.id, p.question, p.answer, *p.history] for p in problems])
     told = ("name", "temperature", "top_p", "top_k")  # a teacher's own name holds no password
-    own = own_code(SCHEMES[config.reward], *teachers)
+    own = own_code(rewards.SCHEMES[config.reward], *teachers)
     return config.bound | {
         "student_weights": [weights_digest(config.student), weights_digest(base_model(config.student))],
         "teachers": [{name: getattr(teacher, name, None) for name in told} for teacher in teachers],

@@ -28,6 +28,7 @@ from relaylab.training.rewards import call_credits, helped, kind_of, ratios, rol
 if TYPE_CHECKING:
     from trl.trainer.grpo_trainer import GRPOTrainer
 
+Groups = Sequence[tuple[list[Message], int]]  # (prompt, rollouts) each
 Forks = list[list[tuple[Call, Trace]]]  # of each rollout: its calls, and the graded fork without each
 
 PROBLEMS = ("empty", "malformed", "zero", "too_large", "unclosed")  # calls that are none
@@ -100,7 +101,7 @@ class Rollouts:
             "env_mask": [mask + [0] * extra for mask, extra in zip(masks, more)],
             "trace": traces,
             "group": numbers,
-        } | ({"forks": self._forks(traces, numbers, relays)} if self.credit_calls else {})
+        } | ({"forks": self._forks(traces, groups, numbers, relays)} if self.credit_calls else {})
 
     def _relays(self, step: int) -> Sequence[Relay]:
         """Those of the stage that an optimiser step belongs to."""
@@ -108,7 +109,7 @@ class Rollouts:
         return next((stage[1] for end, stage in zip(ends, self.stages) if step < end), self.stages[-1][1])
 
     def run(
-        self, groups: Sequence[tuple[list[Message], int]], relays: Sequence[Relay], *, tag: str, first: int = 0
+        self, groups: Groups, relays: Sequence[Relay], *, tag: str, first: int = 0
     ) -> list[Trace]:
         """The graded traces of some groups, in order.
 
@@ -128,7 +129,7 @@ class Rollouts:
                 traces[i].append(trace)
         return [t for group in traces for t in group]
 
-    def _forks(self, traces: list[Trace], numbers: list[int], relays: Sequence[Relay]) -> Forks:
+    def _forks(self, traces: list[Trace], groups: Groups, numbers: list[int], relays: Sequence[Relay]) -> Forks:
         """The answered calls with a command, each with the graded fork in which it is forbidden."""
         forks: Forks = [[] for _ in traces]
         for k, relay in enumerate(relays):
@@ -139,7 +140,7 @@ class Rollouts:
                 pass
             for (i, call), fork in zip(calls, stream.traces):
                 if fork.stop != "excluded":
-                    forks[i].append((call, graded(fork, self.problems[fork.prompt])))
+                    forks[i].append((call, graded(fork, self.problems[prompt_key(groups[numbers[i]][0])])))
         return forks
 
     def reward(
