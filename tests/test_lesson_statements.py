@@ -8,6 +8,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import relaylab as rl
@@ -65,6 +66,36 @@ def test_06_says_of_exploration_what_its_sweep_shows():
     assert said
     ends = [values[k] for values in calls for k in (0, -1)]
     assert [float(number) for number in said.groups()] == pytest.approx(ends, abs=0.0051)
+
+
+def test_07_says_what_practice_repairs_without_a_teacher():
+    """A wrong fact in part, a wrong route and a hard product never."""
+    says = " ".join(sources("07")["by-level-says"].split())
+    assert "a relay keeps what it learned in this way when its teacher goes" in says
+    problems = [p for suite in ("measures", "plots", "tiles") for p in rl.problems(suite, 8)]
+    right = {}
+    for name in ("student", "grpo", "relay"):
+        traces = rl.load_pair(f"lifelike/{name}", "none").decode(problems, progress=False, max_tokens=160)
+        right[name] = [sum(bool(t.correct) for t in traces[k : k + 8]) for k in (0, 8, 16)]
+    assert right["student"] == [0, 0, 0]
+    assert min(right["grpo"][0], right["relay"][0]) >= 2, "facts"
+    assert right["grpo"][1:] == right["relay"][1:] == [0, 0], "routes and hard products"
+
+
+def test_14_says_which_doubts_are_harmless_and_which_errors_have_little():
+    cells = sources("14")
+    tree = ast.parse(cells["doubts"])
+    scope = {"rl": rl, "re": re, "np": np}
+    tree.body = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+    exec(compile(tree, "doubts", "exec"), scope)
+    student = rl.load_pair("lifelike/student", "none")
+    problems = [p for suite in ("measures", "plots") for p in rl.problems(suite, 8)]
+    traces = student.decode(problems, progress=False, record=True, max_tokens=160)
+    turns = [scope["wrong_turn"](t) for t in traces]
+    assert np.isfinite(turns).sum() >= 12, "most first lines are wrong"
+    assert np.nanmax(turns) < 0.6, "with less doubt than at a harmless word"
+    doubtful = [piece for t in traces for piece, nats in zip(t.pieces, t.entropies) if nats > 0.6]
+    assert np.mean([not any(c.isdigit() for c in piece) for piece in doubtful]) > 0.5, "words, not digits"
 
 
 def test_17_has_the_gradients_of_the_real_run():
