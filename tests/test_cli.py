@@ -86,7 +86,10 @@ DECODE = ["decode", "--out", "t.jsonl"]
     ("args", "message"),
     [
         (["solve", "q", "--call-every", 3, "--call-when-unsure", 1], "--call-when-unsure or --call-every, not both"),
-        (["solve", "q", "--tokenizer", "student"], "--tokenizer, --teacher-model and --chat-only are for a teacher behind a URL"),
+        (
+            ["solve", "q", "--tokenizer", "student"],
+            "--tokenizer, --teacher-model and --chat-only are for a teacher behind a URL",
+        ),
         (["solve", "q", "--student", "nobody"], "no model 'nobody'"),
         (["solve", "q", "--temperature", -1], "must not be negative"),
         (["solve", "q", "--top-p", 0], "top_p lies in (0, 1]"),

@@ -51,7 +51,9 @@ def test_a_torn_file_is_taken_up_where_it_stopped(student, tmp_path):
     whole = pair(student).decode(PROBLEMS, out=out, **TERMS)
     assert [t.id for t in whole] == [p.id for p in PROBLEMS]
     lines = out.read_bytes().splitlines(keepends=True)
-    out.write_bytes(b"".join(lines[:2]) + b'{"version":2,"prompt":"' + b" " * 200_000)  # longer than what is read at a time
+    out.write_bytes(
+        b"".join(lines[:2]) + b'{"version":2,"prompt":"' + b" " * 200_000
+    )  # longer than what is read at a time
     second = pair(student)
     assert second.decode(PROBLEMS, out=out, **TERMS) == whole
     assert len(second.teacher.requests) == 4  # one call a row, and four rows were left

@@ -108,9 +108,7 @@ class Rollouts:
         ends = accumulate(count for count, _ in self.stages)
         return next((stage[1] for end, stage in zip(ends, self.stages) if step < end), self.stages[-1][1])
 
-    def run(
-        self, groups: Groups, relays: Sequence[Relay], *, tag: str, first: int = 0
-    ) -> list[Trace]:
+    def run(self, groups: Groups, relays: Sequence[Relay], *, tag: str, first: int = 0) -> list[Trace]:
         """The graded traces of some groups, in order.
 
         Args:
