@@ -449,6 +449,6 @@ def test_a_reward_of_ones_own_is_part_of_what_a_run_is_bound_to(tmp_path, monkey
     monkeypatch.syspath_prepend(tmp_path)
     bound = []
     for name in ("mine0", "mine1"):
-        monkeypatch.setitem(module.SCHEMES, config.reward, importlib.import_module(name).mine)
+        monkeypatch.setitem(module.rewards.SCHEMES, config.reward, importlib.import_module(name).mine)
         bound.append(module._bound(config, [], [], [])["own_code"]["mine"])
     assert bound[0] != bound[1]

@@ -223,6 +223,9 @@ def test_sequences_follow_pythons_rules(page):
         config |= {"maxTokens": r.choice([20, 200]), "fixedCallTokens": r.choice([None, None, 5]), "temperature": 0}
         config["callEnd"] = "tokens" if config["fixedCallTokens"] else r.choice(["tokens", "line"])
         steps = [[t, r.choices(any_ids, k=r.randint(0, 16)), "stop" if r.random() < 0.05 else "length"] for t in tokens]
+        for step in steps if config["callEnd"] == "line" else ():  # a teacher ends its turn there
+            if line := next((k for k, i in enumerate(step[1], 1) if b"\n" in engine.text.bytes[i]), 0):
+                step[1:] = step[1][:line], "length"
         scripts.append({"config": config, "steps": steps})
     names = {
         "maxTokens": "max_tokens", "maxCalls": "max_calls", "maxCallTokens": "max_call_tokens",

@@ -181,3 +181,7 @@ def test_a_digest_tells_models_of_one_name_apart(tmp_path):
     assert one == weights_digest(tmp_path / "1")
     assert weights_digest("warm") == weights_digest(resolve("warm"))
     assert weights_digest("owner/name") is None
+    large = tmp_path / "1" / "more.safetensors"
+    for middle in (b"a", b"b"):
+        large.write_bytes(bytes(2**21) + middle + bytes(2**21))
+        assert one != (one := weights_digest(tmp_path / "1")), "one byte in the middle"

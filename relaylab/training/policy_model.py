@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import os
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -248,16 +247,14 @@ def adapter_card(base: str) -> str:
 
 
 def weights_digest(name: str | Path) -> str | None:
-    """What tells a local model from another of the same name: sizes, and ends of its files. None for other names."""
+    """What tells a local model from another of the same name: the contents of its files. None for other names."""
     folder = embedded().get(str(name), Path(name))
     if not folder.is_dir():
         return None
     digest = hashlib.sha256()
     for path in sorted((*folder.glob("*.safetensors"), *folder.glob("*.json"))):
         with open(path, "rb") as file:
-            digest.update(f"{path.name} {path.stat().st_size}".encode() + file.read(2**20))
-            file.seek(-min(2**20, path.stat().st_size), os.SEEK_END)
-            digest.update(file.read())
+            digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}".encode())
     return digest.hexdigest()
 
 
