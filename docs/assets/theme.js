@@ -3,7 +3,7 @@ const frame = document.querySelector("iframe#relay-in-the-page");
 const follow = () => {
   const light = document.body.dataset.mdColorScheme !== "slate";
   document.body.dataset.jpThemeLight = light;
-  frame?.contentDocument?.documentElement.setAttribute("theme", light ? "light" : "dark");
+  frame?.contentDocument?.documentElement?.setAttribute("theme", light ? "light" : "dark");
 };
 new MutationObserver(follow).observe(document.body, { attributeFilter: ["data-md-color-scheme"] });
 follow();
