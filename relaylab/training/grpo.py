@@ -41,7 +41,6 @@ from relaylab.training.data_filter import keep, load_rates, pass_rates
 from relaylab.training.policy_model import (
     CAPS_FILE,
     PolicyModel,
-    base_model,
     check_apart,
     load_trainable,
     lora_config,
@@ -214,7 +213,7 @@ def _bound(
     told = ("name", "temperature", "top_p", "top_k")  # a teacher's own name holds no password
     own = own_code(rewards.SCHEMES[config.reward], *teachers)
     return config.bound | {
-        "student_weights": [weights_digest(config.student), weights_digest(base_model(config.student))],
+        "student_weights": weights_digest(config.student),
         "teachers": [{name: getattr(teacher, name, None) for name in told} for teacher in teachers],
         "teacher_weights": [weights_digest(name) for name in names],
         **({"own_code": own} if own else {}),

@@ -8,9 +8,8 @@ fine-tuning it is the model itself. Its caches are empty between rollouts, so no
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +21,13 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from relaylab.engine.engine import Engine
-from relaylab.engine.load import base_of, check_patterns, embedded, load_model, resolve
+from relaylab.engine.load import base_of, check_patterns, embedded, fingerprint_weights, load_model, resolve
 from relaylab.files import write_json, write_whole
 from relaylab.relay.config import RelayConfig
 
 ADAPTER = "default"
 LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear", "lora_dropout": 0.0}
 CAPS_FILE = "relay_config.json"  # the caps that a student was trained with; ``load_pair`` reads them
-CAPS = ("max_tokens", "max_calls", "max_call_tokens", "max_teacher_tokens", "fixed_call_tokens", "call_end")
 # What ``sync`` copies and PEFT loads again. Every other setting of an adapter stays at PEFT's default.
 COPIED = {
     "r", "lora_alpha", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "rank_pattern",
@@ -233,8 +231,8 @@ def save_student(
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     if caps is not None:
-        default = RelayConfig()
-        write_json(folder / CAPS_FILE, {k: v for k in CAPS if (v := getattr(caps, k)) != getattr(default, k)})
+        default = asdict(RelayConfig())
+        write_json(folder / CAPS_FILE, {k: v for k, v in asdict(caps).items() if v != default[k]})
 
 
 def adapter_card(base: str) -> str:
@@ -247,15 +245,8 @@ def adapter_card(base: str) -> str:
 
 
 def weights_digest(name: str | Path) -> str | None:
-    """What tells a local model from another of the same name: the contents of its files. None for other names."""
-    folder = embedded().get(str(name), Path(name))
-    if not folder.is_dir():
-        return None
-    digest = hashlib.sha256()
-    for path in sorted((*folder.glob("*.safetensors"), *folder.glob("*.json"))):
-        with open(path, "rb") as file:
-            digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}".encode())
-    return digest.hexdigest()
+    """What tells a local model from another of the same name, its base counted in. None for other names."""
+    return fingerprint_weights(name) if str(name) in embedded() or Path(name).is_dir() else None
 
 
 def check_apart(out: str | Path, *names: str | Path) -> None:

@@ -21,7 +21,6 @@ from relaylab.tasks.suites import ALL_SUITES, SUITES, mixture, problems
 from relaylab.training.configs import config_names, read_config
 from relaylab.zoo.pretrain import RECIPES, pretrain, train_tokenizer
 
-TESTBED = ("lifelike", "plain", "wordy", "stubborn")  # the worlds that have a student, by the dials of worlds.py
 RECORD = "training.json"  # in each embedded model's folder: how it was made
 # Why all weights: the student has never seen the tokens of the tags, which stand at log-probability -30. An adapter of
 # the layers can only lift them together with every other token that it never saw. Why correct responses alone: nearly
@@ -45,7 +44,7 @@ WARMUPS = {
     "warm": WARMUP,
     "warm-sure": SURE,
     "warm-six": WARMUP | {"suites": list(SIX)},
-    **{f"{world}/warmup": DISTILLED | {"student": f"{world}/student"} for world in TESTBED},
+    "lifelike/warmup": DISTILLED,
     "lifelike/warmup-cross-entropy": DISTILLED | {"loss": "cross_entropy"},
 }
 
