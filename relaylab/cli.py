@@ -62,6 +62,8 @@ def _solve(
     json_: Annotated[bool, option("Print the trace as JSON.", "--json")] = False,
 ) -> None:
     """Relay one question and show the trace."""
+    if not question.strip():
+        raise ValueError("the question is empty")
     text = f"{question}\n{prompt_suffix}" if prompt_suffix else question
     trace = teacher.pair(student).solve(text, seed=seed, system=system, **relay, **calls.keywords)
     print(trace.to_json() if json_ else trace_text(trace))
@@ -82,7 +84,7 @@ def _decode(
     seed: opt.Seed = 0,
 ) -> None:
     """Relay and grade many questions."""
-    _check_different(out, questions.data, "--out", "--data")
+    _check_output(out, questions.data, "--out", "--data")
     problems = [replace(p, question=p.prompt(questions.suffix)) for p in questions.load(100)]
     traces = teacher.pair(student).decode(
         problems, out=out, seed=seed, system=system, batch_size=batch_size, shard=shard, **relay, **calls.keywords
@@ -100,7 +102,7 @@ def _show(
     html: Annotated[Path | None, option("Write a page that plays them instead.")] = None,
 ) -> None:
     """Show the traces of a file, and a summary of all of them."""
-    _check_different(html, traces, "--html", "the file of traces")
+    _check_output(html, traces, "--html", "the file of traces")
     everything = _read(traces)
     chosen = [t for t in everything if t.id == id_] if id_ else everything[:limit]
     if id_ and not chosen:
@@ -190,7 +192,7 @@ def _filter(
     seed: opt.Seed = 0,
 ) -> None:
     """The data filter of stage 2: how often does the teacher solve each problem?"""
-    _check_different(out, questions.data, "--out", "--data")
+    _check_output(out, questions.data, "--out", "--data")
     problems = questions.load(100, split="train")
     teacher.choose()
     teacher.start(teacher.teacher)
@@ -225,7 +227,7 @@ def _judge(
     from relaylab.evaluation.judge import Judge, audit
     from relaylab.relay.api_client import APIClient
 
-    _check_different(cache, traces, "--cache", "the file of traces")
+    _check_output(cache, traces, "--cache", "the file of traces")
     judge = Judge(APIClient(server), model=model, max_requests=max_requests, cache=cache)
     result = audit(_read(traces), judge)
     say(str(result))
@@ -338,7 +340,9 @@ def _read(path: Path) -> list[Trace]:
     return traces
 
 
-def _check_different(path: Path | None, other: Path | None, name: str, other_name: str) -> None:
+def _check_output(path: Path | None, other: Path | None, name: str, other_name: str) -> None:
+    if path and path.is_dir():
+        raise ValueError(f"{name} {path} is a folder; name a file")
     if path and other and path.resolve() == other.resolve():
         raise ValueError(f"{name} and {other_name} are both {path}; choose another file")
 

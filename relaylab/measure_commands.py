@@ -81,14 +81,14 @@ def map_command(
     out: Annotated[Path, option("Folder of the worlds, map.csv and map.html; the same command resumes.")] = Path(
         "runs/map"
     ),
-    world: Annotated[list[str], option("A world of the embedded students; may be repeated.")] = ["lifelike"],  # noqa: B006
+    world: Annotated[list[str], option("A world; may be repeated. Default: all that have a student.")] = [],  # noqa: B006
     count: Annotated[int, option("Test problems of each suite.", min=1)] = 200,
     training: Annotated[int, option("Training problems of each suite; as many for h and c.", min=1)] = 20,
     quick: Annotated[bool, option("A look: three triggers, few candidates.")] = False,
     measured: Annotated[Path | None, option("JSON of other pairs: name -> what dials.json has of a world.")] = None,
 ) -> None:
     """Which way of asking for help wins in which world, at 2, 5 and 10 % teacher tokens."""
-    from relaylab.evaluation.method_map import compared, draw_map, measure_dials, measure_world, winners
+    from relaylab.evaluation.method_map import compared, draw_map, measure_dials, measure_world, winners, worlds
     from relaylab.evaluation.stats import summary
     from relaylab.evaluation.table import write_table
     from relaylab.files import read_json, write_whole
@@ -96,15 +96,15 @@ def map_command(
     from relaylab.views.report import html_page
     from relaylab.views.theme import show_figure
 
-    others, worlds = read_json(measured) if measured else {}, {}
-    for name in world:
+    others, found = read_json(measured) if measured else {}, {}
+    for name in world or worlds():
         dials = measure_dials(name, out / name, per_suite=training)
         table, chosen = measure_world(name, out / name, count=count, per_suite=training, quick=quick)
-        worlds[name] = dials, winners(table, chosen)
+        found[name] = dials, winners(table, chosen)
         say(f"{name}: h {dials['harmless']['value']:.2f}, c {dials['confident']['value']:.2f}")
         console.print(method_table(summary(table)))
         print(compared(table, chosen).round(3).to_string(index=False))
-    drawn = draw_map(worlds)
+    drawn = draw_map(found)
     write_table(drawn, out / "map.csv")
     figure = show_figure(map_figure(drawn, others), library=True)
     write_whole(out / "map.html", html_page("When learning to call pays", [figure.html]))

@@ -104,6 +104,8 @@ DECODE = ["decode", "--out", "t.jsonl"]
         ([*DECODE, "--data", "d.jsonl"], "d.jsonl"),
         ([*DECODE, "--suite", "depot", "--answer-field", "a"], "are for --data without --benchmark"),
         ([*DECODE, "--data", "t.jsonl"], "--out and --data are both t.jsonl"),
+        (["decode", "--out", ".", "--suite", "depot"], "--out . is a folder; name a file"),
+        (["solve", " "], "the question is empty"),
         (["show", "t.jsonl"], "t.jsonl"),
         (["show", "t.jsonl", "--html", "t.jsonl"], "are both t.jsonl"),
         (["zoo", "verify", "--write", "--count", 0], "count is 0"),

@@ -45,6 +45,11 @@ def students(world: str, kind: str) -> list[str]:
     return [name for name in embedded() if name == f"{world}/{kind}" or name.startswith(f"{world}/{kind}-seed")]
 
 
+def worlds() -> list[str]:
+    """The worlds that have an embedded student."""
+    return [name.removesuffix("/student") for name in embedded() if name.endswith("/student")]
+
+
 def pair_of(world: str) -> tuple[str, str]:
     """The untrained student of a world, and its teacher.
 
@@ -55,8 +60,7 @@ def pair_of(world: str) -> tuple[str, str]:
     ('lifelike/student', 'lifelike/teacher')
     """
     if (student := f"{world}/student") not in embedded():
-        known = ", ".join(name.removesuffix("/student") for name in embedded() if name.endswith("/student"))
-        raise ValueError(f"no student of the world {world!r} is embedded; there are those of {known}")
+        raise ValueError(f"no student of the world {world!r} is embedded; there are those of {', '.join(worlds())}")
     return student, default_teacher(student)
 
 

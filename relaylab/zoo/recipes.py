@@ -46,6 +46,7 @@ WARMUPS = {
     "warm-six": WARMUP | {"suites": list(SIX)},
     "lifelike/warmup": DISTILLED,
     "lifelike/warmup-cross-entropy": DISTILLED | {"loss": "cross_entropy"},
+    **{f"{world}/warmup": DISTILLED | {"student": f"{world}/student"} for world in ("plain", "wordy", "stubborn")},
 }
 
 
