@@ -47,6 +47,7 @@ _NAMES = {
     "relaylab.views.evaluation_figures": "MEASURE_NAMES accuracy_against_share delivery_figure effects_figure"
     " fleet_load suite_bars transfer_figure verdict_figure window_figure",
     "relaylab.views.figures": "call_positions token_entropy",
+    "relaylab.views.method_map": "map_figure",
     "relaylab.views.predict": "Predict",
     "relaylab.views.reward_lab": "Rollout reward_lab",
     "relaylab.views.sweep_report": "effects_shown plane_figure",

@@ -125,7 +125,7 @@ def measure_world(
         drawn(per_suite, split="train", seed=8), out / "thresholds", router_problems=training, **options,
         **QUICK if quick else {},
     )  # fmt: skip
-    methods = ["student", "teacher"]
+    methods = ["student", "teacher", *([] if quick else ["steer"])]  # steer sets its threshold itself
     if relays := students(world, "relay"):
         methods += [f"relay:student={'+'.join(relays)}", f"teacher-free:student={'+'.join(relays)}"]
     if plain := students(world, "grpo"):
