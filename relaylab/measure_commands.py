@@ -88,26 +88,32 @@ def map_command(
     measured: Annotated[Path | None, option("JSON of other pairs: name -> what dials.json has of a world.")] = None,
 ) -> None:
     """Which way of asking for help wins in which world, at 2, 5 and 10 % teacher tokens."""
-    from relaylab.evaluation.method_map import compared, draw_map, measure_dials, measure_world, winners, worlds
+    from relaylab.evaluation import method_map as maps
     from relaylab.evaluation.stats import summary
     from relaylab.evaluation.table import write_table
     from relaylab.files import read_json, write_whole
+    from relaylab.views.evaluation_figures import accuracy_against_share
     from relaylab.views.method_map import map_figure
     from relaylab.views.report import html_page
     from relaylab.views.theme import show_figure
 
-    others, found = read_json(measured) if measured else {}, {}
-    for name in world or worlds():
-        dials = measure_dials(name, out / name, per_suite=training)
-        table, chosen = measure_world(name, out / name, count=count, per_suite=training, quick=quick)
-        found[name] = dials, winners(table, chosen)
+    others, found, frontiers = read_json(measured) if measured else {}, {}, []
+    for name in world or maps.worlds():
+        dials = maps.measure_dials(name, out / name, per_suite=training)
+        table, chosen = maps.measure_world(name, out / name, count=count, per_suite=training, quick=quick)
+        found[name] = dials, maps.winners(table, chosen)
+        write_table(maps.at_budgets(table, chosen), out / name / "methods.csv")
+        frontier = accuracy_against_share(table).update_layout(
+            title_text=f"Accuracy against the teacher's share: {name}"
+        )
+        frontiers.append(frontier.update_xaxes(range=[-0.5, 12]))  # the teacher alone stands at 100 %
         say(f"{name}: h {dials['harmless']['value']:.2f}, c {dials['confident']['value']:.2f}")
         console.print(method_table(summary(table)))
-        print(compared(table, chosen).round(3).to_string(index=False))
-    drawn = draw_map(found)
+        print(maps.compared(table, chosen).round(3).to_string(index=False))
+    drawn = maps.draw_map(found)
     write_table(drawn, out / "map.csv")
-    figure = show_figure(map_figure(drawn, others), library=True)
-    write_whole(out / "map.html", html_page("When learning to call pays", [figure.html]))
+    figures = [show_figure(fig).html for fig in (map_figure(drawn, others), *frontiers)]
+    write_whole(out / "map.html", html_page("When learning to call pays", figures))
     print(drawn.drop(columns=["low", "high", "gap_low", "gap_high"]).round(3).to_string(index=False))
     say(f"the map is {out / 'map.html'}")
 

@@ -176,6 +176,25 @@ def winners(table: pd.DataFrame, chosen: pd.DataFrame, budgets: Sequence[float] 
     return pd.DataFrame(rows)
 
 
+def at_budgets(table: pd.DataFrame, chosen: pd.DataFrame) -> pd.DataFrame:
+    """Every method of a world on the test problems: a trigger once for each budget, all others without one.
+
+    Args:
+        table: of ``evaluate``.
+        chosen: of ``calibrate``.
+
+    Returns:
+        ``family``, ``budget``, ``method``, ``accuracy``, ``teacher_share`` and ``gap``, each figure with its interval.
+    """
+    rows = (
+        summary(table)
+        .merge(chosen[["method", "budget"]], on="method", how="left")
+        .assign(family=lambda rows: rows["method"].map(family))
+    )
+    figures = ["accuracy", "low", "high", "teacher_share", "teacher_low", "teacher_high", "gap", "gap_low", "gap_high"]
+    return rows[["family", "budget", "method", *figures]]
+
+
 def compared(table: pd.DataFrame, chosen: pd.DataFrame) -> pd.DataFrame:
     """The relay minus each trigger at the budget nearest to the relay's share: points, paired interval, p."""
     figures, right = summary(table).set_index("method"), columns(table, "correct")
