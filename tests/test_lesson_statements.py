@@ -10,9 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import relaylab as rl
 from lesson.checks import EXERCISES, NotYet, check
+from relaylab.call_tag import format_call
 from relaylab.tasks.suites import level_of
 
 HOME = Path(__file__).parents[1]
@@ -65,6 +67,26 @@ def test_01_says_what_a_command_breaks_and_what_entropy_shows_of_it():
     doubts = [piece for piece, nats in zip(lost.pieces[behind:], lost.entropies[behind:]) if nats > 0.6]
     assert len(doubts) >= 5
     assert not any(c.isdigit() or c in "+-*/=" for piece in doubts for c in piece)
+
+
+def test_02_says_that_the_warmed_up_student_asks_in_doubt_and_not_in_need():
+    cells = sources("02")
+    assert "several times as large where the student is unsure" in " ".join(cells["cell-41"].split())
+    pair = rl.load_pair("lifelike/warmup", "none")
+    text, asked, doubt, hard = pair.student.text, [], [], []
+    for problem in rl.problems("tiles", 6, world="lifelike"):
+        ids = text.encode(problem.solution)
+        prompt = pair.student.prompt_ids([{"role": "user", "content": problem.question}])
+        with torch.inference_mode():
+            logits = pair.student.model(torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1]
+        opening = text.encode(format_call(4))[0]
+        asked += logits.softmax(-1)[:, opening].tolist()
+        logits[:, opening] = -1e9
+        doubt += (-(logits.softmax(-1) * logits.log_softmax(-1)).sum(-1)).tolist()
+        hard += [piece.strip().isdigit() or piece in "+-*/=" for piece in text.pieces(ids)]
+    chance, unsure, arithmetic = np.array(asked), np.array(doubt) > 0.6, np.array(hard)
+    assert chance[unsure].mean() > 3 * chance[~unsure].mean()
+    assert (unsure & ~arithmetic).sum() > (unsure & arithmetic).sum(), "most doubts are about words"
 
 
 def test_06_says_of_exploration_what_its_sweep_shows():
