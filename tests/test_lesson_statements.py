@@ -77,7 +77,7 @@ def test_02_says_that_the_warmed_up_student_asks_in_doubt_and_not_in_need():
     for problem in rl.problems("tiles", 6, world="lifelike"):
         ids = text.encode(problem.solution)
         prompt = pair.student.prompt_ids([{"role": "user", "content": problem.question}])
-        with torch.inference_mode():
+        with torch.no_grad():
             logits = pair.student.model(torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1]
         opening = text.encode(format_call(4))[0]
         asked += logits.softmax(-1)[:, opening].tolist()
