@@ -10,9 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import relaylab as rl
 from lesson.checks import EXERCISES, NotYet, check
+from relaylab.call_tag import format_call
 from relaylab.tasks.suites import level_of
 
 HOME = Path(__file__).parents[1]
@@ -39,21 +41,52 @@ def test_00_says_where_the_student_is_unsure():
     assert all(re.search(rf"{as_}\*{right}=\d+$", text) for text in before[1:]), "digits of the product"
 
 
-def test_01_says_what_entropy_shows_of_a_lost_place():
-    """The first wrong number is written without a doubt, and the digit with the most doubt comes lines later."""
-    assert "first wrong number with almost no entropy" in " ".join(sources("01")["cell-10"].split())
-    easy = next(rl.problem(suite, 0) for suite in rl.SUITES if level_of(suite) == "easy")
-    trace = rl.load_pair("student", "teacher").solve(easy, call_rule=rl.CallAt({20: 4}))
-    begin = trace.answered[0].end + 4
-    line = "".join(trace.pieces[begin:]).split("\n")[0]
-    wrong = re.search(r"(\d+)[-+*]\d+=", line)
-    assert wrong
-    assert wrong[1] not in easy.solution.split("\n")[1], "a wrong number"
-    digits = [i for i in range(begin, len(trace.pieces)) if trace.pieces[i].isdigit()]
-    assert all(trace.entropies[i] < 0.1 for i in digits[: len(wrong[1])])
-    highest = max(digits, key=lambda i: trace.entropies[i])
-    assert trace.entropies[highest] > 1
-    assert "".join(trace.pieces[begin:highest]).count("\n") == 2, "three lines are wrong by then"
+def test_01_says_what_a_command_breaks_and_what_entropy_shows_of_it():
+    """The command and not the teacher's tokens, most of all before a number; the error has no entropy, words have."""
+    says = " ".join(" ".join(sources("01")[name].split()) for name in ("cell-07", "where-text", "cell-10"))
+    for part in (
+        "teacher's four tokens alone do no harm",
+        "about to write a number",
+        "every one of them is about words",
+    ):
+        assert part in says
+    easy = [p for suite in rl.SUITES if level_of(suite) == "easy" for p in rl.problems(suite, 5)]
+    pair = rl.load_pair("lifelike/student", "lifelike/teacher")
+    right = {}
+    for place, silent in ((20, False), (30, False), (30, True)):
+        rule = rl.CallAt({place: 4})
+        traces = pair.decode(easy, call_rule=rule, write_call=not silent, progress=False)
+        right[place, silent] = np.mean([bool(t.correct) for t in traces])
+    assert right[30, False] < 0.5 < 0.7 < right[20, False], "before a number, and among words"
+    assert right[30, True] > 0.9
+    lost = pair.solve(easy[1], call_rule=rl.CallAt({30: 4}))
+    behind = lost.answered[0].end + 4
+    assert "".join(lost.pieces[behind - 4 : behind + 1]) == "76-2=", "a digit of 21 is lost"
+    assert "76-21=" in easy[1].solution
+    assert lost.entropies[behind] < 0.1
+    doubts = [piece for piece, nats in zip(lost.pieces[behind:], lost.entropies[behind:]) if nats > 0.6]
+    assert len(doubts) >= 5
+    assert not any(c.isdigit() or c in "+-*/=" for piece in doubts for c in piece)
+
+
+def test_02_says_that_the_warmed_up_student_asks_in_doubt_and_not_in_need():
+    cells = sources("02")
+    assert "several times as large where the student is unsure" in " ".join(cells["cell-41"].split())
+    pair = rl.load_pair("lifelike/warmup", "none")
+    text, asked, doubt, hard = pair.student.text, [], [], []
+    for problem in rl.problems("tiles", 6, world="lifelike"):
+        ids = text.encode(problem.solution)
+        prompt = pair.student.prompt_ids([{"role": "user", "content": problem.question}])
+        with torch.no_grad():
+            logits = pair.student.model(torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1]
+        opening = text.encode(format_call(4))[0]
+        asked += logits.softmax(-1)[:, opening].tolist()
+        logits[:, opening] = -1e9
+        doubt += (-(logits.softmax(-1) * logits.log_softmax(-1)).sum(-1)).tolist()
+        hard += [piece.strip().isdigit() or piece in "+-*/=" for piece in text.pieces(ids)]
+    chance, unsure, arithmetic = np.array(asked), np.array(doubt) > 0.6, np.array(hard)
+    assert chance[unsure].mean() > 3 * chance[~unsure].mean()
+    assert (unsure & ~arithmetic).sum() > (unsure & arithmetic).sum(), "most doubts are about words"
 
 
 def test_06_says_of_exploration_what_its_sweep_shows():

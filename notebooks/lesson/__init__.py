@@ -33,7 +33,7 @@ _NAMES = {
     "relaylab.relay.pair": "graded",
     "relaylab.relay.teachers": "TeacherOutput",
     "relaylab.sweep.results": "effects plane read_results",
-    "relaylab.tasks.suites": "TAUGHT Problem level_of mixture",
+    "relaylab.tasks.suites": "ALL_SUITES TAUGHT Problem level_of mixture",
     "relaylab.tasks.worlds": "HARD_KINDS",
     "relaylab.trace": "TEACHER to_frame",
     "relaylab.training.configs": "read_config",
