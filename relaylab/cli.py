@@ -16,7 +16,7 @@ import typer
 from relaylab import measure_commands as measure
 from relaylab import options as opt
 from relaylab.defaults import STUDENT, UNTRAINED
-from relaylab.files import shard_path, write_whole
+from relaylab.files import shard_path
 from relaylab.notebook_commands import notebooks_run, sweep
 from relaylab.options import command, console, option, say, warn
 from relaylab.submissions import grade_command
@@ -109,8 +109,7 @@ def _show(
         from relaylab.views.player import player
 
         chosen = sorted(everything, key=lambda t: t.id != id_)[:limit]  # the file's order, behind that one
-        head = '<!doctype html><meta charset="utf-8"><meta name="color-scheme" content="light dark">'
-        write_whole(html, f"{head}<title>relaylab</title>{player(chosen).html}")
+        player(chosen).save(html)
         return say(f"{len(chosen)} traces in {html}")
     for trace in chosen:
         print(trace_text(trace), end="\n\n")

@@ -21,6 +21,7 @@ from relaylab.evaluation.calibrate import BUDGETS, calibrate
 from relaylab.evaluation.evaluate import evaluate
 from relaylab.evaluation.interventions import dials
 from relaylab.evaluation.stats import columns, paired, summary
+from relaylab.evaluation.table import dial_columns
 from relaylab.files import check_config, plain, read_json, write_json
 from relaylab.relay.local_teacher import LocalTeacher
 from relaylab.relay.pair import Pair
@@ -195,9 +196,6 @@ def draw_map(worlds: dict[str, tuple[dict[str, Any], pd.DataFrame]]) -> pd.DataF
     """
     parts = []
     for world, (measured, won) in worlds.items():
-        place = {"world": world}
-        for name, letter in (("harmless", "h"), ("confident", "c")):
-            ends = {f"{letter}_low": measured[name]["low"], f"{letter}_high": measured[name]["high"]}
-            place |= {letter: measured[name]["value"]} | ends
+        place = {"world": world} | dial_columns(measured)
         parts.append(won.assign(**place)[[*place, *won.columns]])
     return pd.concat(parts, ignore_index=True)

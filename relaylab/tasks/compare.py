@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from functools import lru_cache
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 from relaylab.tasks import verifier
 from relaylab.tasks.normalise import SMALL_NUMBERS, TEXT, normalise, spaces
@@ -210,11 +210,8 @@ def _brackets(text: str) -> tuple[str, list[str]] | None:
     """The two brackets and at least two entries of a text that is one pair of brackets."""
     if text[:1] not in ("(", "[") or text[-1:] not in (")", "]"):
         return None
-    depth = 0
-    for i, letter in enumerate(text):
-        depth += (letter in "([{") - (letter in ")]}")
-        if depth == 0 and i < len(text) - 1:
-            return None
+    if 0 in _depths(text)[:-1]:
+        return None
     parts = _parts(text[1:-1])
     return (text[0] + text[-1], parts) if len(parts) > 1 else None
 
@@ -226,13 +223,14 @@ def _tuple(text: str) -> str:
 
 def _parts(text: str) -> list[str]:
     """The text cut at commas and semicolons outside brackets."""
-    parts, depth, begin = [], 0, 0
-    for i, letter in enumerate(text):
-        depth += (letter in "([{") - (letter in ")]}")
-        if letter in ",;" and depth == 0:
-            parts.append(text[begin:i])
-            begin = i + 1
-    return [" ".join(part.split()) for part in [*parts, text[begin:]] if part.strip()]
+    cuts = [i for i, (letter, depth) in enumerate(zip(text, _depths(text))) if letter in ",;" and depth == 0]
+    parts = [text[a + 1 : b] for a, b in pairwise([-1, *cuts, len(text)])]
+    return [" ".join(part.split()) for part in parts if part.strip()]
+
+
+def _depths(text: str) -> list[int]:
+    """In how many brackets the text is after each letter."""
+    return list(accumulate((letter in "([{") - (letter in ")]}") for letter in text))
 
 
 def split_answers(text: str) -> list[str]:

@@ -38,7 +38,7 @@ from relaylab.files import bind_folder, check_config, check_replaceable, plain, 
 from relaylab.relay.pair import Pair, load_teacher
 from relaylab.relay.teachers import NoTeacher, ScriptedTeacher, Teacher, TeacherOutput
 from relaylab.stopping import stop_signals
-from relaylab.tasks.suites import Problem
+from relaylab.tasks.suites import Problem, problem_texts
 from relaylab.trace import Trace
 from relaylab.training.policy_model import (
     PolicyModel,
@@ -200,14 +200,10 @@ def warmup(
     if loss not in get_args(Loss):
         raise ValueError(f"loss is {loss!r}; it must be one of {', '.join(get_args(Loss))}")
     out = Path(out)
-    settings = {
-        k: v for k, v in locals().items() if k not in ("out", "problems", "check", "progress", "device", "save_steps")
-    }
-    texts = [[[p.id, p.question, p.answer, *p.history] for p in part] for part in (problems, check)]
-    config = plain(
-        settings
-        | {"weights": [weights_digest(m) for m in (student, teacher) if m], "problems": texts[0], "check": texts[1]}
-    )
+    free = ("out", "problems", "check", "progress", "device", "save_steps")  # these decide nothing, or are digested
+    settings = {k: v for k, v in locals().items() if k not in ("free", *free)}
+    settings |= {"weights": [weights_digest(m) for m in (student, teacher) if m]}
+    config = plain(settings | {"problems": problem_texts(problems), "check": problem_texts(check)})
     check_apart(out, student)
     check_replaceable(out, marker=RECORD)
     if (out / RECORD).exists():
