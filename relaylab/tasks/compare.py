@@ -16,7 +16,7 @@ import re
 import time
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from fractions import Fraction
 from functools import lru_cache
 from itertools import accumulate, pairwise
@@ -113,7 +113,10 @@ def _single(written: str, answer: str, unit: str, tolerance: float) -> Reason:
         a = _based(written) or (written, b[1])
         return _reason(a == b)
     if entries := _entries(written, answer):
-        return entries if isinstance(entries, str) else _in_order(*entries, unit, tolerance)
+        if isinstance(entries, str):
+            return entries
+        reasons = (_single(a, b, unit, tolerance) for a, b in zip(*entries, strict=True))
+        return next((reason for reason in reasons if reason != "equal"), "equal")
     return _value(written, answer, unit, tolerance)
 
 
@@ -267,13 +270,6 @@ def _without_dots(parts: list[str]) -> list[str]:
         if len(whole) <= 1000 and len(whole) and whole[-1] == int(end[-1]):
             return [*map(str, whole)]
     return [str(numbers[0]), str(numbers[0] + step), r"\ldots", *end[-1:]]
-
-
-def _in_order(ours: Sequence[str], theirs: Sequence[str], unit: str, tolerance: float) -> Reason:
-    for a, b in zip(ours, theirs, strict=True):
-        if (reason := _single(a, b, unit, tolerance)) != "equal":
-            return reason
-    return "equal"
 
 
 def _as_set(text: str, other: str) -> str:

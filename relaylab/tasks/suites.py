@@ -1,36 +1,46 @@
 """The embedded suites: endless, seeded word problems with worked solutions, for models small enough to ship.
 
-Eleven suites, graded by the arithmetic they need. In the *easy* ones every step is one that a very small model learns.
-In the *hard* ones exactly one step is a product of two two-digit numbers, written down without intermediate lines, and
-everything around it is easy. *beyond* asks for products that no embedded model has the capacity for. The models
-without a world were trained on these nine in the same proportions: what one of them cannot do, it could not learn.
+In the *easy* ones every step is one that a very small model learns. In the *hard* ones exactly one step is a product of
+two two-digit numbers, without intermediate lines. *beyond* has products that no embedded model has the capacity for.
 *fact* and *route* have misconceptions: a world's textbook for the student is wrong there (``worlds.py``).
 
 A problem is a function of (suite, split, seed, index, world). The split is decided by a hash of the question's text, so
-no question of one split can appear in the other. Arithmetic facts (47*83) are shared between the splits; questions are
-not.
-
-This module does not grade (``grading.py``) and does not know any model.
+no question of one split can appear in the other. Arithmetic facts (47*83) are shared between the splits.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import count
+from pathlib import Path
 from typing import Any, Literal
 
-from relaylab.tasks.stories import ITEMS, NAMES, SCENES
 from relaylab.tasks.worlds import DEFAULT_WORLD, WRONG_SHARE, Step, Trap, find_world, write_line
 from relaylab.trace import Trace
 
 Split = Literal["train", "test"]
 Level = Literal["easy", "medium", "hard", "beyond", "fact", "route"]
 AnswerKind = Literal["expression", "number", "letter", "text", "several"]
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """One story. A question takes one phrasing of each of its sentences; the labels name the lines of the solution."""
+
+    sentences: list[list[str]]
+    labels: list[str]
+
+
+# The wording of the suites. ``{name}`` and ``{item}`` are drawn from the lists; ``{a}`` to ``{e}`` are the numbers.
+_STORIES = json.loads(Path(__file__).with_name("stories.json").read_text(encoding="utf-8"))
+NAMES, ITEMS = _STORIES["names"], _STORIES["items"]
+SCENES = {suite: [Scene(**scene) for scene in scenes] for suite, scenes in _STORIES["scenes"].items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,19 +103,12 @@ def _chain(value: int, *operations: tuple[str, int]) -> list[Step]:
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """The numbers of a problem.
+    """The numbers of a problem."""
 
-    Args:
-        numbers: those that the question names.
-        steps: of the right solution.
-        wrong: of the student's textbook, in a suite with misconceptions.
-        scene: the number of its scene, if the numbers decide it.
-    """
-
-    numbers: dict[str, int]
-    steps: list[Step]
-    wrong: list[Step] | None = None
-    scene: int | None = None
+    numbers: dict[str, int]  # those that the question names
+    steps: list[Step]  # of the right solution
+    wrong: list[Step] | None = None  # of the student's textbook, in a suite with misconceptions
+    scene: int | None = None  # the number of its scene, if the numbers decide it
 
 
 def _savings(r: random.Random) -> Draft:

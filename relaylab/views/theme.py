@@ -38,21 +38,13 @@ NO_MATH = "tex2jax_ignore mathjax_ignore"  # classes that stop MathJax 2 and 3: 
 
 @dataclass(frozen=True, slots=True)
 class Role:
-    """How one source of tokens looks.
+    """How one source of tokens looks."""
 
-    Args:
-        name: The word for it.
-        mark: Its colour in figures.
-        symbol: Its marker in figures.
-        open: Text before its tokens on a terminal.
-        close: Text after its tokens on a terminal.
-    """
-
-    name: str
-    mark: str
-    symbol: str
-    open: str = ""
-    close: str = ""
+    name: str  # the word for it
+    mark: str  # its colour in figures
+    symbol: str  # its marker in figures
+    open: str = ""  # text before its tokens on a terminal
+    close: str = ""  # and after them
 
 
 ROLES = {

@@ -1,10 +1,8 @@
 """How the embedded models were made: tokenizer, drills, training from scratch, and training on into the worlds.
 
-All models see a mixture of *drills*, packed lines such as ``47*83=3901.``, which teach the arithmetic densely, and
-solved problems of the suites. Operands are drawn the same way for all; width, depth and the number of steps differ. The
-loss covers results and solutions, not operands and questions.
-
-A base learns the plain suites. Training on gives it a world: its wording, and to a student its misconceptions.
+All models see *drills*, packed lines such as ``47*83=3901.``, and solved problems of the suites. Width, depth and the
+number of steps differ. The loss covers results and solutions, not operands and questions. A base learns the plain
+suites. Training on gives it a world: its wording, and to a student its misconceptions.
 
 Muon trains the matrices, AdamW the rest. A run writes a checkpoint every ``save_every`` steps and continues from it.
 """
@@ -40,30 +38,19 @@ PRE_TOKENIZER = (
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Everything that decides an embedded model.
+    """Everything that decides an embedded model."""
 
-    Args:
-        steps: optimiser steps of ``batch`` sequences.
-        seed: of the data, and of the weights without a ``base``.
-        base: the recipe whose model is trained on.
-        worlds: of the solved problems; each batch draws one.
-        textbook: learn the student's textbook: misconceptions included, and no results of hard steps.
-        suites: of the solved problems, in turn.
-        drills: the share of batches of drills, early, in the middle and late.
-        weights: of kinds of drills, over those of ``DRILLS``.
-    """
-
-    steps: int
-    seed: int
+    steps: int  # optimiser steps of ``batch`` sequences
+    seed: int  # of the data, and of the weights without a ``base``
     width: int = 48
     layers: int = 2
     heads: int = 4
-    base: str = ""
-    worlds: tuple[str, ...] = ("plain",)
-    textbook: bool = False
-    suites: tuple[str, ...] = SUITES
-    drills: tuple[float, float, float] = (0.8, 0.5, 0.3)
-    weights: dict[str, float] = field(default_factory=dict)
+    base: str = ""  # the recipe whose model is trained on
+    worlds: tuple[str, ...] = ("plain",)  # of the solved problems; each batch draws one
+    textbook: bool = False  # learn the student's textbook: misconceptions included, and no results of hard steps
+    suites: tuple[str, ...] = SUITES  # of the solved problems, in turn
+    drills: tuple[float, float, float] = (0.8, 0.5, 0.3)  # the share of batches of drills, early, in the middle, late
+    weights: dict[str, float] = field(default_factory=dict)  # of kinds of drills, over those of ``DRILLS``
     batch: int = 64
     learning_rate: float = 4e-3
     vocabulary: int = 1024
