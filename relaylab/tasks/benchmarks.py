@@ -197,15 +197,16 @@ def _hub(bench: Benchmark) -> Rows:
     try:
         rows = datasets.load_dataset(bench.hub, bench.config, split=bench.split)
     except Exception as error:  # of the hub, of its HTTP library, of the cache: what helps is the same
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         if re.search(r"(?i)gated|\b40[13]\b|restricted|authenticat", f"{type(error).__name__} {error}"):
             page = f"https://huggingface.co/datasets/{bench.hub}"
             remedy = f"it is gated: accept its terms at {page} and log in with `hf auth login`"
         else:
             remedy = "go online once (it is cached then)"
         remedy += f", or give path, a local file with {bench.question}, {bench.answer}"
-        told = f"{bench.title}: {bench.hub} could not be loaded from the hub ({said}); {remedy}"
-        raise ConnectionError(told) from error
+        raise ConnectionError(
+            f"{bench.title}: {bench.hub} could not be loaded from the hub ({reason}); {remedy}"
+        ) from error
     for number, row in enumerate(rows):
         if _counts(bench, row):
             yield f"{bench.hub}, row {number}", row

@@ -115,8 +115,10 @@ def _single(written: str, answer: str, unit: str, tolerance: float) -> Reason:
     if entries := _entries(written, answer):
         if isinstance(entries, str):
             return entries
-        reasons = (_single(a, b, unit, tolerance) for a, b in zip(*entries, strict=True))
-        return next((reason for reason in reasons if reason != "equal"), "equal")
+        for a, b in zip(*entries, strict=True):
+            if (reason := _single(a, b, unit, tolerance)) != "equal":
+                return reason
+        return "equal"
     return _value(written, answer, unit, tolerance)
 
 

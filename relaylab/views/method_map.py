@@ -17,6 +17,7 @@ from relaylab.views.theme import GREY, OKABE_ITO, with_alt_text
 
 PLACE = [f"{dial}{end}" for dial in "hc" for end in ("", "_low", "_high")]
 MEASURED = "measured, no winner known"
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star")
 
 
 def map_figure(drawn: pd.DataFrame, measured: Mapping[str, Any] | None = None) -> go.Figure:
@@ -49,7 +50,7 @@ def map_figure(drawn: pd.DataFrame, measured: Mapping[str, Any] | None = None) -
     f[PLACE] *= 100
     bars = error_bars("x", f["c"], f["c_low"], f["c_high"]) | error_bars("y", f["h"], f["h_low"], f["h_high"])
     fig = px.scatter(f, x="c", y="h", text="label", color="marks", symbol="marks", template="relaylab",
-                     color_discrete_sequence=OKABE_ITO[:6], **bars)  # fmt: skip
+                     color_discrete_sequence=OKABE_ITO[:6], symbol_sequence=SYMBOLS, **bars)  # fmt: skip
     fig.update_traces(marker_size=18, textposition="bottom center", textfont_size=11)
     fig.update_traces(error_x_thickness=1, error_y_thickness=1)
     known = {"marker": dict(size=14, symbol="x", color=GREY), "textposition": "middle right"}
