@@ -119,7 +119,7 @@ def _quotient(r: random.Random, low: int, high: int) -> tuple[str, str]:
     return f"{a * b}/{b}=", f"{a}.\n"
 
 
-def train_tokenizer(vocabulary: int, *, problems: int = 6000) -> PreTrainedTokenizerFast:
+def train_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer, so that any text can be encoded, with ChatML special tokens and template."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -136,12 +136,11 @@ def train_tokenizer(vocabulary: int, *, problems: int = 6000) -> PreTrainedToken
         show_progress=False,
     )
     stream = mixture(suites=SUITES, world="plain")
-    texts = []
-    for i in range(problems):
-        p = next(stream)
-        # Calls are in the corpus so that `<call>` is a few tokens, as in a large vocabulary; no model is trained on
-        # them here.
-        texts.append(f"user\n{p.question}\nassistant\n{p.solution}\n{format_call(i % 9 + 1)}")
+    # With calls in the corpus `<call>` is a few tokens, as in a large vocabulary. No model is trained on them here.
+    texts = [
+        f"user\n{p.question}\nassistant\n{p.solution}\n{format_call(i % 9 + 1)}"
+        for i, p in enumerate(islice(stream, 6000))
+    ]
     tokenizer.train_from_iterator(texts, trainer)
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", model_max_length=2048
@@ -182,14 +181,14 @@ class Batches:
         drill_share = early if done < 0.3 else middle if done < 0.6 else late
         return self._drills(r) if r.random() < drill_share else self._problems(r)
 
-    def _drills(self, r: random.Random, length: int = 96) -> tuple[torch.Tensor, torch.Tensor]:
+    def _drills(self, r: random.Random) -> tuple[torch.Tensor, torch.Tensor]:
+        size = self.batch * 96  # tokens
         kinds, weights = list(DRILLS), [self.recipe.weights.get(kind, weight) for kind, (weight, _) in DRILLS.items()]
-        lines = [DRILLS[k][1](r) for k in r.choices(kinds, weights, k=self.batch * length // 6)]
+        lines = [DRILLS[k][1](r) for k in r.choices(kinds, weights, k=size // 6)]
         # One stream cut into rows: a row may begin in the middle of a line, which costs a little and needs no padding.
         encoded = self.tokenizer([part for line in lines for part in line], add_special_tokens=False)["input_ids"]
         ids = [i for part in encoded for i in part]
         labels = [i if k % 2 else -100 for k, part in enumerate(encoded) for i in part]
-        size = self.batch * length
         assert len(ids) >= size
         return torch.tensor(ids[:size]).view(self.batch, -1), torch.tensor(labels[:size]).view(self.batch, -1)
 
