@@ -123,6 +123,7 @@ def _warmup(
     models: opt.Models,
     settings: opt.Warmup,
     student: opt.Student = UNTRAINED,
+    exponents: Annotated[list[int], option("The k of n = d * 10^k; may be repeated.", "--exponent")] = [0, 1, 2, 3],  # noqa: B006
     check: Annotated[int, option("Test problems per suite to measure accuracy on; 0: none.", min=0)] = 50,
     seed: opt.Seed = 0,
 ) -> None:
@@ -134,7 +135,8 @@ def _warmup(
 
     tests = [p for s in questions.suite or () if check for p in problems(s, check)]
     keywords: dict[str, Any] = vars(settings) | {"teacher": settings.teacher or None} | models.keywords
-    say(str(warmup(student, training, out, check=tests, prompt_suffix=questions.suffix, seed=seed, **keywords)))
+    keywords |= {"prompt_suffix": questions.suffix, "exponents": exponents, "seed": seed}
+    say(str(warmup(student, training, out, check=tests, **keywords)))
 
 
 @command(app, "train", resumes=True, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

@@ -230,9 +230,6 @@ class Warmup:
     keep_correct: Annotated[bool, option("Leave wrong responses out.")] = False
     min_token_prob: Annotated[float, option("Do not learn less probable tokens.", min=0, max=1)] = 0.0
     uniform: Annotated[float, option("The share of even places of commands; else by entropy.", min=0, max=1)] = 1.0
-    exponents: Annotated[list[int], option("The k of n = d * 10^k; may be repeated.", "--exponent")] = field(
-        default_factory=lambda: [0, 1, 2, 3]
-    )
     max_tokens: MaxTokens = 512
     decode_batch_size: BatchSize = 128
     max_steps: Annotated[int, option("Optimiser steps.", min=1)] = 250

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from heapq import heapify, heappop, heappush
 from itertools import islice
+from math import fsum
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -196,7 +197,7 @@ def _chosen(cells: Sequence[set[Hashable]], sizes: Sequence[int], *, most: int, 
     has: Counter[Hashable] = Counter()
 
     def entry(t: int) -> tuple[float, int]:
-        return -sum(100.0 ** -has[cell] for cell in cells[t]), t
+        return -fsum(100.0 ** -has[cell] for cell in cells[t]), t  # fsum: sets have no order
 
     heap, chosen = [entry(t) for t in range(len(cells))], []
     heapify(heap)
