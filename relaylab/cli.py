@@ -16,7 +16,7 @@ import typer
 from relaylab import measure_commands as measure
 from relaylab import options as opt
 from relaylab.defaults import STUDENT, UNTRAINED
-from relaylab.files import shard_path, write_whole
+from relaylab.files import shard_path
 from relaylab.notebook_commands import notebooks_run, sweep
 from relaylab.options import command, console, option, say, warn
 from relaylab.submissions import grade_command
@@ -111,8 +111,7 @@ def _show(
         from relaylab.views.player import player
 
         chosen = sorted(everything, key=lambda t: t.id != id_)[:limit]  # the file's order, behind that one
-        head = '<!doctype html><meta charset="utf-8"><meta name="color-scheme" content="light dark">'
-        write_whole(html, f"{head}<title>relaylab</title>{player(chosen).html}")
+        player(chosen).save(html)
         return say(f"{len(chosen)} traces in {html}")
     for trace in chosen:
         print(trace_text(trace), end="\n\n")
@@ -124,22 +123,10 @@ def _warmup(
     out: Annotated[Path, option("Folder of the warmed-up student.")],
     questions: opt.Questions,
     models: opt.Models,
+    settings: opt.Warmup,
     student: opt.Student = UNTRAINED,
-    teacher: Annotated[str, option("Writes what the commands ask for: responses become relays.")] = "",
-    check: Annotated[int, option("Test problems per suite to measure accuracy on; 0: none.", min=0)] = 50,
-    temperature: Annotated[float, option("At which responses are sampled.", min=0)] = 1.0,
-    samples: opt.Samples = 1,
-    keep_correct: Annotated[bool, option("Leave wrong responses out.")] = False,
-    min_token_prob: Annotated[float, option("Do not learn less probable tokens.", min=0, max=1)] = 0.0,
-    uniform: Annotated[float, option("The share of even places of commands; else by entropy.", min=0, max=1)] = 1.0,
     exponents: Annotated[list[int], option("The k of n = d * 10^k; may be repeated.", "--exponent")] = [0, 1, 2, 3],  # noqa: B006
-    max_tokens: opt.MaxTokens = 512,
-    decode_batch_size: opt.BatchSize = 128,
-    max_steps: Annotated[int, option("Optimiser steps.", min=1)] = 250,
-    per_device_train_batch_size: Annotated[int, option("Responses per step.", min=1)] = 32,
-    activation_checkpointing: Annotated[bool, option("Compute activations again instead of keeping them.")] = False,
-    learning_rate: Annotated[float, option("At its highest.", min=0)] = 1e-3,
-    full: Annotated[bool, option("Train all weights instead of an adapter.")] = False,
+    check: Annotated[int, option("Test problems per suite to measure accuracy on; 0: none.", min=0)] = 50,
     seed: opt.Seed = 0,
 ) -> None:
     """Stage 1: teach a student the syntax of a call, on its own responses."""
@@ -148,16 +135,10 @@ def _warmup(
     from relaylab.tasks.suites import problems
     from relaylab.training.warmup import warmup
 
-    result = warmup(
-        student, training, out, check=[p for s in questions.suite or () if check for p in problems(s, check)],
-        teacher=teacher or None, temperature=temperature, samples=samples, keep_correct=keep_correct,
-        min_token_prob=min_token_prob, uniform=uniform, exponents=exponents, max_tokens=max_tokens,
-        prompt_suffix=questions.suffix, seed=seed, full=full, decode_batch_size=decode_batch_size,
-        max_steps=max_steps, learning_rate=learning_rate,
-        per_device_train_batch_size=per_device_train_batch_size, activation_checkpointing=activation_checkpointing,
-        **models.keywords,
-    )  # fmt: skip
-    say(str(result))
+    tests = [p for s in questions.suite or () if check for p in problems(s, check)]
+    keywords: dict[str, Any] = vars(settings) | {"teacher": settings.teacher or None} | models.keywords
+    keywords |= {"prompt_suffix": questions.suffix, "exponents": exponents, "seed": seed}
+    say(str(warmup(student, training, out, check=tests, **keywords)))
 
 
 @command(app, "train", resumes=True, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

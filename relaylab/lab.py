@@ -1,10 +1,8 @@
 """``relaylab lab``: the lessons and the pages they link to, in a folder of the reader's own, and JupyterLab there.
 
-What the reader changed stays. A file counts as changed if its bytes are not those that were written here last, so saved
-outputs count, too. A newer version of such a file is put beside it. Nothing is deleted or merged.
-
-The solutions of the exercises stand in ``notebooks/solutions``, which no learner's copy holds. An instructor's copy has
-these pages, and their code in the lessons.
+What the reader changed stays: a file whose bytes are not those that were written here last, saved outputs included. Its
+newer version is put beside it. Nothing is deleted or merged. The solutions of the exercises stand in
+``notebooks/solutions``. No learner's copy holds them; an instructor's has these pages, and their code in the lessons.
 """
 
 from __future__ import annotations

@@ -115,10 +115,10 @@ def _product(what: str, *products: tuple[int, ...]) -> Term:
     return Term(what, " + ".join(how), sum(math.prod(factors) for factors in products))
 
 
-def decoding(student: Shape, teacher: Shape, *, width: int = 2, tokens: int = 2048) -> list[Term]:
-    """The memory of decoding one sequence of so many tokens, with numbers of ``width`` bytes."""
+def decoding(student: Shape, teacher: Shape, *, width: int = 2) -> list[Term]:
+    """The memory of decoding one sequence of 2,048 tokens, with numbers of ``width`` bytes."""
     weights = [_product(role, (s.parameters, width)) for role, s in (("teacher", teacher), ("student", student))]
-    caches = _product("KV caches", (tokens, (student.cache + teacher.cache) * width // 2))
+    caches = _product("KV caches", (2048, (student.cache + teacher.cache) * width // 2))
     return [*weights, caches, Term("runtime", "", RUNTIME)]
 
 

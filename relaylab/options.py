@@ -221,6 +221,25 @@ class Calls:
 
 
 @dataclass
+class Warmup:
+    """How responses are sampled, where commands stand, and how the student learns them: keywords of ``warmup``."""
+
+    teacher: Annotated[str, option("Writes what the commands ask for: responses become relays.")] = ""
+    temperature: Annotated[float, option("At which responses are sampled.", min=0)] = 1.0
+    samples: Samples = 1
+    keep_correct: Annotated[bool, option("Leave wrong responses out.")] = False
+    min_token_prob: Annotated[float, option("Do not learn less probable tokens.", min=0, max=1)] = 0.0
+    uniform: Annotated[float, option("The share of even places of commands; else by entropy.", min=0, max=1)] = 1.0
+    max_tokens: MaxTokens = 512
+    decode_batch_size: BatchSize = 128
+    max_steps: Annotated[int, option("Optimiser steps.", min=1)] = 250
+    per_device_train_batch_size: Annotated[int, option("Responses per step.", min=1)] = 32
+    activation_checkpointing: Annotated[bool, option("Compute activations again instead of keeping them.")] = False
+    learning_rate: Annotated[float, option("At its highest.", min=0)] = 1e-3
+    full: Annotated[bool, option("Train all weights instead of an adapter.")] = False
+
+
+@dataclass
 class Questions:
     """Which questions, and how they are put."""
 

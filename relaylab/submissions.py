@@ -255,11 +255,11 @@ def _total(marks: Mapping[str, Mark], points: Mapping[str, int]) -> int:
 
 def _show(marks: Mapping[str, Mapping[str, Mark]], points: Mapping[str, int]) -> None:
     from rich.markup import escape
-    from rich.table import Table
 
-    table, most = Table("submission"), sum(points.values())
-    for name in (*(f"{name} ({p})" for name, p in points.items()), f"total ({most})", "%"):
-        table.add_column(name, justify="right")
+    from relaylab.views.tables import text_table
+
+    most = sum(points.values())
+    table = text_table("submission", *(f"{name} ({p})" for name, p in points.items()), f"total ({most})", "%")
     for student, own in marks.items():
         cells = [str(points[name] * own[name].right) for name in points]
         total = _total(own, points)

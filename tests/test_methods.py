@@ -15,8 +15,8 @@ from relaylab.cost import HandOff, hand_offs, usage
 from relaylab.evaluation.calibrate import _surprises, calibrate, thresholds
 from relaylab.evaluation.eval_run import EvalRun, ModelCache
 from relaylab.evaluation.evaluate import variants
-from relaylab.evaluation.mixture import unsure_above
 from relaylab.evaluation.score import recorded, score_traces
+from relaylab.evaluation.stats import unsure_above
 from relaylab.evaluation.systems import SYSTEMS, System, system
 from relaylab.relay.call_rules import CallAt, CallEvery
 from relaylab.relay.config import RelayConfig

@@ -11,8 +11,7 @@ import pytest
 
 from relaylab.engine.load import embedded_tokenizer
 from relaylab.tasks.grading import extract_boxed, grade
-from relaylab.tasks.stories import ITEMS, NAMES, SCENES
-from relaylab.tasks.suites import PLANS, SUITES, level_of, mixture, problem, problems, split_of
+from relaylab.tasks.suites import ITEMS, NAMES, PLANS, SCENES, SUITES, level_of, mixture, problem, problems, split_of
 
 # Models ship that were trained on these texts: a change of a word or of a draw must be a decision.
 PINNED = {

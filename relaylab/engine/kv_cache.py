@@ -16,18 +16,12 @@ from transformers import Cache
 
 @dataclass(slots=True, eq=False)
 class CacheSlot:
-    """The place of one sequence in the caches of one model.
+    """The place of one sequence in the caches of one model."""
 
-    Args:
-        index: the place; -1 once the slot is closed.
-        prompt: the tokens that it was opened with.
-        ids: all its tokens; the first ``cached`` of them have been run.
-    """
-
-    index: int
-    prompt: tuple[int, ...] = ()
-    ids: list[int] = field(default_factory=list)
-    cached: int = 0
+    index: int  # the place; -1 once the slot is closed
+    prompt: tuple[int, ...] = ()  # the tokens that it was opened with
+    ids: list[int] = field(default_factory=list)  # all its tokens
+    cached: int = 0  # so many of them, from the first on, have been run
 
     @property
     def pending(self) -> int:

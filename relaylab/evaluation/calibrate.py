@@ -23,7 +23,7 @@ from relaylab.evaluation.token_router import margins
 from relaylab.files import bind_folder, plain
 from relaylab.relay.config import RelayConfig
 from relaylab.relay.teachers import Teacher
-from relaylab.tasks.suites import Problem
+from relaylab.tasks.suites import Problem, problem_texts
 from relaylab.trace import TEACHER, Trace
 
 BUDGETS = (0.02, 0.05, 0.1)  # teacher tokens of all tokens
@@ -67,9 +67,9 @@ def calibrate(
         raise ValueError(f"{unknown[0]!r} has no threshold to calibrate; there are {', '.join(TRIGGERS)}")
     teacher = default_teacher(student) if teacher is None else teacher
     models = ModelCache(teacher, router_problems, max_tokens, untrained=student)
-    texts = [[[p.id, p.question, p.answer, *p.history] for p in part] for part in (problems, router_problems)]
     config = {"student": student, "weights": fingerprint_weights(student), "teacher": models.teacher.name}
-    config |= {"seed": seed, "max_tokens": max_tokens, "problems": texts[0], "router_problems": texts[1]}
+    config |= {"seed": seed, "max_tokens": max_tokens, "problems": problem_texts(problems)}
+    config |= {"router_problems": problem_texts(router_problems)}
     folder = bind_folder(out, plain(config))
     run = EvalRun(models, problems, folder, RelayConfig(max_tokens=max_tokens), seed, batch_size, progress=False)
     alone = run.traces(SYSTEMS["student"])

@@ -30,7 +30,7 @@ from relaylab.relay.pair import UNFINISHED, graded, problem_seed
 from relaylab.relay.relay import Relay
 from relaylab.relay.sequence import Done
 from relaylab.relay.teachers import Teacher
-from relaylab.tasks.suites import Problem, Step
+from relaylab.tasks.suites import problem_of
 from relaylab.trace import TEACHER, Call, Trace
 
 VERDICTS = ("needed", "wasted, right anyway", "wasted, wrong anyway", "harmful")
@@ -169,12 +169,6 @@ def _placebo(trace: Trace, call: Call, alone: Trace, student: Engine) -> Trace:
     source, stop = trace.source[: call.end] + TEACHER * len(own), "teacher_end" if ended or not own else "interrupted"
     parts = dict(completion_ids=ids, source=source, pieces=student.text.pieces(ids), calls=calls, stop=stop)
     return replace(trace, **parts, logprobs=None, entropies=None)
-
-
-def problem_of(trace: Trace) -> Problem:
-    """The problem that a trace holds."""
-    steps = tuple(Step(**step) for step in trace.problem.get("steps", ()))
-    return Problem(**trace.problem | {"id": trace.id, "steps": steps})
 
 
 def _means(answers: list[Trace], call: Call) -> tuple[float, ...]:

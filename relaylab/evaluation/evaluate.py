@@ -29,7 +29,7 @@ from relaylab.files import CONFIG, bind_folder, check_config, own_code, plain, r
 from relaylab.relay.config import RelayConfig
 from relaylab.relay.pair import is_url
 from relaylab.relay.teachers import Teacher
-from relaylab.tasks.suites import Problem
+from relaylab.tasks.suites import Problem, problem_texts
 
 RELAY_OPTIONS = {f.name for f in fields(RelayConfig)}
 KS = (2, 4, 8, 16, 32)  # of pass@k
@@ -142,7 +142,7 @@ def _weights(models: ModelCache, systems: Sequence[System]) -> dict[str, str]:
 
 
 def _digest(problems: Sequence[Problem]) -> str:
-    text = json.dumps([[p.id, p.question, p.answer, *p.history] for p in problems]).encode()
+    text = json.dumps(problem_texts(problems)).encode()
     return hashlib.blake2b(text, digest_size=8).hexdigest() if problems else ""
 
 

@@ -21,6 +21,7 @@ from relaylab.evaluation.calibrate import BUDGETS, calibrate
 from relaylab.evaluation.evaluate import evaluate
 from relaylab.evaluation.interventions import dials
 from relaylab.evaluation.stats import columns, paired, summary
+from relaylab.evaluation.table import dial_columns
 from relaylab.files import check_config, plain, read_json, write_json
 from relaylab.relay.local_teacher import LocalTeacher
 from relaylab.relay.pair import Pair
@@ -64,14 +65,13 @@ def pair_of(world: str) -> tuple[str, str]:
     return student, default_teacher(student)
 
 
-def measure_dials(world: str, out: str | Path, *, per_suite: int = 20, progress: bool = True) -> dict[str, Any]:
+def measure_dials(world: str, out: str | Path, *, per_suite: int = 20) -> dict[str, Any]:
     """h, c and the AUROCs of a world's untrained student, kept in ``out/dials.json``.
 
     Args:
         world: of an embedded student ``WORLD/student``.
         out: the folder of the world.
         per_suite: problems of each suite.
-        progress: show bars.
 
     Returns:
         The fields of ``Dials``, and of its intervals theirs.
@@ -88,9 +88,9 @@ def measure_dials(world: str, out: str | Path, *, per_suite: int = 20, progress:
         return record["dials"]
     relay = Relay(load_engine(student), LocalTeacher(load_engine(teacher)), max_tokens=160)
     alone = Pair(relay.student, NoTeacher()).decode(
-        drawn(per_suite, start=5000), temperature=0.0, max_tokens=160, batch_size=128, record=True, progress=progress
+        drawn(per_suite, start=5000), temperature=0.0, max_tokens=160, batch_size=128, record=True
     )
-    found = asdict(dials(alone, relay, progress=progress))
+    found = asdict(dials(alone, relay))
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, {"config": config, "dials": found})
     return found
@@ -103,7 +103,6 @@ def measure_world(
     count: int = 200,
     per_suite: int = 20,
     quick: bool = False,
-    progress: bool = True,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """All methods of one world on the same test problems. Interrupted, the same call goes on.
 
@@ -113,14 +112,13 @@ def measure_world(
         count: test problems of each suite.
         per_suite: training problems of each suite to calibrate on, and problems for h and c.
         quick: calibrate three triggers with few candidates.
-        progress: show bars.
 
     Returns:
         The table of the evaluation, and one row for each trigger and budget (``calibrate``).
     """
     out, (student, teacher) = Path(out), pair_of(world)
     training = drawn(per_suite, split="train", seed=7)
-    options: dict[str, Any] = dict(student=student, teacher=teacher, progress=progress)
+    options: dict[str, Any] = dict(student=student, teacher=teacher)
     chosen = calibrate(
         drawn(per_suite, split="train", seed=8), out / "thresholds", router_problems=training, **options,
         **QUICK if quick else {},
@@ -218,9 +216,6 @@ def draw_map(worlds: dict[str, tuple[dict[str, Any], pd.DataFrame]]) -> pd.DataF
     """
     parts = []
     for world, (measured, won) in worlds.items():
-        place = {"world": world}
-        for name, letter in (("harmless", "h"), ("confident", "c")):
-            ends = {f"{letter}_low": measured[name]["low"], f"{letter}_high": measured[name]["high"]}
-            place |= {letter: measured[name]["value"]} | ends
+        place = {"world": world} | dial_columns(measured)
         parts.append(won.assign(**place)[[*place, *won.columns]])
     return pd.concat(parts, ignore_index=True)

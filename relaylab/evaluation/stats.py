@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy.stats import bootstrap, wilcoxon
+from scipy.stats import bootstrap, norm, wilcoxon
 
 RESAMPLES = 2000
 NAN = float("nan")
@@ -43,20 +43,16 @@ def pass_at_k(right: int, samples: int, k: int) -> float:
     return 1.0 - float(np.prod([(samples - right - i) / (samples - i) for i in range(k)]))
 
 
-def columns(table: pd.DataFrame, value: str, methods: Sequence[str] | None = None) -> pd.DataFrame:
+def columns(table: pd.DataFrame, value: str) -> pd.DataFrame:
     """(problems, methods): each problem's mean of a column over students and samples; NaN if all were excluded."""
-    names = list(dict.fromkeys(table["method"]))
-    methods = names if methods is None else list(methods)
-    if missing := [m for m in methods if m not in names]:
-        raise ValueError(f"the table has no method {missing[0]!r}; it has {', '.join(names)}")
-    chosen = table[table["method"].isin(methods)]
-    if "excluded" in chosen:
-        chosen = chosen.assign(**{value: chosen[value].where(chosen["excluded"] == 0)})
-    wide = chosen.groupby(["id", "method"], sort=False)[value].mean().unstack("method").reindex(columns=methods)
-    counts = chosen.groupby("method")["id"].nunique()
+    if "excluded" in table:
+        table = table.assign(**{value: table[value].where(table["excluded"] == 0)})
+    methods = list(dict.fromkeys(table["method"]))
+    wide = table.groupby(["id", "method"], sort=False)[value].mean().unstack("method").reindex(columns=methods)
+    counts = table.groupby("method")["id"].nunique()
     if (counts != len(wide)).any():
         raise ValueError(f"the methods answered different problems: {counts.to_dict()}; evaluate them on the same")
-    return wide.loc[list(dict.fromkeys(chosen["id"]))]
+    return wide.loc[list(dict.fromkeys(table["id"]))]
 
 
 def interval(statistic: Callable[[np.ndarray], float], problems: int, *, seed: int = 0) -> Interval:
@@ -141,3 +137,30 @@ def summary(
         row |= {"gap": gap.value, "gap_low": gap.low, "gap_high": gap.high}
         rows.append(row | {c: int(own[c].sum()) for c in ("excluded", "failed_calls") if c in own})
     return pd.DataFrame(rows)
+
+
+def unsure_above(values: Sequence[float], posterior: float = 0.5) -> float:
+    """A threshold without labels, as STEER has it (2511.06190).
+
+    Two Gaussians are fitted by EM. It is the least value, from the lower mean on, that is of the higher one by
+    ``posterior``.
+
+    >>> rng = np.random.default_rng(0)
+    >>> values = np.concatenate([rng.normal(0, 1, 4000), rng.normal(8, 1, 1000)])
+    >>> 4 < unsure_above(values) < unsure_above(values, 0.9) < 4.6
+    True
+    """
+    x = np.sort(np.asarray(values, float))
+    means, weights = np.quantile(x, [0.25, 0.95]), np.array([0.5, 0.5])
+    floor = 1e-3 + 0.01 * x.std()
+    sizes = np.full(2, x.std() + floor)
+    for _ in range(300):
+        joint = weights * norm.pdf(x[:, None], means, sizes) + 1e-300  # (N, 2)
+        shares = joint / joint.sum(1, keepdims=True)
+        weights = shares.mean(0)
+        means = (shares * x[:, None]).sum(0) / shares.sum(0)
+        sizes = np.sqrt((shares * (x[:, None] - means) ** 2).sum(0) / shares.sum(0)) + floor
+    grid = np.linspace(means.min(), x[-1], 10_001)
+    joint = weights * norm.pdf(grid[:, None], means, sizes) + 1e-300
+    unsure = joint[:, means.argmax()] / joint.sum(1) > posterior
+    return float(grid[unsure.argmax()]) if unsure.any() else float("inf")

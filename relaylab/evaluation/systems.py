@@ -4,26 +4,8 @@ A ``System`` decodes the problems of an ``EvalRun``. What several systems need (
 decoded once. ``system("cascade:share=0.3")`` makes one from text. Teacher tokens are marked as such in all of them, so
 ratio and cost mean the same everywhere.
 
-    student, grpo, teacher-free   a student alone; teacher-free is the trained one with calls forbidden (table 4)
-    teacher                       the teacher alone
-    relay                         the trained student with its teacher
-    fixed                         the same, trained with calls of n tokens (table 5)
-    router                        a coin sends the whole question to the teacher with probability p
-    cascade                       the teacher answers the share of questions that the student is least sure of
-    plan                          the teacher writes the first n tokens
-    entropy                       the teacher writes n tokens where the student's entropy is high; no training
-    line                          the same, at the first token of a line only
-    glimp                         the same, and the teacher writes the whole line (GlimpRouter)
-    offload                       where the entropy is high, the teacher writes the rest of the answer
-    margin                        the same, where the student's two most probable tokens lie close together
-    citer                         an MLP on the student's hidden state routes single tokens (``token_router.py``)
-    probe                         the same with a linear probe
-    r2r                           the same, which sees the largest logits, too, at a threshold for a recall (R2R)
-    steer                         as glimp, above a threshold that a mixture of two Gaussians finds (STEER)
-    specreason                    the teacher reads each line of the student, and rewrites the lines that surprise it
-    speculative                   the teacher's own answer, drafted by the student: nothing lost, a measure of cost
-
-The untrained student never saw a command, so systems without training call silently.
+docs/evaluation.md describes each of them. The untrained student never saw a command, so systems without training call
+silently.
 
 A system of your own is a class with one method, named by ``module:Class`` with ``--import module.py``:
 
@@ -40,19 +22,21 @@ import random
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields, replace
 from statistics import fmean
-from typing import ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
+import torch
 from tqdm.auto import tqdm
 
+from relaylab.engine.engine import Engine
 from relaylab.evaluation.eval_run import EvalRun, without_secrets
-from relaylab.evaluation.mixture import unsure_above
-from relaylab.evaluation.speculative import assisted
+from relaylab.evaluation.stats import unsure_above
 from relaylab.files import check_config
 from relaylab.relay.call_rules import CallAt, CallEvery, CallWhenUnsure
 from relaylab.relay.config import CallEnd
 from relaylab.relay.local_teacher import Verifier
-from relaylab.relay.pair import problem_seed
+from relaylab.relay.pair import graded, problem_seed
 from relaylab.relay.teachers import NoTeacher
+from relaylab.tasks.suites import Problem
 from relaylab.trace import TEACHER, Trace, TraceWriter, read_traces
 
 FLAGS = {"1": True, "True": True, "0": False, "False": False}
@@ -288,9 +272,45 @@ class Speculative(System):
         with TraceWriter(run.path(self)) as out:
             for problem in tqdm(run.problems, desc="speculative", disable=not run.progress):
                 if problem.id not in done:
-                    done[problem.id] = assisted(problem, student, teacher.engine, run, config)
+                    done[problem.id] = _assisted(problem, student, teacher.engine, run, config)
                     out.write(done[problem.id])
         return [done[p.id] for p in run.problems]
+
+
+def _assisted(problem: Problem, student: Engine, teacher: Engine, run: EvalRun, config: dict) -> Trace:
+    """The graded answer of the teacher with the student's drafts; ``config`` is the trace's."""
+    prompt = teacher.prompt_ids(problem.messages())
+    counts = {"teacher_passes": 0, "student_passes": 0}
+    hooks = [
+        model.register_forward_hook(lambda *_, name=name: counts.__setitem__(name, counts[name] + 1))
+        for model, name in ((teacher.model, "teacher_passes"), (student.model, "student_passes"))
+    ]
+    seed, temperature = problem_seed(run.seed, problem.id), run.config.temperature
+    sampling = {"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {}
+    generation = student.model.generation_config
+    before = generation.num_assistant_tokens, generation.num_assistant_tokens_schedule
+    generation.num_assistant_tokens, generation.num_assistant_tokens_schedule = config["draft"], "constant"
+    try:
+        with torch.random.fork_rng(devices=[]), torch.inference_mode():
+            torch.manual_seed(seed)
+            ids = torch.tensor([prompt], device=teacher.device)
+            model: Any = teacher.model
+            written = model.generate(
+                ids, attention_mask=torch.ones_like(ids), assistant_model=student.model, do_sample=temperature > 0,
+                max_new_tokens=run.config.max_tokens, eos_token_id=sorted(teacher.end_ids), **sampling,
+            )[0, len(prompt) :].tolist()  # fmt: skip
+    finally:
+        generation.num_assistant_tokens, generation.num_assistant_tokens_schedule = before
+        for hook in hooks:
+            hook.remove()
+    ended = bool(written) and written[-1] in teacher.end_ids
+    pieces = [*teacher.text.pieces(written[:-1]), ""] if ended else teacher.text.pieces(written)
+    trace = Trace(
+        problem.question, prompt, written, TEACHER * len(written), pieces, stop="teacher_end" if ended else "length",
+        seed=seed, temperature=temperature, student=student.name, teacher=config["teacher"],
+        config=config | {"counts": counts}, history=[*problem.history] or None,
+    )  # fmt: skip
+    return graded(trace, problem)
 
 
 ALL = (

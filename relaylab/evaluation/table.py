@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,12 @@ def read_table(out: str | Path) -> pd.DataFrame:
 def each_row(frame: pd.DataFrame) -> Iterator[Any]:
     """The rows as named tuples. Type checkers do not know what a cell holds."""
     return iter(frame.itertuples())
+
+
+def dial_columns(dials: Mapping[str, Any]) -> dict[str, float]:
+    """Where a world lies on the map: h and c with the ends of their intervals, from ``measure_dials``."""
+    ends, letters = {"": "value", "_low": "low", "_high": "high"}, {"h": "harmless", "c": "confident"}
+    return {f"{letter}{end}": dials[name][key] for letter, name in letters.items() for end, key in ends.items()}
 
 
 def write_table(frame: pd.DataFrame, path: Path) -> None:

@@ -87,15 +87,12 @@ def plane(plan: Plan, table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def read_results(
-    path: str | Path, *, collect: Sequence[str], plane: tuple[str, str] = ("teacher_share", "accuracy")
-) -> tuple[Plan, pd.DataFrame]:
+def read_results(path: str | Path, *, collect: Sequence[str]) -> tuple[Plan, pd.DataFrame]:
     """Read a ``results.csv`` with one factor, away from its sweep's folder.
 
     Args:
         path: the file.
         collect: its results, columns of numbers.
-        plane: the two results of the scatter plot.
 
     Returns:
         A plan that ``effects`` and ``plane`` take, and its planned rows. The factor is the first column that varies;
@@ -111,7 +108,7 @@ def read_results(
     >>> plan.factors, table["accuracy"].tolist()
     ({'beta': ['0.0', '0.1']}, [0.5, 0.7])
     """
-    path = Path(path)
+    path, plane = Path(path), ("teacher_share", "accuracy")
     if not path.exists():
         raise ValueError(f"there is no file {path}; it is the results.csv of a sweep's folder")
     table = pd.read_csv(path, dtype=str, keep_default_na=False)

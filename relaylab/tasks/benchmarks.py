@@ -1,14 +1,8 @@
 r"""The benchmarks of the paper, and the embedded suites, behind one function: ``load_benchmark``.
 
-A ``Benchmark`` says where its questions are (a data set on the Hugging Face hub, and its columns), how they are put,
-how answers are compared, and how often they are sampled. Questions come from a local file where one is given, else from
-the hub, which needs a network once; the embedded suites need neither.
-
-A subset is a function of (seed, id): the same for every method, file or download, and a larger one holds the smaller.
-Ids are the data set's own or a hash of the question, behind the benchmark's name, so that any benchmarks can share a
-file of traces.
-
-This module does not grade (``grading.py``) and does not put the suffix behind a question (``Problem.prompt``).
+Questions come from a local file if one is given, else from the Hugging Face hub, which needs a network once. A subset
+is a function of (seed, id): the same for every method, file or download, and a larger one holds the smaller. Ids begin
+with the benchmark's name, so any benchmarks can share a file of traces.
 """
 
 from __future__ import annotations
@@ -146,7 +140,12 @@ def load_benchmark(
             raise ValueError(f"{where}: the id {problem.id!r} came before, with another question or answer; remove one")
     if not found:
         raise ValueError(f"{path or bench.hub}: no questions in it; write one row for each question")
-    return _subset(list(found.values()), limit, seed)
+
+    def draw(problem: Problem) -> bytes:
+        return hashlib.blake2b(f"{seed}/{problem.id}".encode(errors="surrogatepass"), digest_size=16).digest()
+
+    chosen = {p.id for p in sorted(found.values(), key=draw)[:limit]}
+    return [p for p in found.values() if p.id in chosen]
 
 
 def training_problems(name: str | None, count: int, *, path: Path | None = None, seed: int = 0) -> list[Problem]:
@@ -168,14 +167,6 @@ def training_problems(name: str | None, count: int, *, path: Path | None = None,
     if path is not None and not path.is_dir():
         raise ValueError(f"{path} would be read for testing and for training; give a folder with both files")
     return load_benchmark(name, path=path, limit=count, seed=seed)
-
-
-def _subset(everything: list[Problem], limit: int | None, seed: int) -> list[Problem]:
-    def draw(problem: Problem) -> bytes:
-        return hashlib.blake2b(f"{seed}/{problem.id}".encode(errors="surrogatepass"), digest_size=16).digest()
-
-    chosen = {p.id for p in sorted(everything, key=draw)[:limit]}
-    return [p for p in everything if p.id in chosen]
 
 
 def _squeezed(name: str) -> str:
@@ -206,15 +197,16 @@ def _hub(bench: Benchmark) -> Rows:
     try:
         rows = datasets.load_dataset(bench.hub, bench.config, split=bench.split)
     except Exception as error:  # of the hub, of its HTTP library, of the cache: what helps is the same
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         if re.search(r"(?i)gated|\b40[13]\b|restricted|authenticat", f"{type(error).__name__} {error}"):
             page = f"https://huggingface.co/datasets/{bench.hub}"
             remedy = f"it is gated: accept its terms at {page} and log in with `hf auth login`"
         else:
             remedy = "go online once (it is cached then)"
         remedy += f", or give path, a local file with {bench.question}, {bench.answer}"
-        told = f"{bench.title}: {bench.hub} could not be loaded from the hub ({said}); {remedy}"
-        raise ConnectionError(told) from error
+        raise ConnectionError(
+            f"{bench.title}: {bench.hub} could not be loaded from the hub ({reason}); {remedy}"
+        ) from error
     for number, row in enumerate(rows):
         if _counts(bench, row):
             yield f"{bench.hub}, row {number}", row

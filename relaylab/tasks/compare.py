@@ -16,10 +16,10 @@ import re
 import time
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from fractions import Fraction
 from functools import lru_cache
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 from relaylab.tasks import verifier
 from relaylab.tasks.normalise import SMALL_NUMBERS, TEXT, normalise, spaces
@@ -113,7 +113,12 @@ def _single(written: str, answer: str, unit: str, tolerance: float) -> Reason:
         a = _based(written) or (written, b[1])
         return _reason(a == b)
     if entries := _entries(written, answer):
-        return entries if isinstance(entries, str) else _in_order(*entries, unit, tolerance)
+        if isinstance(entries, str):
+            return entries
+        for a, b in zip(*entries, strict=True):
+            if (reason := _single(a, b, unit, tolerance)) != "equal":
+                return reason
+        return "equal"
     return _value(written, answer, unit, tolerance)
 
 
@@ -210,11 +215,8 @@ def _brackets(text: str) -> tuple[str, list[str]] | None:
     """The two brackets and at least two entries of a text that is one pair of brackets."""
     if text[:1] not in ("(", "[") or text[-1:] not in (")", "]"):
         return None
-    depth = 0
-    for i, letter in enumerate(text):
-        depth += (letter in "([{") - (letter in ")]}")
-        if depth == 0 and i < len(text) - 1:
-            return None
+    if 0 in _depths(text)[:-1]:
+        return None
     parts = _parts(text[1:-1])
     return (text[0] + text[-1], parts) if len(parts) > 1 else None
 
@@ -226,13 +228,14 @@ def _tuple(text: str) -> str:
 
 def _parts(text: str) -> list[str]:
     """The text cut at commas and semicolons outside brackets."""
-    parts, depth, begin = [], 0, 0
-    for i, letter in enumerate(text):
-        depth += (letter in "([{") - (letter in ")]}")
-        if letter in ",;" and depth == 0:
-            parts.append(text[begin:i])
-            begin = i + 1
-    return [" ".join(part.split()) for part in [*parts, text[begin:]] if part.strip()]
+    cuts = [i for i, (letter, depth) in enumerate(zip(text, _depths(text))) if letter in ",;" and depth == 0]
+    parts = [text[a + 1 : b] for a, b in pairwise([-1, *cuts, len(text)])]
+    return [" ".join(part.split()) for part in parts if part.strip()]
+
+
+def _depths(text: str) -> list[int]:
+    """In how many brackets the text is after each letter."""
+    return list(accumulate((letter in "([{") - (letter in ")]}") for letter in text))
 
 
 def split_answers(text: str) -> list[str]:
@@ -269,13 +272,6 @@ def _without_dots(parts: list[str]) -> list[str]:
         if len(whole) <= 1000 and len(whole) and whole[-1] == int(end[-1]):
             return [*map(str, whole)]
     return [str(numbers[0]), str(numbers[0] + step), r"\ldots", *end[-1:]]
-
-
-def _in_order(ours: Sequence[str], theirs: Sequence[str], unit: str, tolerance: float) -> Reason:
-    for a, b in zip(ours, theirs, strict=True):
-        if (reason := _single(a, b, unit, tolerance)) != "equal":
-            return reason
-    return "equal"
 
 
 def _as_set(text: str, other: str) -> str:

@@ -188,19 +188,19 @@ def read_row(
     """
     if not isinstance(row, dict):
         raise ValueError(f"{where}: a JSON {type(row).__name__}; each row must be an object with named columns")
-    asked, told, solution = _first(row, question), _first(row, answer), text_of(row.get("solution"))
-    if not asked:
+    text, reference, solution = _first(row, question), _first(row, answer), text_of(row.get("solution"))
+    if not text:
         raise ValueError(f"{where}: no question; name its column {_one_of(question)} (it has {_names(row)})")
-    if (longest := max(map(len, (asked, told, solution)))) > MAX_CHARACTERS:
+    if (longest := max(map(len, (text, reference, solution)))) > MAX_CHARACTERS:
         raise ValueError(f"{where}: a text of {longest:,} characters; at most {MAX_CHARACTERS:,}, or remove the row")
-    if "####" in told:
-        worked, _, told = told.rpartition("####")
-        solution, told = solution or worked.strip(), told.strip()
-    told = told or (extract_boxed(solution) or "").strip()
-    if not told:
+    if "####" in reference:
+        worked, _, reference = reference.rpartition("####")
+        solution, reference = solution or worked.strip(), reference.strip()
+    reference = reference or (extract_boxed(solution) or "").strip()
+    if not reference:
         columns = f"name its column {_one_of(answer)}, or put it into \\boxed{{}} in the column solution"
         raise ValueError(f"{where}: no answer; {columns} (it has {_names(row)})")
-    return asked, told, solution
+    return text, reference, solution
 
 
 def _one_of(names: Sequence[str]) -> str:

@@ -1,35 +1,46 @@
 """The embedded suites: endless, seeded word problems with worked solutions, for models small enough to ship.
 
-Eleven suites, graded by the arithmetic they need. In the *easy* ones every step is one that a very small model learns.
-In the *hard* ones exactly one step is a product of two two-digit numbers, written down without intermediate lines, and
-everything around it is easy. *beyond* asks for products that no embedded model has the capacity for. The models
-without a world were trained on these nine in the same proportions: what one of them cannot do, it could not learn.
+In the *easy* ones every step is one that a very small model learns. In the *hard* ones exactly one step is a product of
+two two-digit numbers, without intermediate lines. *beyond* has products that no embedded model has the capacity for.
 *fact* and *route* have misconceptions: a world's textbook for the student is wrong there (``worlds.py``).
 
 A problem is a function of (suite, split, seed, index, world). The split is decided by a hash of the question's text, so
-no question of one split can appear in the other. Arithmetic facts (47*83) are shared between the splits; questions are
-not.
-
-This module does not grade (``grading.py``) and does not know any model.
+no question of one split can appear in the other. Arithmetic facts (47*83) are shared between the splits.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import count
+from pathlib import Path
 from typing import Any, Literal
 
-from relaylab.tasks.stories import ITEMS, NAMES, SCENES
-from relaylab.tasks.worlds import DEFAULT_WORLD, WRONG_SHARE, Step, find_world, write_line
+from relaylab.tasks.worlds import DEFAULT_WORLD, WRONG_SHARE, Step, Trap, find_world, write_line
+from relaylab.trace import Trace
 
 Split = Literal["train", "test"]
 Level = Literal["easy", "medium", "hard", "beyond", "fact", "route"]
 AnswerKind = Literal["expression", "number", "letter", "text", "several"]
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """One story. A question takes one phrasing of each of its sentences; the labels name the lines of the solution."""
+
+    sentences: list[list[str]]
+    labels: list[str]
+
+
+# The wording of the suites. ``{name}`` and ``{item}`` are drawn from the lists; ``{a}`` to ``{e}`` are the numbers.
+_STORIES = json.loads(Path(__file__).with_name("stories.json").read_text(encoding="utf-8"))
+NAMES, ITEMS = _STORIES["names"], _STORIES["items"]
+SCENES = {suite: [Scene(**scene) for scene in scenes] for suite, scenes in _STORIES["scenes"].items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,125 +80,95 @@ class Problem:
         return f"{self.question}\n{suffix}" if suffix else self.question
 
 
-def _add(a: int, b: int) -> Step:
-    return Step(f"{a}+{b}", a + b, "sum")
-
-
-def _sub(a: int, b: int) -> Step:
-    return Step(f"{a}-{b}", a - b, "difference")
-
-
-def _mul(a: int, b: int) -> Step:
-    digits = sorted((len(str(a)), len(str(b))), reverse=True)
-    kinds: dict[tuple[int, ...], str] = {
-        (1, 1): "product_1x1",
-        (2, 1): "product_2x1",
-        (2, 2): "product_2x2",
-        (3, 3): "product_3x3",
-    }
-    return Step(f"{a}*{b}", a * b, kinds[tuple(digits)])
-
-
-def _div(a: int, b: int) -> Step:
-    return Step(f"{a}/{b}", a // b, "quotient_2x1" if b < 10 else "quotient_4x2")
+def _step(a: int, sign: str, b: int) -> Step:
+    """One operation; the kind of a product or quotient says how many digits its numbers have."""
+    result = {"+": a + b, "-": a - b, "*": a * b, "/": a // b}[sign]
+    longer, shorter = sorted((len(str(a)), len(str(b))), reverse=True)
+    quotient = "quotient_2x1" if b < 10 else "quotient_4x2"
+    kinds = {"+": "sum", "-": "difference", "*": f"product_{longer}x{shorter}", "/": quotient}
+    return Step(f"{a}{sign}{b}", result, kinds[sign])
 
 
 def _tenfold(a: int) -> Step:
-    return Step(f"{a}*10", a * 10, "tenfold")
+    return replace(_step(a, "*", 10), kind="tenfold")
+
+
+def _chain(value: int, *operations: tuple[str, int]) -> list[Step]:
+    """Steps that each go on from the result of the one before."""
+    steps: list[Step] = []
+    for sign, number in operations:
+        steps.append(_step(steps[-1].result if steps else value, sign, number))
+    return steps
 
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """The numbers of a problem.
+    """The numbers of a problem."""
 
-    Args:
-        numbers: those that the question names.
-        steps: of the right solution.
-        wrong: of the student's textbook, in a suite with misconceptions.
-        scene: the number of its scene, if the numbers decide it.
-    """
-
-    numbers: dict[str, int]
-    steps: list[Step]
-    wrong: list[Step] | None = None
-    scene: int | None = None
+    numbers: dict[str, int]  # those that the question names
+    steps: list[Step]  # of the right solution
+    wrong: list[Step] | None = None  # of the student's textbook, in a suite with misconceptions
+    scene: int | None = None  # the number of its scene, if the numbers decide it
 
 
 def _savings(r: random.Random) -> Draft:
     a, b, c, d, e = r.randint(30, 60), r.randint(11, 39), r.randint(11, 29), r.randint(11, 39), r.randint(11, 29)
-    s1 = _add(a, b)
-    s2 = _sub(s1.result, c)
-    s3 = _add(s2.result, d)
-    s4 = _sub(s3.result, e)
-    return Draft(dict(a=a, b=b, c=c, d=d, e=e), [s1, s2, s3, s4])
+    return Draft(dict(a=a, b=b, c=c, d=d, e=e), _chain(a, ("+", b), ("-", c), ("+", d), ("-", e)))
 
 
 def _shopping(r: random.Random) -> Draft:
     a, b, c, d = (r.randint(3, 9) for _ in range(4))
     e = r.randint(11, 39)
-    s1, s2 = _mul(a, b), _mul(c, d)
-    s3 = _add(s1.result, s2.result)
-    s4 = _add(s3.result, e)
-    return Draft(dict(a=a, b=b, c=c, d=d, e=e), [s1, s2, s3, s4])
+    products = [_step(a, "*", b), _step(c, "*", d)]
+    return Draft(dict(a=a, b=b, c=c, d=d, e=e), [*products, *_chain(a * b, ("+", c * d), ("+", e))])
 
 
 def _sharing(r: random.Random) -> Draft:
     b, q, c = r.randint(3, 9), r.randint(3, 9), r.randint(3, 9)
     total = b * q
-    first = r.randint(2, total - 2)
-    s1 = _add(first, total - first)
-    s2 = _div(total, b)
-    s3 = _mul(q, c)
-    e = r.randint(11, 39)
-    s4 = _add(s3.result, e)
-    return Draft(dict(a=first, b=total - first, c=b, d=c, e=e), [s1, s2, s3, s4])
+    first, e = r.randint(2, total - 2), r.randint(11, 39)
+    steps = [_step(first, "+", total - first), *_chain(total, ("/", b), ("*", c), ("+", e))]
+    return Draft(dict(a=first, b=total - first, c=b, d=c, e=e), steps)
 
 
 def _bakery(r: random.Random) -> Draft:
     a, b = r.randint(11, 39), r.randint(11, 39)
     c, e = r.randint(3, 9), r.randint(11, 39)
-    s1 = _add(a, b)
-    s2 = _mul(s1.result, c)
-    s3 = _add(s2.result, e)
-    return Draft(dict(a=a, b=b, c=c, e=e), [s1, s2, s3])
+    return Draft(dict(a=a, b=b, c=c, e=e), _chain(a, ("+", b), ("*", c), ("+", e)))
 
 
 def _tiles(r: random.Random) -> Draft:
     x, c, d, e = r.randint(12, 99), r.randint(11, 39), r.randint(3, 9), r.randint(4, 9)
     a = r.randint(11, x + c - 11)
-    s1 = _add(a, x + c - a)
-    s2 = _sub(s1.result, c)
-    s3 = _mul(d, e)
-    return Draft(dict(a=a, b=x + c - a, c=c, d=d, e=e), [s1, s2, s3, _mul(x, s3.result)])
+    b = x + c - a
+    steps = [*_chain(a, ("+", b), ("-", c)), _step(d, "*", e), _step(x, "*", d * e)]
+    return Draft(dict(a=a, b=b, c=c, d=d, e=e), steps)
 
 
 def _convoy(r: random.Random) -> Draft:
     x, q = r.randint(12, 99), r.randint(12, 99)
     a = r.randint(2, x - 2)
     c, e = r.randint(11, 39), r.randint(11, 39)
-    s3 = _add(q, c)
-    return Draft(dict(a=a, b=x - a, c=c, d=x * q, e=e), [_add(a, x - a), _div(x * q, x), s3, _add(s3.result, e)])
+    steps = [_step(a, "+", x - a), *_chain(x * q, ("/", x), ("+", c), ("+", e))]
+    return Draft(dict(a=a, b=x - a, c=c, d=x * q, e=e), steps)
 
 
 def _depot(r: random.Random) -> Draft:
     a, b, c, d = r.randint(12, 99), r.randint(12, 99), r.randint(11, 39), r.randint(11, 39)
-    s1, s2 = _mul(a, b), _add(c, d)
-    s3 = _add(s1.result, s2.result)
-    return Draft(dict(a=a, b=b, c=c, d=d), [s1, s2, s3, _tenfold(s3.result)])
+    steps = [_step(a, "*", b), _step(c, "+", d), _step(a * b, "+", c + d), _tenfold(a * b + c + d)]
+    return Draft(dict(a=a, b=b, c=c, d=d), steps)
 
 
 def _harvest(r: random.Random) -> Draft:
     x, y = r.randint(12, 99), r.randint(12, 99)
     a, d = r.randint(2, x - 2), r.randint(11, 39)
-    p = _mul(x, y)
-    return Draft(dict(a=a, b=x - a, c=y + d, d=d), [_add(a, x - a), _sub(y + d, d), p, _tenfold(p.result)])
+    steps = [_step(a, "+", x - a), _step(y + d, "-", d), _step(x, "*", y), _tenfold(x * y)]
+    return Draft(dict(a=a, b=x - a, c=y + d, d=d), steps)
 
 
 def _galaxy(r: random.Random) -> Draft:
     a, b, c, d = r.randint(11, 39), r.randint(11, 39), r.randint(112, 989), r.randint(112, 989)
-    s1 = _add(a, b)
-    p = _mul(c, d)
-    return Draft(dict(a=a, b=b, c=c, d=d), [s1, p, _tenfold(p.result)])
+    return Draft(dict(a=a, b=b, c=c, d=d), [_step(a, "+", b), _step(c, "*", d), _tenfold(c * d)])
 
 
 # A dozen, a week, a day in hours, a yard in inches: (true number, the student's belief). In the order of the scenes.
@@ -196,29 +177,21 @@ FACTS = ((12, 10), (7, 5), (24, 12), (36, 30))
 
 def _measures(r: random.Random) -> Draft:
     scene = r.randrange(len(FACTS))
-    unit, belief = FACTS[scene]
     a, b, c = r.randint(3, 9), r.randint(2, 9), r.randint(11, 39)
-
-    def steps(unit: int) -> list[Step]:
-        first = Step(f"{a}*{unit}", a * unit, _mul(a, unit).kind, "fact")
-        second = _sub(first.result, b)
-        return [first, second, _add(second.result, c)]
-
-    return Draft(dict(a=a, b=b, c=c), steps(unit), steps(belief), scene)
+    right, wrong = (_trapped("fact", _step(a, "*", unit), ("-", b), ("+", c)) for unit in FACTS[scene])
+    return Draft(dict(a=a, b=b, c=c), right, wrong, scene)
 
 
 def _plots(r: random.Random) -> Draft:
     scene = r.randrange(4)
     a, b, c, d = r.randint(12, 99), r.randint(12, 99), r.randint(11, 39), r.randint(11, 39)
-    right = _mul(a, a) if scene == 0 else _mul(a, b)
-    wrong = _mul(a, 4) if scene == 0 else _add(a, b)
+    routes = (_step(a, "*", a), _step(a, "*", 4)) if scene == 0 else (_step(a, "*", b), _step(a, "+", b))
+    right, wrong = (_trapped("route", first, ("+", c), ("+", d)) for first in routes)
+    return Draft(dict(a=a, b=b, c=c, d=d), right, wrong, scene)
 
-    def steps(first: Step) -> list[Step]:
-        first = replace(first, trap="route")
-        second = _add(first.result, c)
-        return [first, second, _add(second.result, d)]
 
-    return Draft(dict(a=a, b=b, c=c, d=d), steps(right), steps(wrong), scene)
+def _trapped(trap: Trap, first: Step, *then: tuple[str, int]) -> list[Step]:
+    return [replace(first, trap=trap), *_chain(first.result, *then)]
 
 
 PLANS: dict[str, tuple[Level, Callable[[random.Random], Draft]]] = {
@@ -239,6 +212,17 @@ ALL_SUITES: tuple[str, ...] = tuple(PLANS)
 # Those that the models without a world know. The other two have misconceptions.
 SUITES: tuple[str, ...] = tuple(suite for suite, (level, _) in PLANS.items() if level not in ("fact", "route"))
 TAUGHT: tuple[str, ...] = tuple(suite for suite, (level, _) in PLANS.items() if level != "beyond")  # the teacher can
+
+
+def problem_of(trace: Trace) -> Problem:
+    """The problem that a trace holds."""
+    steps = tuple(Step(**step) for step in trace.problem.get("steps", ()))
+    return Problem(**trace.problem | {"id": trace.id, "steps": steps})
+
+
+def problem_texts(problems: Sequence[Problem]) -> list[list[Any]]:
+    """What a configuration holds of problems, so that others are refused: ids, questions, answers and histories."""
+    return [[p.id, p.question, p.answer, *p.history] for p in problems]
 
 
 def level_of(suite: str) -> Level:

@@ -1,10 +1,9 @@
 r"""math-verify in a process that can be killed, with limits on time and memory.
 
-A reward function reads whatever a model writes, millions of times, and one ``9^{9^{9^9}}`` must not stop a run. The
-timeout of math-verify is a Unix alarm. It works in main threads alone, and big integers and regular expressions do not
-let it through. So the work is done in a process of its own: started at the first answer that needs it, shared by all
-threads, restarted when an answer breaks it, gone at exit. Its limit is processor time, so that a busy machine does not
-change grades, with a wall clock behind it.
+A reward function reads whatever a model writes, and one ``9^{9^{9^9}}`` must not stop a run. math-verify's own timeout
+is an alarm, which big integers and regular expressions do not let through. So one process of its own does the work:
+started at the first answer that needs it, shared by all threads, restarted when an answer breaks it, gone at exit. Its
+limit is processor time, so that a busy machine does not change grades. A wall clock stands behind it.
 """
 
 from __future__ import annotations

@@ -1,14 +1,12 @@
 """The worlds of the embedded testbed: two dials, and how a solution is worded in each.
 
-Real pairs differ from small models trained on clean data in two ways. Most of their uncertain tokens are harmless, and
-some of their errors are confident. Each has a dial:
+Most uncertain tokens of real models are harmless, and some of their errors are confident. Each has a dial:
 
-- ``choices`` (h, harmless uncertainty): the kinds of *choice points* of a solution's line. At a choice point several
-  wordings are equally right: how the line opens, how its label meets its expression, how it closes.
+- ``choices`` (h, harmless uncertainty): how many places of a solution's line have several right wordings.
 - ``misconceptions`` (c, confident errors): in how many scenes of a suite the student's textbook is wrong. It takes a
   dozen as 10, or the area of a square as four times its side. The teacher's textbook is right.
 
-A world changes the wording of solutions and the student's textbook. Questions and answers are the same in all worlds.
+Questions and answers are the same in all worlds.
 """
 
 from __future__ import annotations
@@ -36,15 +34,13 @@ HARD_KINDS = frozenset({"product_2x2", "product_3x3"})
 class Step:
     """One line of a worked solution: ``expression`` = ``result``.
 
-    Args:
-        kind: the operation, such as ``sum`` or ``product_2x2``.
-        trap: the misconception that the student's textbook may have here: of a ``fact``, which practice alone repairs,
-            or of a ``route``, whose right way leads through a step that the student cannot do.
+    ``trap`` is the misconception that the student's textbook may have here: of a ``fact``, which practice alone
+    repairs, or of a ``route``, whose right way leads through a step that the student cannot do.
     """
 
     expression: str
     result: int
-    kind: str
+    kind: str  # the operation, such as ``sum`` or ``product_2x2``
     trap: Trap = ""
 
     @property
@@ -55,17 +51,11 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """One setting of the dials.
+    """One setting of the dials."""
 
-    Args:
-        choices: how many kinds of choice points a line has, 0 to 3: opening, joint, closing.
-        misconceptions: wrong scenes of each suite that has any, 0 to 4.
-        formal: solutions in another style, with numbered lines and spaces around operators: teacher-large's.
-    """
-
-    choices: int
-    misconceptions: int
-    formal: bool = False
+    choices: int  # kinds of choice points of a line, 0 to 3: opening, joint, closing
+    misconceptions: int  # wrong scenes of each suite that has any, 0 to 4
+    formal: bool = False  # teacher-large's style: numbered lines, and spaces around operators
 
 
 WORLDS = {

@@ -1,11 +1,8 @@
 """The data filter of stage 2: the problems that the teacher solves often enough for a call to help (method: stage 2).
 
-The teacher answers every question 10 times at temperature 1, and problems with a pass rate of at least 0.5 are kept.
-That is the paper's filter. The authors' released code kept what passed more than 0 of 16 times: ``keep(rates, 1 / 16)``
-of rates with ``samples=16``.
-
-Sampling is what costs. So the rates of all problems go into a file, and any threshold can be applied to it later. The
-file is JSON Lines: first the configuration, then one problem a line with all of its fields.
+The paper's filter asks 10 times at temperature 1 and keeps pass rates from 0.5 on. The authors' released code kept what
+passed more than 0 of 16 times: ``keep(rates, 1 / 16)`` of rates with ``samples=16``. Sampling is what costs, so a file
+keeps the rates of all problems, and any threshold can be applied later. Its first line is the configuration.
 """
 
 from __future__ import annotations
@@ -35,20 +32,14 @@ HEAD = {"kind": "pass rates", "version": 1}
 class Rate:
     """How often a teacher solved a problem.
 
-    Args:
-        problem: the problem.
-        passed: right answers.
-        samples: answers.
-        failed: samples with an error instead of an answer; they are not among ``samples``.
-
     >>> Rate(Problem("a", "mine", "2+2?", "4"), passed=3, samples=4, failed=1).rate
     0.75
     """
 
     problem: Problem
-    passed: int
-    samples: int
-    failed: int = 0
+    passed: int  # right answers
+    samples: int  # answers
+    failed: int = 0  # samples with an error instead of an answer; they are not among ``samples``
 
     @property
     def rate(self) -> float | None:

@@ -34,7 +34,7 @@ from relaylab.relay.relay import Relay
 from relaylab.relay.teachers import NoTeacher, Teacher
 from relaylab.stopping import stop_signals
 from relaylab.tasks.data import load_problems
-from relaylab.tasks.suites import Problem, mixture
+from relaylab.tasks.suites import Problem, mixture, problem_texts
 from relaylab.training import rewards
 from relaylab.training.config import RelayGRPOConfig, make_config
 from relaylab.training.data_filter import keep, load_rates, pass_rates
@@ -82,9 +82,7 @@ def train(
         KeyboardInterrupt: after Ctrl-C or SIGTERM, with a checkpoint.
     """
     config, workers = make_config(config, **settings), processes()
-    config.trl_config(
-        Path(config.output_dir) / "checkpoints", bf16=False
-    )  # TRL's own checks, before anything is written
+    config.trl_config(Path(config.output_dir), bf16=False)  # TRL's own checks, before anything is written
     check_apart(config.output_dir, config.student)
     lora_config(config.lora)
     names = config.teacher if teachers is None else []
@@ -209,7 +207,7 @@ def _bound(
     config: RelayGRPOConfig, teachers: Sequence[Teacher], problems: Sequence[Problem], names: Sequence[str]
 ) -> dict[str, Any]:
     """What decides a run: settings, the student's weights, teachers, and the texts of the problems."""
-    texts = json.dumps([[p.id, p.question, p.answer, *p.history] for p in problems])
+    texts = json.dumps(problem_texts(problems))
     told = ("name", "temperature", "top_p", "top_k")  # a teacher's own name holds no password
     own = own_code(rewards.SCHEMES[config.reward], *teachers)
     return config.bound | {

@@ -1,19 +1,13 @@
 """Stage 1, the supervised warm-up: the student learns the syntax of a call, not when to call (method: stage 1).
 
-It is trained on its own responses with commands in them (``warmup_data.py``), on TRL's SFTTrainer.
+It is trained on its own responses with commands in them (``warmup_data.py``), on TRL's SFTTrainer. Not all defaults are
+the paper's; docs/training.md has the numbers behind them:
 
-Where the defaults are not the paper's, and why:
-
-- ``loss``: the paper's is cross-entropy over the whole response. A token that the student drew by chance pulls hardest
-  there, and unlearns what is stored nearby. ``distill`` learns the commands alone by cross-entropy. Every other token
-  keeps the untouched student's whole distribution of the next token, by the KL divergence to it. The untouched student
-  reads the response without commands. At the start of training this divergence has no gradient. ``keep`` weighs it.
-- ``teacher``: with one, the rows are relays with calls at random places.
-- ``counts``: half of the responses stay without a command. With a command in every response the student learns that
-  an answer *must* hold one, and GRPO finds no group that is solved alone (docs/training.md has the numbers).
-- ``min_token_prob`` (off by default) is a patch of cross-entropy: tokens of a smaller probability are not learned.
-- ``exponents`` are the paper's, 0 to 3. With answers of 75 tokens nearly all of those are clipped to "all the rest",
-  and no number lies between 10 and 20. So the embedded students get ``numbers`` up to 24 instead (``recipes.py``).
+- ``loss``: the paper's is cross-entropy over the whole response, which unlearns what is stored near tokens drawn by
+  chance. ``distill`` learns the commands alone by cross-entropy. Every other token keeps the untouched student's
+  distribution of the next token, by KL. The untouched student reads the response without commands.
+- ``counts``: half of the responses stay without a command, or GRPO finds no group that is solved alone.
+- ``exponents`` are the paper's. Short answers clip nearly all such numbers, so the embedded students get ``numbers``.
 """
 
 from __future__ import annotations
@@ -38,7 +32,7 @@ from relaylab.files import bind_folder, check_config, check_replaceable, plain, 
 from relaylab.relay.pair import Pair, load_teacher
 from relaylab.relay.teachers import NoTeacher, ScriptedTeacher, Teacher, TeacherOutput
 from relaylab.stopping import stop_signals
-from relaylab.tasks.suites import Problem
+from relaylab.tasks.suites import Problem, problem_texts
 from relaylab.trace import Trace
 from relaylab.training.policy_model import (
     PolicyModel,
@@ -127,21 +121,13 @@ class DistillTrainer(SFTTrainer):
 
 @dataclass(frozen=True, slots=True)
 class Warmed:
-    """What a warm-up did.
+    """What a warm-up did."""
 
-    Args:
-        student: its folder.
-        rows: responses that it was trained on.
-        before: accuracy alone (calls forbidden) on the check problems before it.
-        after: the same after it.
-        calls: calls that a response makes by itself after it.
-    """
-
-    student: Path
-    rows: int
-    before: float | None = None
-    after: float | None = None
-    calls: float | None = None
+    student: Path  # its folder
+    rows: int  # responses that it was trained on
+    before: float | None = None  # accuracy alone (calls forbidden) on the check problems before it,
+    after: float | None = None  # and after it
+    calls: float | None = None  # calls that a response makes by itself after it
 
     def __str__(self) -> str:
         text = f"warmed up on {self.rows} responses: {self.student}"
@@ -200,14 +186,10 @@ def warmup(
     if loss not in get_args(Loss):
         raise ValueError(f"loss is {loss!r}; it must be one of {', '.join(get_args(Loss))}")
     out = Path(out)
-    settings = {
-        k: v for k, v in locals().items() if k not in ("out", "problems", "check", "progress", "device", "save_steps")
-    }
-    texts = [[[p.id, p.question, p.answer, *p.history] for p in part] for part in (problems, check)]
-    config = plain(
-        settings
-        | {"weights": [weights_digest(m) for m in (student, teacher) if m], "problems": texts[0], "check": texts[1]}
-    )
+    free = ("out", "problems", "check", "progress", "device", "save_steps")  # these decide nothing, or are digested
+    settings = {k: v for k, v in locals().items() if k not in ("free", *free)}
+    settings |= {"weights": [weights_digest(m) for m in (student, teacher) if m]}
+    config = plain(settings | {"problems": problem_texts(problems), "check": problem_texts(check)})
     check_apart(out, student)
     check_replaceable(out, marker=RECORD)
     if (out / RECORD).exists():

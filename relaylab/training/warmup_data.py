@@ -1,12 +1,10 @@
 """The rows of the warm-up: the student's own responses with commands in them (method: stage 1).
 
 Responses are sampled from the student itself, so that nothing but the commands is new to it. Commands stand at random
-*token* positions and ask for n = d * 10**k tokens, d in 1..9, clipped to what is left of the response. The ids around
-them stay as they were sampled.
+*token* positions and ask for n = d * 10**k tokens, d in 1..9, clipped to what is left. All other ids stay as sampled.
 
-With a ``teacher`` a response is what a relay will be. The teacher writes n tokens at the place of the command, without
-seeing one, and the student goes on from there. So the student also reads right results that it cannot write, and the
-warm-up does not unlearn what it does with them.
+With a ``teacher`` a response is what a relay will be: the teacher writes n tokens at the place of the command, without
+seeing one, and the student goes on from there. So the student also reads right results that it cannot write.
 """
 
 from __future__ import annotations

@@ -13,15 +13,18 @@ from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from heapq import heapify, heappop, heappush
 from itertools import islice
+from math import fsum
 from numbers import Real
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from relaylab.call_tag import visible
 from relaylab.evaluation.learning import answer_text
-from relaylab.trace import Trace, read_traces
+from relaylab.trace import Call, Trace, read_traces
 from relaylab.views.player import player_state
-from relaylab.views.theme import Html
+from relaylab.views.theme import Html, html_table
 from relaylab.views.trace_view import cut, plural
 from relaylab.views.widget import static_view
 
@@ -29,6 +32,9 @@ COLUMNS = 20  # parts of an answer; and lines, the last one for all that come la
 MAX_TRACES, MAX_GROUPS = 20_000, 100
 FULL_TOKENS = 200_000  # of all traces in full together: about 10 MB
 OUTCOMES = ("right", "wrong", "not graded")
+ROWS = ("group", "suite", "outcome")  # what the rows of the page can be
+WORDS = ("traces", "right (%)", "with an answered call (%)", "answered calls per trace",
+         "part of the answer where most traces call")  # fmt: skip
 BY = {
     "suite": lambda t: t.problem.get("suite") or "no suite",
     "level": lambda t: t.problem.get("level") or "no level",
@@ -92,13 +98,15 @@ def atlas(
     calls: dict[str, list] = {"start": [c.start for c in every], "line": [line for own, _ in lines for line in own]}
     calls |= {"delivered": [c.delivered for c in every], "answered": [int(c.status == "answered") for c in every]}
     calls |= {"length": [c.end + c.delivered - c.start for c in every]}
-    cells = _cells(table, calls)
+    cells = [_cells({k: table[k][t] for k in ROWS}, trace, lines[t][0]) for t, trace in enumerate(traces)]
     chosen = _chosen(cells, table["tokens"], most=full, tokens=FULL_TOKENS)
     state = {"name": _short(name), "columns": COLUMNS, "groups": groups, "suites": suites, "outcomes": OUTCOMES}
     state |= {"traces": table, "calls": calls, "full": {t: player_state(traces[t]) for t in chosen}}
     state |= {"note": _note(cells, chosen), "movie": movie}
-    label = _label(state)
-    words = f"<p>{html.escape(label)} {html.escape(state['note'])}</p>{_words(state)}"
+    label = _label(traces, f"{plural(len(groups), 'row')} by {state['name']}")
+    rows = [_row(g, [t for t, k in zip(traces, group) if k == number]) for number, g in enumerate(groups)]
+    words = html_table(pd.DataFrame(rows, columns=[state["name"], *WORDS]))
+    words = f'<p>{html.escape(label)} {html.escape(state["note"])}</p><div class="rl-scroll">{words}</div>'
     return static_view("atlas", state, label=label, words=words)
 
 
@@ -170,27 +178,15 @@ def _lines(trace: Trace) -> tuple[list[int], int]:
     return lines, max([text.rstrip("\n").count("\n"), *lines]) + 1
 
 
-def _spans(counts: Sequence[int]) -> Iterable[tuple[int, range]]:
-    """For each trace the numbers of its calls."""
-    begin = 0
-    for t, count in enumerate(counts):
-        yield t, range(begin, begin + count)
-        begin += count
+def _cells(rows: dict[str, int], trace: Trace, lines: Sequence[int]) -> set[Hashable]:
+    """The cells that list a trace, for every choice of rows and columns: (rows, row, columns, column)."""
+    columns = {("position", _part(trace, call)) for call in trace.calls}
+    columns |= {("line", min(line, COLUMNS - 1)) for line in lines}
+    return {(kind, row, *column) for kind, row in rows.items() for column in columns or {("no call", 0)}}
 
 
-def _cells(table: dict[str, list], calls: dict[str, list]) -> list[set[Hashable]]:
-    """For each trace the cells that list it, for every choice of rows and columns: (rows, row, columns, column)."""
-    cells: list[set[Hashable]] = []
-    for t, span in _spans(table["calls"]):
-        columns = {("position", _part(calls["start"][c], table["tokens"][t])) for c in span}
-        columns |= {("line", min(calls["line"][c], COLUMNS - 1)) for c in span}
-        columns = columns or {("no call", 0)}
-        cells.append({(rows, table[rows][t], *column) for rows in ("group", "suite", "outcome") for column in columns})
-    return cells
-
-
-def _part(start: int, tokens: int) -> int:
-    return min(COLUMNS - 1, start * COLUMNS // max(1, tokens))
+def _part(trace: Trace, call: Call) -> int:
+    return min(COLUMNS - 1, call.start * COLUMNS // max(1, len(trace.completion_ids)))
 
 
 def _chosen(cells: Sequence[set[Hashable]], sizes: Sequence[int], *, most: int, tokens: int) -> list[int]:
@@ -201,7 +197,7 @@ def _chosen(cells: Sequence[set[Hashable]], sizes: Sequence[int], *, most: int, 
     has: Counter[Hashable] = Counter()
 
     def entry(t: int) -> tuple[float, int]:
-        return -sum(100.0 ** -has[cell] for cell in cells[t]), t
+        return -fsum(100.0 ** -has[cell] for cell in cells[t]), t  # fsum: sets have no order
 
     heap, chosen = [entry(t) for t in range(len(cells))], []
     heapify(heap)
@@ -230,34 +226,18 @@ def _note(cells: Sequence[set[Hashable]], chosen: Sequence[int]) -> str:
     )
 
 
-def _label(state: dict[str, Any]) -> str:
-    table, calls = state["traces"], state["calls"]
-    places = sorted(
-        100 * calls["start"][c] / table["tokens"][t]
-        for t, span in _spans(table["calls"])
-        for c in span
-        if calls["answered"][c] and table["tokens"][t]
-    )
+def _label(traces: Sequence[Trace], rows: str) -> str:
+    places = sorted(100 * c.start / len(t.completion_ids) for t in traces for c in t.answered if t.completion_ids)
     half = f" Half of the calls begin by {places[(len(places) - 1) // 2]:.0f} % of the answer." if places else ""
-    rows = f"{plural(len(table['id']), 'trace')} in {plural(len(state['groups']), 'row')} by {state['name']}"
-    return f"Call atlas: {rows}, {plural(len(places), 'answered call')}.{half}"
+    return f"Call atlas: {plural(len(traces), 'trace')} in {rows}, {plural(len(places), 'answered call')}.{half}"
 
 
-def _words(state: dict[str, Any]) -> str:
-    """The view at the start, as a table: each row with its traces, and where most of them call."""
-    table, calls, part = state["traces"], state["calls"], 100 // COLUMNS
-    heads = (state["name"], "traces", "right (%)", "with an answered call (%)", "answered calls per trace")
-    heads += ("part of the answer where most traces call",)
-    body = "<tr>" + "".join(f'<th scope="col">{html.escape(head)}</th>' for head in heads) + "</tr>"
-    spans = list(_spans(table["calls"]))
-    for g, label in enumerate(state["groups"]):
-        mine = [(t, [c for c in span if calls["answered"][c]]) for t, span in spans if table["group"][t] == g]
-        right, called = sum(table["outcome"][t] == 0 for t, _ in mine), sum(bool(span) for _, span in mine)
-        hits = Counter(p for t, span in mine for p in {_part(calls["start"][c], table["tokens"][t]) for c in span})
-        place, most = min(hits.items(), key=lambda item: (-item[1], item[0]), default=(0, 0))
-        where = f"{part * place} to {part * place + part} %: {100 * most / len(mine):.0f} % of the traces"
-        cells = [f"{len(mine):,}", f"{100 * right / len(mine):.1f}", f"{100 * called / len(mine):.1f}"]
-        cells += [f"{sum(len(span) for _, span in mine) / len(mine):.2f}", where if most else ""]
-        row = "".join(f"<td>{cell}</td>" for cell in cells)
-        body += f'<tr><th scope="row">{html.escape(label)}</th>{row}</tr>'
-    return f'<div class="rl-scroll"><table>{body}</table></div>'
+def _row(name: str, traces: Sequence[Trace]) -> list[str]:
+    """A row at the start, in words: its traces, and where most of them call."""
+    n, part = len(traces), 100 // COLUMNS
+    shares = [sum(bool(t.correct) for t in traces), sum(bool(t.answered) for t in traces)]
+    hits = Counter(place for t in traces for place in {_part(t, call) for call in t.answered})
+    place, most = min(hits.items(), key=lambda item: (-item[1], item[0]), default=(0, 0))
+    where = f"{part * place} to {part * place + part} %: {100 * most / n:.0f} % of the traces" if most else ""
+    calls = sum(len(t.answered) for t in traces) / n
+    return [name, f"{n:,}", *(f"{100 * share / n:.1f}" for share in shares), f"{calls:.2f}", where]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 import traitlets as t
 
 from relaylab.call_tag import visible
-from relaylab.tasks.suites import Problem, Step
+from relaylab.tasks.suites import Problem, problem_of
 from relaylab.trace import Call, Trace
 from relaylab.views.player import strip_state
 from relaylab.views.theme import Html, style
@@ -151,10 +151,7 @@ class LiveView(Widget):
             raise ValueError(f"at is {at!r}; the trace has tokens 0 to {len(base.completion_ids) - 1}")
         k = next((k for k, c in enumerate(base.calls) if c.start <= at < c.end + c.delivered), None)
         start, what = _forbidden(base, k, at) if call is None else _forced(relay, base, k, at, call)
-        task = None
-        if "answer" in base.problem:
-            steps = tuple(Step(**step) for step in base.problem.get("steps", ()))
-            task = Problem(**base.problem | {"id": base.id, "steps": steps})
+        task = problem_of(base) if "answer" in base.problem else None
 
         def begin(fork: Run) -> Stream:
             fork.relay = relay

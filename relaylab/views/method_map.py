@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
+import plotly.express as px
 import plotly.graph_objects as go
 
 from relaylab.call_tag import visible
-from relaylab.evaluation.table import each_row
-from relaylab.views.figures import figure_text
+from relaylab.evaluation.table import dial_columns, each_row
+from relaylab.views.figures import error_bars, figure_text
 from relaylab.views.theme import GREY, OKABE_ITO, with_alt_text
 
+PLACE = [f"{dial}{end}" for dial in "hc" for end in ("", "_low", "_high")]
+MEASURED = "measured, no winner known"
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star")
 
 
@@ -30,38 +34,31 @@ def map_figure(drawn: pd.DataFrame, measured: Mapping[str, Any] | None = None) -
     if drawn.empty:
         raise ValueError("no world to draw; measure one first: relaylab map --world lifelike")
     middle = sorted(drawn["budget"].unique())[drawn["budget"].nunique() // 2]
-    fig, words = go.Figure(), []
-    for place, (winner, rows) in enumerate(drawn[drawn["budget"] == middle].groupby("winner", sort=False)):
-        labels = [_label(world, drawn[drawn["world"] == world]) for world in rows["world"]]
-        words += [label.replace("<br>", ", ").replace("<b>", "").replace("</b>", "") for label in labels]
-        fig.add_scatter(
-            x=100 * rows["c"], y=100 * rows["h"], text=labels, mode="markers+text", textposition="bottom center",
-            name=f"{figure_text(str(winner))} wins at {100 * middle:.0f} % teacher tokens", textfont_size=11,
-            marker=dict(size=18, symbol=SYMBOLS[place % len(SYMBOLS)], color=OKABE_ITO[place % 6]),
-            error_x=_bars(rows["c"], rows["c_low"], rows["c_high"]),
-            error_y=_bars(rows["h"], rows["h_low"], rows["h_high"]),
-        )  # fmt: skip
+    at = drawn[drawn["budget"] == middle]
+    labels = [_label(world, drawn[drawn["world"] == world]) for world in at["world"]]
+    words = [re.sub("</?b>", "", label.replace("<br>", ", ")) for label in labels]
+    wins = [f"{figure_text(str(winner))} wins at {100 * middle:.0f} % teacher tokens" for winner in at["winner"]]
+    parts = [at.assign(label=labels, marks=wins)]
     for name, dials in (measured or {}).items():
         try:
-            c, h = (
-                pd.DataFrame([dials[key]])[["value", "low", "high"]].astype(float) for key in ("confident", "harmless")
-            )
+            place = {name: float(value) for name, value in dial_columns(dials).items()}
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"the pair {name!r} needs harmless and confident, each with value, low, high") from error
-        fig.add_scatter(
-            x=100 * c["value"], y=100 * h["value"], text=[f"<b>{figure_text(name)}</b>"], mode="markers+text",
-            textposition="middle right", name="measured, no winner known", marker=dict(size=14, symbol="x", color=GREY),
-            error_x=_bars(c["value"], c["low"], c["high"]), error_y=_bars(h["value"], h["low"], h["high"]),
-        )  # fmt: skip
-        words.append(f"{visible(name)}, h {100 * h['value'][0]:.0f} %, c {100 * c['value'][0]:.0f} %")
+        parts.append(pd.DataFrame([place | {"label": f"<b>{figure_text(name)}</b>", "marks": MEASURED}]))
+        words.append(f"{visible(name)}, h {100 * place['h']:.0f} %, c {100 * place['c']:.0f} %")
+    f = pd.concat(parts)
+    f[PLACE] *= 100
+    bars = error_bars("x", f["c"], f["c_low"], f["c_high"]) | error_bars("y", f["h"], f["h_low"], f["h_high"])
+    fig = px.scatter(f, x="c", y="h", text="label", color="marks", symbol="marks", template="relaylab",
+                     color_discrete_sequence=OKABE_ITO[:6], symbol_sequence=SYMBOLS, **bars)  # fmt: skip
+    fig.update_traces(marker_size=18, textposition="bottom center", textfont_size=11)
+    fig.update_traces(error_x_thickness=1, error_y_thickness=1)
+    known = {"marker": dict(size=14, symbol="x", color=GREY), "textposition": "middle right"}
+    fig.update_traces(selector={"name": MEASURED}, **known)
     fig.update_xaxes(title_text="confident errors c (% of the decisive tokens)", range=[-12, 112])
     fig.update_yaxes(title_text="harmless uncertainty h (% of the uncertain tokens)", range=[-12, 112])
     alt = f"Which way of asking for help wins in which world. {'; '.join(words)}."
     return with_alt_text(fig, alt, "When learning to call pays", height=620, legend=dict(orientation="h", y=-0.18))
-
-
-def _bars(value: pd.Series, low: pd.Series, high: pd.Series) -> dict[str, Any]:
-    return {"array": 100 * (high - value), "arrayminus": 100 * (value - low), "thickness": 1}
 
 
 def _label(world: str, rows: pd.DataFrame) -> str:

@@ -8,7 +8,7 @@ Without a page the same methods do the same: ``playground.ask("...")``, ``playgr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,7 +114,8 @@ class Playground(LiveView):
             ValueError: The question is empty, a name is not among the choices, or a setting is bad.
             RuntimeError: Another answer is being written.
         """
-        from relaylab.relay.pair import Pair, notice
+        from relaylab.engine.load import load_engine
+        from relaylab.relay.pair import Pair, load_teacher, notice
 
         task = question if isinstance(question, Problem) else self._problems.get(question.strip())
         text = task.question if task else str(question).strip()
@@ -126,7 +127,7 @@ class Playground(LiveView):
         config = {name: values[name] for name in (*LIMITS, "temperature")}
 
         def begin(run: Run) -> Stream:
-            pair = Pair(self._engine(student), self._teacher(teacher))
+            pair = Pair(_loaded(self._students, student, load_engine), _loaded(self._teachers, teacher, load_teacher))
             run.relay = pair.relay(**config, alternatives=ALTERNATIVES)
             return run.relay.stream([text], seeds=[values["seed"]])
 
@@ -135,19 +136,12 @@ class Playground(LiveView):
         self._start(heading, described, begin, task=task, pace=values["pace"])
         return self
 
-    def _engine(self, name: str) -> Engine:
-        from relaylab.engine.load import load_engine
 
-        if isinstance(self._students[name], (str, Path)):
-            self._students[name] = load_engine(self._students[name])
-        return self._students[name]
-
-    def _teacher(self, name: str) -> Teacher:
-        from relaylab.relay.pair import load_teacher
-
-        if isinstance(self._teachers[name], str):
-            self._teachers[name] = load_teacher(self._teachers[name])
-        return self._teachers[name]
+def _loaded(models: dict[str, Any], name: str, load: Callable[[Any], Any]) -> Any:
+    """The model of a name, loaded when it is first used."""
+    if isinstance(models[name], str | Path):
+        models[name] = load(models[name])
+    return models[name]
 
 
 def _by_name(what: str, models: Sequence[Any]) -> dict[str, Any]:
@@ -179,13 +173,10 @@ def _checked(settings: dict[str, Any]) -> dict[str, Any]:
 
 def _describe(values: dict[str, Any]) -> str:
     """The settings of a run in words."""
-    parts = [f"at most {values['max_tokens']} tokens"]
-    if values["max_calls"] is not None:
-        parts.append(f"{values['max_calls']} calls")
-    if values["max_call_tokens"] is not None:
-        parts.append(f"{values['max_call_tokens']} tokens per call")
+    units = {"max_tokens": "tokens", "max_calls": "calls", "max_call_tokens": "tokens per call"}
+    caps = [f"{values[name]} {unit}" for name, unit in units.items() if values[name] is not None]
     sampled = f"temperature {values['temperature']:g}, seed {values['seed']}" if values["temperature"] else "greedy"
-    return ", ".join([*parts, sampled])
+    return f"at most {', '.join([*caps, sampled])}"
 
 
 def _is_teacher(name: str) -> bool:

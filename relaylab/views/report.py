@@ -16,13 +16,13 @@ import plotly.graph_objects as go
 
 from relaylab.call_tag import visible
 from relaylab.evaluation.stats import columns, paired, summary
-from relaylab.evaluation.table import read_table, trace_files
+from relaylab.evaluation.table import read_table, trace_files, write_table
 from relaylab.files import read_json, write_whole
 from relaylab.trace import read_traces
 from relaylab.version import __version__
 from relaylab.views.evaluation_figures import accuracy_against_share, suite_bars
 from relaylab.views.figures import call_positions, figure_text
-from relaylab.views.theme import NO_MATH, plotly_script, show_figure, style
+from relaylab.views.theme import NO_MATH, html_table, plotly_script, show_figure, style
 
 SAMPLE = 300  # traces whose call positions are drawn
 
@@ -71,16 +71,16 @@ def report(out: str | Path, *, student: str = "student", teacher: str = "teacher
         stem = "".join(c if c.isalnum() or c in "-_=." else "-" for c in name)
         write_whole(folder / f"{stem}.html", show_figure(fig, library=True).html)
     methods, versus = summary(table), comparisons(table, main)
-    for name, frame in (("accuracy", methods), ("comparisons", versus)):
-        write_whole(folder / f"{name}.csv", frame.to_csv(index=False, float_format="%.6g"))
+    write_table(methods, folder / "accuracy.csv")
+    write_table(versus, folder / "comparisons.csv")
     settings = html.escape(visible(json.dumps({k: v for k, v in config.items() if k != "problems"})))
     parts = [
         f"<h1>Evaluation</h1><p>{len(config['problems'])} problems, {len(methods)} methods; relaylab {__version__}; "
         f"<code>{settings}</code></p>",
-        _table(_for_people(methods)),
+        html_table(_for_people(methods)),
         f"<h2>Compared with {html.escape(visible(main))}</h2><p>Differences of accuracy in points, paired by problem: "
         "95 % interval from a bootstrap over problems, p of Wilcoxon's signed-rank test.</p>",
-        _table(versus),
+        html_table(versus),
         *(show_figure(fig).html for fig in figures.values()),
     ]
     path = out / "report.html"
@@ -124,8 +124,3 @@ def _for_people(methods: pd.DataFrame) -> pd.DataFrame:
     shown["calls"], shown["tokens"] = methods["calls"].round(2), methods["tokens"].round(1)
     shown["gap recovered %"] = (100 * methods["gap"]).round(1)
     return shown
-
-
-def _table(frame: pd.DataFrame) -> str:
-    text = frame.map(lambda cell: visible(cell) if isinstance(cell, str) else cell)
-    return text.to_html(index=False, border=0, na_rep="", float_format=lambda x: f"{x:.3g}", escape=True)

@@ -15,7 +15,7 @@ from relaylab.trace import Trace
 def trace_table(traces: Iterable[Trace]) -> Table:
     """One row per suite. Excluded answers have no part in the accuracy."""
     means = "problems", "correct", "teacher tokens", "calls", "tokens"
-    table, suites = _table("suite", *means, "failed calls", "excluded"), dict[str, list[Trace]]()
+    table, suites = text_table("suite", *means, "failed calls", "excluded"), dict[str, list[Trace]]()
     table.caption = "calls and tokens per response; a failed call was not answered"
     for t in traces:
         suites.setdefault(visible(str(t.problem.get("suite") or "-")), []).append(t)
@@ -37,7 +37,7 @@ def trace_table(traces: Iterable[Trace]) -> Table:
 
 def method_table(summary: Any) -> Table:
     """One row per method. ``summary``: of ``evaluation.stats.summary``."""
-    table = _table(
+    table = text_table(
         "method", "correct", "95 % interval", "teacher tokens", "calls a response", "gap recovered", "excluded"
     )
     for row in summary.itertuples():
@@ -55,7 +55,7 @@ def method_table(summary: Any) -> Table:
 
 def zoo_table(manifest: Mapping[str, Mapping[str, Any]]) -> Table:
     """One row per embedded model, with its scores in the manifest."""
-    table = _table("model", "parameters", "alone", "relay", "teacher tokens")
+    table = text_table("model", "parameters", "alone", "relay", "teacher tokens")
     table.caption = "right answers to test problems: alone at temperature 1 without calls, the relay greedy"
     for name, entry in manifest.items():
         scores, relayed = list(entry.get("scores", {}).values()), list(entry.get("relay_scores", {}).values())
@@ -65,7 +65,8 @@ def zoo_table(manifest: Mapping[str, Mapping[str, Any]]) -> Table:
     return table
 
 
-def _table(name: str, *numbers: str) -> Table:
+def text_table(name: str, *numbers: str) -> Table:
+    """A table for a terminal with a column of names and columns of numbers."""
     table = Table()
     table.add_column(name, no_wrap=True)
     for header in numbers:

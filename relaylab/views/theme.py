@@ -38,21 +38,13 @@ NO_MATH = "tex2jax_ignore mathjax_ignore"  # classes that stop MathJax 2 and 3: 
 
 @dataclass(frozen=True, slots=True)
 class Role:
-    """How one source of tokens looks.
+    """How one source of tokens looks."""
 
-    Args:
-        name: The word for it.
-        mark: Its colour in figures.
-        symbol: Its marker in figures.
-        open: Text before its tokens on a terminal.
-        close: Text after its tokens on a terminal.
-    """
-
-    name: str
-    mark: str
-    symbol: str
-    open: str = ""
-    close: str = ""
+    name: str  # the word for it
+    mark: str  # its colour in figures
+    symbol: str  # its marker in figures
+    open: str = ""  # text before its tokens on a terminal
+    close: str = ""  # and after them
 
 
 ROLES = {
@@ -167,8 +159,9 @@ class Html:
         Args:
             path: The file; a figure needs ``show_figure(fig, library=True)``.
         """
-        head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(self.text[:80])}</title>'
-        write_whole(path, f"{head}<body>{self.html}</body></html>")
+        head = '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="color-scheme" content="light dark">'
+        title = html.escape(self.text.partition("\n")[0][:80])
+        write_whole(path, f"{head}<title>{title}</title><body>{self.html}</body></html>")
 
 
 def plotly_script() -> str:
@@ -215,6 +208,12 @@ def with_alt_text(fig: Figure, text: str, title: str, **layout: Any) -> Figure:
     register_templates()
     fig.update_layout(template="relaylab", meta={"alt": text}, title_text=title, legend_title_text="")
     return fig.update_layout(**layout)
+
+
+def html_table(frame: Any) -> str:
+    """A frame as an HTML table; texts are escaped and safe to lay out."""
+    text = frame.map(lambda cell: visible(cell) if isinstance(cell, str) else cell)
+    return text.to_html(index=False, border=0, na_rep="", float_format=lambda x: f"{x:.3g}", escape=True)
 
 
 SHOWN_POINTS = 20  # of a trace, in a figure's table

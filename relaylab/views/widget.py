@@ -1,11 +1,8 @@
 """One protocol for all views: an ES module with ``render({model, el})``, as anywidget defines it.
 
-``NAME.js`` beside this file is the module of a view. ``bundle`` joins it with the modules that it imports, so that no
-build step is needed. A view is shown in one of two ways:
-
-- ``static_view``: HTML with the data, the module and a model that only holds the data. It works without a kernel and
-  without a network: in a notebook, in its export, in a page of its own.
-- ``Widget``: an anywidget whose model is synchronised with Python. Its messages call methods by name.
+``NAME.js`` beside this file is the module of a view; ``bundle`` joins it with those that it imports. ``static_view`` is
+HTML with the data and the module: it needs no kernel and no network. ``Widget`` is an anywidget whose model is
+synchronised with Python; its messages call methods by name.
 
 Data never becomes markup: it is JSON without any ``<``, and the modules write text nodes only.
 """

@@ -1,10 +1,8 @@
 """How the embedded models were made: tokenizer, drills, training from scratch, and training on into the worlds.
 
-All models see a mixture of *drills*, packed lines such as ``47*83=3901.``, which teach the arithmetic densely, and
-solved problems of the suites. Operands are drawn the same way for all; width, depth and the number of steps differ. The
-loss covers results and solutions, not operands and questions.
-
-A base learns the plain suites. Training on gives it a world: its wording, and to a student its misconceptions.
+All models see *drills*, packed lines such as ``47*83=3901.``, and solved problems of the suites. Width, depth and the
+number of steps differ. The loss covers results and solutions, not operands and questions. A base learns the plain
+suites. Training on gives it a world: its wording, and to a student its misconceptions.
 
 Muon trains the matrices, AdamW the rest. A run writes a checkpoint every ``save_every`` steps and continues from it.
 """
@@ -40,30 +38,19 @@ PRE_TOKENIZER = (
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Everything that decides an embedded model.
+    """Everything that decides an embedded model."""
 
-    Args:
-        steps: optimiser steps of ``batch`` sequences.
-        seed: of the data, and of the weights without a ``base``.
-        base: the recipe whose model is trained on.
-        worlds: of the solved problems; each batch draws one.
-        textbook: learn the student's textbook: misconceptions included, and no results of hard steps.
-        suites: of the solved problems, in turn.
-        drills: the share of batches of drills, early, in the middle and late.
-        weights: of kinds of drills, over those of ``DRILLS``.
-    """
-
-    steps: int
-    seed: int
+    steps: int  # optimiser steps of ``batch`` sequences
+    seed: int  # of the data, and of the weights without a ``base``
     width: int = 48
     layers: int = 2
     heads: int = 4
-    base: str = ""
-    worlds: tuple[str, ...] = ("plain",)
-    textbook: bool = False
-    suites: tuple[str, ...] = SUITES
-    drills: tuple[float, float, float] = (0.8, 0.5, 0.3)
-    weights: dict[str, float] = field(default_factory=dict)
+    base: str = ""  # the recipe whose model is trained on
+    worlds: tuple[str, ...] = ("plain",)  # of the solved problems; each batch draws one
+    textbook: bool = False  # learn the student's textbook: misconceptions included, and no results of hard steps
+    suites: tuple[str, ...] = SUITES  # of the solved problems, in turn
+    drills: tuple[float, float, float] = (0.8, 0.5, 0.3)  # the share of batches of drills, early, in the middle, late
+    weights: dict[str, float] = field(default_factory=dict)  # of kinds of drills, over those of ``DRILLS``
     batch: int = 64
     learning_rate: float = 4e-3
     vocabulary: int = 1024
@@ -132,7 +119,7 @@ def _quotient(r: random.Random, low: int, high: int) -> tuple[str, str]:
     return f"{a * b}/{b}=", f"{a}.\n"
 
 
-def train_tokenizer(vocabulary: int, *, problems: int = 6000) -> PreTrainedTokenizerFast:
+def train_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer, so that any text can be encoded, with ChatML special tokens and template."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -149,12 +136,11 @@ def train_tokenizer(vocabulary: int, *, problems: int = 6000) -> PreTrainedToken
         show_progress=False,
     )
     stream = mixture(suites=SUITES, world="plain")
-    texts = []
-    for i in range(problems):
-        p = next(stream)
-        # Calls are in the corpus so that `<call>` is a few tokens, as in a large vocabulary; no model is trained on
-        # them here.
-        texts.append(f"user\n{p.question}\nassistant\n{p.solution}\n{format_call(i % 9 + 1)}")
+    # With calls in the corpus `<call>` is a few tokens, as in a large vocabulary. No model is trained on them here.
+    texts = [
+        f"user\n{p.question}\nassistant\n{p.solution}\n{format_call(i % 9 + 1)}"
+        for i, p in enumerate(islice(stream, 6000))
+    ]
     tokenizer.train_from_iterator(texts, trainer)
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", model_max_length=2048
@@ -195,14 +181,14 @@ class Batches:
         drill_share = early if done < 0.3 else middle if done < 0.6 else late
         return self._drills(r) if r.random() < drill_share else self._problems(r)
 
-    def _drills(self, r: random.Random, length: int = 96) -> tuple[torch.Tensor, torch.Tensor]:
+    def _drills(self, r: random.Random) -> tuple[torch.Tensor, torch.Tensor]:
+        size = self.batch * 96  # tokens
         kinds, weights = list(DRILLS), [self.recipe.weights.get(kind, weight) for kind, (weight, _) in DRILLS.items()]
-        lines = [DRILLS[k][1](r) for k in r.choices(kinds, weights, k=self.batch * length // 6)]
+        lines = [DRILLS[k][1](r) for k in r.choices(kinds, weights, k=size // 6)]
         # One stream cut into rows: a row may begin in the middle of a line, which costs a little and needs no padding.
         encoded = self.tokenizer([part for line in lines for part in line], add_special_tokens=False)["input_ids"]
         ids = [i for part in encoded for i in part]
         labels = [i if k % 2 else -100 for k, part in enumerate(encoded) for i in part]
-        size = self.batch * length
         assert len(ids) >= size
         return torch.tensor(ids[:size]).view(self.batch, -1), torch.tensor(labels[:size]).view(self.batch, -1)
 

@@ -15,6 +15,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from relaylab.engine.load import load_tokenizer, resolve
 from relaylab.files import bind_folder, check_replaceable, replaced_folder, write_json
 from relaylab.tasks.suites import ALL_SUITES, SUITES, mixture, problems
@@ -52,7 +54,8 @@ WARMUPS = {
 
 def recipes() -> list[str]:
     """The names of all embedded models that can be made."""
-    return [*RECIPES, *WARMUPS, *_runs()]
+    runs = [name.removeprefix("embedded/") for name in config_names() if name.startswith("embedded/")]
+    return [*RECIPES, *WARMUPS, *runs]
 
 
 def make(name: str, out: str | Path, *, device: str = "cpu", steps: int | None = None) -> None:
@@ -69,7 +72,7 @@ def make(name: str, out: str | Path, *, device: str = "cpu", steps: int | None =
     """
     if name not in recipes():
         raise ValueError(f"no recipe for {name!r}; there are {', '.join(recipes())}")
-    out = Path(out)
+    out, started = Path(out), time.monotonic()
     check_replaceable(out, marker=RECORD)
     if name in RECIPES:
         pretraining = replace(RECIPES[name], steps=steps or RECIPES[name].steps)
@@ -80,19 +83,18 @@ def make(name: str, out: str | Path, *, device: str = "cpu", steps: int | None =
     elif name in WARMUPS:
         recipe = WARMUPS[name] | ({"max_steps": steps} if steps else {})
         work = _work(out, recipe)
-        record, model = _warm(work, device, recipe), "warmed"
+        results, model = _warm(work, device, recipe), "warmed"
     else:
         recipe = {"seed": 0} | read_config(f"embedded/{name}") | (_shortened(name, steps) if steps else {})
         work = _work(out, recipe)
-        record, model = _adapter(work, device, recipe), "run/student"
+        results, model = _adapter(work, device, recipe), "run/student"
+    if name not in RECIPES:
+        seconds = round(time.monotonic() - started)
+        record = {"recipe": recipe, **results, "seconds": seconds, "device": device, "threads": torch.get_num_threads()}
     with replaced_folder(out, marker=RECORD) as folder:
         shutil.copytree(work / model, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("warmup.json"))
         write_json(folder / RECORD, record)
     shutil.rmtree(work)
-
-
-def _runs() -> list[str]:
-    return [name.removeprefix("embedded/") for name in config_names() if name.startswith("embedded/")]
 
 
 def _work(out: Path, recipe: dict[str, Any]) -> Path:
@@ -107,11 +109,9 @@ def _warm(work: Path, device: str, recipe: dict[str, Any]) -> dict[str, Any]:
     stream = mixture(seed=options.pop("data_seed"), suites=tuple(options.pop("suites", SUITES)))
     chosen = list(islice(stream, options.pop("num_problems")))
     check = [p for s in SUITES[:4] for p in problems(s, 100)]  # those that the student solves alone
-    started = time.monotonic()
     warmed = warmup(student, chosen, work / "warmed", check=check, full=True, max_tokens=160, device=device, **options)
     print(warmed)
-    results = dict(rows=warmed.rows, accuracy_before=warmed.before, accuracy_after=warmed.after, calls=warmed.calls)
-    return {"recipe": recipe, **results, **_circumstances(started, device)}
+    return dict(rows=warmed.rows, accuracy_before=warmed.before, accuracy_after=warmed.after, calls=warmed.calls)
 
 
 def _shortened(name: str, steps: int) -> dict[str, Any]:
@@ -127,14 +127,6 @@ def _adapter(work: Path, device: str, recipe: dict[str, Any]) -> dict[str, Any]:
     from relaylab.training.grpo import train
     from relaylab.training.run_dir import read_metrics
 
-    started = time.monotonic()
     train(output_dir=work / "run", use_cpu=device == "cpu", **recipe)
     last = read_metrics(work / "run").tail(10)[["reward", "accuracy", "call_ratio", "calls"]].mean()
-    results = {"last_10_steps": {k: round(float(v), 4) for k, v in last.items()}}
-    return {"recipe": recipe, **results, **_circumstances(started, device)}
-
-
-def _circumstances(started: float, device: str) -> dict[str, Any]:
-    import torch
-
-    return dict(seconds=round(time.monotonic() - started), device=device, threads=torch.get_num_threads())
+    return {"last_10_steps": {k: round(float(v), 4) for k, v in last.items()}}
