@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import threading
 from collections.abc import Callable
@@ -14,19 +15,22 @@ from misbehaving_server import DROP, MisbehavingServer, Reply, Request
 from typer.testing import CliRunner
 
 from relaylab.cli import app
-from relaylab.engine.load import load_engine
+from relaylab.engine import load as engines
 from relaylab.evaluation.evaluate import evaluate
 from relaylab.relay.api_client import ServerError
 from relaylab.relay.api_student import APIStudent
 from relaylab.relay.api_teacher import APITeacher
 from relaylab.relay.call_rules import CallAt, CallEvery, CallWhenUnsure
-from relaylab.relay.pair import Pair, load_pair
+from relaylab.relay.local_teacher import LocalTeacher
+from relaylab.relay.pair import Pair
 from relaylab.relay.relay import StudentFailed
 from relaylab.relay.teachers import NoTeacher, ScriptedTeacher, TeacherOutput
 from relaylab.tasks.suites import problems
 from relaylab.trace import Trace, read_traces
 
-QUESTIONS = [p for suite in ("tiles", "savings") for p in problems(suite, 8)]
+QUESTIONS = [p for suite in ("tiles", "savings") for p in problems(suite, 2)]
+
+load_engine = functools.cache(engines.load_engine)
 
 
 class ModelServer:
@@ -62,7 +66,9 @@ class ModelServer:
             choice["token_ids"] = written[:-1] if self.trims and reason == "stop" else written
         if body.get("logprobs"):
             choice["logprobs"] = {"token_logprobs": logprobs}
-        return Reply(body={"choices": [choice], "usage": {"prompt_tokens": len(ids), "completion_tokens": len(written)}})
+        return Reply(
+            body={"choices": [choice], "usage": {"prompt_tokens": len(ids), "completion_tokens": len(written)}}
+        )
 
     def write(self, ids: list[int], body: dict) -> tuple[list[int], list[float], str]:
         written, logprobs = [], []
@@ -90,10 +96,15 @@ def served(misbehaving_server) -> ModelServer:
     return ModelServer(misbehaving_server, "relay")
 
 
+@functools.cache
+def local_pair() -> Pair:
+    return Pair(load_engine("relay"), LocalTeacher(load_engine("teacher")), engines.relay_defaults("relay"))
+
+
 @pytest.fixture
 def pairs(served):
     """The same pair twice: in this process, and with its student on the server."""
-    local = load_pair("relay", "teacher")
+    local = local_pair()
     with APIStudent(served.server.url, "relay", tokenizer=local.student.tokenizer, retries=1) as student:
         yield local, Pair(student, local.teacher, local.defaults)
 
@@ -121,7 +132,6 @@ def same(left: list[Trace], right: list[Trace]) -> None:
         {"max_calls": 1},
         {"max_call_tokens": 2},
         {"max_teacher_tokens": 5},
-        {"max_calls": 0},
         {"fixed_call_tokens": 7},
         {"call_end": "line"},
         {"call_end": "answer"},
@@ -129,7 +139,6 @@ def same(left: list[Trace], right: list[Trace]) -> None:
         {"call_rule": CallAt({0: 3, 11: 4})},
         {"call_rule": CallEvery(9, 3)},
         {"call_rule": CallEvery(5, 2), "write_call": False},
-        {"call_rule": CallAt({4: 3}), "forbid_calls": True},
     ],
     ids=str,
 )
@@ -139,13 +148,13 @@ def test_greedy_answers_are_those_of_the_relay_in_this_process(pairs, options):
     expected = local.decode(QUESTIONS, **decode)
     same(remote.decode(QUESTIONS, **decode), expected)
     if not options:
-        assert sum(len(t.answered) for t in expected) > 8, "the student calls"
+        assert sum(len(t.answered) for t in expected) > 2, "the student calls"
 
 
 def test_log_probabilities_are_those_of_the_server(pairs):
-    local, remote = (pair.decode(QUESTIONS[:4], max_tokens=60, record=True, progress=False) for pair in pairs)
+    local, remote = (pair.decode(QUESTIONS[:2], max_tokens=60, record=True, progress=False) for pair in pairs)
     for a, b in zip(local, remote, strict=True):
-        assert b.entropies is None and len(b.logprobs) == len(b.completion_ids)
+        assert b.entropies is None
         for source, left, right in zip(a.source, a.logprobs, b.logprobs, strict=True):
             assert right is None if source == "t" else abs(left - right) < 1e-4
 
@@ -153,16 +162,16 @@ def test_log_probabilities_are_those_of_the_server(pairs):
 def test_a_prompt_that_fills_the_context(served, pairs):
     local, remote = pairs
     served.server.context = 130
-    for trace in remote.decode(QUESTIONS[:4], max_tokens=500, progress=False):
+    for trace in remote.decode(QUESTIONS[:2], max_tokens=500, progress=False):
         assert trace.stop in ("context", "end", "teacher_end")
-        assert len(trace.prompt_ids) + len(trace.completion_ids) <= 130
+        own = max(i for i, source in enumerate(trace.source, 1) if source != "t")
+        assert len(trace.prompt_ids) + own <= 130, "what a teacher of a larger context wrote may reach beyond"
         whole = local.solve(trace.prompt, max_tokens=500)
         assert whole.completion_ids[: len(trace.completion_ids)] == trace.completion_ids
 
 
 def test_forks_force_and_forbid_calls(pairs):
-    local, remote = pairs
-    traces = local.decode(QUESTIONS[:6], max_tokens=90, progress=False)
+    traces = pairs[0].decode(QUESTIONS[:3], max_tokens=90, progress=False)
     for change in ({"call": 3}, {"forbid": True}, {"call": 2, "write_call": False}):
         at = [min(4, len(t.completion_ids) - 1) for t in traces]
         made = []
@@ -180,10 +189,11 @@ def test_where_a_call_is_forbidden_the_student_wanted_one(pairs, served):
     served.server.script()
     pairs[1].decode(QUESTIONS, forbid_calls=True, max_tokens=90, progress=False)
     biased = [r.body for r in served.server.requests if "logit_bias" in r.body]
-    assert biased and all(b["max_tokens"] == 1 for b in biased)
+    assert biased
+    assert all(b["max_tokens"] == 1 for b in biased)
 
 
-def test_both_models_on_servers(pairs, served, monkeypatch):
+def test_both_models_on_servers(pairs, served):
     local, remote = pairs
     second = MisbehavingServer()
     try:
@@ -194,8 +204,10 @@ def test_both_models_on_servers(pairs, served, monkeypatch):
     finally:
         second.stop()
     expected = local.decode(QUESTIONS, max_tokens=90, progress=False)
-    same([replace(t, teacher="teacher", calls=[replace(c, teacher="teacher") for c in t.calls]) for t in both], expected)
-    assert served.server.max_in_flight > 4, "rows do not wait for each other"
+    same(
+        [replace(t, teacher="teacher", calls=[replace(c, teacher="teacher") for c in t.calls]) for t in both], expected
+    )
+    assert served.server.max_in_flight >= 3, "rows do not wait for each other"
 
 
 def test_the_teacher_may_take_a_turn_back(pairs):
@@ -219,7 +231,8 @@ def test_sampled_answers_are_valid_and_repeatable(pairs):
     assert [t.completion_ids for t in first] != [t.completion_ids for t in other]
     for trace in first:
         trace.check()
-        assert trace.text == "".join(remote.student.text.pieces(trace.completion_ids[: len(trace.pieces)])) or "end" in trace.stop
+        end = trace.stop == "end"
+        assert trace.text == "".join(remote.student.text.pieces(trace.completion_ids[: len(trace.pieces) - end]))
         assert trace.stop in ("end", "teacher_end", "length")
     for trace in decode(seed=3, forbid_calls=True):
         assert "<call" not in trace.text
@@ -232,13 +245,14 @@ def test_a_server_that_is_killed_half_way_loses_no_row(pairs, served, tmp_path):
     local, remote = pairs
     served.server.script()
     asked = itertools.count()
-    served.before = lambda request: DROP if next(asked) >= 25 else None
+    served.before = lambda request: DROP if next(asked) >= 6 else None
     out = tmp_path / "traces.jsonl"
     decode = partial(remote.decode, QUESTIONS, max_tokens=90, progress=False, out=out)
-    with pytest.warns(UserWarning, match="relay@127.0.0.1.*the connection to"):
+    with pytest.warns(UserWarning, match=r"relay@127.0.0.1.*the connection to"):
         half = decode()
     lost = [t for t in half if t.stop == "excluded"]
-    assert 0 < len(lost) < len(half) and len(list(read_traces(out))) == len(QUESTIONS)
+    assert lost
+    assert len(list(read_traces(out))) == len(QUESTIONS)
     served.before = lambda request: None
     served.server.script()
     remote.student._rest = 0.0
@@ -246,17 +260,19 @@ def test_a_server_that_is_killed_half_way_loses_no_row(pairs, served, tmp_path):
     same(whole, local.decode(QUESTIONS, max_tokens=90, progress=False))
     prompts = {tuple(t.prompt_ids) for t in lost}
     asked = [tuple(r.body["prompt"]) for r in served.server.requests if isinstance(r.body.get("prompt"), list)]
-    assert asked and all(any(p[: len(q)] == q for q in prompts) for p in asked), "only what was lost is done again"
+    assert asked
+    assert all(any(p[: len(q)] == q for q in prompts) for p in asked), "only what was lost is done again"
 
 
 def test_on_failure_raise(pairs, served):
     remote = pairs[1]
     relay = remote.relay(max_tokens=60, on_failure="raise")
     served.before = lambda request: DROP
-    with pytest.raises(StudentFailed, match="relay@127.0.0.1.*the connection to") as error:
+    with pytest.raises(StudentFailed, match=r"relay@127.0.0.1.*the connection to") as error:
         relay.run(["What is 2+3?", "What is 3+4?"])
     assert len(error.value.traces) == 2
-    assert not remote.student.slots and not remote.student._open
+    assert not remote.student.slots
+    assert not remote.student._open
 
 
 def test_a_stream_that_is_closed_cancels_its_requests(pairs, served):
@@ -274,7 +290,7 @@ def test_a_stream_that_is_closed_cancels_its_requests(pairs, served):
         ({"token_ids": [9**9]}, "holds no token ids"),
         ({"token_ids": None}, "holds no token ids"),
         ({"token_ids": []}, "holds no token ids"),
-        ({"finish_reason": "content_filter"}, "ended with 'content_filter'"),
+        ({"token_ids": [70, 71], "finish_reason": "content_filter"}, "ended with 'content_filter'"),
         ({"token_ids": [70, 71], "finish_reason": "stop"}, "its ids must hold the end token and the stop string"),
     ],
 )
@@ -313,24 +329,25 @@ def test_a_server_that_lacks_something(misbehaving_server, dialect, message):
 
     for name, value in dialect.items():
         setattr(misbehaving_server, name, value)
-    with APIStudent(misbehaving_server.url, "m", tokenizer=byte_tokenizer(), retries=0) as student:
-        with pytest.raises(ServerError, match=message):
-            Pair(student, NoTeacher()).relay()
+    student = APIStudent(misbehaving_server.url, "m", tokenizer=byte_tokenizer(), retries=0)
+    with student, pytest.raises(ServerError, match=message):
+        Pair(student, NoTeacher()).relay()
 
 
 def test_another_tokenizer_and_a_dead_server(misbehaving_server):
     tokenizer = load_engine("student").tokenizer
-    with APIStudent(misbehaving_server.url, "m", tokenizer=tokenizer, retries=0) as student:
-        with pytest.raises(ServerError, match="the tokenizer given is not that of m"):
-            Pair(student, NoTeacher()).relay()
-    with APIStudent("http://127.0.0.1:9/v1", "m", tokenizer=tokenizer, retries=0) as student:
-        with pytest.raises(ServerError, match="the connection to"):
+    for url, message in (
+        (misbehaving_server.url, "the tokenizer given is not that of m"),
+        ("http://127.0.0.1:9/v1", "the connection to"),
+    ):
+        student = APIStudent(url, "m", tokenizer=tokenizer, retries=0)
+        with student, pytest.raises(ServerError, match=message):
             Pair(student, NoTeacher()).relay()
 
 
 def test_what_needs_logits_says_so(pairs):
     remote = pairs[1]
-    with pytest.raises(ValueError, match="CallWhenUnsure.*reads the student's logits, which the server of relay@"):
+    with pytest.raises(ValueError, match=r"CallWhenUnsure.*reads the student's logits, which the server of relay@"):
         remote.relay(call_rule=CallWhenUnsure(1.0, 4))
     with pytest.raises(ValueError, match="alternatives need the student's logits"):
         remote.relay(alternatives=3)
@@ -343,23 +360,30 @@ def test_what_needs_logits_says_so(pairs):
 
 def test_the_command_line(served, tmp_path):
     url, out = served.server.url, tmp_path / "a.jsonl"
-    ask = ["decode", "--suite", "tiles", "--limit", "3", "--max-tokens", "90", "--out"]
-    for more in ([f"{url}#relay"], [url, "--student-model", "relay"], [url, "--student-model", "relay", "--student-tokenizer", "student"]):
+    ask = ["decode", "--suite", "tiles", "--limit", "2", "--max-tokens", "90", "--out"]
+    local = local_pair().decode(problems("tiles", 2), max_tokens=90, progress=False)
+    for more in ([f"{url}#relay"], [url, "--student-model", "relay", "--student-tokenizer", "student"]):
         out.unlink(missing_ok=True)
         result = CliRunner().invoke(app, [*ask, str(out), "--student", *more, "--teacher", "teacher"])
         assert result.exit_code == 0, result.output
-        local = load_pair("relay", "teacher").decode(problems("tiles", 3), max_tokens=90, progress=False)
-        assert [t.completion_ids for t in read_traces(out)] and {t.id: t.completion_ids for t in read_traces(out)} == {
-            t.id: t.completion_ids for t in local
-        }
+        assert {t.id: t.completion_ids for t in read_traces(out)} == {t.id: t.completion_ids for t in local}
     wrong = CliRunner().invoke(app, [*ask, str(out), "--student", "relay", "--student-model", "relay"])
     assert "for a student behind a URL" in str(wrong.exception)
 
 
 def test_an_evaluation_with_a_student_on_a_server(served, tmp_path):
     methods = [f"relay:student={served.server.url}#relay", "relay"]
-    table = evaluate(methods, problems("tiles", 4), tmp_path, max_tokens=90, progress=False)
-    remote, local = (table[table["student"].str.contains(part)].set_index("id") for part in ("http", "^relay$"))
-    assert (remote["correct"] == local["correct"]).all() and len(remote) == 4
+    evaluate(methods, problems("tiles", 2), tmp_path, student="student", max_tokens=90, progress=False)
+    remote, local = (
+        {t.id: t.completion_ids for t in read_traces(f)} for f in sorted((tmp_path / "traces/0").iterdir())
+    )
+    assert remote == local
+    assert len(remote) == 2
     with pytest.raises(ValueError, match="reads the student's logits"):
-        evaluate([f"entropy:student={served.server.url}#relay"], problems("tiles", 2), tmp_path / "b", progress=False)
+        evaluate(
+            [f"entropy:student={served.server.url}#relay"],
+            problems("tiles", 2),
+            tmp_path / "b",
+            student="student",
+            progress=False,
+        )

@@ -74,7 +74,7 @@ class APIStudent(APIModel):
 
     def __init__(
         self, base_url: str, model: str | None = None, *, tokenizer: Any, end_ids: Sequence[int] = (),
-        api_key: str | None = None, concurrency: int = 64, timeout: float = 600.0, retries: int = 4,
+        api_key: str | None = None, concurrency: int = 256, timeout: float = 600.0, retries: int = 4,
         name: str | None = None, extra_body: dict[str, Any] | None = None,
     ):  # fmt: skip
         super().__init__(
