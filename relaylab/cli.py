@@ -52,7 +52,7 @@ def _top(
 @command(app, "solve")
 def _solve(
     question: str,
-    teacher: opt.Teachers,
+    models: opt.Pairs,
     relay: opt.Relay,
     calls: opt.Calls,
     student: opt.Student = STUDENT,
@@ -65,7 +65,7 @@ def _solve(
     if not question.strip():
         raise ValueError("the question is empty")
     text = f"{question}\n{prompt_suffix}" if prompt_suffix else question
-    trace = teacher.pair(student).solve(text, seed=seed, system=system, **relay, **calls.keywords)
+    trace = models.pair(student).solve(text, seed=seed, system=system, **relay, **calls.keywords)
     print(trace.to_json() if json_ else trace_text(trace))
     _check_answers([trace])
 
@@ -74,7 +74,7 @@ def _solve(
 def _decode(
     out: Annotated[Path, option("JSON Lines file of traces; the same command resumes.")],
     questions: opt.Questions,
-    teacher: opt.Teachers,
+    models: opt.Pairs,
     relay: opt.Relay,
     calls: opt.Calls,
     student: opt.Student = STUDENT,
@@ -86,7 +86,7 @@ def _decode(
     """Relay and grade many questions."""
     _check_output(out, questions.data, "--out", "--data")
     problems = [replace(p, question=p.prompt(questions.suffix)) for p in questions.load(100)]
-    traces = teacher.pair(student).decode(
+    traces = models.pair(student).decode(
         problems, out=out, seed=seed, system=system, batch_size=batch_size, shard=shard, **relay, **calls.keywords
     )
     console.print(trace_table(traces))
@@ -217,7 +217,7 @@ def _judge(
 
 @command(app, "serve")
 def _serve(
-    teacher: opt.Teachers,
+    models: opt.Pairs,
     relay: opt.Relay,
     calls: opt.Calls,
     student: opt.Student = STUDENT,
@@ -235,7 +235,7 @@ def _serve(
     key = os.environ.get("RELAYLAB_API_KEY") or None
     if key is None and host not in ("127.0.0.1", "::1", "localhost"):
         warn(f"everybody who reaches {host} can use this server; set RELAYLAB_API_KEY to ask for a key")
-    pair = teacher.pair(student)
+    pair = models.pair(student)
     from relaylab.server.app import Server, serve
 
     loop = pair.relay(batch_size=max_batch, **{"on_failure": "exclude", **relay, **calls.keywords})
@@ -333,7 +333,7 @@ def _check_answers(traces: list[Trace]) -> None:
     if traces and not any("\\boxed" in t.text for t in traces):
         warn(NO_BOX)
     if excluded := sum(t.stop == "excluded" for t in traces):
-        warn(f"{excluded} of {len(traces)} answers are excluded: their teacher failed. The same command tries again")
+        warn(f"{excluded} of {len(traces)} answers are excluded: a model failed. The same command tries again")
     calls = [c for t in traces for c in t.calls if c.status in ("answered", "failed")]
     if calls and all(c.status == "failed" for c in calls):
         warn(f"every call failed; the last error: {calls[-1].error}")

@@ -50,7 +50,7 @@ def evaluate_command(
         console.print(method_table(summary(table)))
         say(f"{len(table)} rows in {out / 'table.csv'}; next: relaylab report {out}")
     if lost := excluded_methods(table):
-        warn(f"{', '.join(lost)}: every answer is excluded, because the teacher failed")
+        warn(f"{', '.join(lost)}: every answer is excluded, because a model failed")
         raise typer.Exit(1)
 
 

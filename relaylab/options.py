@@ -49,7 +49,7 @@ Version = Annotated[bool, option("Print the version.", "--version", callback=_pr
 BatchSize = Annotated[int, option("Sequences decoded together.", min=1)]
 Seed = Annotated[int, option("Random seed.", min=0)]
 Shard = Annotated[str | None, option("Do only part I of N. The command without it merges the parts.", metavar="I/N")]
-Student = Annotated[str, option("An embedded name, a directory, or a hub id.")]
+Student = Annotated[str, option("An embedded name, a directory, a hub id, or a URL.")]
 System = Annotated[str | None, option("A system message before each question.")]
 Samples = Annotated[int, option("Responses per problem.", min=1)]
 MaxTokens = Annotated[int, option("Tokens of a response.", min=1)]
@@ -190,13 +190,24 @@ class Teachers(Models):
 
         self.teacher = self.teacher or default_teacher(student)
 
+
+@dataclass
+class Pairs(Teachers):
+    """The two models of a relay, and how they are loaded and run."""
+
+    student_model: Annotated[str | None, option("The student's server's model; or write URL#model.")] = None
+    student_tokenizer: Annotated[str | None, option("The model whose tokenizer it uses. Default: that model.")] = None
+
     def pair(self, student: str) -> Pair:
         """The student and the teacher. The teacher comes first: a server that is down is noticed at once."""
-        self.choose(student)
-        self.start(student, self.teacher)
-        from relaylab.relay.pair import load_pair
+        from relaylab.relay.pair import load_pair, local_name
 
-        return load_pair(student, self.load(), **self.keywords)
+        served = given_only(model=self.student_model, tokenizer=self.student_tokenizer)
+        if served and self.is_local(student):
+            raise ValueError("--student-model and --student-tokenizer are for a student behind a URL")
+        self.choose(str(local_name(student, **served)))
+        self.start(student, self.teacher)
+        return load_pair(student, self.load(), student_options=served, **self.keywords)
 
 
 @dataclass

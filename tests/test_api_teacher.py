@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from misbehaving_server import BEGIN, DROP, MARKS, OK, MisbehavingServer, Reply, encode
 
 from relaylab.engine.load import load_engine
-from relaylab.relay import api_teacher
+from relaylab.relay import api_model
 from relaylab.relay.api_chat_only import continuation
 from relaylab.relay.api_client import APIClient, ServerError
 from relaylab.relay.api_teacher import APITeacher
@@ -413,7 +413,7 @@ def test_a_server_that_cannot_be_asked_is_left_alone_for_a_while(server, monkeyp
 
 
 def test_a_server_that_is_slow_to_fail_is_left_alone_for_as_long(server, monkeypatch):
-    monkeypatch.setattr(api_teacher, "REST_SECONDS", 0)
+    monkeypatch.setattr(api_model, "REST_SECONDS", 0)
     with APITeacher(server.url, "m", retries=0) as teacher:
         server.script(Reply(status=503, delay=1.0))
         teacher.probe()
@@ -501,7 +501,7 @@ def test_a_repetition_of_something_else_is_not_taken_for_an_answer(server, conne
 
 
 def test_a_tokenizer_of_another_model_is_found_out(server, connect, tokenizer, monkeypatch):
-    monkeypatch.setattr(api_teacher.TeacherTokenizer, "encode", lambda self, text, **how: [1] * (len(text) // 2))
+    monkeypatch.setattr(api_model.SharedTokenizer, "encode", lambda self, text, **how: [1] * (len(text) // 2))
     assert "not that of m" in ask(connect(tokenizer=tokenizer)).error
     assert not server.requests
 
@@ -510,7 +510,7 @@ def test_a_model_is_named_or_is_the_only_one(server):
     server.models = ["a", "b:8b"]
     for address, model, error in (
         (server.url, "x", "model 'x' not found; the server has: a, b:8b"),
-        (server.url, None, "name a model with --teacher-model, or as URL#model; the server has: a, b:8b"),
+        (server.url, None, "name a model, as URL#model or apart; the server has: a, b:8b"),
         (f"{server.url}#b:8b", None, None),
     ):
         with APITeacher(address, model, retries=0) as teacher:
@@ -785,14 +785,14 @@ class Panic(BaseException):
 
 def test_a_views_failure_is_its_own(server, connect, tokenizer, monkeypatch):
     teacher = connect(tokenizer=tokenizer, mode="chat", timeout=1)
-    encoded = teacher.tokenizer.encode
+    encoded = teacher.shared_tokenizer.encode
 
     def encode(text, **how):
         if text == "panic":
             raise Panic("regex \x1b[31m")
         return encoded(text, **how)
 
-    monkeypatch.setattr(teacher.tokenizer, "encode", encode)
+    monkeypatch.setattr(teacher.shared_tokenizer, "encode", encode)
     faults = {"refused": Reply(status=400, body={}), "dropped": DROP, "null": NULL_TEXT, "huge": FINAL["endless"][0]}
     server.rule = lambda request: faults.get(request.prompt.split("\n")[-1])
     texts = ["fine", "refused", "dropped", "null", "huge", "panic", "good"]

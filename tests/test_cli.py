@@ -320,7 +320,7 @@ def test_a_teacher_that_fails_at_every_call_is_an_error(relaylab, tmp_path, monk
     assert "every call failed; the last error: the server is on fire" in result.err
     excluded = on_failure == "exclude"
     assert (stops == {"excluded"}) == excluded
-    assert ("2 of 2 answers are excluded: their teacher failed. The same command tries again" in result.err) == excluded
+    assert ("2 of 2 answers are excluded: a model failed. The same command tries again" in result.err) == excluded
     row = next(line for line in result.out.splitlines() if "savings" in line)
     cells = [cell.strip() for cell in row.split("│")[1:-1]]
     assert int(cells[-2]) >= 2, "failed calls"

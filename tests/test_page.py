@@ -235,7 +235,7 @@ def test_sequences_follow_pythons_rules(page):
     expected = []
     for script in scripts:
         config = RelayConfig(**{names[name]: value for name, value in script["config"].items()})
-        s = Sequence(0, [], [1], student=engine, config=config, seed=0, shared=True, record=False)
+        s = Sequence(0, [], [1], student=engine, config=config, seed=0, shared=True)
         for token, answer, finish in script["steps"]:
             if s.turn == "done":
                 break

@@ -62,7 +62,7 @@ class Engine:
         self.vocabulary = config.vocab_size
         self.context = context_of(config)
         self.device, self.dtype = model.device, model.dtype
-        self.end_ids = end_ids_of(model, tokenizer)
+        self.end_ids = end_ids_of(model.generation_config, tokenizer)
         self.cache = KVCache(*shape, self.context, dtype=self.dtype, device=self.device)
         self.forwarded = self.passes = 0
         self._config = config

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,6 +30,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -37,6 +39,7 @@ from transformers.utils.hub import cached_file
 
 from relaylab.call_tag import visible
 from relaylab.engine.engine import Engine
+from relaylab.engine.supported import end_ids_of
 from relaylab.files import read_json
 
 # PEFT 0.21 and TRL 1.16 ask transformers 5.23 by a name that goes in version 6; a user can do nothing about it.
@@ -339,6 +342,16 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     if (Path(path) / "adapter_config.json").exists() and not (Path(path) / "tokenizer.json").exists():
         path = resolve(base_of(path))
     return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+
+
+def load_end_ids(name: str | Path, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """The tokens that end an answer of a model, without its weights."""
+    path = resolve(name)
+    if (Path(path) / "adapter_config.json").exists():
+        path = resolve(base_of(path))
+    with suppress(OSError):  # it has no generation config
+        return end_ids_of(GenerationConfig.from_pretrained(path), tokenizer)
+    return end_ids_of(None, tokenizer)
 
 
 def manifest() -> dict[str, dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 def cache_shape(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, int, int]:
@@ -48,7 +48,7 @@ def context_of(config: PreTrainedConfig) -> int:
     return min(longest, before or longest)
 
 
-def end_ids_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+def end_ids_of(generation: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """The tokens that end an answer: the generation config's and the tokenizer's."""
-    named = [model.generation_config.eos_token_id if model.generation_config else None, tokenizer.eos_token_id]
+    named = [generation.eos_token_id if generation else None, tokenizer.eos_token_id]
     return frozenset(i for x in named if x is not None for i in (x if isinstance(x, list) else [x]))

@@ -29,6 +29,7 @@ from relaylab.engine.engine import Engine
 from relaylab.relay.pair import UNFINISHED, graded, problem_seed
 from relaylab.relay.relay import Relay
 from relaylab.relay.sequence import Done
+from relaylab.relay.students import Student
 from relaylab.relay.teachers import Teacher
 from relaylab.tasks.suites import problem_of
 from relaylab.trace import TEACHER, Call, Trace
@@ -105,7 +106,7 @@ def _arms(
     if other := [e.name for e in students if e.text.fingerprint != relay.student.text.fingerprint]:
         raise ValueError(f"the student {other[0]!r} has another tokenizer and cannot go on from these tokens")
 
-    def varied(student: Engine = relay.student, teacher: Teacher = relay.teacher, forbid: bool = False) -> Relay:
+    def varied(student: Student = relay.student, teacher: Teacher = relay.teacher, forbid: bool = False) -> Relay:
         same = {"call_rule": relay.call_rule, "record": relay.record, "batch_size": relay.batch_size}
         return Relay(student, teacher, replace(config, forbid_calls=forbid), **same)
 
@@ -158,7 +159,7 @@ def graded_forks(relay: Relay, traces: Sequence[Trace], at: Sequence[int], bar: 
     return [graded(fork, problem_of(trace)) for fork, trace in zip(stream.traces, traces)]
 
 
-def _placebo(trace: Trace, call: Call, alone: Trace, student: Engine) -> Trace:
+def _placebo(trace: Trace, call: Call, alone: Trace, student: Student) -> Trace:
     """The trace up to its call, and after the command the tokens that the student wrote without it."""
     end = call.start + call.delivered
     own = alone.completion_ids[call.start : end]

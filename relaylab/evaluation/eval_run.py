@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from relaylab.engine.engine import Engine
-from relaylab.engine.load import embedded, load_engine, relay_defaults
+from relaylab.engine.load import embedded, relay_defaults
 from relaylab.evaluation.token_router import TokenRouter, train_token_router
 from relaylab.files import Item
 from relaylab.relay.call_rules import CallRule
 from relaylab.relay.config import CallEnd, RelayConfig
 from relaylab.relay.local_teacher import LocalTeacher
-from relaylab.relay.pair import Pair, is_url, load_teacher
+from relaylab.relay.pair import Pair, is_url, load_student, load_teacher, local_name
+from relaylab.relay.students import Student
 from relaylab.relay.teachers import NoTeacher, Teacher
 from relaylab.tasks.suites import Problem
 from relaylab.trace import Trace, TraceWriter
@@ -76,8 +77,16 @@ class ModelCache:
         same_world = f"{world}{slash}{name}"
         return self.untrained if name == "student" else same_world if same_world in embedded() else name
 
+    def student(self, name: str) -> Student:
+        """A student by the name that a system has for it, or by the URL of a server."""
+        options = {} if is_url(name) else self.options
+        return self._once(("student", name), lambda: load_student(self.model(name), **options))
+
     def engine(self, name: str) -> Engine:
-        return self._once(("engine", name), lambda: load_engine(self.model(name), **self.options))
+        """A student in this process, for what looks into it."""
+        if not isinstance(student := self.student(name), Engine):
+            raise ValueError(f"this method needs the student's logits, which {student.name} does not give")
+        return student
 
     def router(self, student: str, *, linear: bool = False, top: int = 0) -> TokenRouter:
         """A token router (an MLP) or a linear probe for a student, trained once. ``top``: as in ``TokenRouter``."""
@@ -141,7 +150,7 @@ class EvalRun:
         call_rule: CallRule | None = None,
     ) -> list[Trace]:  # fmt: skip
         """``Pair.decode`` with the run's settings, recorded and resumable; failures of a teacher exclude the answer."""
-        return Pair(self.models.engine(student), teacher).decode(
+        return Pair(self.models.student(student), teacher).decode(
             self.problems, out=self.path(system), config=replace(config or self.config, on_failure="exclude"),
             call_rule=call_rule, record=True, seed=self.seed, batch_size=self.batch_size, progress=self.progress,
             shard=self.shard,
@@ -149,7 +158,7 @@ class EvalRun:
 
     def relay_config(self, student: str) -> RelayConfig:
         """The run's settings for a trained student. Caps that these leave open are those of its training."""
-        trained = relay_defaults(self.models.model(student))
+        trained = relay_defaults(local_name(self.models.model(student)))
         caps = {k: trained.get(k) for k in ("max_calls", "max_call_tokens") if getattr(self.config, k) is None}
         return replace(self.config, call_end=trained.get("call_end", "tokens"), **caps)
 

@@ -21,7 +21,7 @@ import pandas as pd
 
 from relaylab.defaults import UNTRAINED
 from relaylab.engine.load import default_teacher, fingerprint_weights
-from relaylab.evaluation.eval_run import EvalRun, ModelCache
+from relaylab.evaluation.eval_run import EvalRun, ModelCache, without_secrets
 from relaylab.evaluation.stats import summary
 from relaylab.evaluation.systems import RelaySystem, System, system
 from relaylab.evaluation.table import read_table, rows_of, write_table
@@ -77,7 +77,13 @@ def evaluate(
     teacher = default_teacher(student) if teacher is None else teacher
     models = ModelCache(teacher, training, config.max_tokens, options, untrained=student)
     name = teacher if isinstance(teacher, str) and not is_url(teacher) else models.teacher.name
-    made_with = {"student": student, "teacher": name, **asdict(config), "samples": samples, "seed": seed}
+    made_with = {
+        "student": without_secrets(student),
+        "teacher": name,
+        **asdict(config),
+        "samples": samples,
+        "seed": seed,
+    }
     made_with |= {"training": _digest(training), "suffix": suffix, "problems": [p.id for p in problems]}
     made_with |= {"problem_texts": _digest(problems), "weights": _weights(models, [s for _, s in chosen])}
     _bind(out, made_with)
@@ -88,10 +94,10 @@ def evaluate(
         run = EvalRun(models, questions, folder, config, seed + j, batch_size, shard, progress)
         for label, one in chosen:
             if not (shard and one.whole):
-                rows.append(rows_of(run.traces(one), label, getattr(one, "student", ""), j))
+                rows.append(rows_of(run.traces(one), label, without_secrets(getattr(one, "student", "")), j))
     table = pd.concat(rows, ignore_index=True)
     if lost := int(table["excluded"].sum()):
-        text = f"{lost} of {len(table)} answers were excluded because their teacher failed"
+        text = f"{lost} of {len(table)} answers were excluded because a model failed"
         warnings.warn(f"{text}; they are missing values, and the same call tries them again", stacklevel=2)
     if shard:
         return table

@@ -120,7 +120,7 @@ def dials(traces: Sequence[Trace], relay: Relay, *, n: int = 8, seed: int = 0, p
     forks = interventions(traces, relay, everywhere, n=n, progress=progress)
     found = decisive(forks)
     where = dict(zip(found["trace"], found["position"]))
-    read = (relay.student.read(t.prompt_ids, t.completion_ids) for t in traces)
+    read = (relay.engine.read(t.prompt_ids, t.completion_ids) for t in traces)
     signals = [(margins(logits), hidden.cpu()) for logits, hidden in read]
     labels = [np.arange(len(t.completion_ids)) == where.get(k, -1) for k, t in enumerate(traces)]
     # A token after the decisive one is part of an answer that is lost already.

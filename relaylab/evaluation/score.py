@@ -16,7 +16,7 @@ import torch
 from relaylab.engine.engine import Engine
 from relaylab.engine.sampling import token_statistics
 from relaylab.engine.token_text import StudentTurn, TokenText
-from relaylab.relay.relay import MAX_LOGITS
+from relaylab.relay.students import MAX_LOGITS
 from relaylab.trace import TEACHER, Trace
 
 COLUMNS = ("trace", "id", "position", "source", "token", "logprob", "entropy", "rank", "top")

@@ -59,7 +59,7 @@ class Answer:
     """What a server wrote, and the reason why it ended there: ``stop``, ``length``, another, or None if it gives none.
 
     ``ids`` are its tokens. ``written`` and ``prompt`` count tokens as the server does. ``stopped`` is the stop string
-    at which it ended. None is unknown.
+    at which it ended. None is unknown, or not given.
     """
 
     text: str
@@ -68,6 +68,7 @@ class Answer:
     written: int | None = None
     prompt: int | None = None
     stopped: str | None = None
+    logprobs: list[float] | None = None  # of its tokens
     has_text: bool = True  # false while a server is still reasoning
 
     @classmethod
@@ -106,7 +107,12 @@ class Answer:
         ids = ids if isinstance(ids, list) and all(type(i) is int for i in ids) else None
         finish = _FINISH.get(str(reason).casefold(), str(reason)) if reason else None
         stopped = next((str(choices[0][name]) for name in ("stop_reason", "matched_stop") if name in choices[0]), None)
-        return cls(text if isinstance(text, str) else "", finish, ids, written, prompt, stopped, isinstance(text, str))
+        logprobs = choices[0].get("logprobs")
+        logprobs = logprobs.get("token_logprobs") if isinstance(logprobs, dict) else None
+        if not isinstance(logprobs, list) or not all(type(p) in (float, int) for p in logprobs):
+            logprobs = None
+        has_text = isinstance(text, str)
+        return cls(text if has_text else "", finish, ids, written, prompt, stopped, logprobs, has_text)
 
 
 class APIClient:
@@ -231,9 +237,10 @@ class APIClient:
         self._stops[future] = stopped
         return future
 
-    def wait(self, futures: Collection[Future]) -> None:
-        """Wait until one of the futures is done. An interrupt gets through."""
-        while not wait(futures, timeout=1, return_when=FIRST_COMPLETED).done:
+    def wait(self, futures: Collection[Future], seconds: float = float("inf")) -> None:
+        """Wait until one of the futures is done, at most so many seconds. An interrupt gets through."""
+        end = time.monotonic() + seconds
+        while not wait(futures, min(1, seconds), FIRST_COMPLETED).done and time.monotonic() < end:
             pass
 
     def cancel(self, futures: Collection[Future]) -> None:

@@ -12,30 +12,22 @@ A service with none of them only chats. On request it is asked for the continuat
 
 from __future__ import annotations
 
-import copy
-import threading
+import math
 import time
 from collections.abc import Collection, Sequence
-from concurrent.futures import Future
 from dataclasses import replace
-from functools import cached_property
 from typing import Any, Literal
-from urllib.parse import unquote
 
-from relaylab.call_tag import visible
 from relaylab.relay.api_chat_only import SPARE, approximate, instruction
-from relaylab.relay.api_client import RENAMED, Answer, APIClient, ServerError
-from relaylab.relay.server_probe import CONTINUE, CUT, NO_THINKING, ServerProbe, probe_server
+from relaylab.relay.api_client import Answer, ServerError
+from relaylab.relay.api_model import APIModel
+from relaylab.relay.server_probe import CONTINUE, CUT, NO_THINKING, ServerProbe
 from relaylab.relay.teachers import Message, TeacherOutput, TeacherView
 
-OURS = {"model", "prompt", "messages", "max_tokens", RENAMED, "temperature", "seed", "n", "best_of", "stream", "echo"}
 MODES = ("auto", "completions", "chat", "chat_only")
-REST_SECONDS = 10.0  # for which a server that could not be asked is left alone; longer if asking it took longer
-
-_tokenizing = threading.Lock()  # a tokenizer changes its settings from call to call
 
 
-class APITeacher:
+class APITeacher(APIModel):
     """Continues answers through a server. Its requests run in threads of their own.
 
     A failure of the server is the ``TeacherOutput.error`` of its view alone. An output never has more than n tokens:
@@ -79,30 +71,11 @@ class APITeacher:
     ):  # fmt: skip
         if mode not in MODES:
             raise ValueError(f"mode is one of {', '.join(MODES)}, not {mode!r}")
-        if taken := OURS & set(extra_body or {}):
-            raise ValueError(f"extra_body cannot hold {', '.join(sorted(taken))}: the teacher sets them")
-        base_url, _, fragment = base_url.partition("#")
-        if model and fragment and model != unquote(fragment):
-            raise ValueError(f"the address names the model {unquote(fragment)!r}, model is {model!r}")
-        self._client = APIClient(base_url, api_key=api_key, concurrency=concurrency, timeout=timeout, retries=retries)
-        self.model = model or unquote(fragment) or None
-        self.tokenizer = TeacherTokenizer(tokenizer) if tokenizer is not None else None
-        self.mode, self.temperature, self.extra_body = mode, temperature, dict(extra_body or {})
-        self.name = self._client.scrub(name or f"{self.model or 'model'}@{self._client.host}")
-        self._server: ServerProbe | None = None
-        self.__setstate__({})
-
-    def __repr__(self) -> str:
-        return f"APITeacher({self._client.url!r}, model={self.model!r})"
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in vars(self).items() if k not in ("_probing", "_answers")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._probing = threading.Lock()
-        self._rest, self._absent = 0.0, ""  # until when the server is left alone, and why
-        self._answers: dict[TeacherView, Future[TeacherOutput]] = {}
+        super().__init__(
+            base_url, model, tokenizer=tokenizer, name=name, temperature=temperature, extra_body=extra_body,
+            api_key=api_key, concurrency=concurrency, timeout=timeout, retries=retries,
+        )  # fmt: skip
+        self.mode = mode
         self._tells_stops = True  # as far as is known, the server names the stop string that ended an answer
 
     @property
@@ -110,20 +83,7 @@ class APITeacher:
         """Equal for equal tokenizers; None without one."""
         from relaylab.engine.token_text import fingerprint  # transformers is slow to import
 
-        return None if self.tokenizer is None else fingerprint(self.tokenizer.tokenizer)
-
-    def probe(self) -> ServerProbe:
-        """What the server can do, found out once; a server that cannot be asked is asked again after a while.
-
-        ``print(teacher.probe())`` is readable.
-        """
-        with self._probing:
-            if self._server is None and time.monotonic() >= self._rest:
-                start = time.monotonic()
-                seen = probe_server(self._client, self.model, self.tokenizer, self.temperature)
-                self._server = seen if seen.reachable else None
-                self._leave_alone(seen.error, time.monotonic() - start)
-            return self._server or ServerProbe(self._client.url, error=self._absent)
+        return None if self.shared_tokenizer is None else fingerprint(self.shared_tokenizer.tokenizer)
 
     def submit(self, views: Sequence[TeacherView]) -> None:
         """Begin to continue each view by at most ``view.n`` tokens.
@@ -135,34 +95,16 @@ class APITeacher:
             raise ValueError(f"a teacher is asked for at least one token, not {min(view.n for view in views)}")
         for view in views:
             present = replace(view, segments=list(view.segments))
-            self._answers[view] = self._client.start(self._answer, present, time.perf_counter())
+            self._start(view, self._answer, present, time.perf_counter())
 
     def poll(self, views: Collection[TeacherView], *, wait: bool = False) -> list[tuple[TeacherView, TeacherOutput]]:
         """Of these views, those whose answers are there. An interrupt of the waiting cancels their requests."""
-        answers = {view: self._answers[view] for view in views if view in self._answers}
-        if wait and answers:
-            try:
-                self._client.wait(answers.values())
-            except BaseException:
-                self.release(list(answers))
-                raise
-        done = [view for view, answer in answers.items() if answer.done()]
         gone = TeacherOutput("", "error", error="the request was cancelled")
-        return [(v, gone if (a := self._answers.pop(v)).cancelled() else a.result()) for v in done]
+        return [(view, output or gone) for view, output in self._take(views, math.inf if wait else 0)]
 
     def release(self, views: Sequence[TeacherView]) -> None:
         """Forget these views, and cancel their requests."""
-        self._client.cancel([answer for view in views if (answer := self._answers.pop(view, None))])
-
-    def close(self) -> None:
-        """Cancel all requests and close the connections. The teacher opens new ones if it is used again."""
-        self._client.close()
-
-    def __enter__(self) -> APITeacher:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+        self._drop(views)
 
     # One answer, in a thread of the client ----------------------------------------------------------------------------
 
@@ -172,24 +114,13 @@ class APITeacher:
             server = self.probe()
             start += time.perf_counter() - began
             output = self._request(view, server)
-        except ServerError as error:
-            output = TeacherOutput("", "error", error=str(error))
-            if error.absent:
-                self._leave_alone(str(error))
-        except BaseException as error:  # a panic of a tokenizer is no Exception; whatever it is, it is this view's
-            output = TeacherOutput("", "error", error=visible(self._client.scrub(f"{type(error).__name__}: {error}")))
+        except BaseException as error:
+            output = TeacherOutput("", "error", error=str(self._failure(error)))
         return replace(output, latency=time.perf_counter() - start)
 
-    def _leave_alone(self, error: str | None, took: float = 0.0) -> None:
-        if error is not None:
-            self._rest, self._absent = time.monotonic() + max(REST_SECONDS, took), error
-
     def _request(self, view: TeacherView, server: ServerProbe) -> TeacherOutput:
-        n, tokenizer = view.n, self.tokenizer
-        if not server.reachable or time.monotonic() < self._rest:
-            raise ServerError(self._absent)
-        if server.tokenizer is False:
-            raise ServerError(f"the tokenizer given is not that of {server.model}: give its own, or none")
+        n, tokenizer = view.n, self.shared_tokenizer
+        self._check_there(server)
         # 1) What every request holds.
         written = tokenizer.segment_ids(view) if tokenizer else []
         ids = tokenizer.opening_ids(view) + written if tokenizer else []
@@ -240,20 +171,20 @@ class APITeacher:
     def _by_chat(self, server: ServerProbe) -> bool:
         if self.mode != "auto":
             return self.mode != "completions"
-        if self.tokenizer is not None and server.token_prompts:
+        if self.shared_tokenizer is not None and server.token_prompts:
             return False
-        return not server.completions or (self.tokenizer is None and server.continues)
+        return not server.completions or (self.shared_tokenizer is None and server.continues)
 
     def _opening(self, view: TeacherView, server: ServerProbe) -> str:
         if view.raw:
             return view.raw.text
-        if self.tokenizer is None:
+        if self.shared_tokenizer is None:
             return "".join(f"{m['content']}\n\n" for m in view.messages)
-        text, bos = self.tokenizer.opening(view.messages), self.tokenizer.bos
+        text, bos = self.shared_tokenizer.opening(view.messages), self.shared_tokenizer.bos
         return text.removeprefix(bos) if bos and server.begins else text  # the server would write it a second time
 
     def _read(self, answer: Answer, n: int, whole_characters: bool) -> TeacherOutput:
-        text, tokens, finish, tokenizer = answer.text, answer.written, answer.finish, self.tokenizer
+        text, tokens, finish, tokenizer = answer.text, answer.written, answer.finish, self.shared_tokenizer
         ids = tokenizer.text_ids(answer) if tokenizer else None
         if tokenizer and (ids is not None or tokens is None or tokens > n):
             counted = tokenizer.encode(text) if ids is None else ids
@@ -289,64 +220,3 @@ def _chat(messages: list[Message], begun: str, server: ServerProbe) -> dict[str,
         other = "; use mode='completions'" if server.completions else words
         raise ServerError(f"this server's chat does not continue a begun answer{other}")
     return _settings(server) | CONTINUE | {"messages": [*messages, {"role": "assistant", "content": begun}]}
-
-
-class TeacherTokenizer:
-    """A tokenizer that the threads of a teacher share: a copy, so that the student's is left alone.
-
-    What looks like a special token in the text of a message or a student stays text.
-    """
-
-    def __init__(self, tokenizer: Any):
-        self.tokenizer = copy.deepcopy(tokenizer)
-        self.bos: str | None = getattr(tokenizer, "bos_token", None)
-
-    @cached_property
-    def _vocabulary(self) -> frozenset[int]:
-        return frozenset(self.tokenizer.get_vocab().values())
-
-    def opening(self, messages: list[Message]) -> str:
-        """The prompt's text, up to where the answer begins."""
-        from relaylab.engine.token_text import prompt_text
-
-        with _tokenizing:
-            return prompt_text(self.tokenizer, messages)
-
-    def opening_ids(self, view: TeacherView) -> list[int]:
-        from relaylab.engine.token_text import prompt_ids, raw_ids
-
-        if view.raw and view.raw.ids is not None:
-            return list(view.raw.ids)
-        with _tokenizing:
-            if view.raw:
-                return raw_ids(self.tokenizer, view.raw.text)
-            return prompt_ids(self.tokenizer, view.messages)
-
-    def segment_ids(self, view: TeacherView) -> list[int]:
-        """The answer so far. Each segment is tokenised by itself, so its ids never change."""
-        return [i for s in view.segments for i in (self.encode(s.text) if s.ids is None else s.ids)]
-
-    def encode(self, text: str) -> list[int]:
-        with _tokenizing:
-            return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-
-    def decode(self, ids: Sequence[int], **options: bool) -> str:
-        with _tokenizing:
-            return self.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False, **options)
-
-    def check_plain(self, texts: list[str]) -> None:
-        """Refuse what a server would take for a special token: it could forge the end of a message."""
-        for token in self.tokenizer.all_special_tokens:
-            if any(token in text for text in texts):
-                raise ServerError(f"the text holds {token!r}, which stays text only as token ids")
-
-    def text_ids(self, answer: Answer) -> tuple[int, ...] | None:
-        """The ids of an answer's text, without an end token. None if they are not those of the text."""
-        if answer.ids is None or not self._vocabulary.issuperset(answer.ids):
-            return None
-        ids = list(answer.ids)
-        while answer.finish == "stop" and ids and not self.decode(ids[-1:], skip_special_tokens=True):
-            ids.pop()
-        # Half a character at the end is written in several ways, and some tokenizers drop a space at the beginning.
-        decoded = self.decode(ids, skip_special_tokens=True)  # a stop string is in the ids alone
-        return tuple(ids) if decoded.rstrip(CUT).lstrip(" ") == answer.text.rstrip(CUT).lstrip(" ") else None

@@ -26,7 +26,8 @@ class RelayConfig:
             fork's own call is for the tokens that it asks for.
         write_call: a call rule's calls are written as commands; if False, the teacher takes over silently.
         forbid_calls: no call can be written (teacher-free decoding, table 4).
-        on_failure: of the teacher: ``carry_on`` alone, ``raise`` TeacherFailed, or ``exclude`` the sequence.
+        on_failure: of the teacher: ``carry_on`` alone, ``raise`` TeacherFailed, or ``exclude`` the sequence. A student
+            on a server that fails excludes it in any case, unless this is ``raise``.
 
     Raises:
         ValueError: for a value out of range.

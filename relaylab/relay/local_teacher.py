@@ -16,7 +16,7 @@ import torch
 from relaylab.engine.engine import Engine
 from relaylab.engine.kv_cache import CacheSlot
 from relaylab.engine.sampling import Uniforms, sample, token_statistics
-from relaylab.relay.relay import MAX_LOGITS
+from relaylab.relay.students import MAX_LOGITS
 from relaylab.relay.teachers import FinishReason, TeacherOutput, TeacherView
 
 

@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from tqdm.auto import tqdm
 
@@ -22,6 +23,7 @@ from relaylab.engine.load import (
     default_teacher,
     embedded,
     fingerprint_weights,
+    load_end_ids,
     load_engine,
     load_tokenizer,
     relay_defaults,
@@ -30,6 +32,7 @@ from relaylab.relay.config import RelayConfig
 from relaylab.relay.local_teacher import LocalTeacher
 from relaylab.relay.relay import Prompt, Relay
 from relaylab.relay.sequence import Done
+from relaylab.relay.students import Student
 from relaylab.relay.teachers import Message, NoTeacher, Teacher
 from relaylab.tasks.grading import grade_problem
 from relaylab.tasks.suites import Problem, suite_of
@@ -39,10 +42,10 @@ UNFINISHED = ("excluded", "interrupted")  # how traces stop that are decoded ane
 
 
 class Pair:
-    """A student engine and a teacher.
+    """A student and a teacher.
 
     Args:
-        student: the engine.
+        student: an engine, or an ``APIStudent``.
         teacher: whoever answers its calls.
         defaults: fields of ``RelayConfig`` that hold unless a keyword says otherwise, such as the caps of a training.
 
@@ -53,7 +56,7 @@ class Pair:
     True
     """
 
-    def __init__(self, student: Engine, teacher: Teacher, defaults: dict[str, Any] | None = None):
+    def __init__(self, student: Student, teacher: Teacher, defaults: dict[str, Any] | None = None):
         self.student, self.teacher, self.defaults = student, teacher, defaults or {}
 
     def __repr__(self) -> str:
@@ -183,12 +186,12 @@ def relay_config(relay: Relay, seed: int) -> dict[str, Any]:
     teacher = {
         k: getattr(relay.teacher, k, None) for k in ("temperature", "top_p", "top_k", "threshold", "fingerprint")
     }
-    engine, own_code = getattr(relay.teacher, "engine", None), files.own_code(relay.teacher, relay.call_rule)
+    own_code = files.own_code(relay.teacher, relay.call_rule)
     return {
         "student": relay.student.name,
-        "student_weights": fingerprint_weights(relay.student.source or relay.student.model),
+        "student_weights": _weights(relay.student),
         "teacher": relay.teacher.name,
-        "teacher_weights": engine and fingerprint_weights(engine.source or engine.model),
+        "teacher_weights": _weights(getattr(relay.teacher, "engine", None)),
         "seed": seed,
         **asdict(relay.config),
         # Where an object has no repr of its own, its address is not the same in the next run.
@@ -199,6 +202,11 @@ def relay_config(relay: Relay, seed: int) -> dict[str, Any]:
         **{f"teacher_{k}": v for k, v in teacher.items()},
         **({"teacher_mode": mode} if (mode := getattr(relay.teacher, "mode", None)) == "chat_only" else {}),
     }
+
+
+def _weights(model: Any) -> str | None:
+    """A digest of an engine's weights; None for a model that is not in this process."""
+    return fingerprint_weights(model.source or model.model) if isinstance(model, Engine) else None
 
 
 def _resume(
@@ -247,33 +255,66 @@ def load_teacher(
     return LocalTeacher(load_engine(name, **options), temperature=temperature)
 
 
-def load_pair(
-    student: str | Path = STUDENT, teacher: str | Path | Teacher | None = None, *,
-    teacher_options: dict[str, Any] | None = None, **options: Any,
-) -> Pair:  # fmt: skip
-    """Load a pair by names: embedded models, directories, hub ids; for the teacher also a URL, ``none``, or an object.
-
-    The caps that the student was trained with (``relay_config.json`` beside it) are the pair's defaults.
+def load_student(name: str | Path, **options: Any) -> Student:
+    """A student by name: an embedded model, a directory, a hub id, or the URL of an OpenAI-compatible server.
 
     Args:
-        student: an embedded name, a directory or a hub id.
+        name: ``URL#model`` names one model of a server that has several.
+        options: ``model``, ``tokenizer`` and those of ``APIStudent`` for a URL, else those of ``load_engine``. The
+            tokenizer is that of a model by name, by default of the one that the server calls so.
+
+    Raises:
+        ValueError: for a server whose tokenizer nobody names.
+    """
+    if not is_url(str(name)):
+        return load_engine(name, **options)
+    from relaylab.relay.api_student import APIStudent  # the client is slow to import and seldom needed
+
+    local = local_name(name, **options)
+    tokenizer = load_tokenizer(local)
+    options = options | {"tokenizer": tokenizer, "end_ids": load_end_ids(local, tokenizer)}
+    return APIStudent(str(name), **options)
+
+
+def local_name(name: str | Path, *, model: str | None = None, tokenizer: str | None = None, **_: Any) -> str | Path:
+    """Of a student, the model whose files are here: its own name, or that which a server's tokenizer is known by."""
+    here = (tokenizer or model or unquote(str(name).partition("#")[2])) if is_url(str(name)) else name
+    if not here:
+        raise ValueError("a student behind a URL needs a tokenizer: name the model that it is of (--student-tokenizer)")
+    return here
+
+
+def load_pair(
+    student: str | Path = STUDENT, teacher: str | Path | Teacher | None = None, *,
+    student_options: dict[str, Any] | None = None, teacher_options: dict[str, Any] | None = None, **options: Any,
+) -> Pair:  # fmt: skip
+    """Load a pair by names: embedded models, directories, hub ids, URLs; for the teacher also ``none`` or an object.
+
+    The caps that the student was trained with (``relay_config.json`` beside it, or beside its tokenizer) are the pair's
+    defaults.
+
+    Args:
+        student: as for ``load_student``.
         teacher: as for ``load_teacher``; by default the one that an embedded student was trained with.
+        student_options: for the student alone.
         teacher_options: for the teacher alone.
         options: ``device`` and ``dtype`` of the student and of a local teacher.
 
     >>> load_pair(teacher="none")
     Pair(student='lifelike/relay', teacher='none')
     """
-    engine = load_engine(student, **options)
-    teacher = default_teacher(student) if teacher is None else teacher
+    shared = {} if is_url(str(student)) else options
+    model = load_student(student, **shared | (student_options or {}))
+    local = local_name(student, **student_options or {})
+    teacher = default_teacher(local) if teacher is None else teacher
     if isinstance(teacher, (str, Path)):
         shared = {} if is_url(str(teacher)) or teacher == "none" else options
         teacher = load_teacher(str(teacher), **shared | (teacher_options or {}))
     elif teacher_options:
         raise ValueError("teacher_options are for a teacher that is loaded by name; this one is made already")
-    return Pair(engine, teacher, relay_defaults(student))
+    return Pair(model, teacher, relay_defaults(local))
 
 
 def is_url(name: str) -> bool:
-    """Whether a teacher's name is the address of a server."""
+    """Whether a model's name is the address of a server."""
     return name.startswith(("http://", "https://"))

@@ -12,44 +12,55 @@ its prompt and seed alone, so the order of turns is only a matter of speed.
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable, Generator, Iterator
 from collections.abc import Sequence as Many
 from dataclasses import replace
 from itertools import count
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
-import torch
-
-from relaylab.call_tag import OPEN, format_call
+from relaylab.call_tag import format_call
 from relaylab.engine.engine import Engine
-from relaylab.engine.sampling import sample, token_statistics
 from relaylab.relay.call_rules import CallRule
 from relaylab.relay.config import RelayConfig
 from relaylab.relay.sequence import CallClosed, CallOpened, Done, Event, Sequence
+from relaylab.relay.students import LocalStudent, Student
 from relaylab.relay.teachers import Message, NoTeacher, Segment, Teacher
 from relaylab.trace import TEACHER, Trace
+
+if TYPE_CHECKING:
+    from relaylab.relay.api_student import APIStudent
 
 Prompt = str | list[Message] | Segment  # a question, a chat, or a raw prompt without a chat template
 Feed = Callable[[int, bool], list[Sequence]]
 
 FORBIDDEN_SPAN = 8  # tokens from a fork that forbids a call, in which none may begin
 GATHER, MANY = 4, 16  # with 16 or more open sequences, wait up to 4 steps so that hand-offs happen in batches
-MAX_LOGITS = 2**27  # floats of one recorded forward pass: a long answer times a large vocabulary fills memory fast
+PAUSE = 0.002  # seconds that a student behind a server is waited for, if a teacher may be ready sooner
 
 
-class TeacherFailed(RuntimeError):
-    """A teacher failed and ``on_failure`` is ``raise``. ``traces`` holds all sequences as far as they came."""
+class ModelFailed(RuntimeError):
+    """A model failed and ``on_failure`` is ``raise``. ``traces`` holds all sequences as far as they came."""
 
     def __init__(self, message: str, traces: list[Trace]):
         super().__init__(message)
         self.traces = traces
 
 
+class TeacherFailed(ModelFailed):
+    """It was a teacher."""
+
+
+class StudentFailed(ModelFailed):
+    """It was a student behind a server."""
+
+
 class Relay:
     """A student, a teacher, and the settings between them.
 
     Args:
-        student: the engine of the student.
+        student: the engine of the student, or an ``APIStudent``.
         teacher: whoever answers calls; with ``NoTeacher`` no call can be written.
         config: the settings; ``overrides`` are fields of it by name.
         call_rule: writes calls for the student (``call_rules.py``).
@@ -57,6 +68,9 @@ class Relay:
             to run stay None.
         alternatives: record so many of the likeliest next tokens, too, and always that of a call.
         batch_size: sequences decoded at a time.
+
+    Raises:
+        ValueError: for what a student behind a server cannot give.
 
     >>> from relaylab.engine.load import load_engine
     >>> from relaylab.relay.call_rules import CallAt
@@ -68,7 +82,7 @@ class Relay:
     """
 
     def __init__(
-        self, student: Engine, teacher: Teacher, config: RelayConfig | None = None, *,
+        self, student: Student, teacher: Teacher, config: RelayConfig | None = None, *,
         call_rule: CallRule | None = None, record: bool = False, alternatives: int = 0, batch_size: int = 64,
         **overrides: Any,
     ):  # fmt: skip
@@ -80,6 +94,23 @@ class Relay:
         self.alternatives = alternatives
         self.forbid_calls = self.config.forbid_calls or isinstance(teacher, NoTeacher)
         self.shared = teacher.fingerprint == student.text.fingerprint
+        self.writer = LocalStudent(self) if isinstance(student, Engine) else cast("APIStudent", student).steps(self)
+
+    @property
+    def engine(self) -> Engine:
+        """The student, in this process.
+
+        Raises:
+            ValueError: for a student behind a server, which gives no logits.
+        """
+        if not isinstance(self.student, Engine):
+            raise ValueError(f"this needs the student's logits, which the server of {self.student.name} does not give")
+        return self.student
+
+    @property
+    def written_rule(self) -> CallRule | None:
+        """The call rule, unless no call may be written."""
+        return None if self.forbid_calls else self.call_rule
 
     def run(self, prompts: Many[Prompt], *, seeds: Many[int] | None = None) -> list[Trace]:
         """Relay all prompts; one trace a prompt, in order. ``seeds``: one a prompt; 0, 1, 2 ... by default."""
@@ -171,11 +202,12 @@ class Relay:
         messages = [{"role": "user", "content": text}] if isinstance(text, str) else text
         if ids is None:
             ids = self.student.raw_ids(raw.text, raw.ids) if raw else self.student.prompt_ids(messages)
-        config = config or self.config
+        config, entropies = config or self.config, self.record and isinstance(self.student, Engine)
+        kept = {"logprobs": self.record, "entropies": entropies, "alternatives": self.alternatives}
         return Sequence(
             index, messages, ids, student=self.student, seed=seed,
             config=replace(config, forbid_calls=True) if self.forbid_calls else config,
-            shared=self.shared, record=self.record, alternatives=self.alternatives, raw=raw,
+            shared=self.shared, statistics=[name for name, wanted in kept.items() if wanted], raw=raw,
         )  # fmt: skip
 
 
@@ -238,15 +270,17 @@ class Stream(Iterator[Event]):
                 #    teacher text to read costs as much as one over all, so in a large batch these wait for each other.
                 gather = step % GATHER == 0 or len(live) < MANY
                 able = [s for s in live if s.turn == "student"]
-                active = [s for s in able if gather or s.slot.pending == 1] or able
+                active, wrote = [s for s in able if gather or s.slot.pending == 1] or able, 0
                 if active:
-                    yield from self._student_step(active)
+                    patient = not feed and len(able) == len(live)
+                    wrote = yield from relay.writer.step(active, math.inf if patient else PAUSE)
+                    self._check(active)
                 # 3) The teacher takes over the turns that are new, and writes on those that it has.
                 idle = False
                 if waiting := [s for s in live if s.turn == "teacher"]:
                     patient = not active and not feed
                     ready = yield from self._teacher_step(waiting, gather=gather or not active, wait=patient)
-                    idle = not active and not ready
+                    idle = not wrote and not ready
                 # 4) Finished sequences give their caches back.
                 for s in [s for s in live if s.turn == "done"]:
                     live.remove(s)
@@ -263,70 +297,14 @@ class Stream(Iterator[Event]):
                     student.close(s.slot)
                 teacher.release([s.view])
 
-    # The student's step -----------------------------------------------------------------------------------------------
-
-    def _student_step(self, active: list[Sequence]) -> Iterator[Event]:
-        """One token, or one command that a rule or a fork wants, for every active sequence."""
-        relay, student = self._relay, self._relay.student
-        # Each pending token that is followed by a completion token has a distribution worth recording.
-        counts = [min(s.slot.pending, len(s.ids) + 1) if relay.record else 1 for s in active]
-        most = max(1, MAX_LOGITS // (student.vocabulary * max(counts)))
-        for first in range(0, len(active), most):
-            part, wanted = active[first : first + most], counts[first : first + most]
-            # 1) The student reads what it has not read yet: its own last token, and what the teacher wrote.
-            slots, states = [s.slot for s in part], None
-            if getattr(relay.call_rule, "uses_hidden", False):
-                logits, states = student.forward(slots, positions=max(wanted), hidden=True)
-            else:
-                logits = student.forward(slots, positions=max(wanted))
-            before = [len(s.ids) for s in part]
-            # 2) Where a call rule or a fork wants a call, it is written.
-            called = set()
-            if relay.call_rule or any(s.forced_call is not None for s in part):
-                called = self._calls(part, logits[:, -1], states)
-            # 3) All others draw their next token. If it closes a call, the turn is the teacher's (``write_student``).
-            drawing = [i for i in range(len(part)) if i not in called]
-            if drawing:
-                rows = [part[i] for i in drawing]
-                barred = [i for i, s in enumerate(rows) if s.config.forbid_calls or len(s.ids) < s.no_call_before]
-                tokens = sample(
-                    logits[:, -1] if len(rows) == len(part) else logits[drawing, -1],
-                    temperatures=[s.config.temperature for s in rows],
-                    uniforms=[s.uniforms[len(s.ids)] if s.config.temperature > 0 else 0.0 for s in rows],
-                    top_p=[s.config.top_p for s in rows],
-                    top_k=[s.config.top_k for s in rows],
-                    forbidden={i: rows[i].forbidden() for i in barred},
-                )
-                for s, token in zip(rows, tokens):
-                    s.write_student(token)
-            # 4) The student will read what was written, the command included.
-            for s, start in zip(part, before):
-                s.slot.ids += s.ids[start:]
-            if relay.record:
-                self._record(part, before, wanted, logits)
-            for s, start in zip(part, before):
-                yield from s.events(start)
-
-    def _calls(self, part: list[Sequence], logits: torch.Tensor, states: torch.Tensor | None) -> set[int]:
-        """Write the calls that a fork or the call rule wants. Returns which sequences got one."""
-        rule = self._relay.call_rule if not self._relay.forbid_calls else None
-        needed = getattr(rule, "uses_entropy", False)
-        entropies = token_statistics(logits)[1].tolist() if needed else [None] * len(part)
-        called = set()
-        for i, s in enumerate(part):
-            n, s.forced_call, forked = s.forced_call, None, s.forced_call is not None
-            if rule and not forked:
-                state = s.step_state(entropies[i], logits[i], None if states is None else states[i, -1])
-                n = None if state is None else rule(state)
-            if n is None:
-                continue
-            if not s.config.write_call:
-                s.silent_call(n)
-                s.slot.cached -= 1  # nothing was written: the last token is run again, with the teacher's after it
-                called.add(i)
-            elif s.append_call(n):
-                called.add(i)
-        return called
+    def _check(self, active: list[Sequence]) -> None:
+        """What a student behind a server could not go on with is excluded, or ends everything."""
+        for s in active:
+            if s.failure and self._relay.config.on_failure == "raise":
+                self._interrupt()
+                raise StudentFailed(f"{self._relay.student.name}: {s.failure}", self.traces)
+            if s.failure:
+                warnings.warn(f"{self._relay.student.name}: {s.failure}", stacklevel=2)
 
     # The teacher's step -----------------------------------------------------------------------------------------------
 
@@ -363,36 +341,3 @@ class Stream(Iterator[Event]):
             self._interrupt()
             raise TeacherFailed(f"{relay.teacher.name}: {failed[0]}", self.traces)
         return len(answers)
-
-    # What is recorded beside the tokens, on request -------------------------------------------------------------------
-
-    def _record(self, part: list[Sequence], before: list[int], wanted: list[int], logits: torch.Tensor) -> None:
-        """Note the statistics of the tokens that the last ``wanted`` distributions of each sequence were for.
-
-        logits (B, K, V) are right-aligned: the last ones were for the token now at ``before``, the others for those in
-        front of it.
-        """
-        logp, entropies = token_statistics(logits)
-        targets = torch.zeros(logits.shape[:2], dtype=torch.long)
-        spans = [slice(end + 1 - n, min(end + 1, len(s.ids))) for s, end, n in zip(part, before, wanted)]
-        for row, s, span, n in zip(targets, part, spans, wanted):
-            ids = s.ids[span]  # the last distribution may have been for nothing: a silent call
-            row[-n : len(ids) - n or None] = torch.tensor(ids, dtype=torch.long)
-        chosen = logp.gather(-1, targets.to(logp.device)[..., None])[..., 0]
-        recorded = {"logprobs": chosen.tolist(), "entropies": entropies.tolist()}
-        if self._relay.alternatives:
-            recorded["alternatives"] = [[self._alternatives(p) for p in r[-n:]] for r, n in zip(logp, wanted)]
-        for name, values in recorded.items():
-            for row, s, span, n in zip(values, part, spans, wanted):
-                s.statistics[name][span] = row[-n:][: span.stop - span.start]
-
-    def _alternatives(self, logp: torch.Tensor) -> dict[str, float]:
-        """The likeliest texts with their probabilities, and of a call that begins; the end of the answer is no text."""
-        text, end_ids, likely = self._relay.student.text, self._relay.student.end_ids, dict[str, float]()
-        top = logp.topk(min(self._relay.alternatives, len(logp)))
-        for token, value in zip(top.indices.tolist(), top.values.exp().tolist()):
-            known = token < len(text.bytes) and token not in end_ids
-            piece = text.bytes[token].decode(errors="replace") if known else ""
-            likely[piece] = round(likely.get(piece, 0.0) + value, 4)
-        begins = torch.from_numpy(text.call_begins).to(logp.device)
-        return likely | {OPEN: round(logp[begins].exp().sum().item(), 4)}

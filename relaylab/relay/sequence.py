@@ -8,20 +8,22 @@ the teacher's view in step. Running models is the relay's business.
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 
-from relaylab.engine.engine import Engine
 from relaylab.engine.sampling import Uniforms
 from relaylab.engine.token_text import StudentTurn
-from relaylab.relay.call_rules import StepState
+from relaylab.relay.call_rules import CallRule, StepState
 from relaylab.relay.config import RelayConfig
 from relaylab.relay.teachers import Message, Segment, TeacherOutput, TeacherView
 from relaylab.trace import COMMAND, STUDENT, TEACHER, Call, Trace
+
+if TYPE_CHECKING:
+    from relaylab.relay.students import Student
 
 REQUESTED = ("answered", "failed", "interrupted")  # how calls end that a teacher was asked for
 
@@ -76,14 +78,13 @@ class Sequence:
         config: the caps.
         seed: of its random numbers.
         shared: student and teacher have one tokenizer.
-        record: keep log-probabilities and entropies.
-        alternatives: keep so many of the likeliest tokens, too.
+        statistics: what is kept of each token: ``logprobs``, ``entropies``, ``alternatives``.
         raw: the prompt, if no chat template belongs around it.
     """
 
     def __init__(
-        self, index: int, messages: list[Message], prompt_ids: list[int], *, student: Engine, config: RelayConfig,
-        seed: int, shared: bool, record: bool, alternatives: int = 0, raw: Segment | None = None,
+        self, index: int, messages: list[Message], prompt_ids: list[int], *, student: Student, config: RelayConfig,
+        seed: int, shared: bool, statistics: Iterable[str] = (), raw: Segment | None = None,
     ):  # fmt: skip
         self._text, self._end_ids, self._shared = student.text, student.end_ids, shared
         self.index, self.messages, self.prompt_ids, self.config, self.seed = index, messages, prompt_ids, config, seed
@@ -97,10 +98,10 @@ class Sequence:
         self.source: list[str] = []
         self.pieces: list[str] = []
         self.calls: list[Call] = []
-        wanted = {"logprobs": record, "entropies": record, "alternatives": alternatives > 0}
-        self.statistics: dict[str, list[Any]] = {name: [] for name, is_wanted in wanted.items() if is_wanted}
+        self.statistics: dict[str, list[Any]] = {name: [] for name in statistics}
         self.turn: Literal["student", "teacher", "done"] = "student"  # who writes the next token
         self.stop = ""
+        self.failure = ""  # why a student behind a server could not go on
         self.id, self.problem = "", dict[str, Any]()  # those of the trace that a fork goes on from
         self.waiting: Call | None = None  # the call that the teacher has to answer
         self.submitted = False  # whether the teacher works on it
@@ -117,6 +118,11 @@ class Sequence:
         """Completion tokens left under ``max_tokens``."""
         return self.config.max_tokens - len(self.ids)
 
+    @property
+    def barred(self) -> bool:
+        """No call may begin here."""
+        return self.config.forbid_calls or len(self.ids) < self.no_call_before
+
     def forbidden(self) -> np.ndarray:
         """Where no call may begin, the tokens that must not come next: those that begin one, and what a fork bans."""
         ban = self._text.forbidden(self._turn.bytes)
@@ -125,13 +131,15 @@ class Sequence:
             ban[self.banned[1]] = True
         return ban
 
-    def step_state(self, entropy: float | None, logits: torch.Tensor, hidden: torch.Tensor | None) -> StepState | None:
+    def step_state(
+        self, entropy: float | None, logits: torch.Tensor | None, hidden: torch.Tensor | None
+    ) -> StepState | None:
         """What a call rule may look at; None where no rule may write a call.
 
         That is where the caps leave nothing, inside a call that the student is writing itself, and right after a call
         that got no answer, which would be asked for ever.
         """
-        if self.config.forbid_calls or len(self.ids) < self.no_call_before or self._turn.in_call:
+        if self.barred or self._turn.in_call:
             return None
         closed = [c for c in self.calls if c.status != "unclosed"]
         since = len(self.ids) - max((c.end + c.delivered for c in closed), default=0)
@@ -139,6 +147,19 @@ class Sequence:
             return None
         line = "".join(self.pieces).rpartition("\n")[2]
         return StepState(len(self.ids), since, len(closed), entropy, self.seed, logits, hidden, line)
+
+    def wanted_call(
+        self, rule: CallRule | None, entropy: float | None = None, logits: torch.Tensor | None = None,
+        hidden: torch.Tensor | None = None,
+    ) -> bool:  # fmt: skip
+        """Write the call that a fork or a call rule wants here; False if there is none, or none that fits."""
+        n, self.forced_call = self.forced_call, None
+        if rule and n is None and (state := self.step_state(entropy, logits, hidden)):
+            n = rule(state)
+        if n is None or self.config.write_call:
+            return n is not None and self.append_call(n)
+        self.silent_call(n)
+        return True
 
     # The student writes -----------------------------------------------------------------------------------------------
 

@@ -78,7 +78,7 @@ def probe_server(client: APIClient, model: str | None, tokenizer: Any, temperatu
     Args:
         client: of the server.
         model: as the server calls it; None if it serves just one.
-        tokenizer: of the model (a ``TeacherTokenizer``), or None.
+        tokenizer: of the model (a ``SharedTokenizer``), or None.
         temperature: of the requests. Some servers do not take every value.
 
     Returns:
@@ -111,7 +111,7 @@ def _probe(client: APIClient, model: str | None, tokenizer: Any, temperature: fl
     listed = _models(client)
     if model is None and len(listed) != 1:
         names = f"the server has: {_names(listed)}" if listed else "the server does not list what it has"
-        raise ServerError(f"name a model with --teacher-model, or as URL#model; {names}")
+        raise ServerError(f"name a model, as URL#model or apart; {names}")
     model = model or next(iter(listed))
 
     # 2) Completions: of a text, of twice that text, of ids; with the ids that were written.

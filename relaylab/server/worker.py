@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from itertools import count
 
 from relaylab.call_tag import settled, strip_calls
+from relaylab.engine.engine import Engine
 from relaylab.relay.local_teacher import LocalTeacher
 from relaylab.relay.relay import Relay, Stream
 from relaylab.relay.sequence import Done, Event, Sequence, TokenEvent
@@ -121,7 +122,7 @@ class Worker:
         self.waiting, self.live = deque[Row](), dict[int, Row]()
         self._changed, self._closing = threading.Condition(), False
         self._outbox: list[tuple[Row, str | None]] = []
-        self._remote = not isinstance(relay.teacher, LocalTeacher)
+        self._remote = not (isinstance(relay.teacher, LocalTeacher) and isinstance(relay.student, Engine))
         self._thread = threading.Thread(target=self._run, name="relaylab-relay", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -209,7 +210,8 @@ class Worker:
             row.text.end()
             row.trace, error = trace, None
             if trace.stop == "excluded":
-                error = next(f"the teacher failed: {c.error}" for c in reversed(trace.calls) if c.error)
+                failed = f"the student failed: {row.sequence.failure}"
+                error = next((f"the teacher failed: {c.error}" for c in reversed(trace.calls) if c.error), failed)
             elif trace.stop == "interrupted" and not row.text.stopped:
                 error = "cancelled" if row.cancelled else "the server is shutting down"
             self._end(row, error)
