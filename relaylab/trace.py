@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 VERSION = 2
 STUDENT, TEACHER, COMMAND = "s", "t", "c"
-NESTED = ("calls", "problem", "config", "alternatives", "history")  # fields that a table holds as JSON text
+RARE = ("alternatives", "history", "teacher_top", "divergences")  # fields that most traces do without
+NESTED = ("calls", "problem", "config", *RARE)  # fields that a table holds as JSON text
 
 # Why a generation ended: the student's end token; the teacher's; the limit of tokens; the model's context is full; the
 # policy `exclude` after a teacher failure; the caller closed the stream.
@@ -78,6 +79,8 @@ class Trace:
     logprobs: list[float | None] | None = None  # of each token under the student, at temperature 1, in nats
     entropies: list[float | None] | None = None  # of the student's distribution before each token, in nats
     teacher_logprobs: list[float | None] | None = None  # under the teacher, where it saw the token (``recorded``)
+    teacher_top: list[str | None] | None = None  # the likeliest token of the teacher there
+    divergences: list[float | None] | None = None  # KL(student || teacher) there, in nats
     # The likeliest texts there with their probabilities; "<call>" is always among them, for all tokens that begin one.
     alternatives: list[dict[str, float] | None] | None = None
     history: list[dict[str, str]] | None = None  # the chat messages before the prompt
@@ -93,7 +96,16 @@ class Trace:
     def __post_init__(self) -> None:
         """Raise ValueError unless the parallel lists are of one length and the calls lie within them."""
         n = len(self.completion_ids)
-        for name in ("source", "pieces", "logprobs", "entropies", "teacher_logprobs", "alternatives"):
+        for name in (
+            "source",
+            "pieces",
+            "logprobs",
+            "entropies",
+            "teacher_logprobs",
+            "teacher_top",
+            "divergences",
+            "alternatives",
+        ):
             value = getattr(self, name)
             if value is not None and len(value) != n:
                 raise ValueError(f"trace {self.id!r}: {name} has {len(value)} entries for {n} completion tokens")
@@ -171,8 +183,7 @@ class Trace:
 
     def to_dict(self) -> dict[str, Any]:
         data = {"version": VERSION} | asdict(self)
-        rare = ("alternatives", "history")  # most traces have none
-        return {k: v for k, v in data.items() if v is not None or k not in rare}
+        return {k: v for k, v in data.items() if v is not None or k not in RARE}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Trace:
@@ -218,6 +229,7 @@ def _wrong_type(data: dict[str, Any]) -> str:
         return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
     texts = [data.get("id", ""), data.get("prompt", ""), *data.get("pieces", ()), *data.get("problem", {}).values()]
     texts += [text for likely in data.get("alternatives") or () for text in likely or ()]
+    texts += data.get("teacher_top") or ()
     try:
         "".join(text for text in texts if isinstance(text, str)).encode()
     except UnicodeEncodeError:

@@ -13,6 +13,7 @@ A service with none of them only chats. On request it is asked for the continuat
 from __future__ import annotations
 
 import copy
+import math
 import threading
 import time
 from collections.abc import Collection, Sequence
@@ -26,7 +27,7 @@ from relaylab.call_tag import visible
 from relaylab.relay.api_chat_only import SPARE, approximate, instruction
 from relaylab.relay.api_client import RENAMED, Answer, APIClient, ServerError
 from relaylab.relay.server_probe import CONTINUE, CUT, NO_THINKING, ServerProbe, probe_server
-from relaylab.relay.teachers import Message, TeacherOutput, TeacherView
+from relaylab.relay.teachers import Message, Scores, TeacherOutput, TeacherView
 
 OURS = {"model", "prompt", "messages", "max_tokens", RENAMED, "temperature", "seed", "n", "best_of", "stream", "echo"}
 MODES = ("auto", "completions", "chat", "chat_only")
@@ -154,6 +155,21 @@ class APITeacher:
         """Forget these views, and cancel their requests."""
         self._client.cancel([answer for view in views if (answer := self._answers.pop(view, None))])
 
+    def score(self, views: Sequence[TeacherView]) -> list[Scores]:
+        """What the model thinks of the turn at the end of each view, by ``prompt_logprobs`` as vLLM gives them.
+
+        Raises:
+            ServerError: if the server does not give them, and if a request fails. It takes the model's tokenizer.
+        """
+        answers = [self._client.start(self._score, view) for view in views]
+        try:
+            for answer in answers:
+                self._client.wait([answer])
+            return [answer.result() for answer in answers]
+        except BaseException:
+            self._client.cancel(answers)
+            raise
+
     def close(self) -> None:
         """Cancel all requests and close the connections. The teacher opens new ones if it is used again."""
         self._client.close()
@@ -179,6 +195,18 @@ class APITeacher:
         except BaseException as error:  # a panic of a tokenizer is no Exception; whatever it is, it is this view's
             output = TeacherOutput("", "error", error=visible(self._client.scrub(f"{type(error).__name__}: {error}")))
         return replace(output, latency=time.perf_counter() - start)
+
+    def _score(self, view: TeacherView) -> Scores:
+        server, tokenizer = self.probe(), self.tokenizer
+        if not server.reachable:
+            raise ServerError(self._absent)
+        if tokenizer is None or server.tokenizer is False or not server.token_prompts:
+            raise ServerError("scores take a server whose completions take token ids, and its model's tokenizer")
+        ids = tokenizer.opening_ids(view) + tokenizer.segment_ids(view)
+        begin = len(ids) - len(tokenizer.segment_ids(replace(view, segments=view.segments[-1:])))
+        body = {"model": server.model, "prompt": ids, "max_tokens": 1, "temperature": self.temperature}
+        body |= {"prompt_logprobs": 1} | self.extra_body
+        return self._client.ask("/completions", body, read=lambda data: _read_scores(data, ids, begin))
 
     def _leave_alone(self, error: str | None, took: float = 0.0) -> None:
         if error is not None:
@@ -275,6 +303,23 @@ class APITeacher:
         if not text and not ids and finish == "length":
             raise ServerError(f"the server wrote no whole character in {n} tokens")
         return TeacherOutput(text, finish, ids=ids, tokens=n if tokens is None else tokens)
+
+
+def _read_scores(data: Any, ids: list[int], begin: int) -> Scores:
+    """The scores of a prompt's tokens from ``begin`` on. Each entry maps ids to log-probabilities, the token's too."""
+    Answer.parse(data)
+    entries, turn = data["choices"][0].get("prompt_logprobs"), ids[begin:]
+    if not isinstance(entries, list):
+        raise ServerError("this server gives no prompt_logprobs; completions of vLLM do")
+    try:
+        likely = [{int(i): float(entry["logprob"]) for i, entry in some.items()} for some in entries[begin:]]
+        logprobs = [some[i] for some, i in zip(likely, turn, strict=True)]
+        top = [max(some, key=lambda i: some[i]) for some in likely]
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
+        raise ServerError("the server's prompt_logprobs are not those of the prompt's tokens") from None
+    if not all(math.isfinite(p) for some in likely for p in some.values()):
+        raise ServerError("the server's prompt_logprobs hold a number that is not finite")
+    return Scores(turn, logprobs, top)
 
 
 def _settings(server: ServerProbe) -> dict[str, Any]:

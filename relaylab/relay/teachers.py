@@ -86,6 +86,28 @@ class TeacherOutput:
     approximate: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """A stretch of text under the teacher, token by token.
+
+    Args:
+        ids: of the text, in the teacher's tokenizer.
+        logprobs: of these, at temperature 1, in nats.
+        top: the teacher's likeliest token at each of their places.
+        entropies: of the teacher's distributions, in nats; None where a server does not tell.
+    """
+
+    ids: list[int]
+    logprobs: list[float]
+    top: list[int]
+    entropies: list[float] | None = None
+
+    @property
+    def surprise(self) -> float:
+        """Mean of the negative log-probabilities; 0 without a token."""
+        return -sum(self.logprobs) / max(1, len(self.logprobs))
+
+
 @runtime_checkable
 class Teacher(Protocol):
     """Writes continuations. ``name`` goes into traces (never a key or a password)."""

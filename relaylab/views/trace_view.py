@@ -277,7 +277,13 @@ def _strip(trace: Trace) -> str:
 def _token(trace: Trace, i: int, writer: str) -> str:
     piece = trace.pieces[i]
     title = f"“{cut(piece, 40)}” · token {i} · id {trace.completion_ids[i]} · {writer}"
-    for values, words in ((trace.logprobs, "log-prob {:.3f}"), (trace.entropies, "entropy {:.3f} nats")):
+    for values, words in (
+        (trace.logprobs, "log-prob {:.3f}"),
+        (trace.entropies, "entropy {:.3f} nats"),
+        (trace.teacher_logprobs, "log-prob under the teacher {:.3f}"),
+        (trace.divergences, "divergence of the teacher {:.3f} nats"),
+        (trace.teacher_top, "likeliest of the teacher “{:.30}”"),
+    ):
         if values and (value := values[i]) is not None:
             title += f" · {words.format(value)}"
     text = _escape(piece, "\n\t").replace("\n", '<i class="rl-n"></i>\n')
