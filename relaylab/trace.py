@@ -39,8 +39,9 @@ class Call:
     """One call of the student. Positions count completion tokens; ``end`` is where the teacher's tokens begin.
 
     status: ``waiting`` (for the teacher, while it happens); ``answered``; ``failed`` (the teacher could not, see
-    ``error``); ``interrupted`` (before it was answered); ``refused`` (a cap left nothing to grant); or the problem of
-    the command: ``empty``, ``malformed``, ``zero``, ``too_large``, ``unclosed``.
+    ``error``); ``interrupted`` (before it was answered); ``refused`` (a cap left nothing to grant); ``unknown`` (no
+    teacher has its name); or the problem of the command: ``empty``, ``malformed``, ``zero``, ``too_large``,
+    ``unclosed``.
     """
 
     start: int
@@ -57,6 +58,7 @@ class Call:
     forced: bool = False  # written by a policy or a fork, not by the student
     withdrawn: list[str] = field(default_factory=list)  # tokens of the student that the teacher took back here
     approximate: bool = False  # the teacher only chats: cut from a new turn, and `written` counts what was cut, too
+    to: str | None = None  # of several teachers, the name of the one asked; `teacher` is the model that answered
 
 
 @dataclass(slots=True)
@@ -125,7 +127,13 @@ class Trace:
     @property
     def teacher_view(self) -> str:
         """The completion as the teacher sees it: the student's commands removed, the teacher's own text untouched."""
-        return "".join(text if source == TEACHER else strip_calls(text) for source, text in self.segments())
+        named = self.named
+        return "".join(text if s == TEACHER else strip_calls(text, named=named) for s, text in self.segments())
+
+    @property
+    def named(self) -> bool:
+        """Whether commands may name a teacher. Each closed one has a call here, and with several teachers a name."""
+        return any(c.to is not None for c in self.calls)
 
     def segments(self) -> Iterator[tuple[str, str]]:
         """Turns: ("s", text with its commands) and ("t", text) in turn."""

@@ -140,7 +140,7 @@ def _seen(trace: Trace, text: TokenText, commands: bool) -> tuple[list[int], lis
         if TEACHER in trace.source[start:end]:
             kept = [(k, [body[start + k]], b"") for k in range(end - start)]
         else:
-            turn = StudentTurn(text)
+            turn = StudentTurn(text, named=trace.named)
             for token in body[start:end]:
                 turn.append(token)
             kept = list(turn.kept())

@@ -176,6 +176,7 @@ class Relay:
             index, messages, ids, student=self.student, seed=seed,
             config=replace(config, forbid_calls=True) if self.forbid_calls else config,
             shared=self.shared, record=self.record, alternatives=self.alternatives, raw=raw,
+            names=getattr(self.teacher, "names", ()),
         )  # fmt: skip
 
 

@@ -35,6 +35,7 @@ STATUS_WORDS = {
     "zero": "zero tokens requested",
     "too_large": "too large a number",
     "unclosed": "unclosed: the tag never ends",
+    "unknown": "unknown: no teacher has this name",
 }
 FINISH_WORDS = {
     "stop": "answered, and ended the text",
@@ -187,7 +188,7 @@ def call_facts(call: Call) -> dict[str, str]:
         "granted": f"{call.granted:,}",
         "delivered": f"{call.delivered:,}{other}",
         "result": result,
-        "teacher": call.teacher or "",
+        "teacher": " = ".join(filter(None, (call.to, call.teacher))),
         "time": "" if seconds is None else f"{seconds:.2f} s" if seconds >= 0.1 else f"{seconds * 1e3:.1f} ms",
         "note": "; ".join(notes),
     }
