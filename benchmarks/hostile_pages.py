@@ -94,7 +94,8 @@ def traces(texts: tuple[str, ...]) -> list[Trace]:
         made.append(
             Trace(
                 text, [1, 2], list(range(8)), "scctscss", pieces, calls, "end", logprobs=[-0.5] * 8,
-                entropies=[0.5] * 8, teacher_logprobs=[-0.1] * 8, alternatives=[{text: 0.6, "<call>": 0.1}] * 8, seed=i,
+                entropies=[0.5] * 8, teacher_logprobs=[-0.1] * 8, teacher_top=[text] * 8,
+                divergences=[2.0] * 8, alternatives=[{text: 0.6, "<call>": 0.1}] * 8, seed=i,
                 temperature=1.0, student=text, teacher=text, id=f"{text}{i}", problem=problem, correct=bool(i % 2),
                 config={"student": text, "teacher": text, "call_rule": text},
             )

@@ -5,6 +5,9 @@
 A closed tag with any other body of up to 32 characters is a call all the same, but one that nobody answers: it has a
 ``problem``. So has an opening tag that is never closed, or whose body runs longer or opens another tag. This module
 knows text and character spans only; which token holds which character is the business of ``engine/token_text.py``.
+
+With several teachers (``relay.teachers.Teachers``) the opening tag may name one: ``<call to=NAME>``. This grammar is
+on where ``named`` is; elsewhere such a tag is text like any other.
 """
 
 from __future__ import annotations
@@ -16,8 +19,15 @@ OPEN, CLOSE = "<call>", "</call>"
 LIMIT = 10**12
 MAX_BODY = 32
 
+
 # The body may not hold another opening tag, so an unclosed tag can be told from what follows without looking further.
-_CALL = re.compile(rf"{OPEN}(?:((?:(?!{OPEN}).){{0,{MAX_BODY}}}?){CLOSE})?", re.DOTALL)
+def _grammar(tag: str) -> re.Pattern[str]:
+    return re.compile(
+        rf"{tag}(?:(?P<body>(?:(?!{tag.replace('(?P<to>', '(?:')}).){{0,{MAX_BODY}}}?){CLOSE})?", re.DOTALL
+    )
+
+
+_CALL, _NAMED = _grammar(OPEN), _grammar(rf"{OPEN[:-1]}(?: to=(?P<to>[^<>]{{0,{MAX_BODY}}}))?>")
 TAG = re.compile("</?call>?")  # a tag or the debris of one, wherever it stands
 _NUMBER = re.compile(r"[ \t\r\n]*([0-9]+)[ \t\r\n]*")
 
@@ -27,21 +37,23 @@ class Command:
     """A call found in a text, at characters ``start`` to ``end``.
 
     ``n`` is the number asked for, or None with a ``problem``: ``empty`` (nothing between the tags), ``malformed`` (no
-    number), ``zero``, ``too_large`` (n >= 10**12) or ``unclosed`` (the span is that of the opening tag alone).
+    number), ``zero``, ``too_large`` (n >= 10**12) or ``unclosed`` (the span is that of the opening tag alone). ``to``
+    is the name in the opening tag.
     """
 
     start: int
     end: int
     n: int | None
     problem: str | None = None
+    to: str | None = None
 
     @property
     def closed(self) -> bool:
         return self.problem != "unclosed"
 
 
-def format_call(n: int) -> str:
-    """The command that asks for ``n`` tokens.
+def format_call(n: int, to: str | None = None) -> str:
+    """The command that asks for ``n`` tokens, of the teacher named ``to``.
 
     >>> format_call(20)
     '<call>20</call>'
@@ -50,18 +62,20 @@ def format_call(n: int) -> str:
     """
     if not 1 <= n < LIMIT:
         raise ValueError(f"a call asks for 1 to {LIMIT - 1} tokens, not {n}")
-    return f"{OPEN}{n}{CLOSE}"
+    return f"{OPEN if to is None else f'{OPEN[:-1]} to={to}>'}{n}{CLOSE}"
 
 
-def find_calls(text: str, start: int = 0) -> list[Command]:
+def find_calls(text: str, start: int = 0, *, named: bool = False) -> list[Command]:
     """All calls in a text from a character on, in order, those that nobody can answer included.
 
     >>> [(c.n, c.problem) for c in find_calls("a <call> 12 </call> b <call></call> <call>3")]
     [(12, None), (None, 'empty'), (None, 'unclosed')]
+    >>> [(c.n, c.to) for c in find_calls("<call to=large>12</call><call>3</call>", named=True)]
+    [(12, 'large'), (3, None)]
     """
     found = []
-    for match in _CALL.finditer(text, start):
-        body, n, problem = match[1], None, None
+    for match in (_NAMED if named else _CALL).finditer(text, start):
+        body, n, problem = match["body"], None, None
         if body is None:
             problem = "unclosed"
         elif not body.strip(" \t\r\n"):
@@ -70,11 +84,11 @@ def find_calls(text: str, start: int = 0) -> list[Command]:
             problem = "malformed"
         elif not 1 <= (n := int(number[1])) < LIMIT:
             n, problem = None, "too_large" if n else "zero"
-        found.append(Command(*match.span(), n, problem))
+        found.append(Command(*match.span(), n, problem, match["to"] if named else None))
     return found
 
 
-def strip_calls(text: str) -> str:
+def strip_calls(text: str, *, named: bool = False) -> str:
     """The text without its closed calls: what a reader sees who must not know of them.
 
     Opening tags that are never closed are no commands; they stay.
@@ -82,7 +96,7 @@ def strip_calls(text: str) -> str:
     >>> strip_calls("12*<call>4</call>7=84")
     '12*7=84'
     """
-    return _CALL.sub(lambda m: m[0] if m[1] is None else "", text)
+    return (_NAMED if named else _CALL).sub(lambda m: m[0] if m["body"] is None else "", text)
 
 
 def settled(text: str) -> int:
@@ -92,7 +106,7 @@ def settled(text: str) -> int:
     (2, 4, 2, 15)
     """
     last = text.rfind(OPEN)
-    if last >= 0 and len(text) - last < len(OPEN) + MAX_BODY + len(CLOSE) and _CALL.match(text, last)[1] is None:  # type: ignore[index]
+    if last >= 0 and len(text) - last < len(OPEN) + MAX_BODY + len(CLOSE) and _CALL.match(text, last)["body"] is None:  # type: ignore[index]
         return last
     return len(text) - next((k for k in range(len(OPEN) - 1, 0, -1) if text.endswith(OPEN[:k])), 0)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 
 import numpy as np
@@ -115,6 +115,7 @@ class HandOff:
     written: int = 0  # tokens that it writes
     delivered: int = 0  # tokens that the student gets
     withdrawn: int = 0  # tokens of ``new`` that it takes back before it writes
+    to: str | None = field(default=None, repr=False)  # of several teachers, the one asked; each has read its own part
 
 
 def hand_offs(trace: Trace) -> list[HandOff]:
@@ -128,16 +129,16 @@ def hand_offs(trace: Trace) -> list[HandOff]:
     begun = {c.end for c in calls if c.delivered}
     runs = re.finditer(f"{TEACHER}+", trace.source)
     calls += [Call(r.start(), r.start(), delivered=len(r[0])) for r in runs if r.start() not in begun]
-    result, seen, at, view = [], 0, 0, len(trace.prompt_ids)
+    result, read, at, view = [], dict[str | None, int](), 0, len(trace.prompt_ids)
     for call in sorted(calls, key=lambda c: c.end):
         view += call.end - at - trace.source.count(COMMAND, at, call.end)
         at = call.end
         if call.status == "failed":
-            result.append(HandOff(call.end))
+            result.append(HandOff(call.end, to=call.to))
         else:
-            written, withdrawn = max(call.written, call.delivered), len(call.withdrawn)
-            result.append(HandOff(call.end, view - seen + withdrawn, seen, written, call.delivered, withdrawn))
-            seen = view + call.delivered
+            written, withdrawn, seen = max(call.written, call.delivered), len(call.withdrawn), read.get(call.to, 0)
+            result.append(HandOff(call.end, view - seen + withdrawn, seen, written, call.delivered, withdrawn, call.to))
+            read[call.to] = view + call.delivered
     return result
 
 
@@ -148,8 +149,8 @@ USAGE_COLUMNS = (
 )  # fmt: skip
 
 
-def usage(traces: Iterable[Trace]) -> pd.DataFrame:
-    """The tokens of each response; one row per trace.
+def usage(traces: Iterable[Trace], *, to: str | None = None) -> pd.DataFrame:
+    """The tokens of each response; one row per trace. ``to``: of several teachers, count the one with this name.
 
     ``content`` is the completion without commands. ``teacher_new`` is what the teacher reads with a cache,
     ``teacher_again`` what it reads in addition without one. ``*_context`` are sums over tokens of the positions that
@@ -162,7 +163,7 @@ def usage(traces: Iterable[Trace]) -> pd.DataFrame:
     """
     rows = []
     for trace in traces:
-        counts = [[c.new, c.again, c.written, c.withdrawn] for c in hand_offs(trace)]
+        counts = [[c.new, c.again, c.written, c.withdrawn] for c in hand_offs(trace) if to in (None, c.to)]
         new, again, written, withdrawn = np.array(counts, int).reshape(-1, 4).T
         run = len(trace.source.rstrip(TEACHER))  # the student does not read teacher tokens that end the answer
         own = run - trace.source.count(TEACHER, 0, run)
@@ -171,7 +172,8 @@ def usage(traces: Iterable[Trace]) -> pd.DataFrame:
         prompt = len(trace.prompt_ids) if own or lost else 0  # otherwise the whole response is the teacher's
         view = new + again - withdrawn  # before the teacher's first token
         context = (_upto(new + again) - _upto(again) + _upto(view + written) - _upto(view)).sum()
-        seconds = sum(_or_nan(c.latency) for c in trace.calls if c.status in ("answered", "failed"))
+        asked = [c for c in trace.calls if c.status in ("answered", "failed") and to in (None, c.to)]
+        seconds = sum(_or_nan(c.latency) for c in asked)
         rows.append((
             trace.id, trace.problem.get("suite"), len(trace.prompt_ids), len(trace.source),
             len(trace.source) - trace.count(COMMAND), trace.call_ratio, len(new), new.sum(), again.sum(), written.sum(),

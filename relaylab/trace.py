@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 VERSION = 2
 STUDENT, TEACHER, COMMAND = "s", "t", "c"
-NESTED = ("calls", "problem", "config", "alternatives", "history")  # fields that a table holds as JSON text
+RARE = ("alternatives", "history", "teacher_top", "divergences")  # fields that most traces do without
+NESTED = ("calls", "problem", "config", *RARE)  # fields that a table holds as JSON text
 
 # Why a generation ended: the student's end token; the teacher's; the limit of tokens; the model's context is full; the
 # policy `exclude` after a teacher failure; the caller closed the stream.
@@ -38,8 +39,9 @@ class Call:
     """One call of the student. Positions count completion tokens; ``end`` is where the teacher's tokens begin.
 
     status: ``waiting`` (for the teacher, while it happens); ``answered``; ``failed`` (the teacher could not, see
-    ``error``); ``interrupted`` (before it was answered); ``refused`` (a cap left nothing to grant); or the problem of
-    the command: ``empty``, ``malformed``, ``zero``, ``too_large``, ``unclosed``.
+    ``error``); ``interrupted`` (before it was answered); ``refused`` (a cap left nothing to grant); ``unknown`` (no
+    teacher has its name); or the problem of the command: ``empty``, ``malformed``, ``zero``, ``too_large``,
+    ``unclosed``.
     """
 
     start: int
@@ -56,6 +58,7 @@ class Call:
     forced: bool = False  # written by a policy or a fork, not by the student
     withdrawn: list[str] = field(default_factory=list)  # tokens of the student that the teacher took back here
     approximate: bool = False  # the teacher only chats: cut from a new turn, and `written` counts what was cut, too
+    to: str | None = None  # of several teachers, the name of the one asked; `teacher` is the model that answered
 
 
 @dataclass(slots=True)
@@ -78,6 +81,8 @@ class Trace:
     logprobs: list[float | None] | None = None  # of each token under the student, at temperature 1, in nats
     entropies: list[float | None] | None = None  # of the student's distribution before each token, in nats
     teacher_logprobs: list[float | None] | None = None  # under the teacher, where it saw the token (``recorded``)
+    teacher_top: list[str | None] | None = None  # the likeliest token of the teacher there
+    divergences: list[float | None] | None = None  # KL(student || teacher) there, in nats
     # The likeliest texts there with their probabilities; "<call>" is always among them, for all tokens that begin one.
     alternatives: list[dict[str, float] | None] | None = None
     history: list[dict[str, str]] | None = None  # the chat messages before the prompt
@@ -93,7 +98,16 @@ class Trace:
     def __post_init__(self) -> None:
         """Raise ValueError unless the parallel lists are of one length and the calls lie within them."""
         n = len(self.completion_ids)
-        for name in ("source", "pieces", "logprobs", "entropies", "teacher_logprobs", "alternatives"):
+        for name in (
+            "source",
+            "pieces",
+            "logprobs",
+            "entropies",
+            "teacher_logprobs",
+            "teacher_top",
+            "divergences",
+            "alternatives",
+        ):
             value = getattr(self, name)
             if value is not None and len(value) != n:
                 raise ValueError(f"trace {self.id!r}: {name} has {len(value)} entries for {n} completion tokens")
@@ -113,7 +127,13 @@ class Trace:
     @property
     def teacher_view(self) -> str:
         """The completion as the teacher sees it: the student's commands removed, the teacher's own text untouched."""
-        return "".join(text if source == TEACHER else strip_calls(text) for source, text in self.segments())
+        named = self.named
+        return "".join(text if s == TEACHER else strip_calls(text, named=named) for s, text in self.segments())
+
+    @property
+    def named(self) -> bool:
+        """Whether commands may name a teacher. Each closed one has a call here, and with several teachers a name."""
+        return any(c.to is not None for c in self.calls)
 
     def segments(self) -> Iterator[tuple[str, str]]:
         """Turns: ("s", text with its commands) and ("t", text) in turn."""
@@ -171,8 +191,7 @@ class Trace:
 
     def to_dict(self) -> dict[str, Any]:
         data = {"version": VERSION} | asdict(self)
-        rare = ("alternatives", "history")  # most traces have none
-        return {k: v for k, v in data.items() if v is not None or k not in rare}
+        return {k: v for k, v in data.items() if v is not None or k not in RARE}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Trace:
@@ -218,6 +237,7 @@ def _wrong_type(data: dict[str, Any]) -> str:
         return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
     texts = [data.get("id", ""), data.get("prompt", ""), *data.get("pieces", ()), *data.get("problem", {}).values()]
     texts += [text for likely in data.get("alternatives") or () for text in likely or ()]
+    texts += data.get("teacher_top") or ()
     try:
         "".join(text for text in texts if isinstance(text, str)).encode()
     except UnicodeEncodeError:

@@ -79,7 +79,7 @@ class MisbehavingServer:
     it does not know. usage: counts tokens. extra: tokens that it writes beyond ``max_tokens``. begins: tokens that it
     puts before a text. context: tokens, in its list of models. reasons: its chats hold no text. limit: how it calls the
     field ``max_tokens``, which it refuses by another name. stops: the field that names the stop string which ended an
-    answer, if it has one.
+    answer, if it has one. scores: gives ``prompt_logprobs``, as (prompt, place) -> (log-probability, likeliest id).
     """
 
     def __init__(self) -> None:
@@ -91,6 +91,7 @@ class MisbehavingServer:
         self.extra = self.begins = 0
         self.limit = "max_tokens"
         self.stops: str | None = "stop_reason"
+        self.scores: Callable[[list[int], int], tuple[float, int]] | None = None
         self.context: int | None = None
         self.rule: Callable[[Request], Reply | None] = lambda request: None
         self.requests: list[Request] = []
@@ -210,7 +211,16 @@ class MisbehavingServer:
         if isinstance(prompt, list) and not self.token_prompts:
             return 400, {"error": {"message": "prompt must be a string"}}
         count = len(prompt) if isinstance(prompt, list) else len(encode(prompt)) + self.begins
-        return 200, self._body(request, body, count, lambda text: {"text": text})
+        whole = self._body(request, body, count, lambda text: {"text": text})
+        if self.scores and body.get("prompt_logprobs"):  # as vLLM: the token, and the likeliest if it is another
+            entries: list[dict | None] = [None]
+            for i in range(1, count):
+                logprob, top = self.scores(prompt, i)
+                own = {"logprob": logprob, "rank": 1 + (top != prompt[i]), "decoded_token": decode(prompt[i : i + 1])}
+                best = {"logprob": logprob / 2, "rank": 1, "decoded_token": decode([top])}
+                entries.append({str(prompt[i]): own} | ({} if top == prompt[i] else {str(top): best}))
+            whole["choices"][0]["prompt_logprobs"] = entries
+        return 200, whole
 
     def _chat(self, request: Request, body: dict) -> tuple[int, dict]:
         *_, last = body["messages"]

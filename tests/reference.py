@@ -22,6 +22,7 @@ class Slow:
     calls: list[tuple[int, int, int]] = field(default_factory=list)  # start, end, delivered
     stop: str = ""
     withdrawn: list[tuple[int, str]] = field(default_factory=list)  # place, text
+    named: list[tuple[str | None, int, int]] = field(default_factory=list)  # teacher, end, delivered
     student_runs: int = 0
 
 
@@ -30,8 +31,12 @@ def slow_relay(
     student, teacher, tokenizer, prompt, *, end_ids, max_tokens, seed=0, temperature=0.0, call_rule=None, caps=None,
     call_end="tokens",
 ):  # fmt: skip
-    """One row. ``call_rule(position) -> n | None``; ``caps`` bounds granted n. The teacher is greedy."""
-    out = Slow()
+    """One row. ``call_rule(position) -> n | None``; ``caps`` bounds granted n. The teacher is greedy.
+
+    With several teachers, ``teacher`` maps names to models and a rule returns (n, name); a call is in ``named``, too.
+    """
+    out, named = Slow(), isinstance(teacher, dict)
+    teachers = teacher if named else {None: teacher}
     done_turns: list[tuple[str, list[int]]] = []  # finished turns as the teacher sees them
     turn: list[int] = []
     student_draws = Uniforms(seed)
@@ -46,10 +51,11 @@ def slow_relay(
         return tokenizer.decode(ids, skip_special_tokens=False)
 
     while not out.stop:
-        n = call_rule(len(out.ids)) if call_rule and not within_call(text_of(turn)) else None
-        if n and len(tokenizer(format_call(n), add_special_tokens=False)["input_ids"]) >= max_tokens - len(out.ids):
-            n = None  # a command that does not fit is not written
-        forced = tokenizer(format_call(n), add_special_tokens=False)["input_ids"] if n else [None]
+        asked = call_rule(len(out.ids)) if call_rule and not within_call(text_of(turn)) else None
+        command = format_call(*(asked if isinstance(asked, tuple) else (asked,))) if asked else ""
+        if asked and len(tokenizer(command, add_special_tokens=False)["input_ids"]) >= max_tokens - len(out.ids):
+            asked = None  # a command that does not fit is not written
+        forced = tokenizer(command, add_special_tokens=False)["input_ids"] if asked else [None]
         closed = None
         for want in forced:
             logits = logits_of(student, prompt + out.ids)
@@ -63,16 +69,16 @@ def slow_relay(
             if token in end_ids:
                 out.stop = "end"
                 break
-            before = len(find_closed(text_of(turn)))
+            before = len(find_closed(text_of(turn), named))
             turn.append(token)
-            new = find_closed(text_of(turn))[before:]
+            new = find_closed(text_of(turn), named)[before:]
             for c in new:  # label the tokens that overlap it
                 for i in range(len(turn)):
                     a, b = len(text_of(turn[:i])), len(text_of(turn[: i + 1]))
                     if a < c.end and b > c.start:
                         at = len(out.ids) - len(turn) + i
                         out.source = out.source[:at] + "c" + out.source[at + 1 :]
-            closed = next((c for c in new if c.n), None)
+            closed = next((c for c in new if c.n and (c.to is None or c.to in teachers)), None)
         if out.stop:
             break
         if closed is None:
@@ -87,12 +93,12 @@ def slow_relay(
         if granted <= 0:
             out.stop = "length"
             break
-        done_turns.append(("s", seen_by_teacher(tokenizer, turn)))
-        turn, said, end = [], [], len(out.ids)
+        done_turns.append(("s", seen_by_teacher(tokenizer, turn, named)))
+        turn, said, end, writer = [], [], len(out.ids), closed.to or next(iter(teachers))
         teacher_stop = False
         for _ in range(granted):
             context = prompt + [i for _, ids in done_turns for i in ids] + said
-            token = int(logits_of(teacher, context).argmax())
+            token = int(logits_of(teachers[writer], context).argmax())
             if token in end_ids:
                 teacher_stop = True
                 break
@@ -105,6 +111,7 @@ def slow_relay(
             out.source += "t"
         done_turns.append(("t", said))
         out.calls.append((start, end, len(said)))
+        out.named.append((writer, end, len(said)))
         if teacher_stop:
             out.stop = "teacher_end"
         elif len(out.ids) >= max_tokens:
@@ -120,14 +127,14 @@ def within_call(text):
     return begin >= 0 and len(tail) - begin < len("<call></call>") + 32
 
 
-def find_closed(text):
-    return [c for c in find_calls(text) if c.closed]
+def find_closed(text, named=False):
+    return [c for c in find_calls(text, named=named) if c.closed]
 
 
-def seen_by_teacher(tokenizer, turn):
+def seen_by_teacher(tokenizer, turn, named=False):
     """The turn's ids without its calls: whole tokens as they are, text left of a straddling token encoded anew."""
     text = tokenizer.decode(turn, skip_special_tokens=False)
-    calls = find_closed(text)
+    calls = find_closed(text, named)
     ids = []
     for i in range(len(turn)):
         a = len(tokenizer.decode(turn[:i], skip_special_tokens=False))

@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from misbehaving_server import BEGIN, DROP, MARKS, OK, MisbehavingServer, Reply, encode
 
 from relaylab.engine.load import load_engine
+from relaylab.evaluation.score import SERVED, recorded, score_traces
 from relaylab.relay import api_model
 from relaylab.relay.api_chat_only import continuation
 from relaylab.relay.api_client import APIClient, ServerError
@@ -32,7 +33,7 @@ from relaylab.relay.api_teacher import APITeacher
 from relaylab.relay.call_rules import CallAt
 from relaylab.relay.pair import Pair, relay_config
 from relaylab.relay.teachers import NoTeacher, Segment, Teacher, TeacherOutput, TeacherView, complete
-from relaylab.trace import Trace
+from relaylab.trace import Call, Trace
 from relaylab.views.player import player
 from relaylab.views.trace_view import trace_text
 
@@ -222,6 +223,93 @@ def test_a_special_token_that_a_server_would_read_as_one_is_not_sent(server, con
     output = complete(connect(tokenizer=tokenizer, mode=mode), [hostile])[0]
     assert "'<|end|>', which stays text only as token ids" in output.error
     assert not server.requests
+
+
+# Scores ---------------------------------------------------------------------------------------------------------------
+
+
+def scored(prompt: list[int], at: int) -> tuple[float, int]:
+    """A made-up model: it likes even bytes, and the more the longer the text is."""
+    return (-0.01 * at, prompt[at]) if prompt[at] % 2 == 0 else (-1.0 - at, prompt[at] + 1)
+
+
+def called_trace(length: int = 1) -> Trace:
+    pieces = ["ab" * length, "<call>1</call>", "c", "d!", ""]
+    ids = [byte for piece in pieces[:-1] for byte in piece.encode()]
+    source = "s" * 2 * length + "c" * 14 + "t" + "ss"
+    call = Call(2 * length, 2 * length + 14, 1, 1, 1, 1)
+    return Trace("2*3?", [*b"q: "], [*ids, 256], source + "s", [chr(i) for i in ids] + [""], [call], "end")
+
+
+def test_scores_of_a_server_are_those_of_the_text_without_commands(server, connect, tokenizer):
+    server.scores = scored
+    trace, teacher = called_trace(), connect(tokenizer=tokenizer)
+    frame = score_traces(teacher, [trace, called_trace(1000)])
+    assert tuple(frame.columns) == SERVED
+    first, places = frame[frame["trace"] == 0], [0, 1, 16, 17, 18, 19]
+    text = [*b"q: ", *b"abcd!", 256]
+    expected = [scored(text, i) for i in range(3, 9)]
+    assert first[["position", "logprob"]].to_numpy().tolist() == [[p, s] for p, (s, _) in zip(places, expected)]
+    assert first["top"].tolist() == ["b", "b", "d", "d", '"', "<|end|>"]
+    assert len(frame) == 6 + 2004, "an answer of any length"
+    body = server.requests[0].body if len(server.requests[0].body["prompt"]) < 99 else server.requests[1].body
+    assert body == {"model": "m", "prompt": text, "max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 1}
+    kept = recorded(teacher, [trace])[0]
+    assert [p is None for p in kept.teacher_logprobs] == [s == "c" for s in trace.source]
+    assert (kept.teacher_top[0], kept.teacher_top[2], kept.divergences) == ("b", None, None)
+    assert Trace.from_dict(json.loads(kept.to_json())) == kept
+    for options in ({"against": load_engine("student")}, {"topk": 2}, {"hidden": True}):
+        with pytest.raises(ValueError, match="a server gives no distributions"):
+            score_traces(teacher, [trace], **options)
+
+
+def test_a_view_is_scored_as_a_local_teacher_would_score_it(server, connect, tokenizer):
+    server.scores = scored
+    (scores,) = connect(tokenizer=tokenizer).score([view("before", Segment("so", (0x73, 0x6F)))])
+    whole = [BEGIN, *PROMPT.removeprefix("<|begin|>").encode(), *b"beforeso"]
+    assert scores.ids == [*b"so"]
+    assert scores.logprobs == [scored(whole, i)[0] for i in (len(whole) - 2, len(whole) - 1)]
+    assert scores.top == [scored(whole, i)[1] for i in (len(whole) - 2, len(whole) - 1)]
+    assert scores.entropies is None
+    assert scores.surprise == pytest.approx(-sum(scores.logprobs) / 2)
+
+
+def entries(change) -> Reply:
+    return Reply(change=lambda body: change(body["choices"][0]["prompt_logprobs"]))
+
+
+@pytest.mark.parametrize(
+    ("reply", "message"),
+    [
+        (choice(prompt_logprobs=None), "gives no prompt_logprobs"),
+        (entries(lambda e: e.pop()), "not those of the prompt"),
+        (entries(lambda e: e[-1].clear()), "not those of the prompt"),
+        (entries(lambda e: e.__setitem__(-1, None)), "not those of the prompt"),
+        (entries(lambda e: e[-1].update({"<b>": {"logprob": 1}})), "not those of the prompt"),
+        (entries(lambda e: e[-1].update({"7": {"logprob": "x"}})), "not those of the prompt"),
+        (entries(lambda e: e[-1].update({"7": {"logprob": float("nan")}})), "not finite"),
+        (Reply(status=400, body={"error": {"message": "prompt_logprobs must be 0"}}), "HTTP 400: prompt_logprobs must"),
+        (Reply(body={"error": {"message": "broken"}}), "an error: broken"),
+    ],
+)
+def test_scores_that_are_none_are_a_clear_error(server, connect, tokenizer, reply, message):
+    server.scores = scored
+    teacher = connect(tokenizer=tokenizer, retries=0)
+    server.script(reply)
+    with pytest.raises(ServerError, match=message):
+        score_traces(teacher, [called_trace()])
+
+
+def test_a_server_without_scores_or_token_ids_is_named(server, connect, tokenizer):
+    with pytest.raises(ServerError, match="gives no prompt_logprobs; completions of vLLM do"):
+        score_traces(connect(tokenizer=tokenizer), [called_trace()])
+    with pytest.raises(ValueError, match="need its model's tokenizer"):
+        score_traces(connect(), [called_trace()])
+    with pytest.raises(ValueError, match="another tokenizer"):
+        score_traces(connect(tokenizer=tokenizer), [replace(called_trace(), completion_ids=[9999] * 20)])
+    server.token_prompts = False
+    with pytest.raises(ServerError, match="completions take token ids"):
+        score_traces(connect(tokenizer=tokenizer), [called_trace()])
 
 
 # What comes back ----------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import json
 import random
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from test_player import Page, evaluate, in_browser
 from test_view import HOSTILE
 
 from relaylab.trace import Call, Trace, TraceWriter
-from relaylab.views.atlas import COLUMNS, OUTCOMES, _cells, _chosen, atlas, read_labelled
+from relaylab.views.atlas import COLUMNS, CORNERS, OUTCOMES, _cells, _chosen, atlas, read_labelled
 
 TAGS = {"section", "style", "script", "div", "details", "summary", "p", "table", "thead", "tbody", "tr", "th", "td"}
 VIEW = {"rows": "group", "align": "position", "shade": "share", "calls": "answered"}
@@ -211,6 +212,8 @@ def test_hostile_text_is_data_and_never_markup():
     traces = [Trace(text, [1], [1], "s", [text], student=text, id=text, problem={"suite": text}) for text in HOSTILE]
     traces.append(Trace("", [1], [1], "c", ["<call>\ud800</call>"], [Call(0, 1, status="empty", teacher="\ud800")]))
     traces.append(Trace("", [1], [1], "s", ["x" * 100_000], id="x" * 100_000, problem={"suite": "x" * 100_000}))
+    for trace in traces:
+        trace.entropies, trace.divergences, trace.teacher_top = [0.1], [5.0], [trace.pieces[0]]
     for page in (atlas(traces), atlas(traces, by=[t.id for t in traces], name=HOSTILE[0])):
         page.html.encode()  # no lone surrogates
         found = Page(page.html)
@@ -277,6 +280,77 @@ def test_the_files_of_a_folder(tmp_path: Path):
     assert sorted(t.id for t in traces) == ["a", "c", "d", "e"]
     write("relay student=a.jsonl", "f")
     assert set(read_labelled(tmp_path)[1]) == {"000020", "000020-1", "000100", "relay student=a"}
+
+
+# The map of scores ----------------------------------------------------------------------------------------------------
+
+
+def recorded(trace: Trace, seed: int = 0) -> Trace:
+    """With made-up entropies, divergences and likeliest tokens of the teacher."""
+    rng = random.Random(seed)
+    known = [s != "c" for s in trace.source]
+    values = [[rng.random() ** 2 * 3 if k else None for k in known] for _ in range(2)]
+    return replace(trace, entropies=values[0], divergences=values[1], teacher_top=["7" if k else None for k in known])
+
+
+def test_the_map_of_scores_holds_the_students_tokens():
+    traces = [recorded(trace, k) for k, trace in enumerate(some_traces(40)[0])]
+    points = [
+        (t, i, trace.entropies[i], trace.divergences[i])
+        for t, trace in enumerate(traces)
+        for i, source in enumerate(trace.source)
+        if source == "s"
+    ]
+    page = Page(atlas(traces).html)
+    scores = page.data["scores"]
+    assert [*zip(scores["trace"], scores["at"])] == [p[:2] for p in points]
+    assert scores["entropy"] == pytest.approx([p[2] for p in points], abs=1e-4)
+    assert scores["divergence"] == pytest.approx([p[3] for p in points], abs=1e-4)
+    assert (scores["every"], scores["total"], set(scores["top"])) == (1, len(points), {"7"})
+    expected = [[0, 0], [0, 0]]
+    for *_, entropy, divergence in points:
+        expected[entropy > 0.6][divergence > 0.6] += 1
+    assert evaluate("atlas", "corners(data, () => true)", scores) == expected
+    wrong = sum(traces[p[0]].correct is False for p in points)
+    kept = "corners(data.scores, (t) => data.traces.outcome[t] === 1).flat().reduce((a, b) => a + b)"
+    assert evaluate("atlas", kept, page.data) == wrong
+    shares = [100 * n / len(points) for row in expected for n in row]
+    for words, n, share in zip(CORNERS.values(), [n for row in expected for n in row], shares):
+        assert f"{words}{n}{share:.1f}" in page.words
+    sure = max((p for p in points if p[2] <= 0.6), key=lambda p: p[3])
+    assert f"token {sure[1] + 1} of t{sure[0]}: entropy {sure[2]:.3f}, divergence {sure[3]:.3f} nats" in page.words
+
+    assert evaluate("atlas", "[places(data).right, places(data).up]", scores) == pytest.approx(
+        [max(scores["entropy"]), max(scores["divergence"])]
+    )
+    k = scores["divergence"].index(max(scores["divergence"]))
+    at = evaluate("atlas", "places(data).at", scores)
+    assert at[k][1] == min(y for _, y in at)
+    x, y = at[k]
+    expression = (
+        f"[nearest(data, () => true, {x + 1}, {y}), nearest(data, (i) => i !== {k}, {x}, {y}), "
+        "nearest(data, () => true, -99, -99)]"
+    )
+    nearest = evaluate("atlas", expression, at)
+    assert at[nearest[0]] == at[k]
+    assert (nearest[1] != k, nearest[2]) == (True, -1)
+
+
+def test_what_a_point_of_the_map_says():
+    trace = Trace(
+        "q", [1], [1, 2], "ss", ["x", "\n"], entropies=[0.1, 2.0], divergences=[3.0, -1e-7], teacher_top=["y", ""]
+    )
+    scores = Page(atlas([trace]).html).data["scores"]
+    assert [evaluate("atlas", f"pointWords(data, 'trace 1', {i})", scores) for i in (0, 1)] == [
+        "“x”, token 1 of trace 1: entropy 0.100, divergence 3.000 nats; the teacher's likeliest is “y”; "
+        "sure, the teacher disagrees.",
+        "“↵”, token 2 of trace 1: entropy 2.000, divergence 0.000 nats; unsure, the teacher agrees.",
+    ]
+    assert Page(atlas(three()).html).data["scores"] is None
+    bare = replace(trace, teacher_top=None, divergences=[float("nan"), 1.0])
+    assert Page(atlas([bare]).html).data["scores"]["top"] == [""], "what is not finite is left out"
+    many = Page(atlas([recorded(Trace("q", [1], [1] * 5000, "s" * 5000, ["x"] * 5000))] * 2).html).data["scores"]
+    assert (many["total"], many["every"], len(many["trace"])) == (10_000, 3, 3334)
 
 
 # In a browser ---------------------------------------------------------------------------------------------------------
@@ -346,3 +420,45 @@ def test_the_atlas_in_a_browser(tmp_path: Path):
     assert found["long"] == ["0", "1", "0"]
     assert found["most"] == 40
     assert min(found["contrast"].values()) >= 4.5, found["contrast"]
+
+
+POINTS = """
+const [root] = document.querySelectorAll("[data-rl]");
+const map = root.querySelector(".rl-scores");
+const key = (k) => map.dispatchEvent(new KeyboardEvent("keydown", { key: k, bubbles: true, cancelable: true }));
+const said = () => map.nextElementSibling.textContent;
+found.label = map.getAttribute("aria-label");
+found.start = said();
+key("ArrowRight"); found.first = said();
+key("ArrowRight"); found.second = said();
+key("End"); found.last = said();
+key("Home"); key("Enter");
+const strip = root.querySelector(".rl-strip"), visible = (s) => getComputedStyle(s).visibility === "visible";
+found.opened = [...strip.children].filter(visible).map((s) => s.textContent).join("");
+found.token = root.querySelector(".rl-token").textContent;
+const outcome = [...root.querySelectorAll("select")].find((s) => [...s.options].some((o) => o.text === "wrong"));
+outcome.value = "1"; outcome.dispatchEvent(new Event("change"));
+found.wrong = map.getAttribute("aria-label").slice(0, 8);
+"""
+
+
+def test_the_map_of_scores_in_a_browser(tmp_path: Path):
+    hostile = "<script>document.title='broken'</script>"
+    fields = {"entropies": [0.1, 0.2, 2.0], "divergences": [0.1, 3.0, 1.0], "teacher_top": ["a", hostile, "c"]}
+    pieces = ["x", hostile, "z"]
+    traces = [Trace("q", [1], [1] * 3, "sss", pieces, id=hostile, correct=True, **fields)]
+    traces.append(Trace("q", [1], [1], "s", ["w"], correct=False, entropies=[0.0], divergences=[0.0]))
+    found = in_browser(tmp_path, [atlas(traces)], POINTS)
+    assert found["label"].startswith(
+        "4 tokens by entropy and divergence. sure, the teacher agrees: 2 (50.0 %); sure, the"
+    )
+    assert found["start"].startswith("Point at a token")
+    assert f"token 2 of {hostile}: entropy 0.200, divergence 3.000 nats" in found["first"]
+    assert found["first"].endswith("sure, the teacher disagrees.")
+    assert "token 3 of" in found["second"]
+    assert "“w”, token 1 of trace 2: entropy 0.000" in found["last"]
+    assert found["opened"] == "x" + hostile
+    assert found["token"].endswith(
+        "under the teacher: divergence 3.000 nats, likeliest “<script>document.title='broke…”"
+    )
+    assert found["wrong"] == "1 token "

@@ -31,7 +31,7 @@ ORDER = [
         "memory",
     ),
     *("views", "sweep", "server", "zoo", "evaluation", "training", "relay", "engine", "tasks"),
-    *("cost", "trace", "files", "settings", "defaults", "stopping", "call_tag", "version"),
+    *("cost_by_teacher", "cost", "trace", "files", "settings", "defaults", "stopping", "call_tag", "version"),
 ]
 RANK = {name: rank for rank, name in enumerate(ORDER)}
 # The package itself is a facade over everything; only a door may look at it from inside.

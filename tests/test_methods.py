@@ -24,7 +24,7 @@ from relaylab.relay.local_teacher import LocalTeacher, Verifier
 from relaylab.relay.relay import Relay
 from relaylab.relay.teachers import Segment, TeacherView, complete
 from relaylab.tasks.suites import problems
-from relaylab.trace import Call, Trace, read_traces
+from relaylab.trace import Call, Trace, from_dataset, read_traces, to_dataset
 from relaylab.views.trace_view import call_facts
 
 METHODS = {
@@ -156,9 +156,16 @@ def test_scores_are_those_of_the_model_over_the_text_without_commands(run, calle
         assert all(mine.loc[[t == "t" for t in mine["source"]], "rank"] == 0), "the greedy teacher's own tokens"
         assert np.stack(mine["logits"]) == pytest.approx(logits.topk(3).values.numpy(), abs=1e-3)
         assert np.stack(mine["hidden"]) == pytest.approx(out.hidden_states[-1][0, place:-1].numpy(), abs=1e-3)
-    (first, second) = recorded(teacher, called)
-    assert [p is None for p in first.teacher_logprobs] == [s == "c" for s in first.source]
+    (first, second) = recorded(run.models.teacher, called, against=student)
+    for name, column in (("teacher_logprobs", "logprob"), ("teacher_top", "top"), ("divergences", "divergence")):
+        given = getattr(second, name)
+        assert [p is None for p in given] == [s == "c" for s in second.source]
+        expected = frame.loc[frame["trace"] == 1, column].tolist()
+        known = [p for p in given if p is not None]
+        assert known == (expected if column == "top" else pytest.approx(expected, abs=1e-4))
     assert Trace.from_dict(json.loads(second.to_json())) == second
+    assert [*from_dataset(to_dataset([first, called[0]]))] == [first, called[0]]
+    assert recorded(teacher, called)[0].divergences is None
     own = score_traces(student, called, commands=True)
     known = [p for t in called for p in t.logprobs if p is not None]
     assert own["logprob"].to_numpy()[: len(called[0].logprobs)] == pytest.approx(

@@ -173,6 +173,14 @@ def test_what_the_script_says_of_tokens_and_calls():
     said = evaluate("player", "data.source.split('').map((_, i) => tokenWords(data, owners(data), i))", trace)
     assert said[5] == "token 6 of 13 · teacher, call 1 · “3” · id 105 · log-prob -0.250"
     assert said[9] == "token 10 of 13 · student · “↵” · id 109 · log-prob -0.250 · entropy 0.500 nats"
+    given = relay()
+    given.teacher_top, given.divergences = ["\n<b>"] * 13, [None, *[0.25] * 12]
+    given.teacher_logprobs = [*[-1.5] * 12, float("-inf")]
+    one = Page(player(given).html).data["traces"][0]
+    words = evaluate("player", "[0, 9, 12].map((i) => tokenWords(data, owners(data), i))", one)
+    assert words[0].endswith(" nats · under the teacher: log-prob -1.500, likeliest “↵<b>”")
+    assert words[1].endswith("under the teacher: log-prob -1.500, divergence 0.250 nats, likeliest “↵<b>”")
+    assert words[2].endswith("under the teacher: divergence 0.250 nats, likeliest “↵<b>”")
     stops = "[0, 3, 5, 11, 13].map((at) => [callFrom(data, at, true) ?? null, callFrom(data, at, false) ?? null])"
     assert evaluate("player", stops, trace) == [[3, None], [11, None], [11, 3], [None, 3], [None, 11]]
     assert (trace["map"]["t"], trace["map"]["c"]) == ("M5 0h4V10H5z", "M2 2h3V8H2zM10 2h3V8H10z")

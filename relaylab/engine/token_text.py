@@ -73,7 +73,7 @@ class TokenText:
         self.known = np.zeros(len(self.bytes), bool)  # which ids have a token at all
         self.known[list(tokenizer.get_vocab().values())] = True
         self._bans: dict[int, np.ndarray] = {}
-        self._calls: dict[int, list[int]] = {}
+        self._calls: dict[tuple[int, str | None], list[int]] = {}
         self._check()
 
     def _check(self) -> None:
@@ -132,11 +132,11 @@ class TokenText:
     def _encode(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
-    def call(self, n: int) -> list[int]:
+    def call(self, n: int, to: str | None = None) -> list[int]:
         """Ids of the command for n tokens. ValueError for a number that no command holds."""
-        if n not in self._calls:
-            self._calls[n] = self.encode(format_call(n))
-        return self._calls[n]
+        if (n, to) not in self._calls:
+            self._calls[n, to] = self.encode(format_call(n, to))
+        return self._calls[n, to]
 
     @functools.cached_property
     def call_begins(self) -> np.ndarray:
@@ -181,10 +181,11 @@ class StudentTurn:
 
     Calls are found in bytes, not in decoded text. The grammar of a call is ASCII, and no byte of a longer UTF-8
     character is an ASCII one. Latin-1 keeps a byte a character, so offsets of bytes and of characters are the same.
+    ``named``: calls may name a teacher.
     """
 
-    def __init__(self, text: TokenText):
-        self._text = text
+    def __init__(self, text: TokenText, *, named: bool = False):
+        self._text, self._named = text, named
         self.ids: list[int] = []
         self.ends: list[int] = []  # byte offset after each token
         self.bytes = bytearray()
@@ -199,19 +200,23 @@ class StudentTurn:
         if b">" not in data:
             return []
         start = self.calls[-1].end if self.calls else 0
-        closed = [c for c in find_calls(self.bytes.decode("latin-1"), start) if c.problem != "unclosed"]
+        closed = [c for c in self._find(start) if c.problem != "unclosed"]
         self.calls += closed
         return closed
 
     def unclosed(self) -> list[Command]:
         """Opening tags that were never closed; final once the turn is over."""
-        return [c for c in find_calls(self.bytes.decode("latin-1")) if c.problem == "unclosed"]
+        return [c for c in self._find() if c.problem == "unclosed"]
+
+    def _find(self, start: int = 0) -> list[Command]:
+        return find_calls(self.bytes.decode("latin-1"), start, named=self._named)
 
     @property
     def in_call(self) -> bool:
         """Whether the turn ends within an opening tag or the body of a call that may still be closed."""
         begin = self.bytes.rfind(FORBIDDEN, self.calls[-1].end if self.calls else 0)
-        return begin >= 0 and len(self.bytes) - begin < len(OPEN) + MAX_BODY + len(CLOSE)
+        name = len(" to=") + MAX_BODY if self._named else 0
+        return begin >= 0 and len(self.bytes) - begin < len(OPEN) + name + MAX_BODY + len(CLOSE)
 
     def tokens(self, command: Command) -> range:
         """The tokens that hold bytes of a command, and those without bytes between them."""

@@ -91,7 +91,7 @@ def answer_text(trace: Trace) -> tuple[str, list[int], list[int]]:
     ends, commands, at = list(accumulate(map(len, trace.pieces), initial=0)), [], 0
     for source, text in trace.segments():
         if source == STUDENT:
-            commands += [(at + c.start, at + c.end) for c in find_calls(text) if c.closed]
+            commands += [(at + c.start, at + c.end) for c in find_calls(text, named=trace.named) if c.closed]
         at += len(text)
     keep, begins = np.ones(at, bool), []
     for start, end in commands:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
@@ -16,20 +17,26 @@ import torch
 from relaylab.engine.engine import Engine
 from relaylab.engine.sampling import token_statistics
 from relaylab.engine.token_text import StudentTurn, TokenText
+from relaylab.relay.local_teacher import LocalTeacher
 from relaylab.relay.students import MAX_LOGITS
+from relaylab.relay.teachers import Segment, TeacherView
 from relaylab.trace import TEACHER, Trace
 
-COLUMNS = ("trace", "id", "position", "source", "token", "logprob", "entropy", "rank", "top")
+if TYPE_CHECKING:
+    from relaylab.relay.api_teacher import APITeacher
+
+COLUMNS = ("trace", "id", "position", "source", "token", "logprob", "top", "entropy", "rank")
+SERVED = COLUMNS[:-2]  # a server gives no distributions
 
 
 def score_traces(
-    model: Engine, traces: Sequence[Trace], *, against: Engine | None = None, commands: bool = False, topk: int = 0,
-    hidden: bool = False,
+    model: Engine | LocalTeacher | APITeacher, traces: Sequence[Trace], *, against: Engine | None = None,
+    commands: bool = False, topk: int = 0, hidden: bool = False,
 ) -> pd.DataFrame:  # fmt: skip
     """The log-probability, entropy and likeliest token of a model before every token of some traces.
 
     Args:
-        model: with the tokenizer of the traces' student.
+        model: with the tokenizer of the traces' student. Of a teacher behind a server, only ``SERVED`` is known.
         traces: read in batches.
         against: another model; adds ``divergence``, KL(``against`` || ``model``) in nats.
         commands: the model sees the student's commands, as a student does; else it reads as a teacher, without them.
@@ -41,15 +48,21 @@ def score_traces(
         tokens; ``top`` is the text of the likeliest one.
 
     Raises:
-        ValueError: for traces with another tokenizer.
+        ValueError: for traces with another tokenizer, and where distributions are asked of a server.
+        ServerError: if a server gives no scores.
 
     >>> from relaylab.relay.pair import load_pair
     >>> from relaylab.tasks.suites import problem
     >>> pair = load_pair(teacher="teacher")
     >>> trace = pair.solve(problem("tiles", 0), max_tokens=9)
-    >>> score_traces(pair.teacher.engine, [trace], against=pair.student)["divergence"].ge(-1e-5).all().item()
+    >>> score_traces(pair.teacher, [trace], against=pair.student)["divergence"].ge(-1e-5).all().item()
     True
     """
+    model = model.engine if isinstance(model, LocalTeacher) else model
+    if not isinstance(model, Engine):
+        if against or topk or hidden:
+            raise ValueError("a server gives no distributions: leave out against, topk and hidden")
+        return _served(model, traces, commands)
     views = [_seen(trace, model.text, commands) for trace in traces]
     prompts, texts = [trace.prompt_ids for trace in traces], [ids for ids, _ in views]
     others = _read(against, prompts, texts) if against else [(None, None)] * len(traces)
@@ -59,8 +72,11 @@ def score_traces(
     ):
         logp, entropy = token_statistics(logits)
         chosen = logp.gather(-1, torch.tensor(ids, dtype=torch.long, device=logp.device)[:, None])
-        columns = [chosen[:, 0].tolist(), entropy.tolist(), (logp > chosen).sum(-1).tolist()]
-        columns.append([model.text.pieces([i])[0] for i in logp.argmax(-1).tolist()])
+        columns: list[list[Any]] = [
+            chosen[:, 0].tolist(),
+            [model.text.pieces([i])[0] for i in logp.argmax(-1).tolist()],
+        ]
+        columns += [entropy.tolist(), (logp > chosen).sum(-1).tolist()]
         if other is not None:
             beside = torch.log_softmax(other, -1)
             columns.append((beside.exp() * (beside - logp)).nan_to_num(0.0).sum(-1).tolist())
@@ -73,12 +89,39 @@ def score_traces(
     return pd.DataFrame(rows, columns=[*COLUMNS, *(name for name, wanted in asked if wanted)])
 
 
-def recorded(model: Engine, traces: Sequence[Trace]) -> list[Trace]:
-    """The traces with ``teacher_logprobs``: those of a teacher's model; None for commands."""
-    columns: list[list[float | None]] = [[None] * len(trace.completion_ids) for trace in traces]
-    for k, at, logprob in score_traces(model, traces)[["trace", "position", "logprob"]].itertuples(index=False):
-        columns[k][at] = logprob
-    return [replace(trace, teacher_logprobs=column) for trace, column in zip(traces, columns)]
+def recorded(
+    model: Engine | LocalTeacher | APITeacher, traces: Sequence[Trace], *, against: Engine | None = None
+) -> list[Trace]:
+    """The traces with ``teacher_logprobs`` and ``teacher_top``, and with ``divergences`` if there is an ``against``.
+
+    They are those of ``score_traces``, and None for commands. The player shows them; the atlas draws divergences.
+    """
+    frame = score_traces(model, traces, against=against)
+    fields = {"teacher_logprobs": "logprob", "teacher_top": "top"} | ({"divergences": "divergence"} if against else {})
+    columns = [{name: [None] * len(trace.completion_ids) for name in fields} for trace in traces]
+    for k, at, *values in frame[["trace", "position", *fields.values()]].itertuples(index=False):
+        for name, value in zip(fields, values):
+            columns[k][name][at] = value
+    return [replace(trace, **given) for trace, given in zip(traces, columns)]
+
+
+def _served(teacher: APITeacher, traces: Sequence[Trace], commands: bool) -> pd.DataFrame:
+    """``score_traces`` by a server."""
+    if teacher.shared_tokenizer is None:
+        raise ValueError("scores of a server need its model's tokenizer: give it to the teacher")
+    text = TokenText(teacher.shared_tokenizer.tokenizer)
+    seen = [_seen(trace, text, commands) for trace in traces]
+    views = [
+        TeacherView([], [Segment("", tuple(ids))], raw=Segment("", tuple(trace.prompt_ids)))
+        for trace, (ids, _) in zip(traces, seen)
+    ]
+    rows = [
+        (k, trace.id, i, trace.source[i], trace.pieces[i], logprob, text.pieces([top])[0])
+        for k, (trace, (_, at), scores) in enumerate(zip(traces, seen, teacher.score(views)))
+        for i, logprob, top in zip(at, scores.logprobs, scores.top)
+        if i is not None
+    ]
+    return pd.DataFrame(rows, columns=list(SERVED))
 
 
 def _seen(trace: Trace, text: TokenText, commands: bool) -> tuple[list[int], list[int | None]]:
@@ -97,7 +140,7 @@ def _seen(trace: Trace, text: TokenText, commands: bool) -> tuple[list[int], lis
         if TEACHER in trace.source[start:end]:
             kept = [(k, [body[start + k]], b"") for k in range(end - start)]
         else:
-            turn = StudentTurn(text)
+            turn = StudentTurn(text, named=trace.named)
             for token in body[start:end]:
                 turn.append(token)
             kept = list(turn.kept())

@@ -31,7 +31,7 @@ from relaylab.call_tag import visible
 T = TypeVar("T")
 NO_KEY = "none"
 QUOTED = 300  # characters of a server's own words that an error shows
-LIST_BYTES, BASE_BYTES, TOKEN_BYTES = 2**20, 2**16, 2**12  # of a list; of a completion, and for each token of it
+LIST_BYTES, BASE_BYTES, TOKEN_BYTES = 2**20, 2**16, 2**12  # of a list; of a completion; for each token in it
 RENAMED = "max_completion_tokens"  # what some services call ``max_tokens``, which they refuse
 CONNECT_SECONDS = 10.0  # an attempt to connect cannot be cancelled
 _FINISH = dict.fromkeys(["stop", "eos", "eos_token", "stop_sequence", "end_turn", "word", "complete"], "stop")
@@ -184,7 +184,8 @@ class APIClient:
         """
         connection = self._connection()
         connection.read, connection.attempts = read, 0
-        connection.limit = BASE_BYTES + TOKEN_BYTES * body.get("max_tokens", 0) if body else LIST_BYTES
+        tokens = body.get("max_tokens", 0) + (len(body["prompt"]) if "prompt_logprobs" in body else 0) if body else 0
+        connection.limit = BASE_BYTES + TOKEN_BYTES * tokens if body else LIST_BYTES
         renamed = path in self._renamed
         try:
             if body is None:

@@ -22,7 +22,7 @@ from relaylab.relay.api_chat_only import SPARE, approximate, instruction
 from relaylab.relay.api_client import Answer, ServerError
 from relaylab.relay.api_model import APIModel
 from relaylab.relay.server_probe import CONTINUE, CUT, NO_THINKING, ServerProbe
-from relaylab.relay.teachers import Message, TeacherOutput, TeacherView
+from relaylab.relay.teachers import Message, Scores, TeacherOutput, TeacherView
 
 MODES = ("auto", "completions", "chat", "chat_only")
 
@@ -106,6 +106,21 @@ class APITeacher(APIModel):
         """Forget these views, and cancel their requests."""
         self._drop(views)
 
+    def score(self, views: Sequence[TeacherView]) -> list[Scores]:
+        """What the model thinks of the turn at the end of each view, by ``prompt_logprobs`` as vLLM gives them.
+
+        Raises:
+            ServerError: if the server does not give them, and if a request fails. It takes the model's tokenizer.
+        """
+        answers = [self._client.start(self._score, view) for view in views]
+        try:
+            for answer in answers:
+                self._client.wait([answer])
+            return [answer.result() for answer in answers]
+        except BaseException:
+            self._client.cancel(answers)
+            raise
+
     # One answer, in a thread of the client ----------------------------------------------------------------------------
 
     def _answer(self, view: TeacherView, start: float) -> TeacherOutput:
@@ -117,6 +132,17 @@ class APITeacher(APIModel):
         except BaseException as error:
             output = TeacherOutput("", "error", error=str(self._failure(error)))
         return replace(output, latency=time.perf_counter() - start)
+
+    def _score(self, view: TeacherView) -> Scores:
+        server, tokenizer = self.probe(), self.shared_tokenizer
+        self._check_there(server)
+        if tokenizer is None or not server.token_prompts:
+            raise ServerError("scores take a server whose completions take token ids, and its model's tokenizer")
+        ids = tokenizer.opening_ids(view) + tokenizer.segment_ids(view)
+        begin = len(ids) - len(tokenizer.segment_ids(replace(view, segments=view.segments[-1:])))
+        body = {"model": server.model, "prompt": ids, "max_tokens": 1, "temperature": self.temperature}
+        body |= {"prompt_logprobs": 1} | self.extra_body
+        return self._client.ask("/completions", body, read=lambda data: _read_scores(data, ids, begin))
 
     def _request(self, view: TeacherView, server: ServerProbe) -> TeacherOutput:
         n, tokenizer = view.n, self.shared_tokenizer
@@ -206,6 +232,23 @@ class APITeacher(APIModel):
         if not text and not ids and finish == "length":
             raise ServerError(f"the server wrote no whole character in {n} tokens")
         return TeacherOutput(text, finish, ids=ids, tokens=n if tokens is None else tokens)
+
+
+def _read_scores(data: Any, ids: list[int], begin: int) -> Scores:
+    """The scores of a prompt's tokens from ``begin`` on. Each entry maps ids to log-probabilities, the token's too."""
+    Answer.parse(data)
+    entries, turn = data["choices"][0].get("prompt_logprobs"), ids[begin:]
+    if not isinstance(entries, list):
+        raise ServerError("this server gives no prompt_logprobs; completions of vLLM do")
+    try:
+        likely = [{int(i): float(entry["logprob"]) for i, entry in some.items()} for some in entries[begin:]]
+        logprobs = [some[i] for some, i in zip(likely, turn, strict=True)]
+        top = [max(some, key=lambda i: some[i]) for some in likely]
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
+        raise ServerError("the server's prompt_logprobs are not those of the prompt's tokens") from None
+    if not all(math.isfinite(p) for some in likely for p in some.values()):
+        raise ServerError("the server's prompt_logprobs hold a number that is not finite")
+    return Scores(turn, logprobs, top)
 
 
 def _settings(server: ServerProbe) -> dict[str, Any]:

@@ -50,10 +50,13 @@ class StepState:
         return first - second
 
 
+Asked = int | tuple[int, str]  # n tokens; of several teachers, by the one with this name
+
+
 class CallRule(Protocol):
     """Any function will do. One with ``uses_entropy = True`` is given the entropy of the next token."""
 
-    def __call__(self, state: StepState) -> int | None: ...
+    def __call__(self, state: StepState) -> Asked | None: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from relaylab.engine.engine import Engine
 from relaylab.engine.kv_cache import CacheSlot
 from relaylab.engine.sampling import Uniforms, sample, token_statistics
 from relaylab.relay.students import MAX_LOGITS
-from relaylab.relay.teachers import FinishReason, TeacherOutput, TeacherView
+from relaylab.relay.teachers import FinishReason, Scores, TeacherOutput, TeacherView
 
 
 class LocalTeacher:
@@ -173,28 +173,6 @@ class LocalTeacher:
             data.decode(errors="replace"), turn.finish_reason, tuple(ids), len(ids), turn.latency,
             withdraw=turn.withdraw,
         )  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Scores:
-    """A stretch of text under the teacher, token by token.
-
-    Args:
-        ids: of the text, in the teacher's tokenizer.
-        logprobs: of these, at temperature 1, in nats.
-        top: the teacher's likeliest token at each of their places.
-        entropies: of the teacher's distributions, in nats.
-    """
-
-    ids: list[int]
-    logprobs: list[float]
-    top: list[int]
-    entropies: list[float]
-
-    @property
-    def surprise(self) -> float:
-        """Mean of the negative log-probabilities; 0 without a token."""
-        return -sum(self.logprobs) / max(1, len(self.logprobs))
 
 
 class Verifier(LocalTeacher):

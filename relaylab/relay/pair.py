@@ -33,7 +33,7 @@ from relaylab.relay.local_teacher import LocalTeacher
 from relaylab.relay.relay import Prompt, Relay
 from relaylab.relay.sequence import Done
 from relaylab.relay.students import Student
-from relaylab.relay.teachers import Message, NoTeacher, Teacher
+from relaylab.relay.teachers import Message, NoTeacher, Teacher, Teachers
 from relaylab.tasks.grading import grade_problem
 from relaylab.tasks.suites import Problem, suite_of
 from relaylab.trace import Trace, TraceWriter, read_traces
@@ -183,15 +183,13 @@ def problem_seed(seed: int, name: str) -> int:
 
 def relay_config(relay: Relay, seed: int) -> dict[str, Any]:
     """All that decides the traces of a relay, as JSON can hold it; of the teacher, what it tells of itself."""
-    teacher = {
-        k: getattr(relay.teacher, k, None) for k in ("temperature", "top_p", "top_k", "threshold", "fingerprint")
-    }
-    own_code = files.own_code(relay.teacher, relay.call_rule)
+    several = relay.teacher.teachers if isinstance(relay.teacher, Teachers) else {}
+    own_code = files.own_code(relay.teacher, relay.call_rule, *several.values())
     return {
         "student": relay.student.name,
         "student_weights": _weights(relay.student),
-        "teacher": relay.teacher.name,
-        "teacher_weights": _weights(getattr(relay.teacher, "engine", None)),
+        **_teacher_config(relay.teacher),
+        **({"teachers": {name: _teacher_config(teacher) for name, teacher in several.items()}} if several else {}),
         "seed": seed,
         **asdict(relay.config),
         # Where an object has no repr of its own, its address is not the same in the next run.
@@ -199,8 +197,17 @@ def relay_config(relay: Relay, seed: int) -> dict[str, Any]:
         "record": relay.record,
         **({"alternatives": relay.alternatives} if relay.alternatives else {}),
         **({"own_code": own_code} if own_code else {}),
-        **{f"teacher_{k}": v for k, v in teacher.items()},
-        **({"teacher_mode": mode} if (mode := getattr(relay.teacher, "mode", None)) == "chat_only" else {}),
+    }
+
+
+def _teacher_config(teacher: Teacher) -> dict[str, Any]:
+    engine = getattr(teacher, "engine", None)
+    sampling = ("temperature", "top_p", "top_k", "threshold", "fingerprint")
+    return {
+        "teacher": teacher.name,
+        "teacher_weights": engine and fingerprint_weights(engine.source or engine.model),
+        **{f"teacher_{k}": getattr(teacher, k, None) for k in sampling},
+        **({"teacher_mode": mode} if (mode := getattr(teacher, "mode", None)) == "chat_only" else {}),
     }
 
 
@@ -238,6 +245,8 @@ def load_teacher(
 ) -> Teacher:
     """A teacher by name: an embedded model, a directory, a hub id, the URL of an OpenAI-compatible server, or ``none``.
 
+    Several are written with names of their own, ``"small=student large=teacher"``, and become ``Teachers``.
+
     Args:
         name: ``URL#model`` names one model of a server that has several.
         model: the same, apart.
@@ -247,6 +256,9 @@ def load_teacher(
     """
     if name == "none":
         return NoTeacher()
+    if " " in name and all("=" in part for part in name.split()):
+        parts = (part.partition("=") for part in name.split())
+        return Teachers({k: load_teacher(v, temperature=temperature, **options) for k, _, v in parts})
     if is_url(name):
         from relaylab.relay.api_teacher import APITeacher  # the client is slow to import and seldom needed
 

@@ -208,6 +208,7 @@ class Relay:
             index, messages, ids, student=self.student, seed=seed,
             config=replace(config, forbid_calls=True) if self.forbid_calls else config,
             shared=self.shared, statistics=[name for name, wanted in kept.items() if wanted], raw=raw,
+            names=getattr(self.teacher, "names", ()),
         )  # fmt: skip
 
 

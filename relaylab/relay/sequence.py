@@ -17,7 +17,7 @@ import torch
 
 from relaylab.engine.sampling import Uniforms
 from relaylab.engine.token_text import StudentTurn
-from relaylab.relay.call_rules import CallRule, StepState
+from relaylab.relay.call_rules import Asked, CallRule, StepState
 from relaylab.relay.config import RelayConfig
 from relaylab.relay.teachers import Message, Segment, TeacherOutput, TeacherView
 from relaylab.trace import COMMAND, STUDENT, TEACHER, Call, Trace
@@ -80,20 +80,20 @@ class Sequence:
         shared: student and teacher have one tokenizer.
         statistics: what is kept of each token: ``logprobs``, ``entropies``, ``alternatives``.
         raw: the prompt, if no chat template belongs around it.
+        names: of several teachers; a call without a name is for the first. Empty: calls name none.
     """
 
     def __init__(
         self, index: int, messages: list[Message], prompt_ids: list[int], *, student: Student, config: RelayConfig,
-        seed: int, shared: bool, statistics: Iterable[str] = (), raw: Segment | None = None,
+        seed: int, shared: bool, statistics: Iterable[str] = (), raw: Segment | None = None, names: tuple[str, ...] = (),
     ):  # fmt: skip
-        self._text, self._end_ids, self._shared = student.text, student.end_ids, shared
+        self._text, self._end_ids, self._shared, self._names = student.text, student.end_ids, shared, names
         self.index, self.messages, self.prompt_ids, self.config, self.seed = index, messages, prompt_ids, config, seed
         self.uniforms = Uniforms(seed)
         self.slot: Any = None  # the student's CacheSlot, while it decodes
         raw = raw if raw is None or shared else replace(raw, ids=None)
-        self.view = TeacherView(
-            messages, seed=seed, line=config.call_end == "line", whole_characters=not shared, raw=raw
-        )
+        line = config.call_end == "line"
+        self.view = TeacherView(messages, seed=seed, line=line, whole_characters=not shared, raw=raw)
         self.ids: list[int] = []
         self.source: list[str] = []
         self.pieces: list[str] = []
@@ -109,7 +109,7 @@ class Sequence:
         self.counted = config.call_end == "tokens"  # a call is for the tokens that it asks for; that of a fork always
         self.no_call_before = 0  # no call may begin before this completion position
         self.banned: tuple[int, int] | None = None  # a completion position, and a token that must not come there
-        self._turn, self._turn_start = StudentTurn(self._text), 0
+        self._turn, self._turn_start = StudentTurn(self._text, named=bool(names)), 0
         self._handed = 0, 0  # where the last student's turn began: its completion position, its segment of the view
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
@@ -174,26 +174,36 @@ class Sequence:
             start = self._turn_start + self._turn.tokens(command).start
             self.source[start:] = [COMMAND] * (len(self.ids) - start)
             status = command.problem or "waiting"
-            self._request(Call(start, len(self.ids), command.n, status=status, forced=forced))
+            self._request(Call(start, len(self.ids), command.n, status=status, forced=forced, to=command.to))
         if not self.waiting and self.room <= 0:
             self.finish("length")
 
-    def append_call(self, n: int) -> bool:
+    def append_call(self, asked: Asked) -> bool:
         """Write the command for n tokens as if the student had; False, and nothing, if it does not fit."""
-        tokens = self._text.call(n)
+        tokens = self._text.call(*self._number_and_name(asked))
         if len(tokens) >= self.room:
             return False
         for token in tokens:
             self.write_student(token, forced=True)
         return True
 
-    def silent_call(self, n: int) -> None:
+    def silent_call(self, asked: Asked) -> None:
         """A call for n tokens without a command: the student does not learn that the teacher writes."""
-        self._request(Call(len(self.ids), len(self.ids), n, status="waiting", forced=True))
+        n, name = self._number_and_name(asked)
+        self._request(Call(len(self.ids), len(self.ids), n, status="waiting", forced=True, to=name))
+
+    def _number_and_name(self, asked: Asked) -> tuple[int, str | None]:
+        n, name = asked if isinstance(asked, tuple) else (asked, None)
+        if name is not None and name not in self._names:
+            raise ValueError(f"a call rule asks the teacher {name!r}; there are {', '.join(self._names) or 'no names'}")
+        return n, name
 
     def _request(self, call: Call) -> None:
         """Note a call, and grant what the caps leave. One token can close two calls: the second is refused."""
         self.calls.append(call)
+        if self._names:
+            call.to = self._names[0] if call.to is None else call.to
+            call.status = "unknown" if call.status == "waiting" and call.to not in self._names else call.status
         if call.status != "waiting":  # nobody can answer it
             return
         wanted = self.config.fixed_call_tokens or call.requested or 0 if self.counted else self.room
@@ -230,7 +240,7 @@ class Sequence:
         self._handed = self._turn_start, len(self.view.segments)
         self._end_student_turn()
         assert self.waiting is not None
-        self.submitted, self.view.n = True, self.waiting.granted
+        self.submitted, self.view.n, self.view.to = True, self.waiting.granted, self.waiting.to
         return self.view
 
     def write_teacher(self, output: TeacherOutput, teacher: str) -> Call:
@@ -241,7 +251,8 @@ class Sequence:
         """
         call, self.waiting, self.submitted, self.turn = self.waiting, None, False, "student"
         assert call is not None
-        call.teacher, call.latency, call.error = teacher, output.latency, output.error or self._fault(output)
+        call.teacher, call.latency = output.teacher or teacher, output.latency
+        call.error = output.error or self._fault(output)
         if call.error is not None:
             call.status = "failed"
         else:
@@ -304,7 +315,7 @@ class Sequence:
         if data := b"".join(rest for _, _, rest in kept):
             ids = tuple(i for _, some, _ in kept for i in some) if self._shared else None
             self.view.segments.append(Segment(data.decode(errors="replace"), ids))
-        self._turn, self._turn_start = StudentTurn(self._text), len(self.ids)
+        self._turn, self._turn_start = StudentTurn(self._text, named=bool(self._names)), len(self.ids)
 
     def finish(self, why: str) -> None:
         """End the sequence; ``why`` is one of ``trace.STOPS``."""
@@ -349,7 +360,7 @@ class Sequence:
         # 2) A call right before the cut is requested anew, under the present caps.
         for call in again:
             self.calls.remove(call)
-            self._request(Call(call.start, call.end, call.requested, status="waiting", forced=call.forced))
+            self._request(Call(call.start, call.end, call.requested, status="waiting", forced=call.forced, to=call.to))
         self.calls.sort(key=lambda c: c.start)
         if end_token:
             self._append(ids[-1], STUDENT, b"")

@@ -9,12 +9,15 @@ What happens then (carry on, raise, exclude) is decided by ``RelayConfig.on_fail
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+import re
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol, runtime_checkable
 
 FinishReason = Literal["length", "line", "stop", "accepted", "error"]
 Message = dict[str, str]  # {"role": ..., "content": ...}
+POLL_SECONDS = 0.001  # between two questions to several teachers of which none has an answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,7 @@ class TeacherView:
         line: the turn ends with the line: after the first token that holds a line break.
         whole_characters: the answer will be tokenised anew, so it must not end inside a character.
         raw: the prompt, if no chat template belongs around it; ``messages`` hold its text, too.
+        to: of several teachers, the name of the one asked at the present turn.
     """
 
     messages: list[Message]
@@ -52,6 +56,7 @@ class TeacherView:
     line: bool = False
     whole_characters: bool = False
     raw: Segment | None = None
+    to: str | None = None
 
     @property
     def text(self) -> str:
@@ -74,6 +79,7 @@ class TeacherOutput:
         withdraw: the student's turn before this is taken back, and ``text`` stands in its place.
         approximate: ``text`` is no continuation by the model itself (``api_chat_only.py``), and is cut to n by the
             student's tokenizer.
+        teacher: of several teachers, the one that wrote it.
     """
 
     text: str
@@ -84,6 +90,29 @@ class TeacherOutput:
     error: str | None = None
     withdraw: bool = False
     approximate: bool = False
+    teacher: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """A stretch of text under the teacher, token by token.
+
+    Args:
+        ids: of the text, in the teacher's tokenizer.
+        logprobs: of these, at temperature 1, in nats.
+        top: the teacher's likeliest token at each of their places.
+        entropies: of the teacher's distributions, in nats; None where a server does not tell.
+    """
+
+    ids: list[int]
+    logprobs: list[float]
+    top: list[int]
+    entropies: list[float] | None = None
+
+    @property
+    def surprise(self) -> float:
+        """Mean of the negative log-probabilities; 0 without a token."""
+        return -sum(self.logprobs) / max(1, len(self.logprobs))
 
 
 @runtime_checkable
@@ -180,3 +209,61 @@ class NoTeacher(ScriptedTeacher):
 
     def __init__(self) -> None:
         super().__init__([TeacherOutput("", "error", error="there is no teacher")], name="none")
+
+
+class Teachers:
+    """Several teachers, each with its name: ``<call to=NAME>n</call>`` asks one, ``<call>n</call>`` the first.
+
+    A call for any other name is not answered. Each teacher reads what all of them wrote.
+
+    Args:
+        teachers: by name, of letters, digits, ``_``, ``.`` and ``-``.
+
+    Raises:
+        ValueError: without a teacher, for other names, and for a teacher that takes text back (``Verifier``).
+
+    >>> both = Teachers({"small": ScriptedTeacher(["12"]), "large": ScriptedTeacher(["twelve"])})
+    >>> complete(both, [TeacherView([], n=6, to="large")])[0].text
+    'twelve'
+    """
+
+    def __init__(self, teachers: Mapping[str, Teacher]):
+        self.teachers, self.names = dict(teachers), tuple(teachers)
+        if not teachers or not all(re.fullmatch(r"[\w.-]{1,32}", name, re.ASCII) for name in teachers):
+            raise ValueError("names of teachers hold letters, digits, '_', '.' and '-', and there is at least one")
+        if any(hasattr(teacher, "threshold") for teacher in teachers.values()):
+            raise ValueError("a teacher that takes text back cannot be one of several")
+        self.name = " ".join(f"{name}={teacher.name}" for name, teacher in teachers.items())
+        prints = {teacher.fingerprint for teacher in teachers.values()}
+        self.fingerprint = prints.pop() if len(prints) == 1 else None
+        self._asked: dict[TeacherView, str] = {}
+
+    def submit(self, views: Sequence[TeacherView]) -> None:
+        self._asked |= {view: view.to or self.names[0] for view in views}
+        for name, own in self._by_name(views):
+            self.teachers[name].submit(own)
+
+    def poll(self, views: Collection[TeacherView], *, wait: bool = False) -> list[tuple[TeacherView, TeacherOutput]]:
+        groups, ready = self._by_name(views), list[tuple[TeacherView, TeacherOutput]]()
+        while groups and not ready:
+            for name, own in groups:
+                answers = self.teachers[name].poll(own, wait=wait and len(groups) == 1)
+                ready += [(view, replace(output, teacher=self.teachers[name].name)) for view, output in answers]
+            if not wait:
+                break
+            if not ready:
+                time.sleep(POLL_SECONDS)
+        for view, _ in ready:
+            del self._asked[view]
+        return ready
+
+    def release(self, views: Sequence[TeacherView]) -> None:
+        for view in views:
+            self._asked.pop(view, None)
+        for teacher in self.teachers.values():
+            teacher.release(views)
+
+    def _by_name(self, views: Collection[TeacherView]) -> list[tuple[str, list[TeacherView]]]:
+        """The views that wait for an answer, by the teacher who was asked."""
+        groups = [(name, [view for view in views if self._asked.get(view) == name]) for name in self.names]
+        return [(name, own) for name, own in groups if own]

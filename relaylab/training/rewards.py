@@ -27,7 +27,7 @@ counts what both models read and write (``cost.py``).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -94,7 +94,9 @@ def simple(group: Group, *, ratio: Ratio = "paper") -> list[float]:
     return [right - rho for right, rho in zip(outcome(group), ratios(group, ratio))]
 
 
-def cost_aware(group: Group, *, cost_weight: float = 0.1, teacher_size: float = 10.0) -> list[float]:
+def cost_aware(
+    group: Group, *, cost_weight: float = 0.1, teacher_size: float | Mapping[str, float] = 10.0
+) -> list[float]:
     """r = 1[correct] - cost_weight x cost / cost of the teacher alone, in FLOPs.
 
     The teacher alone writes answers as long as those of the *other* rollouts of the group, on average. So a rollout
@@ -103,7 +105,8 @@ def cost_aware(group: Group, *, cost_weight: float = 0.1, teacher_size: float = 
     Args:
         group: the rollouts of one prompt.
         cost_weight: what an answer of the teacher alone costs, in right answers.
-        teacher_size: parameters of the teacher, in those of the student.
+        teacher_size: parameters of the teacher, in those of the student. Of several teachers, by name; the largest one
+            is the teacher alone.
 
     >>> from relaylab.trace import Call
     >>> alone = Trace("q", [1], [5, 6], "ss", ["x", "y"], correct=True)
@@ -112,10 +115,14 @@ def cost_aware(group: Group, *, cost_weight: float = 0.1, teacher_size: float = 
     [0.99, 0.89]
     """
     from relaylab.cost import ModelPrices, Prices, alone, costs, usage  # pandas is slow to import
+    from relaylab.cost_by_teacher import costs_by_teacher
 
-    prices = Prices(student=ModelPrices(parameters=1), teacher=ModelPrices(parameters=teacher_size))
+    sizes = teacher_size if isinstance(teacher_size, Mapping) else {}
+    models = {name: ModelPrices(parameters=size) for name, size in sizes.items()}
+    largest = max(sizes.values()) if isinstance(teacher_size, Mapping) else teacher_size
+    prices = Prices(student=ModelPrices(parameters=1), teacher=ModelPrices(parameters=largest))
     used, others = usage(group), len(group) - 1
-    own = costs(used, prices)["flops"].to_numpy()
+    own = (costs_by_teacher(group, prices, models) if models else costs(used, prices))["flops"].to_numpy()
     whole = costs(alone(used, "teacher"), prices)["flops"].to_numpy()
     whole = (whole.sum() - whole) / others if others else whole
     return [right - cost_weight * float(share) for right, share in zip(outcome(group), own / whole)]

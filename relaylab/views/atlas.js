@@ -2,6 +2,7 @@
 // the order of the traces; `full` has some traces as the player needs them.
 import { bar, box, button, clamp, count, h, labelled, muted, onKeys, pageModel, select, sum } from "./shared.js";
 import { render as renderPlayer } from "./player.js";
+import { scoreMap } from "./score_map.js";
 
 const LEVELS = 6; // of colour, above none; the number in the cell tells the rest
 const LISTED = 40; // traces in the list below the map
@@ -151,7 +152,7 @@ function callBar({ traces, calls, firsts }, t) {
 }
 
 export function render({ model, el }) {
-  const names = ["name", "columns", "groups", "suites", "outcomes", "traces", "calls", "full", "note", "movie"];
+  const names = ["name", "columns", "groups", "suites", "outcomes", "traces", "calls", "full", "note", "movie", "scores"];
   const data = prepared(Object.fromEntries(names.map((name) => [name, model.get(name)])));
   const { traces, full } = data;
   const longest = Math.max(...traces.tokens);
@@ -176,6 +177,8 @@ export function render({ model, el }) {
   const describe = ({ row, column }) => (readout.textContent = cellWords(data, view, counts, row, column));
   const element = ({ row, column }) => cells[row][column];
   const nameOf = (t) => traces.id[t] || `trace ${t + 1}`;
+
+  const scored = data.scores && scoreMap(data.scores, { outcome: traces.outcome, nameOf, opens: (t) => t in full, open: play });
 
   function build() {
     const columns = columnsOf(data, view).names;
@@ -215,6 +218,7 @@ export function render({ model, el }) {
     });
     const levels = legendOf(top, view.shade === "calls").map(([level, bound]) => h("span", { class: `rl-a${level}` }, `≤ ${bound}`));
     legend.replaceChildren(`${SHADES[view.shade]}: `, ...levels, " · none; empty: no answer is that long");
+    scored?.update((t) => passes(data, view, t));
     passed.textContent = `${sum(counts.traces).toLocaleString("en")} of ${count(traces.group.length, "trace")}`;
     describe(at);
     showList();
@@ -234,20 +238,20 @@ export function render({ model, el }) {
   }
 
   function entry({ t, call }) {
-    const opener = t in full ? button(nameOf(t), () => play(t, call, opener), `Open ${nameOf(t)}`) : h("span", {}, nameOf(t));
+    const out = call === null ? traces.tokens[t] : data.calls.start[call] + data.calls.length[call];
+    const opener = t in full ? button(nameOf(t), () => play(t, out, opener), `Open ${nameOf(t)}`) : h("span", {}, nameOf(t));
     const groups = [`${data.rows.group.name} ${data.groups[traces.group[t]]}`, ...(data.rows.suite ? [data.suites[traces.suite[t]]] : [])];
     const words = [...groups, OUTCOMES[traces.outcome[t]], count(traces.tokens[t], "token"), count(traces.calls[t], "call")].join(" · ");
     return h("li", {}, opener, callBar(data, t), h("span", { class: "rl-muted" }, words));
   }
 
-  function play(t, call, opener) {
+  function play(t, out, opener) {
     stop();
     for (const other of list.querySelectorAll("[aria-current]")) other.removeAttribute("aria-current");
     opener.setAttribute("aria-current", "true");
     const area = h("div");
     const close = () => (stop(), playing.replaceChildren(), opener.removeAttribute("aria-current"), opener.focus());
     playing.replaceChildren(bar(h("b", {}, nameOf(t)), button("✕ Close", close, "Close the player")), area);
-    const out = call === null ? traces.tokens[t] : data.calls.start[call] + data.calls.length[call];
     stop = renderPlayer({ model: pageModel({ traces: [full[t]], at: out }), el: area });
     playing.scrollIntoView({ block: "nearest" });
   }
@@ -330,7 +334,7 @@ export function render({ model, el }) {
       filter("outcome", "outcome", data.outcomes), number("tokens from", "least"), number("to", "most"),
       text("words", "words", "calls>1 tiles"), button("All", everything, "Show all traces"), passed)),
     axis, h("div", { class: "rl-scroll rl-atlas-map" }, grid), legend, readout, muted(data.note),
-    bar(chooser("order of the list", "order", Object.entries(ORDERS))), list, playing,
+    bar(chooser("order of the list", "order", Object.entries(ORDERS))), list, ...(scored ? [scored.element] : []), playing,
   );
   build();
   update();

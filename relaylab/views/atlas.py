@@ -8,6 +8,7 @@ itself. It holds the calls of every trace as a few numbers, and some traces in f
 from __future__ import annotations
 
 import html
+import math
 import re
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
@@ -22,7 +23,7 @@ import pandas as pd
 
 from relaylab.call_tag import visible
 from relaylab.evaluation.learning import answer_text
-from relaylab.trace import Call, Trace, read_traces
+from relaylab.trace import STUDENT, Call, Trace, read_traces
 from relaylab.views.player import player_state
 from relaylab.views.theme import Html, html_table
 from relaylab.views.trace_view import cut, plural
@@ -31,6 +32,9 @@ from relaylab.views.widget import static_view
 COLUMNS = 20  # parts of an answer; and lines, the last one for all that come later
 MAX_TRACES, MAX_GROUPS = 20_000, 100
 FULL_TOKENS = 200_000  # of all traces in full together: about 10 MB
+MAX_POINTS = 4_000  # of the map of scores
+MARK = 0.6  # nats, of entropy and of divergence: above, the student is unsure, and the teacher disagrees
+CORNERS = {(s, d): f"{'un' * s}sure, the teacher {'dis' * d}agrees" for s in (False, True) for d in (False, True)}
 OUTCOMES = ("right", "wrong", "not graded")
 ROWS = ("group", "suite", "outcome")  # what the rows of the page can be
 WORDS = ("traces", "right (%)", "with an answered call (%)", "answered calls per trace",
@@ -55,7 +59,8 @@ def atlas(
     """The heat map of where calls begin.
 
     Rows are in the order of first appearance; numbers are sorted. The traces in full are chosen so that as many cells
-    as possible have one to open.
+    as possible have one to open. If traces were ``recorded`` against their student, a map below shows its tokens by
+    their entropy and the teacher's divergence.
 
     Args:
         traces: At most 20,000.
@@ -102,11 +107,13 @@ def atlas(
     chosen = _chosen(cells, table["tokens"], most=full, tokens=FULL_TOKENS)
     state = {"name": _short(name), "columns": COLUMNS, "groups": groups, "suites": suites, "outcomes": OUTCOMES}
     state |= {"traces": table, "calls": calls, "full": {t: player_state(traces[t]) for t in chosen}}
-    state |= {"note": _note(cells, chosen), "movie": movie}
+    points = _points(traces)
+    state |= {"note": _note(cells, chosen), "movie": movie, "scores": _scores(traces, points)}
     label = _label(traces, f"{plural(len(groups), 'row')} by {state['name']}")
     rows = [_row(g, [t for t, k in zip(traces, group) if k == number]) for number, g in enumerate(groups)]
     words = html_table(pd.DataFrame(rows, columns=[state["name"], *WORDS]))
     words = f'<p>{html.escape(label)} {html.escape(state["note"])}</p><div class="rl-scroll">{words}</div>'
+    words += _score_words(traces, points)
     return static_view("atlas", state, label=label, words=words)
 
 
@@ -241,3 +248,48 @@ def _row(name: str, traces: Sequence[Trace]) -> list[str]:
     where = f"{part * place} to {part * place + part} %: {100 * most / n:.0f} % of the traces" if most else ""
     calls = sum(len(t.answered) for t in traces) / n
     return [name, f"{n:,}", *(f"{100 * share / n:.1f}" for share in shares), f"{calls:.2f}", where]
+
+
+def _points(traces: Sequence[Trace]) -> list[tuple[int, int, float, float]]:
+    """The student's tokens that have both: (trace, token, entropy, divergence)."""
+    return [
+        (t, i, entropy, max(0.0, divergence))
+        for t, trace in enumerate(traces)
+        for i, (source, entropy, divergence) in enumerate(
+            zip(trace.source, trace.entropies or (), trace.divergences or ())
+        )
+        if source == STUDENT and entropy is not None and divergence is not None and math.isfinite(entropy + divergence)
+    ]
+
+
+def _scores(traces: Sequence[Trace], points: Sequence[tuple[int, int, float, float]]) -> dict[str, Any] | None:
+    """The columns of the map of scores: every k-th point, so that a page carries them."""
+    if not points:
+        return None
+    every = -(-len(points) // MAX_POINTS)
+    state: dict[str, Any] = {"total": len(points), "every": every, "mark": MARK}
+    trace, at, entropy, divergence = zip(*points[::every])
+    pairs = [(traces[t], i) for t, i in zip(trace, at)]
+    state |= {"trace": trace, "at": at, "token": [visible(cut(t.pieces[i], 20), "\n") for t, i in pairs]}
+    state["top"] = [visible(cut((t.teacher_top and t.teacher_top[i]) or "", 20), "\n") for t, i in pairs]
+    return state | {"entropy": [round(v, 4) for v in entropy], "divergence": [round(v, 4) for v in divergence]}
+
+
+def _score_words(traces: Sequence[Trace], points: Sequence[tuple[int, int, float, float]]) -> str:
+    """The map of scores as a table of its corners, and the tokens of which the student is most wrongly sure."""
+    if not points:
+        return ""
+    counts = Counter((entropy > MARK, divergence > MARK) for _, _, entropy, divergence in points)
+    body = ""
+    for corner, words in CORNERS.items():
+        n = counts[corner]
+        body += f'<tr><th scope="row">{words}</th><td>{n:,}</td><td>{100 * n / len(points):.1f}</td></tr>'
+    sure = sorted((p for p in points if p[2] <= MARK < p[3]), key=lambda p: -p[3])[:5]
+    told = [
+        f"“{_short(traces[t].pieces[i])}”, token {i + 1} of {_short(traces[t].id) or f'trace {t + 1}'}: "
+        f"entropy {entropy:.3f}, divergence {divergence:.3f} nats"
+        for t, i, entropy, divergence in sure
+    ]
+    last = f"<p>The largest divergences where the student is sure: {html.escape('; '.join(told))}.</p>" if told else ""
+    heads = "".join(f'<th scope="col">{head}</th>' for head in (f"tokens (mark: {MARK} nats)", "number", "%"))
+    return f'<div class="rl-scroll"><table><tr>{heads}</tr>{body}</table></div>{last}'

@@ -24,7 +24,8 @@ def player(traces: Trace | Sequence[Trace]) -> Html:
     """The player of one trace, or of several to choose from.
 
     Keys in a strip: space plays and pauses, left and right step (with shift ten tokens), home and end, c and shift+c go
-    to the next call and to the one before. Hover over a token to see its log-probability, entropy (nats) and call.
+    to the next call and to the one before. Hover over a token to see its log-probability, entropy (nats) and call, and
+    what the teacher thinks of it, if that was ``recorded``.
 
     Args:
         traces: One trace or a list of traces.
@@ -65,6 +66,9 @@ def strip_state(trace: Trace) -> dict[str, Any]:
         "logprobs": _numbers(trace.logprobs),
         "entropies": _numbers(trace.entropies),
         **({"alternatives": _alternatives(trace)} if trace.alternatives else {}),
+        **({"teacher_logprobs": _numbers(trace.teacher_logprobs)} if trace.teacher_logprobs else {}),
+        **({"divergences": _numbers(trace.divergences)} if trace.divergences else {}),
+        **({"teacher_top": [t and visible(t, "\n\t") for t in trace.teacher_top]} if trace.teacher_top else {}),
         "calls": [
             {"start": c.start, "end": c.end, "delivered": c.delivered, "requested": c.requested}
             | {"lost": c.status != "answered", "words": call_words(c)}

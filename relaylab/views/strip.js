@@ -31,7 +31,7 @@ export function owners(trace) {
 }
 
 export const cut = (text, limit) => (text.length <= limit ? text : text.slice(0, limit - 1) + "…");
-const laidOut = (piece) => (piece === "" ? "∅" : piece.replaceAll("\n", "↵\n"));
+export const laidOut = (piece) => (piece === "" ? "∅" : piece.replaceAll("\n", "↵\n"));
 const three = (value) => value.toFixed(3).replace(/^-(0\.000)$/, "$1");
 
 export function tokenWords(trace, owner, i) {
@@ -40,6 +40,11 @@ export function tokenWords(trace, owner, i) {
   parts.push(`“${cut(laidOut(trace.pieces[i]), 60)}”`.replaceAll("\n", ""), `id ${trace.ids[i]}`);
   if (trace.logprobs?.[i] != null) parts.push(`log-prob ${three(trace.logprobs[i])}`);
   if (trace.entropies?.[i] != null) parts.push(`entropy ${three(trace.entropies[i])} nats`);
+  const teacher = [];
+  if (trace.teacher_logprobs?.[i] != null) teacher.push(`log-prob ${three(trace.teacher_logprobs[i])}`);
+  if (trace.divergences?.[i] != null) teacher.push(`divergence ${three(trace.divergences[i])} nats`);
+  if (trace.teacher_top?.[i] != null) teacher.push(`likeliest “${cut(laidOut(trace.teacher_top[i]), 30)}”`.replaceAll("\n", ""));
+  if (teacher.length) parts.push(`under the teacher: ${teacher.join(", ")}`);
   return parts.join(" · ");
 }
 

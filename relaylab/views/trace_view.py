@@ -35,6 +35,7 @@ STATUS_WORDS = {
     "zero": "zero tokens requested",
     "too_large": "too large a number",
     "unclosed": "unclosed: the tag never ends",
+    "unknown": "unknown: no teacher has this name",
 }
 FINISH_WORDS = {
     "stop": "answered, and ended the text",
@@ -187,7 +188,7 @@ def call_facts(call: Call) -> dict[str, str]:
         "granted": f"{call.granted:,}",
         "delivered": f"{call.delivered:,}{other}",
         "result": result,
-        "teacher": call.teacher or "",
+        "teacher": " = ".join(filter(None, (call.to, call.teacher))),
         "time": "" if seconds is None else f"{seconds:.2f} s" if seconds >= 0.1 else f"{seconds * 1e3:.1f} ms",
         "note": "; ".join(notes),
     }
@@ -277,7 +278,13 @@ def _strip(trace: Trace) -> str:
 def _token(trace: Trace, i: int, writer: str) -> str:
     piece = trace.pieces[i]
     title = f"“{cut(piece, 40)}” · token {i} · id {trace.completion_ids[i]} · {writer}"
-    for values, words in ((trace.logprobs, "log-prob {:.3f}"), (trace.entropies, "entropy {:.3f} nats")):
+    for values, words in (
+        (trace.logprobs, "log-prob {:.3f}"),
+        (trace.entropies, "entropy {:.3f} nats"),
+        (trace.teacher_logprobs, "log-prob under the teacher {:.3f}"),
+        (trace.divergences, "divergence of the teacher {:.3f} nats"),
+        (trace.teacher_top, "likeliest of the teacher “{:.30}”"),
+    ):
         if values and (value := values[i]) is not None:
             title += f" · {words.format(value)}"
     text = _escape(piece, "\n\t").replace("\n", '<i class="rl-n"></i>\n')
