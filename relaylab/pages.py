@@ -32,7 +32,7 @@ _FIGURE = re.compile(
     re.S,
 )
 _STYLE = """<style>
-.formula{overflow-x:auto}
+.formula,.jp-InputArea-editor .highlight pre{overflow-x:auto}
 @page{size:A4;margin:14mm}
 @media print{
  .highlight pre,.jp-OutputArea-output pre{white-space:pre-wrap!important;overflow-wrap:anywhere}

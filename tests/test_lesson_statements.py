@@ -9,12 +9,15 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 import relaylab as rl
 from lesson.checks import EXERCISES, NotYet, check
 from relaylab.call_tag import format_call
+from relaylab.evaluation.placement import calls_frame
+from relaylab.memory import GB, QWEN3, shipped
 from relaylab.tasks.suites import level_of
 
 HOME = Path(__file__).parents[1]
@@ -129,6 +132,60 @@ def test_14_says_which_doubts_are_harmless_and_which_errors_have_little():
     assert np.nanmax(turns) < 0.6, "with less doubt than at a harmless word"
     doubtful = [piece for t in traces for piece, nats in zip(t.pieces, t.entropies) if nats > 0.6]
     assert np.mean([not any(c.isdigit() for c in piece) for piece in doubtful]) > 0.5, "words, not digits"
+
+
+def test_08_says_that_the_relay_calls_where_it_has_nothing_to_lose():
+    """No hard product and no route is right where it would have called; quotients it loses elsewhere."""
+    cells = sources("08")
+    assert "it has nothing to lose" in " ".join(cells["there-says"].split())
+    relay = rl.load_pair("lifelike/relay")
+    alone = rl.Pair(relay.student, rl.NoTeacher(), relay.defaults)
+    problems = [p for suite in ("tiles", "plots", "convoy") for p in rl.problems(suite, 8)]
+    scope = {"re": re, "pd": pd, "calls_frame": calls_frame, "relays": ["lifelike/relay"]}
+    for name, pair in (("helped", relay), ("free", alone)):
+        scope[name] = {"lifelike/relay": pair.decode(problems, progress=False)}
+    exec(cells["there"], scope)
+    right = scope["by_place"]
+    for kind in ("product_2x2", "route"):
+        assert right.loc[kind, "would have called"].tolist() == [0, 8]
+    assert (kind, "elsewhere") not in right.index
+    lost = right["count"] - right["sum"]
+    assert lost["quotient_4x2", "elsewhere"] >= 2
+    assert ("quotient_4x2", "would have called") not in right.index
+
+
+def test_10_says_what_other_words_and_a_space_cost():
+    cells = sources("10")
+    scope: dict = {}
+    for name in ("cell-01", "cell-02", "cell-21"):
+        exec(cells[name].replace("setup()", "").replace("int = 10", "int = 4"), scope)
+
+    def right(teacher: str, level: str, say=lambda line: line) -> float:
+        chosen = [p for p in scope["problems"] if p.level == level]
+        return float(
+            np.mean([bool(t.correct) for t in scope["solve_all"](scope["reads"](teacher, say), questions=chosen)])
+        )
+
+    own, space, other = (right(name, "hard", scope["styles"][name]) for name in scope["styles"])
+    assert "worth about half" in cells["surprises"]
+    assert 0.3 <= other / own <= 0.7
+    assert "costs this student little" in cells["surprises"]
+    assert own - space <= 0.25
+    assert "saves a part of the problems that are beyond" in cells["surprises"]
+    assert 0 < right("own words", "beyond") < 1
+
+
+def test_16_has_the_sizes_that_it_names():
+    """In GB: Qwen3-8B in 4 bits, its embeddings and output matrix, the rest, and in bf16."""
+    text, shape = "\n".join(sources("16").values()), QWEN3["8B"]
+    assert f"{shape.cache:,} bytes for one token" in text
+    for tokens, size in re.findall(r"([\d,]+) tokens is ([\d.]+) GB", text):
+        assert float(size) == round(int(tokens.replace(",", "")) * shape.cache / GB, 1)
+    whole, matrices = 2 * shape.parameters / GB, 2 * 2 * shape.vocab_size * shape.hidden_size / GB
+    assert f"| {whole:.1f} GB |" in text
+    teacher = next(term.size / GB for term in shipped()["qwen3/06b-24gb-4bit"].terms if term.what == "teacher")
+    assert f"the 8B takes {teacher:.1f} GB, and {matrices:.1f} of these" in text
+    assert f"36 layers, is {teacher - matrices:.1f}" in text
 
 
 def test_17_has_the_gradients_of_the_real_run():

@@ -85,9 +85,9 @@ class Sequence:
 
     def __init__(
         self, index: int, messages: list[Message], prompt_ids: list[int], *, student: Student, config: RelayConfig,
-        seed: int, shared: bool, statistics: Iterable[str] = (), raw: Segment | None = None, names: tuple[str, ...] = (),
+        seed: int, shared: bool, statistics: Iterable[str] = (), raw: Segment | None = None, names: Iterable[str] = (),
     ):  # fmt: skip
-        self._text, self._end_ids, self._shared, self._names = student.text, student.end_ids, shared, names
+        self._text, self._end_ids, self._shared, self._names = student.text, student.end_ids, shared, tuple(names)
         self.index, self.messages, self.prompt_ids, self.config, self.seed = index, messages, prompt_ids, config, seed
         self.uniforms = Uniforms(seed)
         self.slot: Any = None  # the student's CacheSlot, while it decodes
@@ -109,7 +109,7 @@ class Sequence:
         self.counted = config.call_end == "tokens"  # a call is for the tokens that it asks for; that of a fork always
         self.no_call_before = 0  # no call may begin before this completion position
         self.banned: tuple[int, int] | None = None  # a completion position, and a token that must not come there
-        self._turn, self._turn_start = StudentTurn(self._text, named=bool(names)), 0
+        self._turn, self._turn_start = StudentTurn(self._text, named=bool(self._names)), 0
         self._handed = 0, 0  # where the last student's turn began: its completion position, its segment of the view
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
