@@ -1,4 +1,4 @@
-"""NamedTeachers: whoever writes the next n tokens of an answer. One protocol for local, API, scripted and no teacher.
+"""Teachers: whoever writes the next n tokens of an answer. One protocol for local, API, scripted and no teacher.
 
 A teacher never sees the student's commands. It gets a ``TeacherView``: the chat messages and a growing list of
 segments, the student's text and its own. Segments are never rewritten, so a teacher can keep its cache.
