@@ -6,8 +6,8 @@ A closed tag with any other body of up to 32 characters is a call all the same, 
 ``problem``. So has an opening tag that is never closed, or whose body runs longer or opens another tag. This module
 knows text and character spans only; which token holds which character is the business of ``engine/token_text.py``.
 
-With several teachers (``relay.teachers.Teachers``) the opening tag may name one: ``<call to=NAME>``. This grammar is
-on where ``named`` is; elsewhere such a tag is text like any other.
+With several teachers (``relay.teachers.NamedTeachers``) the opening tag may name one: ``<call to=NAME>``. This grammar
+is on where ``named`` is; elsewhere such a tag is text like any other.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ def costs_by_teacher(traces: Sequence[Trace], prices: Prices, teachers: Mapping[
     """``costs`` of relays with several teachers: each reads and writes at its own price; one row per trace.
 
     Args:
-        traces: of a relay with ``Teachers``.
+        traces: of a relay with ``NamedTeachers``.
         prices: of the student, and the way to the teachers; its teacher is left out.
         teachers: by the names in the calls.
 
@@ -34,7 +34,7 @@ def costs_by_teacher(traces: Sequence[Trace], prices: Prices, teachers: Mapping[
         raise ValueError(f"no price for {', '.join(map(str, unknown))}; there are {', '.join(teachers)}")
     parts = [costs(usage(traces, to=name), replace(prices, teacher=model)) for name, model in teachers.items()]
     whole = parts[0].copy()  # all parts have the same student
-    for column in whole:
+    for column in map(str, whole):
         if column in ("hand_offs", "network_seconds", "measured_seconds") or (
             column.startswith("teacher_") and column != "teacher_share"
         ):

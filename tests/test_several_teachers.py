@@ -21,7 +21,7 @@ from relaylab.relay.local_teacher import LocalTeacher, Verifier
 from relaylab.relay.pair import Pair, load_teacher, relay_config
 from relaylab.relay.relay import Relay
 from relaylab.relay.sequence import CallClosed
-from relaylab.relay.teachers import ScriptedTeacher, TeacherOutput, Teachers, TeacherView, complete
+from relaylab.relay.teachers import NamedTeachers, ScriptedTeacher, TeacherOutput, TeacherView, complete
 from relaylab.tasks.suites import problems
 from relaylab.trace import Trace, read_traces
 from relaylab.training.rewards import cost_aware
@@ -36,8 +36,8 @@ def engines():
     return load_engine("warm"), {"small": load_engine("student"), "large": load_engine("teacher")}
 
 
-def several(engines) -> Teachers:
-    return Teachers({name: LocalTeacher(engine) for name, engine in engines[1].items()})
+def several(engines) -> NamedTeachers:
+    return NamedTeachers({name: LocalTeacher(engine) for name, engine in engines[1].items()})
 
 
 def places(seed: int) -> dict[int, tuple[int, str] | int]:
@@ -137,7 +137,7 @@ def test_one_teacher_by_two_names_writes_what_it_would_alone(engines):
         asked = Ragged()(state)
         return asked[0] if isinstance(asked, tuple) else asked
 
-    two = run(Teachers({"small": LocalTeacher(engine), "large": LocalTeacher(engine)}), Ragged())
+    two = run(NamedTeachers({"small": LocalTeacher(engine), "large": LocalTeacher(engine)}), Ragged())
     one = run(LocalTeacher(engine), plain)
     assert [(t.completion_ids, t.source, t.stop) for t in two] == [(t.completion_ids, t.source, t.stop) for t in one]
 
@@ -151,8 +151,8 @@ def test_an_interrupted_run_goes_on_and_other_teachers_are_refused(engines, tmp_
     assert len(list(read_traces(path))) == len(PROBLEMS)
     swapped = dict(reversed(several(engines).teachers.items()))
     with pytest.raises(ValueError, match="teacher"):
-        Pair(engines[0], Teachers(swapped)).decode(PROBLEMS, out=path, **options)
-    warm = Teachers(several(engines).teachers | {"large": LocalTeacher(engines[1]["large"], temperature=0.5)})
+        Pair(engines[0], NamedTeachers(swapped)).decode(PROBLEMS, out=path, **options)
+    warm = NamedTeachers(several(engines).teachers | {"large": LocalTeacher(engines[1]["large"], temperature=0.5)})
     with pytest.raises(ValueError, match="teachers"):
         Pair(engines[0], warm).decode(PROBLEMS, out=path, **options)
     assert "teachers" not in relay_config(Relay(engines[0], LocalTeacher(engines[1]["large"])), 0)
@@ -201,12 +201,12 @@ def test_several_teachers_of_any_kind_and_speed(engines):
             return super().poll(views) if self.polls > 3 else []
 
     slow, quick = Slow(["one"], name="s"), Slow([TeacherOutput("", "error", error="gone")], name="q")
-    both = Teachers({"slow": slow, "quick": quick})
+    both = NamedTeachers({"slow": slow, "quick": quick})
     first, second = TeacherView([], n=3, to="slow"), TeacherView([], n=3, to="quick")
     outputs = complete(both, [first, second])
     assert [(o.text, o.error, o.teacher) for o in outputs] == [("one", None, "s"), ("", "gone", "q")]
     assert (slow.requests, both.name) == ([("", 3)], "slow=s quick=q")
-    mixed = Teachers({"script": ScriptedTeacher(["12 "]), "large": LocalTeacher(engines[1]["large"])})
+    mixed = NamedTeachers({"script": ScriptedTeacher(["12 "]), "large": LocalTeacher(engines[1]["large"])})
     assert mixed.fingerprint is None
     relay = Relay(engines[0], mixed, max_tokens=40, call_rule=lambda s: {3: (4, "large"), 12: 3}.get(s.position))
     events = list(relay.stream(QUESTIONS[:2]))
@@ -221,9 +221,9 @@ def test_what_cannot_work_is_refused(engines):
     scripted = ScriptedTeacher(["x"])
     for names in ({}, {"a b": scripted}, {"": scripted}, {"a>": scripted}, {"x" * 33: scripted}, {"ä": scripted}):
         with pytest.raises(ValueError, match="names of teachers"):
-            Teachers(names)
+            NamedTeachers(names)
     with pytest.raises(ValueError, match="takes text back"):
-        Teachers({"a": Verifier(engines[1]["large"], threshold=1.0)})
+        NamedTeachers({"a": Verifier(engines[1]["large"], threshold=1.0)})
     relay = Relay(engines[0], several(engines), max_tokens=20, call_rule=lambda s: (3, "huge"))
     with pytest.raises(ValueError, match="'huge'; there are small, large"):
         relay.run(QUESTIONS[:1])

@@ -33,7 +33,7 @@ from relaylab.relay.local_teacher import LocalTeacher
 from relaylab.relay.relay import Prompt, Relay
 from relaylab.relay.sequence import Done
 from relaylab.relay.students import Student
-from relaylab.relay.teachers import Message, NoTeacher, Teacher, Teachers
+from relaylab.relay.teachers import Message, NamedTeachers, NoTeacher, Teacher
 from relaylab.tasks.grading import grade_problem
 from relaylab.tasks.suites import Problem, suite_of
 from relaylab.trace import Trace, TraceWriter, read_traces
@@ -183,7 +183,7 @@ def problem_seed(seed: int, name: str) -> int:
 
 def relay_config(relay: Relay, seed: int) -> dict[str, Any]:
     """All that decides the traces of a relay, as JSON can hold it; of the teacher, what it tells of itself."""
-    several = relay.teacher.teachers if isinstance(relay.teacher, Teachers) else {}
+    several = relay.teacher.teachers if isinstance(relay.teacher, NamedTeachers) else {}
     own_code = files.own_code(relay.teacher, relay.call_rule, *several.values())
     return {
         "student": relay.student.name,
@@ -245,7 +245,7 @@ def load_teacher(
 ) -> Teacher:
     """A teacher by name: an embedded model, a directory, a hub id, the URL of an OpenAI-compatible server, or ``none``.
 
-    Several are written with names of their own, ``"small=student large=teacher"``, and become ``Teachers``.
+    Several are written with names of their own, ``"small=student large=teacher"``, and become ``NamedTeachers``.
 
     Args:
         name: ``URL#model`` names one model of a server that has several.
@@ -258,7 +258,7 @@ def load_teacher(
         return NoTeacher()
     if " " in name and all("=" in part for part in name.split()):
         parts = (part.partition("=") for part in name.split())
-        return Teachers({k: load_teacher(v, temperature=temperature, **options) for k, _, v in parts})
+        return NamedTeachers({k: load_teacher(v, temperature=temperature, **options) for k, _, v in parts})
     if is_url(name):
         from relaylab.relay.api_teacher import APITeacher  # the client is slow to import and seldom needed
 

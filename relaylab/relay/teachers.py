@@ -211,7 +211,7 @@ class NoTeacher(ScriptedTeacher):
         super().__init__([TeacherOutput("", "error", error="there is no teacher")], name="none")
 
 
-class Teachers:
+class NamedTeachers:
     """Several teachers, each with its name: ``<call to=NAME>n</call>`` asks one, ``<call>n</call>`` the first.
 
     A call for any other name is not answered. Each teacher reads what all of them wrote.
@@ -222,7 +222,7 @@ class Teachers:
     Raises:
         ValueError: without a teacher, for other names, and for a teacher that takes text back (``Verifier``).
 
-    >>> both = Teachers({"small": ScriptedTeacher(["12"]), "large": ScriptedTeacher(["twelve"])})
+    >>> both = NamedTeachers({"small": ScriptedTeacher(["12"]), "large": ScriptedTeacher(["twelve"])})
     >>> complete(both, [TeacherView([], n=6, to="large")])[0].text
     'twelve'
     """
