@@ -244,8 +244,8 @@ def test_sampled_answers_are_valid_and_repeatable(pairs):
 def test_a_server_that_is_killed_half_way_loses_no_row(pairs, served, tmp_path):
     local, remote = pairs
     served.server.script()
-    asked = itertools.count()
-    served.before = lambda request: DROP if next(asked) >= 6 else None
+    number = itertools.count()
+    served.before = lambda request: DROP if next(number) >= 6 else None
     out = tmp_path / "traces.jsonl"
     decode = partial(remote.decode, QUESTIONS, max_tokens=90, progress=False, out=out)
     with pytest.warns(UserWarning, match=r"relay@127.0.0.1.*the connection to"):
@@ -375,7 +375,7 @@ def test_an_evaluation_with_a_student_on_a_server(served, tmp_path):
     methods = [f"relay:student={served.server.url}#relay", "relay"]
     evaluate(methods, problems("tiles", 2), tmp_path, student="student", max_tokens=90, progress=False)
     remote, local = (
-        {t.id: t.completion_ids for t in read_traces(f)} for f in sorted((tmp_path / "traces/0").iterdir())
+        {t.id: t.completion_ids for t in read_traces(f)} for f in sorted(tmp_path.glob("traces/0/*.jsonl"))
     )
     assert remote == local
     assert len(remote) == 2
