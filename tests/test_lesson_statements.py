@@ -154,6 +154,23 @@ def test_08_says_that_the_relay_calls_where_it_has_nothing_to_lose():
     assert ("quotient_4x2", "would have called") not in right.index
 
 
+def test_09_says_whom_the_lifelike_relay_can_use():
+    says = sources("09")["lifelike-says"]
+    assert "no help at all" in says
+    assert "helps with the hard products" in says
+    relay = rl.load_pair("lifelike/relay", "none")
+    problems = [p for suite in ("tiles", "plots") for p in rl.problems(suite, 8)]
+    right = {}
+    for name in ("none", "lifelike/student", "teacher", "lifelike/teacher"):
+        pair = rl.Pair(relay.student, rl.load_teacher(name), relay.defaults)
+        traces = pair.decode(problems, progress=False)
+        right[name] = [sum(bool(t.correct) for t in traces[k : k + 8]) for k in (0, 8)]
+    assert right["none"] == right["lifelike/student"] == [0, 0]
+    assert right["teacher"][0] >= 3
+    assert right["teacher"][1] == 0, "routes"
+    assert min(right["lifelike/teacher"]) >= 5
+
+
 def test_10_says_what_other_words_and_a_space_cost():
     cells = sources("10")
     scope: dict = {}
