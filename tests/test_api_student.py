@@ -6,9 +6,11 @@ import functools
 import itertools
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from functools import partial
 
+import openai
 import pytest
 import torch
 from misbehaving_server import DROP, MisbehavingServer, Reply, Request
@@ -387,3 +389,19 @@ def test_an_evaluation_with_a_student_on_a_server(served, tmp_path):
             student="student",
             progress=False,
         )
+
+
+def test_a_pair_whose_student_is_elsewhere_is_served(pairs, served):
+    from test_serve import served as serving
+
+    local, remote = pairs
+    expected = local.decode([p.question for p in QUESTIONS], max_tokens=60, progress=False)
+    with (
+        serving(remote.relay(batch_size=4, on_failure="exclude", max_tokens=60)) as service,
+        ThreadPoolExecutor() as pool,
+    ):
+        answers = list(pool.map(lambda p: service.chat(p.question, temperature=0), QUESTIONS))
+        assert [a.choices[0].message.content for a in answers] == [t.teacher_view for t in expected]
+        served.before = lambda request: DROP
+        with pytest.raises(openai.InternalServerError, match="the student failed: the connection to"):
+            service.chat("What is 2+3?")

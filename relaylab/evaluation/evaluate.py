@@ -77,14 +77,8 @@ def evaluate(
     teacher = default_teacher(student) if teacher is None else teacher
     models = ModelCache(teacher, training, config.max_tokens, options, untrained=student)
     name = teacher if isinstance(teacher, str) and not is_url(teacher) else models.teacher.name
-    made_with = {
-        "student": without_secrets(student),
-        "teacher": name,
-        **asdict(config),
-        "samples": samples,
-        "seed": seed,
-    }
-    made_with |= {"training": _digest(training), "suffix": suffix, "problems": [p.id for p in problems]}
+    made_with = {"student": without_secrets(student), "teacher": name, **asdict(config), "samples": samples}
+    made_with |= {"seed": seed, "training": _digest(training), "suffix": suffix, "problems": [p.id for p in problems]}
     made_with |= {"problem_texts": _digest(problems), "weights": _weights(models, [s for _, s in chosen])}
     _bind(out, made_with)
     rows = []

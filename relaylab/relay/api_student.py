@@ -69,7 +69,7 @@ class APIStudent(APIModel):
 
     ours: ClassVar = APIModel.ours | {
         "stop", "stop_token_ids", "include_stop_str_in_output", "return_token_ids", "logit_bias", "logprobs", "top_p",
-        "top_k",
+        "top_k", "skip_special_tokens",
     }  # fmt: skip
 
     def __init__(
@@ -193,6 +193,7 @@ class APISteps:
             "max_tokens": 1 if once else min(s.room, ahead, student.context + 1 - len(slot.ids)),
             "stop": [FORBIDDEN.decode() if config.forbid_calls else CLOSE], "include_stop_str_in_output": True,
             "stop_token_ids": sorted(student.end_ids), "return_token_ids": True,
+            "skip_special_tokens": False,  # a tag may be one; the server looks for it in the text
         }  # fmt: skip
         body |= {"top_p": config.top_p} if config.top_p < 1 else {}
         body |= {"top_k": config.top_k} if config.top_k else {}
