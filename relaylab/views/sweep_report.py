@@ -114,7 +114,8 @@ def plane_figure(plan: Plan, corners: pd.DataFrame) -> go.Figure:
     alt = f"{y} against {x} of {len(frame)} combinations, means over seeds. Highest {y}: "
     alt += f"{frame['y'].iloc[best]:.4g} at {frame['x'].iloc[best]:.4g}, {names[best]}."
     fig.update_traces(marker_size=10, showlegend=True)
-    return with_alt_text(fig, visible(alt), f"{figure_text(y)} against {figure_text(x)}", height=520)
+    title = f"{figure_text(y)} against {figure_text(x)}"
+    return with_alt_text(fig, visible(alt), title, height=520, legend={"y": -0.2, "yanchor": "top"})
 
 
 def effects_shown(rows: pd.DataFrame) -> pd.DataFrame:
