@@ -83,6 +83,7 @@ def test_each_formula_of_the_method_stands_once_in_the_lessons():
     begins = (
         r"J(\theta)",
         "w_{i,t}",
+        r"A_i^{\text{batch}}",
         "A_i",
         r"\rho =",
         "r =",

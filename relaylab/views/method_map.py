@@ -21,7 +21,7 @@ SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star")
 
 
 def map_figure(drawn: pd.DataFrame, measured: Mapping[str, Any] | None = None) -> go.Figure:
-    """Each world at its h and c, coloured by the winner at the middle budget; its words say who wins at each.
+    """Each world at its h and c, coloured by the winner at the middle budget; at each budget on hover and in words.
 
     Args:
         drawn: from ``evaluation.method_map.draw_map``.
@@ -38,21 +38,25 @@ def map_figure(drawn: pd.DataFrame, measured: Mapping[str, Any] | None = None) -
     labels = [_label(world, drawn[drawn["world"] == world]) for world in at["world"]]
     words = [re.sub("</?b>", "", label.replace("<br>", ", ")) for label in labels]
     wins = [f"{figure_text(str(winner))} wins at {100 * middle:.0f} % teacher tokens" for winner in at["winner"]]
-    parts = [at.assign(label=labels, marks=wins)]
+    parts = [at.assign(label=labels, name=[label.partition("<br>")[0] for label in labels], marks=wins)]
     for name, dials in (measured or {}).items():
         try:
-            place = {name: float(value) for name, value in dial_columns(dials).items()}
+            place = {dial: float(value) for dial, value in dial_columns(dials).items()}
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"the pair {name!r} needs harmless and confident, each with value, low, high") from error
-        parts.append(pd.DataFrame([place | {"label": f"<b>{figure_text(name)}</b>", "marks": MEASURED}]))
+        label = f"<b>{figure_text(name)}</b>"
+        parts.append(pd.DataFrame([place | {"label": label, "name": label, "marks": MEASURED}]))
         words.append(f"{visible(name)}, h {100 * place['h']:.0f} %, c {100 * place['c']:.0f} %")
     f = pd.concat(parts)
     f[PLACE] *= 100
     bars = error_bars("x", f["c"], f["c_low"], f["c_high"]) | error_bars("y", f["h"], f["h_low"], f["h_high"])
-    fig = px.scatter(f, x="c", y="h", text="label", color="marks", symbol="marks", template="relaylab",
-                     color_discrete_sequence=OKABE_ITO[:6], symbol_sequence=SYMBOLS, **bars)  # fmt: skip
-    fig.update_traces(marker_size=18, textposition="bottom center", textfont_size=11)
-    fig.update_traces(error_x_thickness=1, error_y_thickness=1)
+    names = dict(text="name", hover_name="label", color="marks", symbol="marks", template="relaylab")
+    fig = px.scatter(f, x="c", y="h", **names, **bars,
+                     color_discrete_sequence=OKABE_ITO[:6], symbol_sequence=SYMBOLS)  # fmt: skip
+    fig.update_traces(
+        marker_size=18, textposition="top right", textfont_size=14, error_x_thickness=1, error_y_thickness=1
+    )
+    fig.update_traces(hovertemplate="%{hovertext}<extra></extra>")
     known = {"marker": dict(size=14, symbol="x", color=GREY), "textposition": "middle right"}
     fig.update_traces(selector={"name": MEASURED}, **known)
     fig.update_xaxes(title_text="confident errors c (% of the decisive tokens)", range=[-12, 112])
