@@ -35,6 +35,8 @@ def picture(window: Any, notebook: Path, theme: str, width: int, folder: Path) -
     tab.wait_for_timeout(500)  # figures follow the width of their page a frame later
     cut = tab.locator("body").evaluate(CUT_OFF)
     height = tab.evaluate("document.documentElement.scrollHeight")
+    tab.set_viewport_size({"width": width, "height": height})  # a browser leaves out rows that are far from its window
+    tab.wait_for_timeout(500)
     path = folder / f"{notebook.stem}-{width}-{theme}.png"
     tab.screenshot(path=str(path), full_page=True)
     tab.close()
