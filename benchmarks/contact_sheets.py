@@ -45,7 +45,8 @@ def picture(window: Any, notebook: Path, theme: str, width: int, folder: Path) -
 
 def sheet(window: Any, pictures: list[tuple[Path, int]], width: int, path: Path) -> None:
     """Pictures below each other, each cut into columns."""
-    column = f"flex:none;width:{SCALE * width}px;height:{SCALE * COLUMN}px"
+    tall = min(COLUMN, max(height for _, height in pictures))
+    column = f"flex:none;width:{SCALE * width}px;height:{SCALE * tall}px"
     rows = [
         "".join(
             f"<div style=\"{column};background:url('{file.as_uri()}') 0 {-SCALE * top}px no-repeat\"></div>"
