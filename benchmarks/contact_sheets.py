@@ -35,6 +35,8 @@ def picture(window: Any, notebook: Path, theme: str, width: int, folder: Path) -
     tab.wait_for_timeout(500)  # figures follow the width of their page a frame later
     cut = tab.locator("body").evaluate(CUT_OFF)
     height = tab.evaluate("document.documentElement.scrollHeight")
+    tab.set_viewport_size({"width": width, "height": height})  # a browser leaves out rows that are far from its window
+    tab.wait_for_timeout(500)
     path = folder / f"{notebook.stem}-{width}-{theme}.png"
     tab.screenshot(path=str(path), full_page=True)
     tab.close()
@@ -43,7 +45,8 @@ def picture(window: Any, notebook: Path, theme: str, width: int, folder: Path) -
 
 def sheet(window: Any, pictures: list[tuple[Path, int]], width: int, path: Path) -> None:
     """Pictures below each other, each cut into columns."""
-    column = f"flex:none;width:{SCALE * width}px;height:{SCALE * COLUMN}px"
+    tall = min(COLUMN, max(height for _, height in pictures))
+    column = f"flex:none;width:{SCALE * width}px;height:{SCALE * tall}px"
     rows = [
         "".join(
             f"<div style=\"{column};background:url('{file.as_uri()}') 0 {-SCALE * top}px no-repeat\"></div>"
