@@ -159,7 +159,7 @@ class _Models:
                 "file": file,
                 "tokenizer": self._tokenizer(model, tokenizer),
                 "context": context_of(model.config),
-                "endIds": sorted(end_ids_of(model, tokenizer)),
+                "endIds": sorted(end_ids_of(model.generation_config, tokenizer)),
             }
         return self._written[name]
 
