@@ -51,11 +51,12 @@ def test_the_most_accurate_method_within_a_budget_wins(table, chosen):
     assert won.loc[0.1, "tied"] == "entropy", "one problem of 40 is"
 
 
-def test_the_relay_is_compared_at_the_budget_nearest_to_its_share(table, chosen):
-    rows = compared(table, chosen).set_index("trigger")
-    assert rows.loc["entropy", "method"] == "entropy:threshold=2,n=3", "5 % is nearer to 4 than 10 or 2"
-    assert rows.loc["entropy", "relay_minus_method"] == pytest.approx(12 / 40)
-    assert rows.loc["entropy", ["relay_share", "share"]].tolist() == pytest.approx([0.04, 0.02])
+def test_the_relay_is_compared_with_every_calibrated_trigger(table, chosen):
+    rows = compared(table, chosen).set_index("method")
+    assert rows.index.tolist() == chosen["method"].drop_duplicates().tolist()
+    assert rows["relay_minus_method"].tolist() == pytest.approx([12 / 40, 1 / 40, 18 / 40])
+    assert rows.loc["entropy:threshold=2,n=3", ["relay_share", "share"]].tolist() == pytest.approx([0.04, 0.02])
+    assert rows.loc["entropy:threshold=1,n=3", "low"] <= 0 < rows.loc["probe:threshold=0.5,n=3", "low"]
 
 
 def test_the_map_says_who_wins_and_where_a_measured_pair_lies(table, chosen):

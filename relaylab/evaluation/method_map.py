@@ -194,18 +194,15 @@ def at_budgets(table: pd.DataFrame, chosen: pd.DataFrame) -> pd.DataFrame:
 
 
 def compared(table: pd.DataFrame, chosen: pd.DataFrame) -> pd.DataFrame:
-    """The relay minus each trigger at the budget nearest to the relay's share: points, paired interval, p."""
+    """The relay minus each calibrated trigger, with the shares of both: points, paired interval, p."""
     figures, right = summary(table).set_index("method"), columns(table, "correct")
     rows = []
     for relay in [m for m in figures.index if family(m) == "relay"]:
-        own = figures.loc[relay, "teacher_share"]
-        for trigger, at in chosen.groupby("trigger"):
-            nearest = at["method"].iloc[int((at["budget"] - own).abs().argmin())]
-            points = paired(right[relay], right[nearest])
-            spent = figures.loc[nearest, "teacher_share"]
-            rows.append((trigger, nearest, own, spent, points.value, points.low, points.high, points.p))
-    names = ["trigger", "method", "relay_share", "share", "relay_minus_method", "low", "high", "p"]
-    return pd.DataFrame(rows, columns=names)
+        for method in chosen["method"].drop_duplicates():
+            points = paired(right[relay], right[method])
+            shares = figures.loc[[relay, method], "teacher_share"]
+            rows.append((method, *shares, points.value, points.low, points.high, points.p))
+    return pd.DataFrame(rows, columns=["method", "relay_share", "share", "relay_minus_method", "low", "high", "p"])
 
 
 def draw_map(worlds: dict[str, tuple[dict[str, Any], pd.DataFrame]]) -> pd.DataFrame:

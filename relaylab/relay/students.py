@@ -111,9 +111,8 @@ class LocalStudent:
             before = len(s.ids)
             if s.wanted_call(rule, entropies[i], logits[i], None if states is None else states[i, -1]):
                 called.add(i)
-                if (
-                    len(s.ids) == before
-                ):  # nothing was written: the last token is run again, with the teacher's after it
+                # Nothing was written: the last token is run again, with the teacher's after it.
+                if len(s.ids) == before:
                     s.slot.cached -= 1
         return called
 
