@@ -79,6 +79,7 @@ def test_the_ablations_change_their_own_cell_alone():
     assert difficulty_aware(dependent, bonus=1.0) == pytest.approx([0.6, -1, 0, -1])
     assert difficulty_aware(unsolvable, exploration_cap=0.0) == [0, 0, 0]
     assert difficulty_aware(solvable, exploration_cap=0.0) == pytest.approx([1.5, 0.6, 0, 0])
+    assert difficulty_aware(solvable, rho_weight=3) == pytest.approx([1.5, -0.2, 0, 0])
     assert difficulty_aware(dependent, penalty=0.0) == pytest.approx([0.6, 0, 0, 0])
 
 

@@ -29,7 +29,8 @@ from relaylab.training.rewards import Ratio
 
 NESTED = ("teacher_options", "lora", "call_curriculum")  # on a command line they are YAML
 CAPS = ("max_calls", "max_call_tokens", "max_teacher_tokens", "fixed_call_tokens", "call_end")  # of both configs
-COST = ("cost_weight", "teacher_size")  # of the reward ``cost_aware``
+SHAPE = ("ratio", "bonus", "penalty", "exploration_cap", "rho_weight")  # of the reward ``difficulty_aware``
+COST = ("cost_weight", "teacher_size")  # of ``cost_aware``
 
 # The settings of GRPOConfig that a relay run honours, beginnings of names included. All others stay at their defaults.
 HONOURED = (
@@ -103,6 +104,7 @@ class RelayGRPOConfig(GRPOConfig):
         bonus: of a right answer without help in a solvable group.
         penalty: of a wrong answer without help in a dependent group.
         exploration_cap: the most that a wrong, helped answer of an unsolvable group gets; 1 is the paper's rho, 0 none.
+        rho_weight: of rho in the reward of a right, helped answer; the paper has 1.
         cost_weight: of the reward ``cost_aware``: what an answer of the teacher alone costs, in right answers.
         teacher_size: of the same: parameters of the teacher, in those of the student.
         released_code: train as the authors' released code does, its faults included.
@@ -143,7 +145,6 @@ class RelayGRPOConfig(GRPOConfig):
     loss_type: str = "grpo"
     use_bias_correction_kl: bool = False  # plain k3, as in the paper
     debug: str = ""  # TRL's annotation would let argparse set None
-
     student: str = ""
     teacher: list[str] = field(default_factory=lambda: ["teacher"])
     teacher_options: dict[str, Any] | None = None
@@ -164,6 +165,7 @@ class RelayGRPOConfig(GRPOConfig):
     bonus: float = 1.5
     penalty: float = -1.0
     exploration_cap: float = 1.0
+    rho_weight: float = 1.0
     cost_weight: float = 0.1
     teacher_size: float = 10.0
     released_code: bool = False
@@ -245,8 +247,7 @@ class RelayGRPOConfig(GRPOConfig):
         """Keywords of ``rewards.score``."""
         if self.released_code:
             return {"scheme": self.reward, "released_code": True}
-        every = ("ratio", "bonus", "penalty", "exploration_cap")
-        names = {"outcome": (), "difficulty_aware": every, "cost_aware": COST}.get(self.reward, ("ratio",))
+        names = {"outcome": (), "difficulty_aware": SHAPE, "cost_aware": COST}.get(self.reward, ("ratio",))
         return {"scheme": self.reward} | {name: getattr(self, name) for name in names}
 
     def trl_config(self, checkpoints: Path, *, bf16: bool) -> GRPOConfig:
@@ -292,10 +293,9 @@ class RelayGRPOConfig(GRPOConfig):
             raise ValueError(f"no reward {self.reward!r}; there are {', '.join(rewards.SCHEMES)}")
         if self.released_code and (self.reward != "difficulty_aware" or self.credit_calls):
             raise ValueError("released_code has a reward of its own, and no command to credit; leave the others out")
-        for setting in fields(self):
-            optional = setting.name in ("ratio", "bonus", "penalty", "exploration_cap", *COST)
-            if optional and setting.name not in self.reward_options and getattr(self, setting.name) != setting.default:
-                raise ValueError(f"{setting.name} does nothing for this reward; leave it out")
+        for name in sorted({*SHAPE, *COST} - self.reward_options.keys()):
+            if getattr(self, name) != getattr(type(self), name):
+                raise ValueError(f"{name} does nothing for this reward; leave it out")
 
 
 def make_config(config: RelayGRPOConfig | str | Path | None = None, /, **settings: Any) -> RelayGRPOConfig:

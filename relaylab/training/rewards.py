@@ -129,7 +129,13 @@ def cost_aware(
 
 
 def difficulty_aware(
-    group: Group, *, ratio: Ratio = "paper", bonus: float = 1.5, penalty: float = -1.0, exploration_cap: float = 1.0
+    group: Group,
+    *,
+    ratio: Ratio = "paper",
+    bonus: float = 1.5,
+    penalty: float = -1.0,
+    exploration_cap: float = 1.0,
+    rho_weight: float = 1.0,
 ) -> list[float]:
     """The difficulty-aware reward of one prompt's rollouts: the table above.
 
@@ -140,6 +146,7 @@ def difficulty_aware(
         penalty: of a wrong answer without help in a dependent group.
         exploration_cap: the most that a wrong, helped rollout of an unsolvable group gets. 1 is the paper's rho, where
             a longer call pays more; 0.1 pays for the call and not for its length; 0 pays nothing.
+        rho_weight: of rho in the reward of a right, helped rollout. Above 1, tokens cost more than in the paper.
 
     Raises:
         ValueError: for a trace that is not graded.
@@ -153,7 +160,7 @@ def difficulty_aware(
 
     def cell(trace: Trace, rho: float) -> float:
         if trace.correct:
-            return 1 - rho if helped(trace) else bonus
+            return 1 - rho_weight * rho if helped(trace) else bonus
         if kind == "dependent" and not helped(trace):
             return penalty
         return min(rho, exploration_cap) if kind == "unsolvable" else 0.0
