@@ -241,6 +241,7 @@ class Warmup:
     keep_correct: Annotated[bool, option("Leave wrong responses out.")] = False
     min_token_prob: Annotated[float, option("Do not learn less probable tokens.", min=0, max=1)] = 0.0
     uniform: Annotated[float, option("The share of even places of commands; else by entropy.", min=0, max=1)] = 1.0
+    whole_words: Annotated[bool, option("With a teacher: no command inside a word or a number.")] = False
     max_tokens: MaxTokens = 512
     decode_batch_size: BatchSize = 128
     max_steps: Annotated[int, option("Optimiser steps.", min=1)] = 250

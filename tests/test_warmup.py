@@ -145,6 +145,14 @@ def test_places_follow_the_entropy_as_far_as_they_are_not_even():
     assert draw_place(rng, replace(trace, entropies=None), 3, 4, 0.0) == 3
 
 
+def test_commands_at_whole_words_stand_before_a_number_and_not_inside():
+    pieces, rng = ["The", " sum", ": ", "4", "8", "*", "7", "2", "=", "3", "4", "5", "6", "."], random.Random(0)
+    trace = Trace("q", [1], [5] * len(pieces), "s" * len(pieces), pieces)
+    places = {draw_place(rng, trace, 1, len(pieces), 1.0, whole_words=True) for _ in range(400)}
+    assert places == {1, 2, 3, 5, 6, 8, 9, 13}
+    assert draw_place(rng, trace, 11, 12, 1.0, whole_words=True) == 11, "never before what is drawn from"
+
+
 def test_commands_at_uncertain_tokens_are_drawn_from_what_was_recorded(student):
     problems_, options = problems("tiles", 24, split="train"), dict(counts=(0, 1), numbers=[3], max_tokens=160)
     teacher, entropies = load_teacher("teacher"), {}

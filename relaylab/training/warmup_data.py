@@ -70,12 +70,25 @@ def _draw_count(rng: random.Random, counts: Sequence[float]) -> int:
     return rng.choices(range(len(counts)), counts)[0]
 
 
-def draw_place(rng: random.Random, trace: Trace, begin: int, last: int, uniform: float) -> int:
-    """A token of ``begin .. last - 1``: any with probability ``uniform``, else by the student's entropy before it."""
+def draw_place(
+    rng: random.Random, trace: Trace, begin: int, last: int, uniform: float, whole_words: bool = False
+) -> int:
+    """A token of ``begin .. last - 1``: any with probability ``uniform``, else by the student's entropy before it.
+
+    ``whole_words``: if the token stands inside a word or a number, the first token of it instead.
+    """
     entropies = [trace.entropies[i] or 0.0 for i in range(begin, last)] if trace.entropies and uniform < 1 else []
     if not any(entropies) or rng.random() < uniform:
-        return rng.randrange(begin, last)
-    return rng.choices(range(begin, last), entropies)[0]
+        place = rng.randrange(begin, last)
+    else:
+        place = rng.choices(range(begin, last), entropies)[0]
+    while whole_words and place > begin and _inside_word(trace.pieces, place):
+        place -= 1
+    return place
+
+
+def _inside_word(pieces: Sequence[str], i: int) -> bool:
+    return pieces[i - 1][-1:].isalnum() and pieces[i][:1].isalnum()
 
 
 def _draw_n(rng: random.Random, exponents: Sequence[int], numbers: Sequence[int] | None, most: int) -> int:
@@ -89,6 +102,7 @@ def help_at_random(
     rng: random.Random,
     counts: Sequence[float],
     uniform: float = 1.0,
+    whole_words: bool = False,
     **lengths: Any,
 ) -> list[Trace]:
     """Responses anew, with silent calls at random tokens: the teacher writes n of them, and the student goes on.
@@ -98,6 +112,7 @@ def help_at_random(
         traces: responses of the student alone.
         rng, counts: see ``insert_calls``; a second call comes after the first one's answer.
         uniform: the share of places drawn evenly; the others are drawn by the student's entropy, if it is recorded.
+        whole_words: no place inside a word or a number.
         lengths: ``exponents`` and ``numbers`` of ``insert_calls``.
     """
     traces, wanted = list(traces), [_draw_count(rng, counts) for _ in traces]
@@ -107,7 +122,7 @@ def help_at_random(
             begin = max((c.end + c.delivered for c in trace.calls), default=0)
             last = len(trace.completion_ids) - 1  # the end token
             if wanted[i] > earlier and trace.stop == "end" and begin < last:
-                at = draw_place(rng, trace, begin, last, uniform)
+                at = draw_place(rng, trace, begin, last, uniform, whole_words)
                 places[i] = at, _draw_n(rng, most=last - at, **lengths)
         chosen, at, n = [traces[i] for i in places], [p[0] for p in places.values()], [p[1] for p in places.values()]
         stream = relay.forks(chosen, at, call=n, write_call=False)
@@ -134,6 +149,7 @@ def warmup_data(
     prompt_suffix: str = "",
     decode_batch_size: int = 128,
     uniform: float = 1.0,
+    whole_words: bool = False,
     seed: int = 0,
     progress: bool = True,
     responses: Path | None = None,
@@ -156,6 +172,7 @@ def warmup_data(
         decode_batch_size: responses sampled together.
         uniform: the share of commands at places drawn evenly; the others stand by the student's entropy. Below 1 it
             needs a teacher.
+        whole_words: with a teacher, no command stands inside a word or a number.
         seed: of responses and commands.
         progress: show a bar.
         responses: a folder that keeps the responses; interrupted, the same call goes on from them.
@@ -179,7 +196,7 @@ def warmup_data(
     if teacher:
         limits: dict[str, Any] = dict(temperature=temperature, max_tokens=max_tokens, batch_size=decode_batch_size)
         relay = Relay(student, teacher, record=record, on_failure="raise", **limits)
-        chosen = help_at_random(relay, chosen, uniform=uniform, **drawing)
+        chosen = help_at_random(relay, chosen, uniform=uniform, whole_words=whole_words, **drawing)
         chosen = [trace for trace in chosen if trace.stop in ("end", "teacher_end")]
     rows = []
     for trace in chosen:
