@@ -37,8 +37,8 @@ WARMUP: dict[str, Any] = dict(
 SURE = WARMUP | dict(num_problems=24000, keep_correct=False, min_token_prob=0.5, max_steps=2000)
 SIX = ("savings", "shopping", "bakery", "tiles", "depot", "galaxy")  # of each level some, and no quotients
 # Self-distillation forgets little, so every response is learned from, right or wrong, as it was sampled. Half of the
-# commands stand where the student is unsure: from there GRPO finds the token that needs help. Why whole words: a call behind the first digit of a product
-# comes too late when that digit is wrong (docs/training.md).
+# commands stand where the student is unsure: from there GRPO finds the token that needs help. Why whole words: a call
+# behind the first digit of a product comes too late when that digit is wrong (docs/training.md).
 DISTILLED: dict[str, Any] = dict(
     student="lifelike/student", teacher="lifelike/teacher", suites=list(ALL_SUITES), num_problems=6000, data_seed=3,
     numbers=list(range(3, 21)), uniform=0.5, max_steps=1500, learning_rate=3e-3, seed=0,
