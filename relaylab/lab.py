@@ -32,6 +32,7 @@ SOLUTIONS = "notebooks/solutions/*.*"  # by lesson; for instructors
 START = "notebooks/START.ipynb"  # is opened
 # JupyterLab asks neither for news nor for updates, unless the reader has chosen otherwise.
 QUIET = {"@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False}}
+WARM_START = Path(__file__).with_name("warm_start.py")  # a reader's own PYTHONSTARTUP stays
 OPEN = "# yours"  # stands in an answer cell where the answer belongs
 SHARED = (
     "notebooks/*.ipynb",
@@ -135,7 +136,8 @@ def open_lab(folder: Path, *, open_: bool = True, jupyter: Sequence[str] = (), s
         (Path(config) / "labconfig").mkdir()
         write_json(Path(config) / "labconfig" / "default_setting_overrides.json", QUIET)
         path = os.pathsep.join(filter(None, (config, os.environ.get("JUPYTER_CONFIG_PATH"))))
-        command, env = [sys.executable, "-m", "jupyterlab", START, *jupyter], os.environ | {"JUPYTER_CONFIG_PATH": path}
+        command = [sys.executable, "-m", "jupyterlab", START, *jupyter]
+        env = {"PYTHONSTARTUP": str(WARM_START)} | os.environ | {"JUPYTER_CONFIG_PATH": path}
         process = subprocess.Popen(command, cwd=folder, env=env)
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is JupyterLab's: it asks whether to stop
         try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -124,6 +126,7 @@ def door(home, monkeypatch):
         def __init__(self, command, cwd, env):
             started.append((command, cwd))
             self.config = env["JUPYTER_CONFIG_PATH"]
+            assert env["PYTHONSTARTUP"] == os.environ.get("PYTHONSTARTUP", str(lab.WARM_START))
 
         def wait(self):
             assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
@@ -147,6 +150,15 @@ def test_jupyterlab_is_this_pythons_opens_start_and_asks_for_no_news(door, tmp_p
     words = [sys.executable, "-m", "jupyterlab", "notebooks/START.ipynb"]
     assert started == [(words, tmp_path / "mine"), ([*words, "--no-browser"], tmp_path / "mine")]
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_kernel_is_warm_and_its_names_are_the_readers(door, tmp_path, monkeypatch):
+    left = runpy.run_path(str(lab.WARM_START))
+    assert [name for name in left if not name.startswith("__")] == []
+    assert {"torch", "relaylab.views.playground"} <= sys.modules.keys()
+    monkeypatch.setenv("PYTHONSTARTUP", "mine.py")
+    run, _ = door
+    assert run(tmp_path / "mine").exit_code == 3, "a startup file of the reader's stays"
 
 
 def test_copying_alone_says_what_it_did(door, home, tmp_path):
