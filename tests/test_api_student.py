@@ -44,7 +44,7 @@ class ModelServer:
     def __init__(self, server: MisbehavingServer, name: str, before: Callable[[Request], Reply | None] | None = None):
         engine = load_engine(name)
         self.model, self.tokenizer, self.ends = engine.model, engine.tokenizer, set(engine.end_ids)
-        self.server, self.lock, self.obeys_bias = server, threading.Lock(), True
+        self.server, self.lock, self.obeys_bias, self.trims = server, threading.Lock(), True, False
         self.before = before or (lambda request: None)
         server.models, server.context, server.rule = [name], 512, self.answer
 
@@ -65,11 +65,12 @@ class ModelServer:
         text = self.tokenizer.decode([i for i in written if i not in self.ends])
         choice = {"index": 0, "text": text, "finish_reason": reason, "stop_reason": None}
         if body.get("return_token_ids"):
-            choice["token_ids"] = written
+            choice["token_ids"] = written[:-1] if self.trims and reason == "stop" else written
         if body.get("logprobs"):
             choice["logprobs"] = {"token_logprobs": logprobs}
-        usage = {"prompt_tokens": len(ids), "completion_tokens": len(written)}
-        return Reply(body={"choices": [choice], "usage": usage})
+        return Reply(
+            body={"choices": [choice], "usage": {"prompt_tokens": len(ids), "completion_tokens": len(written)}}
+        )
 
     def write(self, ids: list[int], body: dict) -> tuple[list[int], list[float], str]:
         written, logprobs = [], []
@@ -85,8 +86,9 @@ class ModelServer:
                 token = int(logits.argmax())
             written.append(token)
             logprobs.append(float(raw[token]))
-            stops = any(stop in self.tokenizer.decode(written) for stop in body.get("stop", ()))
-            if stops or token in self.ends | set(body.get("stop_token_ids", ())):
+            if token in self.ends | set(body.get("stop_token_ids", ())):
+                return written, logprobs, "stop"
+            if any(stop in self.tokenizer.decode(written) for stop in body.get("stop", ())):
                 return written, logprobs, "stop"
         return written, logprobs, "length"
 
@@ -204,8 +206,9 @@ def test_both_models_on_servers(pairs, served):
     finally:
         second.stop()
     expected = local.decode(QUESTIONS, max_tokens=90, progress=False)
-    both = [replace(t, teacher="teacher", calls=[replace(c, teacher="teacher") for c in t.calls]) for t in both]
-    same(both, expected)
+    same(
+        [replace(t, teacher="teacher", calls=[replace(c, teacher="teacher") for c in t.calls]) for t in both], expected
+    )
     assert served.server.max_in_flight >= 3, "rows do not wait for each other"
 
 
@@ -378,9 +381,14 @@ def test_an_evaluation_with_a_student_on_a_server(served, tmp_path):
     )
     assert remote == local
     assert len(remote) == 2
-    unfit = [f"entropy:student={served.server.url}#relay"]
     with pytest.raises(ValueError, match="reads the student's logits"):
-        evaluate(unfit, problems("tiles", 2), tmp_path / "b", student="student", progress=False)
+        evaluate(
+            [f"entropy:student={served.server.url}#relay"],
+            problems("tiles", 2),
+            tmp_path / "b",
+            student="student",
+            progress=False,
+        )
 
 
 def test_a_pair_whose_student_is_elsewhere_is_served(pairs, served):
@@ -388,8 +396,10 @@ def test_a_pair_whose_student_is_elsewhere_is_served(pairs, served):
 
     local, remote = pairs
     expected = local.decode([p.question for p in QUESTIONS], max_tokens=60, progress=False)
-    relay = remote.relay(batch_size=4, on_failure="exclude", max_tokens=60)
-    with serving(relay) as service, ThreadPoolExecutor() as pool:
+    with (
+        serving(remote.relay(batch_size=4, on_failure="exclude", max_tokens=60)) as service,
+        ThreadPoolExecutor() as pool,
+    ):
         answers = list(pool.map(lambda p: service.chat(p.question, temperature=0), QUESTIONS))
         assert [a.choices[0].message.content for a in answers] == [t.teacher_view for t in expected]
         served.before = lambda request: DROP

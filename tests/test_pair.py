@@ -51,8 +51,9 @@ def test_a_torn_file_is_taken_up_where_it_stopped(student, tmp_path):
     whole = pair(student).decode(PROBLEMS, out=out, **TERMS)
     assert [t.id for t in whole] == [p.id for p in PROBLEMS]
     lines = out.read_bytes().splitlines(keepends=True)
-    torn = b'{"version":2,"prompt":"' + b" " * 200_000  # longer than what is read at a time
-    out.write_bytes(b"".join(lines[:2]) + torn)
+    out.write_bytes(
+        b"".join(lines[:2]) + b'{"version":2,"prompt":"' + b" " * 200_000
+    )  # longer than what is read at a time
     second = pair(student)
     assert second.decode(PROBLEMS, out=out, **TERMS) == whole
     assert len(second.teacher.requests) == 4  # one call a row, and four rows were left
@@ -67,9 +68,15 @@ def test_a_torn_file_is_taken_up_where_it_stopped(student, tmp_path):
     "other",
     [
         dict(temperature=0.5),
+        dict(top_p=0.9),
+        dict(top_k=5),
         dict(max_tokens=41),
         dict(max_calls=1),
+        dict(max_call_tokens=1),
+        dict(call_rule=CallAt({6: 3})),
         dict(call_rule=None),
+        dict(forbid_calls=True),
+        dict(on_failure="exclude"),
         dict(record=True),
         dict(seed=1),
     ],
@@ -99,7 +106,9 @@ def test_a_file_of_another_pair_is_refused(student, tmp_path):
 
 def test_a_policy_is_known_again_though_it_has_no_repr_of_its_own(student, tmp_path):
     class Never:
-        def __call__(self, state):
+        uses_entropy = False
+
+        def __call__(self, moment):
             return None
 
     for _ in range(2):
@@ -167,12 +176,18 @@ def test_traces_are_graded_and_know_their_problem(student):
 
 def test_caps_come_as_limits_or_one_by_one(student):
     both = pair(student)
-    caps = dict(max_tokens=7, max_calls=0, temperature=1.0)
-    assert both.relay(**caps).config == RelayConfig(**caps)
+    assert both.relay(max_tokens=7, max_calls=0, temperature=1.0).config == RelayConfig(
+        max_tokens=7, max_calls=0, temperature=1.0
+    )
     assert both.relay(config=RelayConfig(max_tokens=8)).config.max_tokens == 8
     both.defaults = {"max_tokens": 9, "max_calls": 1}  # the caps of a training
     assert both.relay(max_calls=2).config == RelayConfig(max_tokens=9, max_calls=2)
     assert both.relay(config=RelayConfig(max_tokens=8)).config == RelayConfig(max_tokens=8)
+
+
+def test_texts_are_questions_without_a_grade(student):
+    (trace,) = pair(student).decode(["What is 2+2?"], max_tokens=30, progress=False)
+    assert (trace.id, trace.prompt, trace.correct) == ("question-0", "What is 2+2?", None)
 
 
 def test_shards_together_are_the_whole(student, tmp_path):
@@ -220,8 +235,9 @@ def test_another_model_of_the_same_name_is_refused(tmp_path):
 
 def test_a_rule_and_a_teacher_whose_source_changed_are_refused(student, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
-    teacher = "from relaylab.relay.teachers import NoTeacher\nclass Mine(NoTeacher): word = 1\n"
-    source = teacher + "def rule(s): return None\n"
+    source = (
+        "from relaylab.relay.teachers import NoTeacher\nclass Mine(NoTeacher): word = 1\ndef rule(s): return None\n"
+    )
     edits = {"word = 1": "word = 2", "return None": "return 3"}
 
     def decode(text: str, limit: int) -> list:
@@ -270,13 +286,16 @@ def scored(**levels: int) -> dict:
 def test_what_is_required_of_a_pair():
     good = {"student": scored(easy=85, hard=24), "teacher": scored(easy=95, hard=95, beyond=29)}
     assert all(f.ok for f in required(good))
-    for easy, hard in ((84, 24), (85, 25)):
-        (wrong,) = [f.text for f in required(good | {"student": scored(easy=easy, hard=hard)}) if not f.ok]
-        assert wrong.startswith("student")
-    for easy, hard, beyond in ((94, 95, 29), (95, 94, 29), (95, 95, 30)):
-        weak = scored(easy=easy, hard=hard, beyond=beyond)
-        (wrong,) = [f.text for f in required(good | {"teacher": weak}) if not f.ok]
-        assert wrong.startswith("teacher")
+    for name, levels in [
+        ("student", dict(easy=84, hard=24)),
+        ("student", dict(easy=85, hard=25)),
+        ("teacher", dict(easy=94, hard=95, beyond=29)),
+        ("teacher", dict(easy=95, hard=94, beyond=29)),
+        ("teacher", dict(easy=95, hard=95, beyond=30)),
+    ]:
+        wrong = [f.text for f in required(good | {name: scored(**levels)}) if not f.ok]
+        assert len(wrong) == 1
+        assert wrong[0].startswith(name)
     one = scored(easy=85, hard=24)
     one["scores"]["depot"] = {"level": "hard", "right": 0, "count": 0}
     assert [f.text for f in required(good | {"student": one}) if not f.ok] == [
@@ -324,7 +343,6 @@ def test_a_conversation_of_one_question_is_the_question(student, tmp_path):
     decoded = pair(student).decode([one], out=out, progress=False, **SHORT)
     assert pair(student).decode(["And 8+5?"], out=out, progress=False, **SHORT) == decoded
     assert "history" not in decoded[0].problem
-    assert (decoded[0].id, decoded[0].prompt, decoded[0].correct) == ("question-0", "And 8+5?", None)
 
 
 def test_a_conversation_is_read_whole_and_recorded(student, tmp_path):

@@ -201,10 +201,11 @@ def relay_config(relay: Relay, seed: int) -> dict[str, Any]:
 
 
 def _teacher_config(teacher: Teacher) -> dict[str, Any]:
+    engine = getattr(teacher, "engine", None)
     sampling = ("temperature", "top_p", "top_k", "threshold", "fingerprint")
     return {
         "teacher": teacher.name,
-        "teacher_weights": _weights(getattr(teacher, "engine", None)),
+        "teacher_weights": engine and fingerprint_weights(engine.source or engine.model),
         **{f"teacher_{k}": getattr(teacher, k, None) for k in sampling},
         **({"teacher_mode": mode} if (mode := getattr(teacher, "mode", None)) == "chat_only" else {}),
     }
@@ -226,14 +227,13 @@ def _resume(
         for trace in read_traces(file):
             lines += file == path
             files.check_config(file, trace.config, config)
-            if problem := by_id.get(trace.id):
-                ours = {"question": problem.question, "answer": problem.answer, "conversation": problem.history}
-                theirs = trace.problem | {"conversation": tuple(trace.problem.get("history", ()))}
-                for name, value in ours.items():
-                    if theirs.get(name) != value:
-                        raise ValueError(f"{file} has another {name} under the id {trace.id!r}; choose another file")
+            for name in ("question", "answer") if trace.id in by_id else ():
+                if trace.problem.get(name) != getattr(by_id[trace.id], name):
+                    raise ValueError(f"{file} has another {name} under the id {trace.id!r}; choose another file")
+            if trace.id in by_id and tuple(trace.problem.get("history", ())) != by_id[trace.id].history:
+                raise ValueError(f"{file} has another conversation under the id {trace.id!r}; choose another file")
             failed = trace.stop in UNFINISHED or any(c.status == "failed" for c in trace.calls)
-            if not (failed and problem):
+            if not (failed and trace.id in by_id):
                 kept[trace.id] = trace
     if shards or len(kept) < lines:
         writer.replace(kept.values())
