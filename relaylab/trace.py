@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 VERSION = 2
 STUDENT, TEACHER, COMMAND = "s", "t", "c"
 RARE = ("alternatives", "history", "teacher_top", "divergences")  # fields that most traces do without
+PARALLEL = (  # fields with one entry per completion token
+    "source", "pieces", "logprobs", "entropies", "teacher_logprobs", "teacher_top", "divergences", "alternatives",
+)  # fmt: skip
 NESTED = ("calls", "problem", "config", *RARE)  # fields that a table holds as JSON text
 
 # Why a generation ended: the student's end token; the teacher's; the limit of tokens; the model's context is full; the
@@ -98,16 +101,7 @@ class Trace:
     def __post_init__(self) -> None:
         """Raise ValueError unless the parallel lists are of one length and the calls lie within them."""
         n = len(self.completion_ids)
-        for name in (
-            "source",
-            "pieces",
-            "logprobs",
-            "entropies",
-            "teacher_logprobs",
-            "teacher_top",
-            "divergences",
-            "alternatives",
-        ):
+        for name in PARALLEL:
             value = getattr(self, name)
             if value is not None and len(value) != n:
                 raise ValueError(f"trace {self.id!r}: {name} has {len(value)} entries for {n} completion tokens")

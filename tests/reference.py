@@ -23,7 +23,6 @@ class Slow:
     stop: str = ""
     withdrawn: list[tuple[int, str]] = field(default_factory=list)  # place, text
     named: list[tuple[str | None, int, int]] = field(default_factory=list)  # teacher, end, delivered
-    student_runs: int = 0
 
 
 @torch.no_grad()

@@ -65,14 +65,6 @@ def test_asked_again_without_a_new_segment_it_says_the_same(teacher):
     assert first.ids == second.ids
 
 
-def test_the_seed_decides_and_not_the_batch():
-    teacher = LocalTeacher(load_engine("student", device="cpu"), temperature=1.5)
-    together = complete(teacher, [TeacherView(ASK, n=8, seed=i) for i in range(6)])
-    alone = [complete(teacher, [TeacherView(ASK, n=8, seed=i)])[0] for i in range(6)]
-    assert [x.ids for x in together] == [x.ids for x in alone]
-    assert len({x.ids for x in together}) > 1
-
-
 def test_whole_characters_are_not_cut(greek, monkeypatch):
     teacher, first, second = greek
     saying(monkeypatch, [first, second])

@@ -7,7 +7,6 @@ import torch
 
 from relaylab.engine.load import load_engine
 from relaylab.relay.call_rules import CallAt, CallWhenUnsure
-from relaylab.relay.config import RelayConfig
 from relaylab.relay.local_teacher import LocalTeacher
 from relaylab.relay.relay import Relay
 from relaylab.relay.teachers import ScriptedTeacher, TeacherOutput
@@ -27,8 +26,7 @@ def teacher():
 
 
 def silent(student, teacher, policy, **options):
-    limits = RelayConfig(max_tokens=options.pop("max_tokens", 120), max_calls=options.pop("max_calls", None))
-    return Relay(student, teacher, call_rule=policy, write_call=False, config=limits, **options)
+    return Relay(student, teacher, call_rule=policy, write_call=False, max_tokens=120, **options)
 
 
 @torch.no_grad()
@@ -40,10 +38,8 @@ def test_ids_and_statistics_are_those_of_the_two_models_over_one_text(student, t
         assert [(c.start, c.end, c.delivered) for c in trace.calls] == [(5, 5, 3), (20, 20, 6)]
         assert trace.source.startswith("s" * 5 + "t" * 3 + "s" * 12 + "t" * 6 + "s")
         ids = torch.tensor([trace.prompt_ids + trace.completion_ids])
-        logits = {
-            "s": student.model(ids).logits[0].float(),
-            "t": teacher.engine.model(ids).logits[0].float(),
-        }
+        models = {"s": student.model, "t": teacher.engine.model}
+        logits = {source: model(ids).logits[0].float() for source, model in models.items()}
         for i, (token, source) in enumerate(zip(trace.completion_ids, trace.source)):
             at = len(trace.prompt_ids) + i - 1
             assert token == int(logits[source][at].argmax())
@@ -85,12 +81,7 @@ def test_fork_takes_over_what_was_taken_over(student, teacher):
     trace = max(relay.run(QUESTIONS), key=lambda t: len(t.calls))
     assert len(trace.calls) >= 2
     for at in (0, trace.calls[0].start, trace.calls[1].start, len(trace.completion_ids) - 1):
-        stream = relay.fork(trace, at)
-        for _ in stream:
-            pass
-        again = stream.traces[0]
-        assert again.completion_ids == trace.completion_ids
-        assert again.source == trace.source
-        assert [(c.start, c.requested, c.status) for c in again.calls] == [
-            (c.start, c.requested, c.status) for c in trace.calls
-        ]
+        again = list(relay.fork(trace, at))[-1].trace
+        assert (again.completion_ids, again.source) == (trace.completion_ids, trace.source)
+        calls = [[(c.start, c.requested, c.status) for c in t.calls] for t in (again, trace)]
+        assert calls[0] == calls[1]

@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import Future
 from functools import cached_property
 from typing import Any, ClassVar, Self
 from urllib.parse import unquote
 
 from relaylab.call_tag import visible
+from relaylab.engine.token_text import prompt_ids, prompt_text, raw_ids
 from relaylab.relay.api_client import RENAMED, Answer, APIClient, ServerError
 from relaylab.relay.server_probe import CUT, ServerProbe, probe_server
 from relaylab.relay.teachers import Message, TeacherView
@@ -59,7 +60,7 @@ class APIModel:
         vars(self).update(state)
         self._probing = threading.Lock()
         self._rest, self._absent = 0.0, ""  # until when the server is left alone, and why
-        self._open: dict[Any, Future] = {}  # the answers that were asked for, by what they are for
+        self._open: dict[Any, Future] = {}  # the answers that were asked for, by what they are for; none of them raises
 
     def probe(self) -> ServerProbe:
         """What the server can do, found out once; a server that cannot be asked is asked again after a while.
@@ -85,10 +86,6 @@ class APIModel:
         self.close()
 
     # Requests under way -----------------------------------------------------------------------------------------------
-
-    def _start(self, key: Any, work: Callable[..., Any], *args: Any) -> None:
-        """Ask for an answer in a thread of the client. ``work`` does not raise."""
-        self._open[key] = self._client.start(work, *args)
 
     def _take(self, keys: Collection[Any], seconds: float) -> list[tuple[Any, Any]]:
         """Of these, the answers that are there; None for one that was cancelled.
@@ -144,14 +141,10 @@ class SharedTokenizer:
 
     def opening(self, messages: list[Message]) -> str:
         """The prompt's text, up to where the answer begins."""
-        from relaylab.engine.token_text import prompt_text
-
         with _tokenizing:
             return prompt_text(self.tokenizer, messages)
 
     def opening_ids(self, view: TeacherView) -> list[int]:
-        from relaylab.engine.token_text import prompt_ids, raw_ids
-
         if view.raw and view.raw.ids is not None:
             return list(view.raw.ids)
         with _tokenizing:

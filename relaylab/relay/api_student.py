@@ -166,7 +166,7 @@ class APISteps:
                 s.slot.ids += s.ids[before:]
                 yield from s.events(before)
             else:
-                student._start(s.slot, self._ask, self._body(s))
+                student._open[s.slot] = student._client.start(self._ask, self._body(s))
         # 2) What the server wrote is taken up to a call, or to where it may not go on.
         for slot, answer in student._take(list(rows), 0 if wrote else seconds):
             s, before = rows[slot], len(rows[slot].ids)

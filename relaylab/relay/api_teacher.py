@@ -16,15 +16,16 @@ import math
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+from relaylab.engine.token_text import fingerprint
 from relaylab.relay.api_chat_only import SPARE, approximate, instruction
 from relaylab.relay.api_client import Answer, ServerError
 from relaylab.relay.api_model import APIModel
 from relaylab.relay.server_probe import CONTINUE, CUT, NO_THINKING, ServerProbe
 from relaylab.relay.teachers import Message, Scores, TeacherOutput, TeacherView
 
-MODES = ("auto", "completions", "chat", "chat_only")
+Mode = Literal["auto", "completions", "chat", "chat_only"]
 
 
 class APITeacher(APIModel):
@@ -65,12 +66,11 @@ class APITeacher(APIModel):
 
     def __init__(
         self, base_url: str, model: str | None = None, *, tokenizer: Any = None, api_key: str | None = None,
-        mode: Literal["auto", "completions", "chat", "chat_only"] = "auto", concurrency: int = 16,
-        timeout: float = 60.0, retries: int = 4, temperature: float = 0.0, name: str | None = None,
-        extra_body: dict[str, Any] | None = None,
+        mode: Mode = "auto", concurrency: int = 16, timeout: float = 60.0, retries: int = 4, temperature: float = 0.0,
+        name: str | None = None, extra_body: dict[str, Any] | None = None,
     ):  # fmt: skip
-        if mode not in MODES:
-            raise ValueError(f"mode is one of {', '.join(MODES)}, not {mode!r}")
+        if mode not in get_args(Mode):
+            raise ValueError(f"mode is one of {', '.join(get_args(Mode))}, not {mode!r}")
         super().__init__(
             base_url, model, tokenizer=tokenizer, name=name, temperature=temperature, extra_body=extra_body,
             api_key=api_key, concurrency=concurrency, timeout=timeout, retries=retries,
@@ -81,29 +81,20 @@ class APITeacher(APIModel):
     @property
     def fingerprint(self) -> str | None:
         """Equal for equal tokenizers; None without one."""
-        from relaylab.engine.token_text import fingerprint  # transformers is slow to import
-
         return None if self.shared_tokenizer is None else fingerprint(self.shared_tokenizer.tokenizer)
 
     def submit(self, views: Sequence[TeacherView]) -> None:
-        """Begin to continue each view by at most ``view.n`` tokens.
-
-        Raises:
-            ValueError: for an n below 1, which means "no limit" to some servers.
-        """
-        if any(view.n < 1 for view in views):
+        if any(view.n < 1 for view in views):  # which means "no limit" to some servers
             raise ValueError(f"a teacher is asked for at least one token, not {min(view.n for view in views)}")
         for view in views:
             present = replace(view, segments=list(view.segments))
-            self._start(view, self._answer, present, time.perf_counter())
+            self._open[view] = self._client.start(self._answer, present, time.perf_counter())
 
     def poll(self, views: Collection[TeacherView], *, wait: bool = False) -> list[tuple[TeacherView, TeacherOutput]]:
-        """Of these views, those whose answers are there. An interrupt of the waiting cancels their requests."""
         gone = TeacherOutput("", "error", error="the request was cancelled")
         return [(view, output or gone) for view, output in self._take(views, math.inf if wait else 0)]
 
     def release(self, views: Sequence[TeacherView]) -> None:
-        """Forget these views, and cancel their requests."""
         self._drop(views)
 
     def score(self, views: Sequence[TeacherView]) -> list[Scores]:

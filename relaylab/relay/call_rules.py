@@ -67,7 +67,6 @@ class CallAt:
     """
 
     calls: Mapping[int, int]
-    uses_entropy = False
 
     def __call__(self, state: StepState) -> int | None:
         return self.calls.get(state.position)
@@ -80,7 +79,6 @@ class CallEvery:
     every: int
     n: int
     line: bool = False
-    uses_entropy = False
 
     def __call__(self, state: StepState) -> int | None:
         return self.n if state.since >= self.every and not (self.line and state.line) else None

@@ -63,10 +63,11 @@ class LocalTeacher:
                 self._read([t for t in turns if t.history is None])
                 self._write([t for t in turns if not t.finish_reason])
             except RuntimeError as raised:
-                if not _out_of_memory(raised):
+                # An accelerator has an exception of its own for it; a CPU's says so in its text only.
+                texts, words = ("can't allocate memory", "not enough memory"), str(raised)
+                if not (isinstance(raised, torch.OutOfMemoryError) or any(text in words for text in texts)):
                     raise
-                words = str(raised).splitlines()[0]
-                error = f"{self.name}: out of memory: {words}; lower the batch size or the context"
+                error = f"{self.name}: out of memory: {words.splitlines()[0]}; lower the batch size or the context"
             for turn in turns:
                 turn.latency += time.perf_counter() - started
             if error:  # only here: within the handler, the exception still holds the failed pass
@@ -206,12 +207,6 @@ class Verifier(LocalTeacher):
             history.segments -= 1
             self.engine.crop(slot, turn.new)
             slot.cached -= 1
-
-
-def _out_of_memory(error: RuntimeError) -> bool:
-    """An accelerator has an exception of its own for it; a CPU's says so in its text only."""
-    texts = ("can't allocate memory", "not enough memory")
-    return isinstance(error, torch.OutOfMemoryError) or any(t in str(error) for t in texts)
 
 
 @dataclass(slots=True)

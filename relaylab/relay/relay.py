@@ -56,6 +56,134 @@ class StudentFailed(ModelFailed):
     """It was a student behind a server."""
 
 
+class Stream(Iterator[Event]):
+    """The events of some sequences. ``traces`` are their records at any time, ``interrupted`` if closed early.
+
+    Args:
+        relay: the models and their settings.
+        sequences: those that are known from the beginning.
+        feed: asked before each pass for sequences that join. ``feed(places, idle)`` returns at most so many; ``idle``
+            says that only the teacher is at work, and nothing came of it. It may ``finish`` sequences, too. The stream
+            ends once it returns none and nothing is left. ``traces`` are those of the answers under way.
+    """
+
+    def __init__(self, relay: Relay, sequences: list[Sequence], feed: Feed | None = None):
+        self._relay, self._sequences, self._feed = relay, sequences, feed
+        self._events: Any = self._decode()
+
+    def _decode(self) -> Iterator[Event]:
+        relay, queue, live = self._relay, self._sequences[::-1], list[Sequence]()
+        student, teacher, feed, idle = relay.student, relay.teacher, self._feed, False
+        try:
+            for step in count():
+                # 1) Fill the batch. A prompt that comes several times is read once.
+                fresh = [queue.pop() for _ in range(min(len(queue), relay.batch_size - len(live)))]
+                if feed:
+                    fresh += (joined := feed(relay.batch_size - len(live) - len(fresh), idle))
+                    self._sequences += joined
+                if fresh:
+                    live += fresh
+                    for s, slot in zip(fresh, student.open_many([s.prompt_ids for s in fresh])):
+                        s.slot = slot
+                        slot.ids += s.ids
+                if not live:
+                    return
+                for s in live:
+                    if s.turn == "student" and len(s.slot.ids) > student.context:
+                        s.finish("context")
+                # 2) The student writes one token of every sequence whose turn it has. A pass over a few sequences with
+                #    teacher text to read costs as much as one over all, so in a large batch these wait for each other.
+                gather = step % GATHER == 0 or len(live) < MANY
+                able = [s for s in live if s.turn == "student"]
+                active, wrote = [s for s in able if gather or s.slot.pending == 1] or able, 0
+                if active:
+                    patient = not feed and len(able) == len(live)
+                    wrote = yield from relay.writer.step(active, math.inf if patient else PAUSE)
+                    if failed := [s.failure for s in active if s.failure]:  # only a server's; it is excluded by now
+                        self._fail(StudentFailed, student.name, failed)
+                # 3) The teacher takes over the turns that are new, and writes on those that it has.
+                idle = False
+                if waiting := [s for s in live if s.turn == "teacher"]:
+                    patient = not active and not feed
+                    ready = yield from self._teacher_step(waiting, gather=gather or not active, wait=patient)
+                    idle = not wrote and not ready
+                # 4) Finished sequences give their caches back.
+                for s in [s for s in live if s.turn == "done"]:
+                    live.remove(s)
+                    if feed:
+                        self._sequences.remove(s)
+                    student.close(s.slot)
+                    teacher.release([s.view])
+                    yield Done(s.index, s.trace(student.name, teacher.name))
+        finally:
+            self._interrupt()  # those that are not done: closed early, or an error
+            for s in live:
+                if s.slot is not None:
+                    student.close(s.slot)
+                teacher.release([s.view])
+
+    def _teacher_step(self, waiting: list[Sequence], *, gather: bool, wait: bool) -> Generator[Event, None, int]:
+        """Hand sequences over, and take the answers that are ready back; returns how many.
+
+        wait: no student can write, so wait for an answer.
+        """
+        relay = self._relay
+        # 1) The teacher is shown what the student wrote since the last hand-off, without the commands.
+        if fresh := [s for s in waiting if gather and not s.submitted]:
+            relay.teacher.submit([s.start_teacher_turn() for s in fresh])
+            for s in fresh:
+                assert s.waiting is not None
+                yield CallOpened(s.index, replace(s.waiting))
+        # 2) It writes, at most the n tokens of the call, and the turn is the student's again (``write_teacher``).
+        by_view = {s.view: s for s in waiting if s.submitted}
+        answers, failed = relay.teacher.poll(list(by_view), wait=wait), []
+        for view, output in answers:
+            s = by_view[view]
+            call = s.write_teacher(output, relay.teacher.name)
+            if call.withdrawn:  # the last token that is left is run again: another one follows it now
+                relay.student.crop(s.slot, len(s.prompt_ids) + call.end)
+                s.slot.cached -= 1
+            s.slot.ids += s.ids[call.end :]  # 3) The student will read the answer.
+            # 4) A failure is that of one call.
+            if call.error is not None:
+                failed.append(call.error)
+                if relay.config.on_failure == "exclude":
+                    s.finish("excluded")
+            yield from s.events(call.end)
+            yield CallClosed(s.index, replace(call))
+        if failed:
+            self._fail(TeacherFailed, relay.teacher.name, failed)
+        return len(answers)
+
+    # What a caller sees -----------------------------------------------------------------------------------------------
+
+    def __next__(self) -> Event:
+        return next(self._events)
+
+    def close(self) -> None:
+        """Stop decoding and give the caches back."""
+        self._events.close()
+        self._interrupt()  # a stream that was never begun has nothing else to end it
+
+    @property
+    def traces(self) -> list[Trace]:
+        relay = self._relay
+        return [s.trace(relay.student.name, relay.teacher.name) for s in self._sequences]
+
+    def _interrupt(self) -> None:
+        for s in self._sequences:
+            if s.turn != "done":
+                s.finish("interrupted")
+
+    def _fail(self, error: type[ModelFailed], name: str, failures: list[str]) -> None:
+        """End everything if ``on_failure`` is ``raise``. Else warn of a student's failure; a call tells of its own."""
+        if self._relay.config.on_failure == "raise":
+            self._interrupt()
+            raise error(f"{name}: {failures[0]}", self.traces)
+        for failure in failures if error is StudentFailed else ():
+            warnings.warn(f"{name}: {failure}", stacklevel=2)
+
+
 class Relay:
     """A student, a teacher, and the settings between them.
 
@@ -210,135 +338,3 @@ class Relay:
             shared=self.shared, statistics=[name for name, wanted in kept.items() if wanted], raw=raw,
             names=getattr(self.teacher, "names", ()),
         )  # fmt: skip
-
-
-class Stream(Iterator[Event]):
-    """The events of some sequences. ``traces`` are their records at any time, ``interrupted`` if closed early.
-
-    Args:
-        relay: the models and their settings.
-        sequences: those that are known from the beginning.
-        feed: asked before each pass for sequences that join. ``feed(places, idle)`` returns at most so many; ``idle``
-            says that only the teacher is at work, and nothing came of it. It may ``finish`` sequences, too. The stream
-            ends once it returns none and nothing is left. ``traces`` are those of the answers under way.
-    """
-
-    def __init__(self, relay: Relay, sequences: list[Sequence], feed: Feed | None = None):
-        self._relay, self._sequences, self._feed = relay, sequences, feed
-        self._events: Any = self._decode()
-
-    def __next__(self) -> Event:
-        return next(self._events)
-
-    def close(self) -> None:
-        """Stop decoding and give the caches back."""
-        self._events.close()
-        self._interrupt()  # a stream that was never begun has nothing else to end it
-
-    @property
-    def traces(self) -> list[Trace]:
-        relay = self._relay
-        return [s.trace(relay.student.name, relay.teacher.name) for s in self._sequences]
-
-    def _interrupt(self) -> None:
-        for s in self._sequences:
-            if s.turn != "done":
-                s.finish("interrupted")
-
-    # The loop ---------------------------------------------------------------------------------------------------------
-
-    def _decode(self) -> Iterator[Event]:
-        relay, queue, live = self._relay, self._sequences[::-1], list[Sequence]()
-        student, teacher, feed, idle = relay.student, relay.teacher, self._feed, False
-        try:
-            for step in count():
-                # 1) Fill the batch. A prompt that comes several times is read once.
-                fresh = [queue.pop() for _ in range(min(len(queue), relay.batch_size - len(live)))]
-                if feed:
-                    fresh += (joined := feed(relay.batch_size - len(live) - len(fresh), idle))
-                    self._sequences += joined
-                if fresh:
-                    live += fresh
-                    for s, slot in zip(fresh, student.open_many([s.prompt_ids for s in fresh])):
-                        s.slot = slot
-                        slot.ids += s.ids
-                if not live:
-                    return
-                for s in live:
-                    if s.turn == "student" and len(s.slot.ids) > student.context:
-                        s.finish("context")
-                # 2) The student writes one token of every sequence whose turn it has. A pass over a few sequences with
-                #    teacher text to read costs as much as one over all, so in a large batch these wait for each other.
-                gather = step % GATHER == 0 or len(live) < MANY
-                able = [s for s in live if s.turn == "student"]
-                active, wrote = [s for s in able if gather or s.slot.pending == 1] or able, 0
-                if active:
-                    patient = not feed and len(able) == len(live)
-                    wrote = yield from relay.writer.step(active, math.inf if patient else PAUSE)
-                    self._check(active)
-                # 3) The teacher takes over the turns that are new, and writes on those that it has.
-                idle = False
-                if waiting := [s for s in live if s.turn == "teacher"]:
-                    patient = not active and not feed
-                    ready = yield from self._teacher_step(waiting, gather=gather or not active, wait=patient)
-                    idle = not wrote and not ready
-                # 4) Finished sequences give their caches back.
-                for s in [s for s in live if s.turn == "done"]:
-                    live.remove(s)
-                    if feed:
-                        self._sequences.remove(s)
-                    student.close(s.slot)
-                    teacher.release([s.view])
-                    yield Done(s.index, s.trace(student.name, teacher.name))
-        finally:
-            if live:  # closed early, or an error
-                self._interrupt()
-            for s in live:
-                if s.slot is not None:
-                    student.close(s.slot)
-                teacher.release([s.view])
-
-    def _check(self, active: list[Sequence]) -> None:
-        """What a student behind a server could not go on with is excluded, or ends everything."""
-        for s in active:
-            if s.failure and self._relay.config.on_failure == "raise":
-                self._interrupt()
-                raise StudentFailed(f"{self._relay.student.name}: {s.failure}", self.traces)
-            if s.failure:
-                warnings.warn(f"{self._relay.student.name}: {s.failure}", stacklevel=2)
-
-    # The teacher's step -----------------------------------------------------------------------------------------------
-
-    def _teacher_step(self, waiting: list[Sequence], *, gather: bool, wait: bool) -> Generator[Event, None, int]:
-        """Hand sequences over, and take the answers that are ready back; returns how many.
-
-        wait: no student can write, so wait for an answer.
-        """
-        relay = self._relay
-        # 1) The teacher is shown what the student wrote since the last hand-off, without the commands.
-        if fresh := [s for s in waiting if gather and not s.submitted]:
-            relay.teacher.submit([s.start_teacher_turn() for s in fresh])
-            for s in fresh:
-                assert s.waiting is not None
-                yield CallOpened(s.index, replace(s.waiting))
-        # 2) It writes, at most the n tokens of the call, and the turn is the student's again (``write_teacher``).
-        by_view = {s.view: s for s in waiting if s.submitted}
-        answers, failed = relay.teacher.poll(list(by_view), wait=wait), []
-        for view, output in answers:
-            s = by_view[view]
-            call = s.write_teacher(output, relay.teacher.name)
-            if call.withdrawn:  # the last token that is left is run again: another one follows it now
-                relay.student.crop(s.slot, len(s.prompt_ids) + call.end)
-                s.slot.cached -= 1
-            s.slot.ids += s.ids[call.end :]  # 3) The student will read the answer.
-            # 4) A failure is that of one call.
-            if call.error is not None:
-                failed.append(call.error)
-                if relay.config.on_failure == "exclude":
-                    s.finish("excluded")
-            yield from s.events(call.end)
-            yield CallClosed(s.index, replace(call))
-        if failed and relay.config.on_failure == "raise":
-            self._interrupt()
-            raise TeacherFailed(f"{relay.teacher.name}: {failed[0]}", self.traces)
-        return len(answers)

@@ -1,7 +1,7 @@
 """One answer in progress: the student's history, the teacher's view of it, and the record of both.
 
 A sequence has a ``turn``: it says who writes its next token. Every token goes through ``write_student`` (sampled),
-``append_call`` (a command written by a call rule or a fork) or ``write_teacher``. These keep ids, sources, calls and
+``wanted_call`` (a command written for a call rule or a fork) or ``write_teacher``. These keep ids, sources, calls and
 the teacher's view in step. Running models is the relay's business.
 """
 
@@ -17,7 +17,7 @@ import torch
 
 from relaylab.engine.sampling import Uniforms
 from relaylab.engine.token_text import StudentTurn
-from relaylab.relay.call_rules import Asked, CallRule, StepState
+from relaylab.relay.call_rules import CallRule, StepState
 from relaylab.relay.config import RelayConfig
 from relaylab.relay.teachers import Message, Segment, TeacherOutput, TeacherView
 from relaylab.trace import COMMAND, STUDENT, TEACHER, Call, Trace
@@ -131,7 +131,7 @@ class Sequence:
             ban[self.banned[1]] = True
         return ban
 
-    def step_state(
+    def _step_state(
         self, entropy: float | None, logits: torch.Tensor | None, hidden: torch.Tensor | None
     ) -> StepState | None:
         """What a call rule may look at; None where no rule may write a call.
@@ -153,12 +153,25 @@ class Sequence:
         hidden: torch.Tensor | None = None,
     ) -> bool:  # fmt: skip
         """Write the call that a fork or a call rule wants here; False if there is none, or none that fits."""
-        n, self.forced_call = self.forced_call, None
-        if rule and n is None and (state := self.step_state(entropy, logits, hidden)):
-            n = rule(state)
-        if n is None or self.config.write_call:
-            return n is not None and self.append_call(n)
-        self.silent_call(n)
+        # 1) How many tokens are asked for, and of whom?
+        asked, self.forced_call = self.forced_call, None
+        if rule and asked is None and (state := self._step_state(entropy, logits, hidden)):
+            asked = rule(state)
+        if asked is None:
+            return False
+        n, name = asked if isinstance(asked, tuple) else (asked, None)
+        if name is not None and name not in self._names:
+            raise ValueError(f"a call rule asks the teacher {name!r}; there are {', '.join(self._names) or 'no names'}")
+        # 2) A silent call has no command: the student does not learn that the teacher writes.
+        if not self.config.write_call:
+            self._request(Call(len(self.ids), len(self.ids), n, status="waiting", forced=True, to=name))
+            return True
+        # 3) Else the command is written as if the student had.
+        tokens = self._text.call(n, name)
+        if len(tokens) >= self.room:
+            return False
+        for token in tokens:
+            self.write_student(token, forced=True)
         return True
 
     # The student writes -----------------------------------------------------------------------------------------------
@@ -177,26 +190,6 @@ class Sequence:
             self._request(Call(start, len(self.ids), command.n, status=status, forced=forced, to=command.to))
         if not self.waiting and self.room <= 0:
             self.finish("length")
-
-    def append_call(self, asked: Asked) -> bool:
-        """Write the command for n tokens as if the student had; False, and nothing, if it does not fit."""
-        tokens = self._text.call(*self._number_and_name(asked))
-        if len(tokens) >= self.room:
-            return False
-        for token in tokens:
-            self.write_student(token, forced=True)
-        return True
-
-    def silent_call(self, asked: Asked) -> None:
-        """A call for n tokens without a command: the student does not learn that the teacher writes."""
-        n, name = self._number_and_name(asked)
-        self._request(Call(len(self.ids), len(self.ids), n, status="waiting", forced=True, to=name))
-
-    def _number_and_name(self, asked: Asked) -> tuple[int, str | None]:
-        n, name = asked if isinstance(asked, tuple) else (asked, None)
-        if name is not None and name not in self._names:
-            raise ValueError(f"a call rule asks the teacher {name!r}; there are {', '.join(self._names) or 'no names'}")
-        return n, name
 
     def _request(self, call: Call) -> None:
         """Note a call, and grant what the caps leave. One token can close two calls: the second is refused."""

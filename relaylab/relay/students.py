@@ -7,7 +7,7 @@ a call, and answers when it can.
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 
@@ -17,6 +17,7 @@ from relaylab.relay.sequence import Event
 from relaylab.relay.sequence import Sequence as Row
 
 if TYPE_CHECKING:
+    from relaylab.engine.engine import Engine
     from relaylab.engine.token_text import TokenText
     from relaylab.relay.relay import Relay
 
@@ -57,7 +58,7 @@ class LocalStudent:
     """
 
     def __init__(self, relay: Relay):
-        self._relay, self._engine = relay, relay.engine
+        self._relay, self._engine = relay, cast("Engine", relay.student)
 
     def step(self, active: Sequence[Row], seconds: float = 0) -> Generator[Event, None, int]:
         """One token, or one command that a rule or a fork wants, for every active sequence. Returns how many wrote."""

@@ -177,13 +177,19 @@ class ScriptedTeacher:
     ):
         self.name = name
         self._script = script
-        self._next = 0
         self._ready: dict[TeacherView, TeacherOutput] = {}
         self.requests: list[tuple[str, int]] = []
 
     def submit(self, views: Sequence[TeacherView]) -> None:
         for view in views:
-            self._ready[view] = self._answer(view)
+            self.requests.append((view.text, view.n))
+            if callable(self._script):
+                output = self._script(view)
+            else:
+                output = self._script[(len(self.requests) - 1) % len(self._script)]
+            if isinstance(output, str):
+                output = TeacherOutput(output[: view.n], "length", tokens=min(view.n, len(output)))
+            self._ready[view] = output
 
     def poll(self, views: Collection[TeacherView], *, wait: bool = False) -> list[tuple[TeacherView, TeacherOutput]]:
         return [(view, self._ready.pop(view)) for view in views if view in self._ready]
@@ -191,17 +197,6 @@ class ScriptedTeacher:
     def release(self, views: Sequence[TeacherView]) -> None:
         for view in views:
             self._ready.pop(view, None)
-
-    def _answer(self, view: TeacherView) -> TeacherOutput:
-        self.requests.append((view.text, view.n))
-        if callable(self._script):
-            output = self._script(view)
-        else:
-            output = self._script[self._next % len(self._script)]
-            self._next += 1
-        if isinstance(output, TeacherOutput):
-            return output
-        return TeacherOutput(output[: view.n], "length", tokens=min(view.n, len(output)))
 
 
 class NoTeacher(ScriptedTeacher):
