@@ -264,7 +264,7 @@ def _released(groups: Sequence[Group]) -> list[list[float]]:
         return _cell(kind, trace.correct, n > 0, rho)
 
     everything = [t for group in groups for t in group]
-    kind = _kind([visible_n(t) > 0 for right, t in zip(outcome(everything), everything) if right])
+    kind: Kind = _kind([visible_n(t) > 0 for right, t in zip(outcome(everything), everything) if right])
     return [[reward(trace) for trace in group] for group in groups]
 
 
