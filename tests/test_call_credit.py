@@ -7,7 +7,7 @@ from statistics import fmean, stdev
 
 import pytest
 import torch
-from test_grpo import SMALL, Captured, calling, rollouts, short_run, weights
+from test_grpo import Captured, calling, rollouts, same_weights, short_run
 from transformers import TrainerCallback
 
 from relaylab.engine.load import load_engine
@@ -17,7 +17,6 @@ from relaylab.relay.teachers import ScriptedTeacher, TeacherOutput
 from relaylab.tasks.grading import grade
 from relaylab.tasks.suites import problems
 from relaylab.training import grpo as module
-from relaylab.training.config import RelayGRPOConfig
 from relaylab.training.grpo import CallCreditTrainer
 from relaylab.training.run_dir import read_metrics
 
@@ -122,8 +121,7 @@ def test_a_fork_that_a_failure_excluded_leaves_the_groups_advantage(monkeypatch,
 def test_without_answered_calls_the_weights_are_those_of_the_plain_run(tmp_path, teacher):
     for credit in (True, False):
         short_run(tmp_path / str(credit), teacher, max_calls=0, credit_calls=credit)
-    one, two = weights(tmp_path / "True"), weights(tmp_path / "False")
-    assert all(torch.equal(one[k], two[k]) for k in two)
+    assert same_weights(tmp_path / "True", tmp_path / "False")
     plain, credited = read_metrics(tmp_path / "False"), read_metrics(tmp_path / "True")
     assert credited["fork_tokens"].tolist() == [0, 0]
     assert not {"fork_tokens", "call_credit", "needless_calls"} & {*plain}
@@ -140,15 +138,9 @@ def test_an_interrupted_run_ends_with_the_weights_of_a_whole_one(tmp_path, teach
         short_run(tmp_path / "cut", teacher, **settings, callbacks=[Interrupt()])
     for name in ("cut", "whole"):
         short_run(tmp_path / name, teacher, **settings)
-    one, two = weights(tmp_path / "cut"), weights(tmp_path / "whole")
-    assert all(torch.equal(one[k], two[k]) for k in two)
+    assert same_weights(tmp_path / "cut", tmp_path / "whole")
     names = ["reward", "loss", "call_credit", "needless_calls", "fork_tokens"]
     a, b = (read_metrics(tmp_path / name)[names] for name in ("cut", "whole"))
     assert a.equals(b)
     assert (b["fork_tokens"] > 0).all()
     assert b["call_credit"].abs().min() > 0
-
-
-def test_released_code_has_no_command_to_credit():
-    with pytest.raises(ValueError, match="no command to credit"):
-        RelayGRPOConfig(**SMALL | dict(output_dir="runs/x", released_code=True, credit_calls=True))

@@ -9,10 +9,8 @@ from functools import partial
 from itertools import chain
 
 import pytest
-from misbehaving_server import Reply
 
 from relaylab.engine.load import load_engine
-from relaylab.relay.api_teacher import APITeacher
 from relaylab.relay.local_teacher import LocalTeacher
 from relaylab.relay.pair import problem_seed
 from relaylab.relay.teachers import NoTeacher, ScriptedTeacher, TeacherOutput
@@ -191,16 +189,6 @@ def test_shards_are_taken_in(tmp_path):
         pass_rates(Pupil(), PROBLEMS, out, samples=3)
 
 
-def test_the_bar_counts_the_problems_of_this_call(tmp_path, capsys):
-    pass_rates(Pupil(), PROBLEMS[:3], tmp_path / "r")
-    assert capsys.readouterr().err == ""
-    filtering.pass_rates(Pupil(), PROBLEMS[2:], tmp_path / "r")
-    told = capsys.readouterr().err
-    assert told.startswith("\rfiltering:  25%")
-    assert "| 1/4 [" in told
-    assert "| 4/4 [" in told
-
-
 def test_failures_are_in_no_rate_and_a_problem_without_any_answer_is_asked_again(tmp_path):
     out, (a, b, c, *_) = tmp_path / "r", PROBLEMS
     down = [(a.id, 0), (a.id, 9), *((p.id, k) for p in (b, c) for k in range(10))]
@@ -223,6 +211,8 @@ def test_text_of_a_failed_sample_is_not_graded(tmp_path):
     teacher = ScriptedTeacher([replace(DOWN, text=right), TeacherOutput("", "stop"), right])
     with pytest.warns(UserWarning, match="1 of 3"):
         assert pass_rates(teacher, PROBLEMS[:1], tmp_path / "r", samples=3) == [Rate(PROBLEMS[0], 1, 2, 1)]
+    greedy = Pupil(temperature=0.0)
+    assert pass_rates(greedy, PROBLEMS[:1], tmp_path / "one", samples=1) == [Rate(PROBLEMS[0], 1, 1)]
 
 
 @pytest.mark.parametrize(
@@ -244,26 +234,15 @@ def test_what_cannot_work_is_refused_before_anything_is_asked(tmp_path, teacher,
     assert not list(tmp_path.iterdir())
 
 
-def test_one_greedy_answer_is_a_rate(tmp_path):
-    assert pass_rates(Pupil(temperature=0.0), PROBLEMS[:1], tmp_path / "r", samples=1) == [Rate(PROBLEMS[0], 1, 1)]
-
-
 @pytest.mark.parametrize(
     ("options", "attributes"),
     [
-        (dict(samples=11), {}),
-        (dict(max_tokens=100), {}),
-        (dict(prompt_suffix="Think."), {}),
-        (dict(seed=1), {}),
-        ({}, dict(name="other")),
-        ({}, dict(fingerprint="f")),
-        ({}, dict(temperature=0.7)),
-        ({}, dict(top_p=0.9)),
-        ({}, dict(top_k=5)),
-        ({}, dict(extra_body=dict(top_p=0.8))),
+        (dict(samples=11), {}), (dict(max_tokens=100), {}), (dict(prompt_suffix="Think."), {}), (dict(seed=1), {}),
+        ({}, dict(name="other")), ({}, dict(fingerprint="f")), ({}, dict(temperature=0.7)), ({}, dict(top_p=0.9)),
+        ({}, dict(top_k=5)), ({}, dict(extra_body=dict(top_p=0.8))),
     ],
     ids=str,
-)
+)  # fmt: skip
 def test_a_file_of_other_terms_is_refused(tmp_path, options, attributes):
     out = tmp_path / "r"
     pass_rates(Pupil(temperature=1.0), PROBLEMS[:2], out)
@@ -344,29 +323,3 @@ def test_the_seed_decides_and_not_the_batch(tmp_path):
     assert len({r.passed for r in load_rates(tmp_path / "a")}) > 1
     measured("e", seed=1)
     assert [r.passed for r in load_rates(tmp_path / "e")] != [r.passed for r in load_rates(tmp_path / "a")]
-
-
-def test_a_server_is_asked_in_the_same_way(tmp_path, misbehaving_server):
-    server, (a, b, c, *_), out = misbehaving_server, PROBLEMS, tmp_path / "r"
-    answers = {p.question: p.answer for p in PROBLEMS}
-
-    def writes(request):
-        answer = next((answer for question, answer in answers.items() if question in request.prompt), "")
-        return f"\\boxed{{{answer if request.body.get('seed', 0) % 2 else 0}}}"
-
-    server.writes = writes
-    server.rule = lambda request: Reply(status=500, body="{}") if b.question in request.prompt else None
-    options = dict(model="m", temperature=1.0, retries=0, extra_body=dict(top_p=0.9))
-    odd = [sum(problem_seed(7, f"{p.id}/{k}") % 2 for k in range(6)) for p in (a, b, c)]
-    with APITeacher(server.url, **options) as teacher:
-        with pytest.warns(UserWarning, match="6 of 18 samples failed .*500"):
-            rates = pass_rates(teacher, [a, b, c], out, samples=6, max_tokens=40, seed=7)
-        assert rates == [Rate(a, odd[0], 6), Rate(b, 0, 0, 6), Rate(c, odd[2], 6)]
-        assert {0 < n < 6 for n in odd} == {True}
-        asked = [r.body for r in server.requests if a.question in r.prompt]
-        assert [(r["max_tokens"], r["temperature"], r["top_p"]) for r in asked] == [(40, 1.0, 0.9)] * 6
-        assert json.loads(out.read_bytes().splitlines()[0])["config"]["top_p"] == 0.9
-        server.rule = lambda request: None
-        server.script()
-        assert pass_rates(teacher, [a, b, c], out, samples=6, max_tokens=40, seed=7)[1] == Rate(b, odd[1], 6)
-        assert len(server.requests) == 6

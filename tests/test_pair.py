@@ -7,6 +7,7 @@ import json
 import shutil
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import pytest
@@ -20,6 +21,7 @@ from relaylab.relay.teachers import NoTeacher, ScriptedTeacher, TeacherOutput
 from relaylab.tasks.grading import grade
 from relaylab.tasks.suites import SUITES, Problem, level_of, problem, problems
 from relaylab.trace import Trace, TraceWriter, from_dataset, read_traces, to_dataset
+from relaylab.training.config import make_config
 from relaylab.training.grpo import _order
 from relaylab.training.rollouts import Rollouts, prompt_key
 from relaylab.views.player import player
@@ -387,8 +389,10 @@ def test_rollouts_tell_conversations_that_end_alike_apart(student):
     prompts = {prompt_key(p.messages()): p for p in ask}
     assert len(prompts) == 3
     rows = [row["prompt"] for row in _order(list(prompts), 3, seed=0)]  # as TRL hands them over
-    rollouts = Rollouts(cast("PolicyModel", None), [], prompts)
-    traces = rollouts.run([(messages, 2) for messages in rows], [pair(student).relay(**SHORT)], tag="0")
+    config = make_config(student="warm", output_dir="runs/x")
+    rollouts = Rollouts(config, cast("PolicyModel", None), [], prompts, Path())
+    twice = [messages for messages in rows for _ in range(2)]
+    traces = rollouts.run(twice, 2, [pair(student).relay(**SHORT)], tag="0")
     for messages, trace in zip([m for m in rows for _ in range(2)], traces, strict=True):
         assert trace.prompt_ids == student.prompt_ids(messages)
         assert trace.problem["answer"] == prompts[prompt_key(messages)].answer

@@ -68,7 +68,6 @@ def test_each_varies_what_it_says():
         points = read_plan(SWEEPS / f"{name}.yaml", size).points
         return {level: p.parameters.get(parameter) for p in points for level in p.levels.values()}
 
-    assert set(levels("filter", "filter_threshold").values()) == {0.0, 0.25, 0.5, 0.75, 0.9}
     swapped = levels("teacher-swap", "decoding_teacher")
     assert swapped["teacher > teacher"] is None
     assert swapped["teacher > none"] == "none"
@@ -76,8 +75,6 @@ def test_each_varies_what_it_says():
     assert swapped["smaller > teacher"] == "teacher"
     assert levels("warmup", "numbers")["k in 0..1"] is None
     assert levels("warmup", "keep_correct")["wrong responses too"] is False
-    assert levels("lora-rank", "lora_rank") == {"1": 1, "4": 4, "16": 16, "64": 64}
-    assert levels("group-size", "num_generations") == {"4": 4, "8": 8, "16": 16}
     assert set(levels("group-size", "per_device_train_batch_size").values()) == {None}, "as many rollouts per step"
 
 

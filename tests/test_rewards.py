@@ -42,10 +42,6 @@ HELPED_RIGHT, HELPED_WRONG = rollout("sctts" * 2, True), rollout("sctss", False)
 IGNORED = rollout("sscs", False)  # a call that nobody answered is no help
 
 
-def test_the_ratios_of_the_groups_below_are_what_the_table_is_computed_from():
-    assert ratios([ALONE_RIGHT, HELPED_RIGHT, HELPED_WRONG, IGNORED]) == [0, 0.4, 0.2, 0]
-
-
 CELLS = [
     # group, rewards under the paper's values
     ([ALONE_RIGHT, HELPED_RIGHT, ALONE_WRONG, HELPED_WRONG], [1.5, 0.6, 0, 0]),  # solvable
@@ -68,9 +64,13 @@ def test_the_cost_of_a_rollout_is_what_both_models_read_and_wrote():
         assert cost_aware([padded, *group[1:]])[0] < cost_aware(group)[0], "padding pays for itself only"
 
 
-@pytest.mark.parametrize(("group", "expected"), CELLS, ids=["solvable", "dependent", "unsolvable"])
-def test_every_cell_of_the_table(group, expected):
-    assert difficulty_aware(group) == pytest.approx(expected)
+def test_every_cell_of_the_table_and_the_plainer_rewards():
+    assert ratios([ALONE_RIGHT, HELPED_RIGHT, HELPED_WRONG, IGNORED]) == [0, 0.4, 0.2, 0]
+    assert [kind_of(group) for group, _ in CELLS] == ["solvable", "dependent", "unsolvable"]
+    for rewards, (_, expected) in zip(score([group for group, _ in CELLS]), CELLS, strict=True):
+        assert rewards == pytest.approx(expected), "no group decides about another"
+    assert simple(CELLS[0][0]) == pytest.approx([1, 0.6, 0, -0.2])
+    assert outcome(CELLS[0][0]) == [1, 1, 0, 0]
 
 
 def test_the_ablations_change_their_own_cell_alone():
@@ -81,18 +81,6 @@ def test_the_ablations_change_their_own_cell_alone():
     assert difficulty_aware(solvable, exploration_cap=0.0) == pytest.approx([1.5, 0.6, 0, 0])
     assert difficulty_aware(solvable, rho_weight=3) == pytest.approx([1.5, -0.2, 0, 0])
     assert difficulty_aware(dependent, penalty=0.0) == pytest.approx([0.6, 0, 0, 0])
-
-
-def test_simple_and_outcome():
-    group = [ALONE_RIGHT, HELPED_RIGHT, ALONE_WRONG, HELPED_WRONG]
-    assert simple(group) == pytest.approx([1, 0.6, 0, -0.2])
-    assert outcome(group) == [1, 1, 0, 0]
-
-
-def test_the_kind_is_of_the_group_and_never_crosses_prompts():
-    assert [kind_of(group) for group, _ in CELLS] == ["solvable", "dependent", "unsolvable"]
-    together = score([group for group, _ in CELLS])
-    assert together == [difficulty_aware(group) for group, _ in CELLS]
 
 
 def test_an_ungraded_trace_is_no_wrong_one():

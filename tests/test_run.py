@@ -15,6 +15,7 @@ from relaylab.training.config import RelayGRPOConfig, make_config, parse_config
 from relaylab.training.configs import config_names, read_config
 from relaylab.training.data_filter import load_rates
 from relaylab.training.grpo import train
+from relaylab.training.run_dir import read_metrics
 
 NEEDED = {"student": "warm", "output_dir": "runs/x"}
 SUFFIX = r"Please reason step by step, and put your final answer within \boxed{}."
@@ -104,6 +105,9 @@ def test_python_yaml_and_the_command_line_are_one_thing(tmp_path):
         (dict(reward="simple", bonus=2), "bonus does nothing for this reward"),
         (dict(released_code=True, ratio="paper"), "ratio does nothing for this reward"),
         (dict(released_code=True, reward="simple"), "released_code has a reward of its own"),
+        (dict(released_code=True, credit_calls=True), "no command to credit"),
+        (dict(lora={"rank": 4}), "lora: .*'rank'"),
+        (dict(lora={"use_dora": True}), "use_dora cannot be trained here"),
     ],
     ids=str,
 )  # fmt: skip
@@ -143,13 +147,6 @@ def test_a_file_that_cannot_be_is_named(tmp_path, text, words):
         make_config(tmp_path / "c.yaml")
     with pytest.raises(ValueError, match="is no file and no shipped run"):
         read_config("embedded/nothing")
-
-
-def test_settings_of_an_adapter_are_checked_before_anything_is_written(tmp_path, trained):
-    for lora, words in (({"rank": 4}, "lora: .*'rank'"), ({"use_dora": True}, "use_dora cannot be trained here")):
-        with pytest.raises(ValueError, match=words):
-            train("embedded/relay", output_dir=str(tmp_path / "run"), lora=lora)
-    assert (list(tmp_path.iterdir()), trained) == ([], [])
 
 
 def test_a_config_for_trl_has_what_the_relay_decides(tmp_path):
@@ -245,3 +242,4 @@ def test_a_run_from_a_file(tmp_path):
     assert (bound["seed"], bound["reward"], bound["problems"]) == (5, "outcome", 4)
     assert not {"hub_token", "teacher_options", "output_dir"} & bound.keys()
     assert (out / "adapter_model.safetensors").exists()
+    assert (read_metrics(tmp_path / "run")[["calls", "call_ratio"]] == 0).all(axis=None), "plain GRPO"

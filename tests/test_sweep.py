@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import threading
 from dataclasses import replace
 from functools import partial
@@ -18,7 +17,6 @@ from test_notebooks_run import notebook
 from typer.testing import CliRunner
 
 from relaylab.notebook_commands import sweep
-from relaylab.sweep.notebook import read_parameters
 from relaylab.sweep.plan import read_plan
 from relaylab.sweep.results import collect, effects
 from relaylab.sweep.run import Store, commit, run_point, run_sweep
@@ -362,23 +360,3 @@ def test_the_command_plans_executes_and_reports(tmp_path):
     assert "2 points, 1 to run; about" in words("--dry-run")
     table = pd.read_csv(out / "results.csv")
     assert table[["beta", "accuracy"]].to_numpy().tolist() == [[0.1, 0.1]]
-
-
-def test_a_thousand_points_plan_and_report_without_a_cost_per_pair(tmp_path, monkeypatch):
-    values = ", ".join(str(i / 10) for i in range(10))
-    path, out = write(tmp_path, f"grid: {{beta: [{values}], bonus: [{values}]}}\nseeds: 10\n"), tmp_path / "out"
-    reads = []
-    monkeypatch.setattr("relaylab.sweep.plan.read_parameters", lambda p, f=read_parameters: reads.append(p) or f(p))
-    plan = read_plan(path)
-    assert (len(plan.points), len(reads)) == (1000, 1), "the notebook is read once"
-    for point in plan.points:
-        home = out / "points" / point.key
-        home.mkdir(parents=True)
-        values = {"accuracy": point.parameters["beta"], "call_ratio": 0.1 * point.seed}
-        record = {"key": point.key, "levels": point.levels, "parameters": point.parameters, "seed": point.seed}
-        (home / "result.json").write_text(json.dumps(record | {"seconds": 1.0, "values": values}))
-    monkeypatch.setattr(subprocess, "Popen", None)
-    assert run(plan, out) == {}
-    table = collect(plan, out)
-    assert table["planned"].sum() == 1000
-    assert len(effects(plan, table)) == 2 * 10 * 2

@@ -268,13 +268,12 @@ class RelayGRPOConfig(GRPOConfig):
 
     def _check_batches(self) -> None:
         accumulate, rollouts = self.gradient_accumulation_steps, self.per_device_train_batch_size * self._micro_batches
-        checks = [
+        for name, value, of, divisor in (
             ("steps_per_generation", self._micro_batches, "gradient_accumulation_steps", accumulate),
             ("per_device_train_batch_size x steps_per_generation", rollouts, "num_generations", self.num_generations),
-        ]
-        for name in ("max_steps", "save_steps"):
-            checks.append((name, getattr(self, name), "the steps on a batch of rollouts", self.steps_per_batch))
-        for name, value, of, divisor in checks:
+            ("max_steps", self.max_steps, "the steps on a batch of rollouts", self.steps_per_batch),
+            ("save_steps", self.save_steps, "the steps on a batch of rollouts", self.steps_per_batch),
+        ):
             if value % divisor:
                 raise ValueError(f"{name} is {value}; it must be a multiple of {of}, {divisor}")
 

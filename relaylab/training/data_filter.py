@@ -164,9 +164,9 @@ def _sampled(
 ) -> list[list[TeacherOutput]]:
     """The teacher's answers to some problems, all at a time."""
     views = [
-        TeacherView(p.messages(prompt_suffix), n=max_tokens, seed=number)
+        TeacherView(p.messages(prompt_suffix), n=max_tokens, seed=problem_seed(seed, f"{p.id}/{k}"))
         for p in problems
-        for number in (problem_seed(seed, f"{p.id}/{k}") for k in range(samples))
+        for k in range(samples)
     ]
     try:
         outputs = complete(teacher, views)

@@ -15,9 +15,9 @@ import json
 import logging
 import math
 import random
+import threading
 from collections.abc import Sequence
 from contextlib import nullcontext
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,6 @@ from trl.trainer.utils import nanstd
 
 from relaylab.files import locked, own_code, replaced_folder
 from relaylab.relay.pair import load_teacher
-from relaylab.relay.relay import Relay
 from relaylab.relay.teachers import NoTeacher, Teacher
 from relaylab.stopping import stop_signals
 from relaylab.tasks.data import load_problems
@@ -47,7 +46,6 @@ from relaylab.training.policy_model import (
     save_student,
     weights_digest,
 )
-from relaylab.training.rewards import score
 from relaylab.training.rollouts import Rollouts, prompt_key
 from relaylab.training.run_dir import MetricsCallback, RunDir, StopCallback, processes
 
@@ -112,7 +110,7 @@ def _train(
     problems: Sequence[Problem],
     run: RunDir,
     callbacks: Sequence[TrainerCallback],
-    stop: Any,
+    stop: threading.Event,
 ) -> None:
     prompts = {prompt_key(p.messages(config.prompt_suffix)): p for p in problems}
     if len(prompts) < len(problems):
@@ -126,21 +124,7 @@ def _train(
         config.student, full=config.full, lora=config.lora, device=device, dtype=config.dtype
     )
     policy = PolicyModel(model, tokenizer, name=run.out.name)
-    options: dict[str, Any] = dict(
-        temperature=config.temperature, on_failure=config.on_failure, batch_size=config.decode_batch_size
-    )
-    rollouts = Rollouts(
-        policy,
-        [(n, [Relay(policy.engine, t, config=caps, **options) for t in teachers]) for n, caps in config.stages],
-        prompts,
-        reward=partial(score, **config.reward_options),
-        seed=config.seed,
-        mask_teacher=config.mask_teacher,
-        released_code=config.released_code,
-        keep=(run.rollouts, config.keep_rollouts * config.steps_per_batch) if config.keep_rollouts else None,
-        max_excluded=config.max_excluded,
-        credit_calls=config.credit_calls,
-    )
+    rollouts = Rollouts(config, policy, teachers, prompts, run.rollouts)
     args = config.trl_config(run.checkpoints, bf16=policy.engine.dtype == torch.bfloat16)
     count = config.max_steps // config.steps_per_batch * config.prompts_per_batch * workers.num_processes
     metrics = MetricsCallback(run, config.max_steps, progress=not config.disable_tqdm)

@@ -171,11 +171,9 @@ def load_trainable(
         model, tokenizer = load_model(base_model(name), device=device, dtype=dtype)
         check_patterns(path.parent, model)
         return PeftModel.from_pretrained(model, path.parent, is_trainable=True), tokenizer
-    if full:
-        return load_model(name, device=device, dtype=dtype)
-    config = lora_config(lora)
+    config = None if full else lora_config(lora)
     model, tokenizer = load_model(name, device=device, dtype=dtype)
-    return get_peft_model(model, config), tokenizer
+    return get_peft_model(model, config) if config else model, tokenizer
 
 
 def lora_config(lora: dict[str, Any] | None) -> LoraConfig:

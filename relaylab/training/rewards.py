@@ -49,11 +49,12 @@ def kind_of(group: Group) -> Kind:
     >>> kind_of([Trace("q", [1], [5], "s", ["x"], correct=True), Trace("q", [1], [6], "t", ["y"], correct=True)])
     'solvable'
     """
-    _graded(group)
-    correct = [t for t in group if t.correct]
-    if not correct:
-        return "unsolvable"
-    return "dependent" if all(helped(t) for t in correct) else "solvable"
+    return _kind([helped(t) for right, t in zip(outcome(group), group) if right])
+
+
+def _kind(correct: Sequence[bool]) -> Kind:
+    """The rule of the table; for each correct rollout, whether it was helped."""
+    return "unsolvable" if not correct else "dependent" if all(correct) else "solvable"
 
 
 def ratios(group: Group, ratio: Ratio = "paper") -> list[float]:
@@ -84,8 +85,13 @@ def ratios(group: Group, ratio: Ratio = "paper") -> list[float]:
 
 
 def outcome(group: Group) -> list[float]:
-    """r = 1[correct]: plain GRPO, without a teacher or blind to its cost."""
-    _graded(group)
+    """r = 1[correct]: plain GRPO, without a teacher or blind to its cost.
+
+    Raises:
+        ValueError: for a trace that is not graded.
+    """
+    if ungraded := [t.id for t in group if t.correct is None]:
+        raise ValueError(f"trace {ungraded[0]!r} is not graded; a reward needs to know whether it is right")
     return [float(bool(t.correct)) for t in group]
 
 
@@ -157,15 +163,20 @@ def difficulty_aware(
     [-1.0, 0.5]
     """
     kind = kind_of(group)
+    shape = {"bonus": bonus, "penalty": penalty, "exploration_cap": exploration_cap, "rho_weight": rho_weight}
+    return [_cell(kind, t.correct, helped(t), rho, **shape) for t, rho in zip(group, ratios(group, ratio))]
 
-    def cell(trace: Trace, rho: float) -> float:
-        if trace.correct:
-            return 1 - rho_weight * rho if helped(trace) else bonus
-        if kind == "dependent" and not helped(trace):
-            return penalty
-        return min(rho, exploration_cap) if kind == "unsolvable" else 0.0
 
-    return [cell(trace, rho) for trace, rho in zip(group, ratios(group, ratio))]
+def _cell(
+    kind: Kind, correct: bool | None, helped: bool, rho: float, *,
+    bonus: float = 1.5, penalty: float = -1.0, exploration_cap: float = 1.0, rho_weight: float = 1.0,
+) -> float:  # fmt: skip
+    """The cell of the table that one rollout is in."""
+    if correct:
+        return 1 - rho_weight * rho if helped else bonus
+    if kind == "dependent" and not helped:
+        return penalty
+    return min(rho, exploration_cap) if kind == "unsolvable" else 0.0
 
 
 def advantages(rewards: Sequence[float], *, eps: float = 1e-4) -> list[float]:
@@ -199,12 +210,10 @@ def call_credits(
     [[0.5], []]
     """
     own = reward([group])[0]
-    places = [(i, fork) for i, some in enumerate(forks) for fork in some]
-    instead = reward([[*group[:i], fork, *group[i + 1 :]] for i, fork in places])
-    credits: list[list[float]] = [[] for _ in group]
-    for (i, _), rewards in zip(places, instead):
-        credits[i].append(own[i] - rewards[i])
-    return credits
+    return [
+        [own[i] - rewards[i] for rewards in reward([[*group[:i], fork, *group[i + 1 :]] for fork in some])]
+        for i, some in enumerate(forks)
+    ]
 
 
 # What the released code does -----------------------------------------------------------------------------------------
@@ -244,35 +253,25 @@ def _released(groups: Sequence[Group]) -> list[list[float]]:
     The kind is that of the whole batch. An executed command is gone with its turn, so only calls without an answer are
     seen. rho is the *requested* n over the length of what is left.
     """
-    everything = [t for group in groups for t in group]
-    _graded(everything)
-    right = [t for t in everything if t.correct]
-    kind: Kind = "unsolvable" if not right else "dependent" if all(map(_visible_n, right)) else "solvable"
 
-    def cell(trace: Trace) -> float:
-        n = _visible_n(trace)
+    def visible_n(trace: Trace) -> int:
+        """Tokens that the calls without an answer requested; their commands stay in the text."""
+        return sum(c.requested or 0 for c in trace.calls if c.status != "answered")
+
+    def reward(trace: Trace) -> float:
+        n = visible_n(trace)
         rho = min(1.0, n / max(1, len(rolled_back(trace).completion_ids)))
-        if trace.correct:
-            return 1 - rho if n else 1.5
-        if kind == "dependent" and not n:
-            return -1.0
-        return rho if kind == "unsolvable" else 0.0
+        return _cell(kind, trace.correct, n > 0, rho)
 
-    return [[cell(trace) for trace in group] for group in groups]
-
-
-def _visible_n(trace: Trace) -> int:
-    """Tokens that the calls without an answer requested; their commands stay in the text."""
-    return sum(c.requested or 0 for c in trace.calls if c.status != "answered")
+    everything = [t for group in groups for t in group]
+    kind: Kind = _kind([visible_n(t) > 0 for right, t in zip(outcome(everything), everything) if right])
+    return [[reward(trace) for trace in group] for group in groups]
 
 
 # What trainers call --------------------------------------------------------------------------------------------------
 
 SCHEMES: dict[str, Callable[..., list[float]]] = {
-    "outcome": outcome,
-    "simple": simple,
-    "cost_aware": cost_aware,
-    "difficulty_aware": difficulty_aware,
+    scheme.__name__: scheme for scheme in (outcome, simple, cost_aware, difficulty_aware)
 }
 
 
@@ -301,8 +300,3 @@ def score(
     if scheme not in SCHEMES:
         raise ValueError(f"no reward {scheme!r}; there are {', '.join(SCHEMES)}")
     return [SCHEMES[scheme](group, **options) for group in groups]
-
-
-def _graded(group: Group) -> None:
-    if ungraded := [t.id for t in group if t.correct is None]:
-        raise ValueError(f"trace {ungraded[0]!r} is not graded; a reward needs to know whether it is right")

@@ -52,15 +52,11 @@ class RunDir:
         self.out = bind_folder(out, config)
         self.metrics, self.rollouts = self.out / "metrics.jsonl", self.out / "rollouts"
         self.checkpoints, self.student = self.out / "checkpoints", self.out / "student"
-        self._finished = self.out / "finished"
-
-    @property
-    def finished(self) -> bool:
-        return self._finished.exists()
+        self.finished = (self.out / "finished").exists()
 
     def finish(self) -> None:
         """The run is over; its checkpoints are not needed any more."""
-        self._finished.touch()
+        (self.out / "finished").touch()
         shutil.rmtree(self.checkpoints, ignore_errors=True)
 
     def resume(self) -> str | None:

@@ -84,15 +84,7 @@ def distill_loss(
 
 
 class DistillTrainer(SFTTrainer):
-    """SFTTrainer with ``distill_loss``.
-
-    Args:
-        model: the student in training.
-        reference: the untouched student; None for the model itself with its adapter switched off.
-        pad_id: of the tokenizer.
-        tag, keep: of ``distill_loss``.
-        options: of SFTTrainer.
-    """
+    """SFTTrainer with ``distill_loss``. ``reference`` is the untouched student; None: the model without its adapter."""
 
     def __init__(self, model: Any, reference: Any, pad_id: int, *, tag: int, keep: float, **options: Any):
         self.frozen = reference and reference.eval().requires_grad_(False)
@@ -104,13 +96,13 @@ class DistillTrainer(SFTTrainer):
     ) -> Any:
         """The mean of ``distill_loss`` over the tokens that are learned."""
         plain = without_commands(inputs, self.pad_id)
-        with torch.no_grad():
-            reference = self._untouched(plain)
+        reference = self._untouched(plain)
         outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)
         learned = (inputs["labels"][:, 1:] != NO_LOSS).sum() if num_items_in_batch is None else num_items_in_batch
         loss = distill_loss(outputs.logits, reference, inputs, **self.weights) / learned
         return (loss, outputs) if return_outputs else loss
 
+    @torch.no_grad()
     def _untouched(self, plain: dict[str, torch.Tensor]) -> torch.Tensor:
         if self.frozen is not None:
             return self.frozen(**plain, use_cache=False).logits
@@ -198,7 +190,7 @@ def warmup(
     set_seed(seed)
     model, tokenizer = load_trainable(student, full=full, lora=lora, device=device, dtype=dtype)
     policy = PolicyModel(model, tokenizer, name=str(student))
-    before = _accuracy(_decoded(policy.engine, NoTeacher(), check, seed, data))
+    before = _accuracy(policy.engine, check, seed, data)
     helper = teacher and load_teacher(str(teacher), temperature=0.0)
     rows = warmup_data(
         policy.engine, problems, teacher=helper or None, seed=seed, progress=progress, responses=work, **data
@@ -260,7 +252,7 @@ def _measured(out: Path, config: Any, check: Sequence[Problem], seed: int, data:
     check_config(out, record["config"], config)
     if check and record["result"].get("after") is None:
         engine = load_engine(out, **where)
-        accuracy = _accuracy(_decoded(engine, NoTeacher(), check, seed, data))
+        accuracy = _accuracy(engine, check, seed, data)
         silent = ScriptedTeacher([TeacherOutput("", "error", error="only counting")])
         calls = [len(t.calls) for t in _decoded(engine, silent, check, seed, data)]
         record["result"] |= {"after": accuracy, "calls": sum(calls) / len(calls)}
@@ -268,7 +260,8 @@ def _measured(out: Path, config: Any, check: Sequence[Problem], seed: int, data:
     return Warmed(out, **record["result"])
 
 
-def _accuracy(traces: list[Trace]) -> float | None:
+def _accuracy(engine: Engine, check: Sequence[Problem], seed: int, data: Any) -> float | None:
+    traces = _decoded(engine, NoTeacher(), check, seed, data)
     return sum(bool(t.correct) for t in traces) / len(traces) if traces else None
 
 

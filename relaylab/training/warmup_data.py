@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -53,21 +53,19 @@ def insert_calls(
     >>> insert_calls([5, 6, 7, 8, 2], lambda text: [text], rng=random.Random(3), counts=(0, 1))
     [5, '<call>3</call>', 6, 7, 8, 2]
     """
-    count = min(_draw_count(rng, counts), len(ids) - 1)
-    places = rng.sample(range(len(ids) - 1), count)  # never after the end token
-    return _with_commands(ids, encode, lambda i: _draw_n(rng, exponents, numbers, len(ids) - 1 - i), places)
+    last = len(ids) - 1  # the end token; no command stands after it
+    count = rng.choices(range(len(counts)), counts)[0]
+    places = rng.sample(range(last), min(count, last))
+    return _with_commands(ids, encode, {i: _draw_n(rng, exponents, numbers, last - i) for i in sorted(places)})
 
 
-def _with_commands(ids: Sequence[Any], encode: Callable[[str], list], n: Callable[[int], int], places: Any) -> list:
+def _with_commands(ids: Sequence[Any], encode: Callable[[str], list], asked: Mapping[int, int]) -> list:
+    """The tokens, with a command before each place of ``asked`` for its number of tokens."""
     out: list = []
     for i, token in enumerate(ids):
-        out += encode(format_call(n(i))) if i in places else []
+        out += encode(format_call(asked[i])) if i in asked else []
         out.append(token)
     return out
-
-
-def _draw_count(rng: random.Random, counts: Sequence[float]) -> int:
-    return rng.choices(range(len(counts)), counts)[0]
 
 
 def draw_place(
@@ -115,7 +113,7 @@ def help_at_random(
         whole_words: no place inside a word or a number.
         lengths: ``exponents`` and ``numbers`` of ``insert_calls``.
     """
-    traces, wanted = list(traces), [_draw_count(rng, counts) for _ in traces]
+    traces, wanted = list(traces), rng.choices(range(len(counts)), counts, k=len(traces))
     for earlier in range(len(counts) - 1):
         places = {}
         for i, trace in enumerate(traces):
@@ -185,25 +183,22 @@ def warmup_data(
     if not 0 <= uniform <= 1 or (uniform < 1 and not teacher):
         raise ValueError(f"uniform is {uniform}; it is a share of the places, and needs a teacher where it is below 1")
     options: dict[str, Any] = dict(temperature=temperature, max_tokens=max_tokens, batch_size=decode_batch_size)
-    record = min_token_prob > 0 or uniform < 1
-    options |= {"record": record, "progress": progress}
+    options |= {"record": min_token_prob > 0 or uniform < 1}
     problems, pair, traces = with_suffix(problems, prompt_suffix), Pair(student, NoTeacher()), list[Trace]()
     for k in range(samples):
         out = None if responses is None else responses / f"responses-{k}.jsonl"
-        traces += pair.decode(problems, seed=seed + k, out=out, **options)
+        traces += pair.decode(problems, seed=seed + k, out=out, progress=progress, **options)
     chosen = [trace for trace in traces if trace.stop == "end" and (trace.correct or not keep_correct)]
     drawing: dict[str, Any] = dict(rng=random.Random(seed), counts=counts, exponents=exponents, numbers=numbers)
     if teacher:
-        limits: dict[str, Any] = dict(temperature=temperature, max_tokens=max_tokens, batch_size=decode_batch_size)
-        relay = Relay(student, teacher, record=record, on_failure="raise", **limits)
+        relay = Relay(student, teacher, on_failure="raise", **options)
         chosen = help_at_random(relay, chosen, uniform=uniform, whole_words=whole_words, **drawing)
         chosen = [trace for trace in chosen if trace.stop in ("end", "teacher_end")]
     rows = []
     for trace in chosen:
         tokens, encode = _labelled(trace, min_token_prob), lambda text: [(i, i, 1) for i in student.text.encode(text)]
         if teacher:
-            asked = {call.start: call.requested or 0 for call in trace.calls}
-            row = _with_commands(tokens, encode, asked.__getitem__, asked)
+            row = _with_commands(tokens, encode, {call.start: call.requested or 0 for call in trace.calls})
         else:
             row = insert_calls(tokens, encode, **drawing)
         ids, labels, command = map(list, zip(*[(i, NO_LOSS, 0) for i in trace.prompt_ids], *row))
@@ -225,23 +220,20 @@ def _labelled(trace: Trace, min_token_prob: float) -> list[tuple[int, int, int]]
 
 def collate(rows: Sequence[dict[str, list[int]]], pad_id: int) -> dict[str, torch.Tensor]:
     """Rows of ``warmup_data`` as tensors (B, T), padded on the right; with ``attention_mask``."""
-
-    def padded(name: str, value: int) -> torch.Tensor:
-        return pad_sequence([torch.tensor(row[name]) for row in rows], batch_first=True, padding_value=value)
-
-    ids = padded("input_ids", pad_id)
-    mask = pad_sequence([torch.ones(len(row["input_ids"]), dtype=torch.long) for row in rows], batch_first=True)
-    labels, command = padded("labels", NO_LOSS), padded("command", 0)
-    return {"input_ids": ids, "labels": labels, "command": command, "attention_mask": mask}
+    fill = {"input_ids": pad_id, "labels": NO_LOSS, "command": 0, "attention_mask": 0}
+    rows = [row | {"attention_mask": [1] * len(row["input_ids"])} for row in rows]
+    return {name: _padded([torch.tensor(row[name]) for row in rows], value) for name, value in fill.items()}
 
 
 def without_commands(batch: dict[str, torch.Tensor], pad_id: int) -> dict[str, torch.Tensor]:
     """The ids and attention mask of the rows of ``batch`` as the student had sampled them."""
     keep = (batch["command"] == 0) & (batch["attention_mask"] == 1)
     ids = [row[kept] for row, kept in zip(batch["input_ids"], keep)]
-    mask = [torch.ones_like(row) for row in ids]
-    return {"input_ids": pad_sequence(ids, batch_first=True, padding_value=pad_id),
-            "attention_mask": pad_sequence(mask, batch_first=True)}  # fmt: skip
+    return {"input_ids": _padded(ids, pad_id), "attention_mask": _padded([torch.ones_like(row) for row in ids], 0)}
+
+
+def _padded(rows: list[torch.Tensor], value: int) -> torch.Tensor:
+    return pad_sequence(rows, batch_first=True, padding_value=value)
 
 
 def with_suffix(problems: Sequence[Problem], suffix: str) -> list[Problem]:
