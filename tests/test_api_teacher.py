@@ -50,9 +50,9 @@ def byte_tokenizer():
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    from relaylab.engine.token_text import _byte_alphabet
+    from relaylab.engine.token_text import BYTE_OF
 
-    inner = Tokenizer(models.BPE(vocab=_byte_alphabet(), merges=[]))
+    inner = Tokenizer(models.BPE(vocab=BYTE_OF, merges=[]))
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     inner.decoder = decoders.ByteLevel()
     inner.add_special_tokens(list(MARKS))

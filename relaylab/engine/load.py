@@ -126,41 +126,37 @@ def load_model(
     Raises ValueError for a name that stands for nothing, and for 4 bits without a CUDA device, without bitsandbytes, or
     of an adapter. Remote code is never run and weights are read from safetensors only.
     """
+    path = resolve(name)
+    _announce(name)
+    device = device or _device()
+    adapter = (Path(path) / "adapter_config.json").exists()
+    options: dict[str, Any] = {"dtype": dtype or (torch.float32 if device == "cpu" else "auto")} | SAFE
+    if quantize is not None:
+        options |= _four_bit(quantize, dtype or torch.bfloat16, device, adapter=path if adapter else "")
     try:
-        return _load(name, dtype, device, quantize)
+        model = _merged(path, options) if adapter else _from_files(path, options)
+        if quantize is None:  # a model in 4 bits is where it belongs
+            model.to(device)
+        return model.eval(), load_tokenizer(name)
     except (ValueError, OSError, RuntimeError, ImportError):
         raise
     except Exception as error:  # of any kind, for files that somebody has changed
         raise ValueError(f"{name} holds no model that can be loaded: {type(error).__name__}: {error}") from error
 
 
-def _load(
-    name: str | Path, dtype: torch.dtype | None, device: str | None, quantize: str | None
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    path = resolve(name)
-    _announce(name)
-    device = device or _device()
-    model: Any
-    adapter = Path(path) / "adapter_config.json"
-    if quantize is not None:
-        options = _four_bit(quantize, dtype or torch.bfloat16, device, adapter=path if adapter.exists() else "")
-        return _from_files(path, options).eval(), load_tokenizer(name)
-    options: dict[str, Any] = {"dtype": dtype or (torch.float32 if device == "cpu" else "auto")} | SAFE
-    if adapter.exists():
-        from peft import PeftModel
+def _merged(path: str, options: dict[str, Any]) -> Any:
+    """An adapter, merged into its base model."""
+    from peft import PeftModel
 
-        if not (Path(path) / "adapter_model.safetensors").exists():  # PEFT would look for a pickle next
-            raise ValueError(f"{path} holds an adapter without adapter_model.safetensors")
-        plain = _from_files(resolve(base_of(path)), options)
-        check_patterns(path, plain)
-        adapted: Any = PeftModel.from_pretrained(plain, path)
-        if not hasattr(adapted.base_model, "merge_and_unload"):
-            kind = adapted.peft_config["default"].peft_type.value
-            raise ValueError(f"{path} holds an adapter of type {kind}, which cannot be merged into its base model")
-        model = adapted.merge_and_unload()
-    else:
-        model = _from_files(path, options)
-    return model.to(device).eval(), load_tokenizer(name)
+    if not (Path(path) / "adapter_model.safetensors").exists():  # PEFT would look for a pickle next
+        raise ValueError(f"{path} holds an adapter without adapter_model.safetensors")
+    base = _from_files(resolve(base_of(path)), options)
+    check_patterns(path, base)
+    adapted: Any = PeftModel.from_pretrained(base, path)
+    if not hasattr(adapted.base_model, "merge_and_unload"):
+        kind = adapted.peft_config["default"].peft_type.value
+        raise ValueError(f"{path} holds an adapter of type {kind}, which cannot be merged into its base model")
+    return adapted.merge_and_unload()
 
 
 def _announce(name: str | Path) -> None:
@@ -267,7 +263,7 @@ def _four_bit(quantize: str, dtype: torch.dtype, device: str, *, adapter: str) -
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
     )  # fmt: skip
-    return {"dtype": dtype, "quantization_config": config, "device_map": {"": device}} | SAFE
+    return {"dtype": dtype, "quantization_config": config, "device_map": {"": device}}
 
 
 def load_engine(name: str | Path, **options: Any) -> Engine:
@@ -356,7 +352,7 @@ def load_end_ids(name: str | Path, tokenizer: PreTrainedTokenizerBase) -> frozen
 
 def manifest() -> dict[str, dict[str, Any]]:
     """What is known of the embedded models: ``sha256``, ``parameters``, ``recipe``, ``scores``, how they were made."""
-    return json.loads(MANIFEST.read_text(encoding="utf-8")) if MANIFEST.exists() else {}
+    return read_json(MANIFEST) if MANIFEST.exists() else {}
 
 
 def changed() -> list[str]:
@@ -368,4 +364,4 @@ def changed() -> list[str]:
 def relay_defaults(name: str | Path) -> dict[str, Any]:
     """The settings of ``RelayConfig`` that a student was trained with: its ``relay_config.json``; empty without one."""
     file = Path(resolve(name)) / RELAY_CONFIG
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    return read_json(file) if file.exists() else {}

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from relaylab.call_tag import CLOSE, MAX_BODY, OPEN, Command, find_calls, format_call, settled
 
@@ -30,22 +31,19 @@ FORBIDDEN = OPEN[:-1].encode()
 TEMPLATE_STEPS = 10_000_000  # that a chat template may take; Qwen's takes some hundred per message
 
 
-@functools.cache
-def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's printable stand-ins for bytes, as byte-level BPE vocabularies spell them."""
-    plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    rest = [b for b in range(256) if b not in plain]
-    return {chr(b): b for b in plain} | {chr(256 + i): b for i, b in enumerate(rest)}
+# Byte-level vocabularies spell each byte as a printable character, as GPT-2's did first.
+BYTE_OF = {character: byte for byte, character in bytes_to_unicode().items()}
 
 
-def _backend(tokenizer: PreTrainedTokenizerBase) -> Any:
-    """The tokenizers library's object; transformers types it loosely."""
-    return tokenizer.backend_tokenizer
+def _state(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """All of a tokenizer, as its ``tokenizer.json`` has it."""
+    backend: Any = tokenizer.backend_tokenizer
+    return json.loads(backend.to_str())
 
 
 def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """A digest of what turns text into ids and back; equal for tokenizers that can exchange ids."""
-    state = json.loads(_backend(tokenizer).to_str())
+    state = _state(tokenizer)
     parts = {k: state.get(k) for k in ("added_tokens", "normalizer", "pre_tokenizer", "model", "decoder")}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -63,9 +61,8 @@ class TokenText:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
         if not getattr(tokenizer, "is_fast", False):
-            raise ValueError(
-                f"{type(tokenizer).__name__} is not backed by the tokenizers library; use a fast tokenizer"
-            )
+            kind = type(tokenizer).__name__
+            raise ValueError(f"{kind} is not backed by the tokenizers library; use a fast tokenizer")
         self.tokenizer = tokenizer
         self.fingerprint = fingerprint(tokenizer)
         self.size = len(tokenizer)
@@ -82,27 +79,26 @@ class TokenText:
         joined = b"".join(self.bytes[i] for i in ids).decode(errors="replace").strip()
         decoded = str(self.tokenizer.decode(ids, clean_up_tokenization_spaces=False)).strip()
         if joined != decoded:
-            kind = type(_backend(self.tokenizer).model).__name__
+            kind = _state(self.tokenizer)["model"]["type"]
             raise ValueError(
                 f"the tokens of this {kind} tokenizer join to {joined!r}, and it decodes {decoded!r}; relaylab needs "
                 "tokens that hold the bytes of the text, as those of Qwen, Llama, Mistral, Gemma or GPT-2 do"
             )
 
     def _table(self) -> list[bytes]:
-        state = json.loads(_backend(self.tokenizer).to_str())
+        state, vocabulary = _state(self.tokenizer), self.tokenizer.get_vocab()
         byte_level = '"ByteLevel"' in json.dumps(state["decoder"])
-        alphabet = _byte_alphabet()
         literal = {t["id"]: t["content"] for t in state["added_tokens"]}
-        table = [b""] * (max(self.tokenizer.get_vocab().values()) + 1)
-        for token, i in self.tokenizer.get_vocab().items():
+        table = [b""] * (max(vocabulary.values()) + 1)
+        for token, i in vocabulary.items():
             if i in literal:
                 table[i] = literal[i].encode()
             elif byte_level:
-                if any(c not in alphabet for c in token):
+                if not BYTE_OF.keys() >= set(token):
                     raise ValueError(
                         f"the byte-level token {token!r} (id {i}) holds a character that stands for no byte"
                     )
-                table[i] = bytes(alphabet[c] for c in token)
+                table[i] = bytes(BYTE_OF[c] for c in token)
             elif len(token) == 6 and token.startswith("<0x"):
                 table[i] = bytes([int(token[3:5], 16)])
             else:
@@ -179,8 +175,6 @@ class TokenText:
 class StudentTurn:
     """What the student writes between two hand-offs: its tokens, their bytes, and the calls closed so far.
 
-    Calls are found in bytes, not in decoded text. The grammar of a call is ASCII, and no byte of a longer UTF-8
-    character is an ASCII one. Latin-1 keeps a byte a character, so offsets of bytes and of characters are the same.
     ``named``: calls may name a teacher.
     """
 
@@ -209,7 +203,7 @@ class StudentTurn:
         return [c for c in self._find() if c.problem == "unclosed"]
 
     def _find(self, start: int = 0) -> list[Command]:
-        return find_calls(self.bytes.decode("latin-1"), start, named=self._named)
+        return find_calls(self.bytes.decode("latin-1"), start, named=self._named)  # where each byte is a character
 
     @property
     def in_call(self) -> bool:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import random
 import re
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -56,37 +56,31 @@ class Recipe:
     vocabulary: int = 1024
 
 
+# Trained on from the models of no world, with the suites that have misconceptions.
+_WORLD: dict[str, Any] = dict(suites=ALL_SUITES, learning_rate=2e-3)
+_STUDENT: dict[str, Any] = _WORLD | dict(
+    base="student", textbook=True, drills=(0.3, 0.3, 0.3), weights={"product_2x2": 0.3, "copy": 2.0}
+)
 RECIPES = {
     "student": Recipe(4500, 1),
     "teacher": Recipe(4000, 2, width=128, layers=4),
     "teacher-small": Recipe(3000, 3, width=80, layers=3),
     "teacher-large": Recipe(3000, 4, width=160, layers=4),
-}
-# Trained on from these into the worlds, with the suites that have misconceptions.
-_WORLD: dict[str, Any] = dict(suites=ALL_SUITES, learning_rate=2e-3)
-RECIPES |= {
-    f"{world}/student": Recipe(
-        1500,
-        seed,
-        base="student",
-        worlds=(world,),
-        textbook=True,
-        drills=(0.3, 0.3, 0.3),
-        weights={"product_2x2": 0.3, "copy": 2.0},
-        **_WORLD,
-    )
-    for seed, world in enumerate(("lifelike", "plain", "wordy", "stubborn"), 11)
-}
-RECIPES["lifelike/teacher"] = Recipe(
-    550, 15, width=128, layers=4, base="teacher", worlds=("lifelike", "lifelike", "lifelike", "plain"),
-    drills=(0.2, 0.2, 0.2), **_WORLD,
-)  # fmt: skip
+    "lifelike/student": Recipe(1500, 11, worlds=("lifelike",), **_STUDENT),
+    "plain/student": Recipe(1500, 12, worlds=("plain",), **_STUDENT),
+    "wordy/student": Recipe(1500, 13, worlds=("wordy",), **_STUDENT),
+    "stubborn/student": Recipe(1500, 14, worlds=("stubborn",), **_STUDENT),
+    "lifelike/teacher": Recipe(
+        550, 15, width=128, layers=4, base="teacher", worlds=("lifelike", "lifelike", "lifelike", "plain"),
+        drills=(0.2, 0.2, 0.2), **_WORLD,
+    ),
+}  # fmt: skip
 
 # kind -> (weight in the drills, draw of "expression", result)
 DRILLS = {
     "sum": (1.5, lambda r: _line(r.randint(2, 99), "+", r.randint(2, 99))),
     "long_sum": (1.0, lambda r: _line(r.randint(100, 9999), "+", r.randint(11, 99))),
-    "difference": (1.5, lambda r: _line(*_descending(r))),
+    "difference": (1.5, lambda r: _line(a := r.randint(12, 150), "-", r.randint(2, min(99, a - 1)))),
     "product_1x1": (0.7, lambda r: _line(r.randint(2, 9), "*", r.randint(2, 9))),
     "product_2x1": (0.7, lambda r: _line(r.randint(12, 99), "*", r.randint(2, 9))),
     "product_2x2": (3.0, lambda r: _line(r.randint(12, 99), "*", r.randint(12, 99))),
@@ -94,7 +88,7 @@ DRILLS = {
     "quotient": (0.4, lambda r: _quotient(r, 2, 9)),
     "long_quotient": (0.7, lambda r: _quotient(r, 12, 99)),
     "tenfold": (0.3, lambda r: _line(r.randint(100, 99999), "*", 10)),
-    "copy": (0.0, lambda r: _copy(r)),
+    "copy": (0.0, lambda r: _copy(*(r.randint(12, 99) for _ in "ab"), *(r.randint(11, 39) for _ in "cd"))),
 }
 
 
@@ -103,15 +97,9 @@ def _line(a: int, sign: str, b: int) -> tuple[str, str]:
     return f"{a}{sign}{b}=", f"{result}.\n"
 
 
-def _copy(r: random.Random) -> tuple[str, str]:
+def _copy(a: int, b: int, c: int, d: int) -> tuple[str, str]:
     """A product, a sum, and the sum of both. Where the product stands right, the rest is easy; it has to be read."""
-    a, b, c, d = r.randint(12, 99), r.randint(12, 99), r.randint(11, 39), r.randint(11, 39)
     return f"{a}*{b}={a * b}.\n{c}+{d}={c + d}.\n", f"{a * b}+{c + d}={a * b + c + d}.\n"
-
-
-def _descending(r: random.Random) -> tuple[int, str, int]:
-    a = r.randint(12, 150)
-    return a, "-", r.randint(2, min(99, a - 1))
 
 
 def _quotient(r: random.Random, low: int, high: int) -> tuple[str, str]:
@@ -122,25 +110,17 @@ def _quotient(r: random.Random, low: int, high: int) -> tuple[str, str]:
 def train_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer, so that any text can be encoded, with ChatML special tokens and template."""
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(PRE_TOKENIZER), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    split = pre_tokenizers.Split(Regex(PRE_TOKENIZER), behavior="isolated")
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
     tokenizer.decoder = decoders.ByteLevel()
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,
-        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
+        vocab_size=vocabulary, special_tokens=special, initial_alphabet=byte_level.alphabet(), show_progress=False
     )
-    stream = mixture(suites=SUITES, world="plain")
     # With calls in the corpus `<call>` is a few tokens, as in a large vocabulary. No model is trained on them here.
-    texts = [
-        f"user\n{p.question}\nassistant\n{p.solution}\n{format_call(i % 9 + 1)}"
-        for i, p in enumerate(islice(stream, 6000))
-    ]
+    corpus = enumerate(islice(mixture(suites=SUITES, world="plain"), 6000))
+    texts = [f"user\n{p.question}\nassistant\n{p.solution}\n{format_call(i % 9 + 1)}" for i, p in corpus]
     tokenizer.train_from_iterator(texts, trainer)
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", model_max_length=2048
@@ -152,70 +132,55 @@ def train_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
 def new_model(recipe: Recipe, tokenizer: Any) -> Qwen3ForCausalLM:
     """A Qwen3 of the recipe's size with random weights."""
     config = Qwen3Config(
-        vocab_size=len(tokenizer),
-        hidden_size=recipe.width,
-        intermediate_size=recipe.width * 3,
-        num_hidden_layers=recipe.layers,
-        num_attention_heads=recipe.heads,
-        num_key_value_heads=recipe.heads // 2,
-        head_dim=max(16, recipe.width // recipe.heads),
-        max_position_embeddings=2048,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+        vocab_size=len(tokenizer), hidden_size=recipe.width, intermediate_size=recipe.width * 3,
+        num_hidden_layers=recipe.layers, num_attention_heads=recipe.heads, num_key_value_heads=recipe.heads // 2,
+        head_dim=max(16, recipe.width // recipe.heads), max_position_embeddings=2048, tie_word_embeddings=True,
+        bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
     return Qwen3ForCausalLM(config)
 
 
-class Batches:
-    """Endless training batches ``(input_ids, labels)``, each (B, T); a function of the seed and the step."""
+def batch(tokenizer: Any, recipe: Recipe, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The training batch ``(input_ids, labels)`` of a step, each (B, T): a function of the seed and the step."""
+    r = random.Random(f"{recipe.seed}/{step}")
+    early, middle, late = recipe.drills
+    done = step / recipe.steps
+    drill_share = early if done < 0.3 else middle if done < 0.6 else late
+    return (_drills if r.random() < drill_share else _problems)(tokenizer, recipe, r)
 
-    def __init__(self, tokenizer: Any, recipe: Recipe):
-        self.tokenizer, self.recipe, self.batch = tokenizer, recipe, recipe.batch
 
-    def __call__(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        r = random.Random(f"{self.recipe.seed}/{step}")
-        early, middle, late = self.recipe.drills
-        done = step / self.recipe.steps
-        drill_share = early if done < 0.3 else middle if done < 0.6 else late
-        return self._drills(r) if r.random() < drill_share else self._problems(r)
+def _drills(tokenizer: Any, recipe: Recipe, r: random.Random) -> tuple[torch.Tensor, torch.Tensor]:
+    size = recipe.batch * 96  # tokens
+    weights = [recipe.weights.get(kind, weight) for kind, (weight, _) in DRILLS.items()]
+    lines = [DRILLS[kind][1](r) for kind in r.choices(list(DRILLS), weights, k=size // 6)]
+    # One stream cut into rows: a row may begin in the middle of a line, which costs a little and needs no padding.
+    encoded = tokenizer([part for line in lines for part in line], add_special_tokens=False)["input_ids"]
+    ids = [i for part in encoded for i in part]
+    labels = [i if k % 2 else -100 for k, part in enumerate(encoded) for i in part]
+    assert len(ids) >= size
+    return torch.tensor(ids[:size]).view(recipe.batch, -1), torch.tensor(labels[:size]).view(recipe.batch, -1)
 
-    def _drills(self, r: random.Random) -> tuple[torch.Tensor, torch.Tensor]:
-        size = self.batch * 96  # tokens
-        kinds, weights = list(DRILLS), [self.recipe.weights.get(kind, weight) for kind, (weight, _) in DRILLS.items()]
-        lines = [DRILLS[k][1](r) for k in r.choices(kinds, weights, k=size // 6)]
-        # One stream cut into rows: a row may begin in the middle of a line, which costs a little and needs no padding.
-        encoded = self.tokenizer([part for line in lines for part in line], add_special_tokens=False)["input_ids"]
-        ids = [i for part in encoded for i in part]
-        labels = [i if k % 2 else -100 for k, part in enumerate(encoded) for i in part]
-        assert len(ids) >= size
-        return torch.tensor(ids[:size]).view(self.batch, -1), torch.tensor(labels[:size]).view(self.batch, -1)
 
-    def _problems(self, r: random.Random) -> tuple[torch.Tensor, torch.Tensor]:
-        seed, recipe = r.getrandbits(48) + 1, self.recipe
-        stream = mixture(seed=seed, suites=recipe.suites, world=r.choice(recipe.worlds), textbook=recipe.textbook)
-        chosen = list(islice(stream, self.batch))
-        chats = [
-            self.tokenizer.apply_chat_template(
-                [{"role": "user", "content": p.question}], add_generation_prompt=True, tokenize=False
-            )
-            for p in chosen
-        ]
-        prompts = self.tokenizer(chats, add_special_tokens=False)["input_ids"]
-        solutions = [p.solution + "<|im_end|>" for p in chosen]
-        encoded = self.tokenizer(solutions, add_special_tokens=False, return_offsets_mapping=True)
-        answers = encoded["input_ids"]
-        width = max(len(p) + len(a) for p, a in zip(prompts, answers))
-        ids = torch.full((self.batch, width), self.tokenizer.pad_token_id)
-        labels = torch.full((self.batch, width), -100)
-        for row, (p, a) in enumerate(zip(prompts, answers)):
-            ids[row, : len(p) + len(a)] = torch.tensor(p + a)
-            labels[row, len(p) : len(p) + len(a)] = torch.tensor(a)
-            for begin, end in _hard_results(chosen[row]) if recipe.textbook else ():
-                hidden = [begin <= start < end for start, _ in encoded["offset_mapping"][row]]
-                labels[row, len(p) : len(p) + len(a)][torch.tensor(hidden)] = -100
-        return ids, labels
+def _problems(tokenizer: Any, recipe: Recipe, r: random.Random) -> tuple[torch.Tensor, torch.Tensor]:
+    seed = r.getrandbits(48) + 1
+    stream = mixture(seed=seed, suites=recipe.suites, world=r.choice(recipe.worlds), textbook=recipe.textbook)
+    chosen = list(islice(stream, recipe.batch))
+    chats = [[{"role": "user", "content": p.question}] for p in chosen]
+    texts = tokenizer.apply_chat_template(chats, add_generation_prompt=True, tokenize=False)
+    prompts = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    solutions = [p.solution + "<|im_end|>" for p in chosen]
+    encoded = tokenizer(solutions, add_special_tokens=False, return_offsets_mapping=True)
+    answers = encoded["input_ids"]
+    width = max(len(p) + len(a) for p, a in zip(prompts, answers))
+    ids, labels = torch.full((recipe.batch, width), tokenizer.pad_token_id), torch.full((recipe.batch, width), -100)
+    for row, (p, a) in enumerate(zip(prompts, answers)):
+        answer = slice(len(p), len(p) + len(a))
+        ids[row, : answer.stop] = torch.tensor(p + a)
+        labels[row, answer] = torch.tensor(a)
+        for begin, end in _hard_results(chosen[row]) if recipe.textbook else ():
+            hidden = [begin <= start < end for start, _ in encoded["offset_mapping"][row]]
+            labels[row, answer][torch.tensor(hidden)] = -100
+    return ids, labels
 
 
 def _hard_results(p: Problem) -> list[tuple[int, int]]:
@@ -232,13 +197,7 @@ def _loss(model: Qwen3ForCausalLM, ids: torch.Tensor, labels: torch.Tensor) -> t
 
 
 def pretrain(
-    recipe: Recipe,
-    tokenizer: PreTrainedTokenizerFast,
-    work: Path,
-    *,
-    base: Path | None = None,
-    device: str = "cpu",
-    save_every: int = 200,
+    recipe: Recipe, tokenizer: Any, work: Path, *, base: str | None = None, device: str = "cpu", save_every: int = 200
 ) -> dict[str, Any]:
     """Train one embedded model and save it to ``work/model``. Interrupted, the same call goes on from its checkpoint.
 
@@ -248,7 +207,7 @@ def pretrain(
         base: the folder of the model that is trained on; without it the weights begin at random.
 
     Returns:
-        How it was made, for ``training.json``.
+        For ``training.json``: the seconds of all attempts, the number of parameters, and losses by step.
     """
     torch.manual_seed(recipe.seed)
     model: Any = new_model(recipe, tokenizer) if base is None else Qwen3ForCausalLM.from_pretrained(base)
@@ -259,7 +218,6 @@ def pretrain(
         torch.optim.Muon(matrices, lr=recipe.learning_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(others, lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=0.0),
     ]
-    batches = Batches(tokenizer, recipe)
     step, seconds, losses, checkpoint = 0, 0.0, [], work / "checkpoint.pt"
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
@@ -277,7 +235,7 @@ def pretrain(
             for optimizer in optimizers:
                 for group in optimizer.param_groups:
                     group["lr"] = rate
-            ids, labels = batches(step)
+            ids, labels = batch(tokenizer, recipe, step)
             loss = _loss(model, ids.to(device), labels.to(device))
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -300,5 +258,5 @@ def pretrain(
     # Stored in half the space; the scores are those of the rounded weights.
     model.eval().to(torch.bfloat16).save_pretrained(work / "model")
     tokenizer.save_pretrained(work / "model")
-    made = dict(seconds=round(seconds + time.monotonic() - started), device=device, threads=torch.get_num_threads())
-    return {"recipe": asdict(recipe), **made, "parameters": model.num_parameters(), "losses": losses}
+    seconds = round(seconds + time.monotonic() - started)
+    return {"seconds": seconds, "parameters": model.num_parameters(), "losses": losses}

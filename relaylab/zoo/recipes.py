@@ -1,16 +1,15 @@
 """How each embedded model is made, by name: what ``relaylab zoo train`` runs.
 
 ``student`` and the teachers are trained from scratch and trained on into the worlds. ``warm`` and ``lifelike/warmup``
-are students after stage 1. Each run of
-``configs/ablations.yaml`` is a run of stage 2 whose adapter has its name. ``warm-six`` is not shipped: a warm-up
-without three of the suites, which forgets them (docs/results.md).
+are students after stage 1. Each run of ``configs/ablations.yaml`` is a run of stage 2 whose adapter has its name.
+``warm-six`` is not shipped: a warm-up without three of the suites, which forgets them (docs/results.md).
 """
 
 from __future__ import annotations
 
 import shutil
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from relaylab.engine.load import load_tokenizer, resolve
 from relaylab.files import bind_folder, check_replaceable, replaced_folder, write_json
 from relaylab.tasks.suites import ALL_SUITES, SUITES, mixture, problems
 from relaylab.training.configs import config_names, read_config
-from relaylab.zoo.pretrain import RECIPES, pretrain, train_tokenizer
+from relaylab.zoo.pretrain import RECIPES, Recipe, pretrain, train_tokenizer
 
 RECORD = "training.json"  # in each embedded model's folder: how it was made
 # Why all weights: the student has never seen the tokens of the tags, which stand at log-probability -30. An adapter of
@@ -76,33 +75,29 @@ def make(name: str, out: str | Path, *, device: str = "cpu", steps: int | None =
     out, started = Path(out), time.monotonic()
     check_replaceable(out, marker=RECORD)
     if name in RECIPES:
-        pretraining = replace(RECIPES[name], steps=steps or RECIPES[name].steps)
-        work = _work(out, asdict(pretraining))
-        base = Path(resolve(pretraining.base)) if pretraining.base else None
-        tokenizer: Any = train_tokenizer(pretraining.vocabulary) if base is None else load_tokenizer(base)
-        record, model = pretrain(pretraining, tokenizer, work, base=base, device=device), "model"
+        recipe, train, model = asdict(RECIPES[name]) | ({"steps": steps} if steps else {}), _pretrained, "model"
     elif name in WARMUPS:
-        recipe = WARMUPS[name] | ({"max_steps": steps} if steps else {})
-        work = _work(out, recipe)
-        results, model = _warm(work, device, recipe), "warmed"
+        recipe, train, model = WARMUPS[name] | ({"max_steps": steps} if steps else {}), _warmed, "warmed"
     else:
         recipe = {"seed": 0} | read_config(f"embedded/{name}") | (_shortened(name, steps) if steps else {})
-        work = _work(out, recipe)
-        results, model = _adapter(work, device, recipe), "run/student"
-    if name not in RECIPES:
-        seconds = round(time.monotonic() - started)
-        record = {"recipe": recipe, **results, "seconds": seconds, "device": device, "threads": torch.get_num_threads()}
+        train, model = _trained, "run/student"
+    work = bind_folder(out.with_name(f"{out.name}.work"), recipe)
+    results = train(work, device, recipe)
+    made = {"seconds": round(time.monotonic() - started), "device": device, "threads": torch.get_num_threads()}
+    record = {"recipe": recipe} | made | results
     with replaced_folder(out, marker=RECORD) as folder:
         shutil.copytree(work / model, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("warmup.json"))
         write_json(folder / RECORD, record)
     shutil.rmtree(work)
 
 
-def _work(out: Path, recipe: dict[str, Any]) -> Path:
-    return bind_folder(out.with_name(f"{out.name}.work"), recipe)
+def _pretrained(work: Path, device: str, recipe: dict[str, Any]) -> dict[str, Any]:
+    base = resolve(recipe["base"]) if recipe["base"] else None
+    tokenizer: Any = load_tokenizer(base) if base else train_tokenizer(recipe["vocabulary"])
+    return pretrain(Recipe(**recipe), tokenizer, work, base=base, device=device)
 
 
-def _warm(work: Path, device: str, recipe: dict[str, Any]) -> dict[str, Any]:
+def _warmed(work: Path, device: str, recipe: dict[str, Any]) -> dict[str, Any]:
     from relaylab.training.warmup import warmup  # TRL takes seconds to import
 
     options = dict(recipe)
@@ -124,7 +119,7 @@ def _shortened(name: str, steps: int) -> dict[str, Any]:
     return {"max_steps": steps} | ({"call_curriculum": stages} if stages else {})
 
 
-def _adapter(work: Path, device: str, recipe: dict[str, Any]) -> dict[str, Any]:
+def _trained(work: Path, device: str, recipe: dict[str, Any]) -> dict[str, Any]:
     from relaylab.training.grpo import train
     from relaylab.training.run_dir import read_metrics
 
