@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 import lesson
 from lesson.checks import EXERCISES, NotYet, check
 from relaylab.lab import copy_lessons, with_solutions
+from relaylab.submissions import read_lesson
 
 HOME = Path(__file__).parents[1]
 FOLDER = HOME / "notebooks"
@@ -32,6 +35,21 @@ def blocks(path: Path) -> dict[str, list[str]]:
 
 WRONG = blocks(Path(__file__).parent / "wrong_answers.md")
 SOLUTIONS = {name: code for path in sorted(FOLDER.glob("solutions/*.md")) for name, code in blocks(path).items()}
+
+
+@pytest.fixture(scope="module")
+def solved() -> dict:
+    """What all solutions define, in the order of the lessons, which they may use."""
+    names = ["GB", "PROMPT", "format_call", "paper_tables", "shipped", "strip_calls", "total"]
+    scope = {"statistics": statistics, "replace": dataclasses.replace} | {n: getattr(lesson, n) for n in names}
+    for code in (*read_lesson("07").given, *(code for code, *_ in SOLUTIONS.values())):
+        exec(code, scope)
+    return scope
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_solution_is_right(name, solved):
+    assert check(name)(solved[name]) == f"{name} is right."
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -104,8 +122,6 @@ def test_a_solution_keeps_the_names_and_types_of_its_cell():
 @pytest.mark.parametrize(("name", "code"), [(name, code) for name, codes in WRONG.items() for code in codes])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_plausible_mistake_is_wrong_and_gets_a_hint(name, code, seed):
-    import statistics
-
     scope = {"statistics": statistics, "format_call": lesson.format_call, "strip_calls": lesson.strip_calls}
     exec(code, scope)
     with pytest.raises(NotYet) as told:

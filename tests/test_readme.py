@@ -1,8 +1,7 @@
-"""What the README shows is what happens; notebooks are kept clean."""
+"""What the README shows is what happens."""
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
@@ -11,9 +10,6 @@ from relaylab.tasks.suites import problem
 from relaylab.views.trace_view import trace_text
 
 ROOT = Path(__file__).parents[1]
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
-
-
 README = (ROOT / "README.md").read_text()
 
 
@@ -45,12 +41,3 @@ def test_the_python_of_the_readme_runs(capsys):
     exec(re.search(r"```python\n(.*?)```", README, re.S)[1], {})  # our own text, not a model's
     printed = capsys.readouterr().out
     assert "harvest-test-0-1: correct" in printed
-
-
-def test_notebooks_are_kept_without_outputs_and_have_one_parameters_cell():
-    assert NOTEBOOKS
-    for path in NOTEBOOKS:
-        cells = json.loads(path.read_text())["cells"]
-        code = [c for c in cells if c["cell_type"] == "code"]
-        assert not any(c["outputs"] or c["execution_count"] for c in code), path
-        assert sum("parameters" in c["metadata"].get("tags", ()) for c in cells) == 1, path
