@@ -43,13 +43,15 @@ def write(names: dict[str, str], out: Path) -> None:
     """Each model as a whole folder: adapters merged, float32, heads that vLLM would not take padded."""
     for role, name in names.items():
         model, tokenizer = load_model(name, device="cpu", dtype=torch.float32)
-        if model.config.head_dim < LEAST:
+        config = model.config
+        head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        if head < LEAST:
             model = padded(model)
         model.save_pretrained(out / role)
         tokenizer.save_pretrained(out / role)
         if (caps := Path(resolve(name)) / RELAY_CONFIG).exists():
             shutil.copy(caps, out / role)
-        print(f"{out / role}: {name}, heads of {model.config.head_dim}")
+        print(f"{out / role}: {name}, heads of {head}{' padded' if head < LEAST else ''}")
 
 
 def padded(model: Any) -> Any:
@@ -113,23 +115,22 @@ def difference(models: dict[str, Engine], local: Trace, remote: Trace) -> str:
 def compare(local: Pair, pairs: dict[str, Pair], questions: list[Problem]) -> dict[str, dict[str, int]]:
     """How many answers of each pair are those of the local one, at 64 rows and one by one, and with calls forbidden."""
     models, counts = {"student": local.student, "teacher": local.teacher.engine}, {}
-    for way, options in {"": {}, ", calls forbidden": {"forbid_calls": True}}.items():
+    for way, rows, options in (
+        ("64 rows", 64, {}), ("calls forbidden", 64, {"forbid_calls": True}), ("one row at a time", 1, {}),
+    ):  # fmt: skip
         expected = local.decode(questions, progress=False, **options)
-        print(
-            f"in process{way}: {len(expected)} answers, {sum(bool(t.answered) for t in expected)} with answered calls"
-        )
+        called = sum(bool(t.answered) for t in expected)
+        print(f"in process, {way}: {len(expected)} answers, {called} with answered calls", flush=True)
         for name, pair in pairs.items():
-            for rows in (64,) if options else (64, 1):
-                made = pair.decode(questions, progress=False, batch_size=rows, **options)
-                wrong = [(a, b) for a, b in zip(expected, made) if content(a) != content(b)]
-                tokens = sum(len(t.completion_ids) for t in made)
-                counts[f"{name}{way}, {rows} rows"] = found = {
-                    "answers": len(made), "equal": len(made) - len(wrong), "tokens": tokens,
-                    "calls": sum(len(t.answered) for t in made),
-                }  # fmt: skip
-                print(f"{name}{way}, {rows} rows: {found}", dict(Counter(t.stop for t in made)), flush=True)
-                for a, b in wrong:
-                    print(f"  {a.id}: {difference(models, a, b)}", flush=True)
+            made = pair.decode(questions, progress=False, batch_size=rows, **options)
+            wrong = [(a, b) for a, b in zip(expected, made) if content(a) != content(b)]
+            counts[f"{name}, {way}"] = found = {
+                "answers": len(made), "equal": len(made) - len(wrong),
+                "tokens": sum(len(t.completion_ids) for t in made), "calls": sum(len(t.answered) for t in made),
+            }  # fmt: skip
+            print(f"{name}, {way}: {found}", dict(Counter(t.stop for t in made)), flush=True)
+            for a, b in wrong:
+                print(f"  {a.id}: {difference(models, a, b)}", flush=True)
     return counts
 
 
@@ -189,7 +190,7 @@ def main() -> None:
     parser.add_argument("--write", type=Path, help="write both as folders there, and no more")
     parser.add_argument("--student-url", help="of a running server, as URL or URL#model")
     parser.add_argument("--teacher-url")
-    parser.add_argument("--count", type=int, default=27, help="questions whose answers are compared")
+    parser.add_argument("--count", type=int, default=72, help="questions whose answers are compared")
     parser.add_argument("--rows", type=int, nargs="*", default=[1, 8, 64])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, help="a JSON file for all numbers")

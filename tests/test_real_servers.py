@@ -18,7 +18,7 @@ from relaylab.trace import Trace
 
 URLS = "RELAYLAB_STUDENT_URL", "RELAYLAB_TEACHER_URL"
 NAMES = os.environ.get("RELAYLAB_STUDENT", "lifelike/relay"), os.environ.get("RELAYLAB_TEACHER", "lifelike/teacher")
-QUESTIONS = [problem(suite, i) for i in range(3) for suite in ALL_SUITES]
+QUESTIONS = [problem(suite, i) for i in range(6) for suite in ALL_SUITES]
 
 pytestmark = [
     pytest.mark.real,
