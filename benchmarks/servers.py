@@ -1,0 +1,235 @@
+"""Real servers under a relay: are answers those of this process, how fast are they, what does a hand-off cost?
+
+    python benchmarks/servers.py --write runs/served         # the pair as folders that a server can load
+    vllm serve runs/served/student --served-model-name student --dtype float32 --port 8001 --enforce-eager
+    vllm serve runs/served/teacher --served-model-name teacher --dtype float32 --port 8002 --enforce-eager
+    python benchmarks/servers.py --student-url http://127.0.0.1:8001/v1 --teacher-url http://127.0.0.1:8002/v1
+
+Equality is that of ids, sources and calls, greedy. At a first difference it prints the two tokens and how likely this
+process finds them. Speeds are ratios of runs in turn, so that other work on the machine slows both sides.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from relaylab.engine.engine import Engine
+from relaylab.engine.load import RELAY_CONFIG, load_model, resolve
+from relaylab.relay.api_client import APIClient
+from relaylab.relay.pair import Pair, load_pair, load_student
+from relaylab.relay.students import Student
+from relaylab.relay.teachers import NoTeacher
+from relaylab.tasks.suites import ALL_SUITES, Problem, problem
+from relaylab.trace import Trace
+
+LEAST = 32  # the smallest attention heads that vLLM's kernels for a CPU take
+PIECE = 8  # tokens of a request, where an answer is written in pieces
+
+
+def write(names: dict[str, str], out: Path) -> None:
+    """Each model as a whole folder: adapters merged, float32, heads that vLLM would not take padded."""
+    for role, name in names.items():
+        model, tokenizer = load_model(name, device="cpu", dtype=torch.float32)
+        config = model.config
+        head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        if head < LEAST:
+            model = padded(model)
+        model.save_pretrained(out / role)
+        tokenizer.save_pretrained(out / role)
+        if (caps := Path(resolve(name)) / RELAY_CONFIG).exists():
+            shutil.copy(caps, out / role)
+        print(f"{out / role}: {name}, heads of {head}{' padded' if head < LEAST else ''}")
+
+
+def padded(model: Any) -> Any:
+    """A Qwen3 with heads four times as large that computes the same.
+
+    New dimensions are zero. Two things depend on how many there are: the mean of the norm and the scale of attention.
+    Projections that are twice as large keep the first, keys half as large the second. Nothing is rounded by this.
+    """
+    config, grow, factor = model.config, 4, 2
+    small, head = config.head_dim, config.head_dim * grow
+    if config.model_type != "qwen3":
+        raise SystemExit(f"heads of {small} are too small for vLLM, and those of a {config.model_type} are not padded")
+    wide = type(model)(type(config)(**config.to_dict() | {"head_dim": head})).float().eval()
+    # Dimension i turns with i + small / 2 at the speed theta ** (-2 i / small), which is that of i * grow among more.
+    half = torch.arange(small // 2) * grow
+    turning, plain = torch.cat([half, half + head // 2]), torch.arange(small)
+    state, result = model.state_dict(), wide.state_dict()
+    for key, value in state.items():
+        part = key.split(".")[-2]
+        if part in ("q_proj", "k_proj", "v_proj"):
+            rows = result[key].zero_().view(-1, head, value.shape[-1])
+            scale = 1 if part == "v_proj" else factor
+            rows[:, plain if part == "v_proj" else turning] = value.view(-1, small, value.shape[-1]) * scale
+        elif part == "o_proj":
+            result[key].zero_().view(len(value), -1, head)[..., plain] = value.view(len(value), -1, small)
+        elif part in ("q_norm", "k_norm"):
+            result[key].zero_()[turning] = value / (factor if part == "k_norm" else 1)
+        else:
+            result[key].copy_(value)
+    wide.load_state_dict(result)
+    wide.generation_config = model.generation_config
+    return wide
+
+
+# Equal answers ------------------------------------------------------------------------------------------------------
+
+
+def content(trace: Trace) -> dict[str, Any]:
+    """What must be equal: ids, sources, calls without their latency and the teacher's name, and how it ended."""
+    calls = [asdict(c) | {"latency": None, "teacher": None} for c in trace.calls]
+    return {"ids": trace.completion_ids, "source": trace.source, "calls": calls, "stop": trace.stop}
+
+
+@torch.no_grad()
+def difference(models: dict[str, Engine], local: Trace, remote: Trace) -> str:
+    """Where two answers part, and how likely the local model of that turn finds either token."""
+    ours, theirs = local.completion_ids, remote.completion_ids
+    at = next((i for i, (a, b) in enumerate(zip(ours, theirs)) if a != b), min(len(ours), len(theirs)))
+    if at in (len(ours), len(theirs)):
+        return f"position {at}: one ends there ({local.stop}, {remote.stop}), or a call differs"
+    writer = "teacher" if local.source[at] == "t" else "student"
+    # The teacher does not see the commands.
+    seen = [i for i, source in zip(ours[:at], local.source) if writer == "student" or source != "c"]
+    logits = models[writer].model(input_ids=torch.tensor([local.prompt_ids + seen])).logits[0, -1].float()
+    p = torch.softmax(logits, -1)
+    return (
+        f"position {at}, the {writer}'s: {ours[at]} with p={p[ours[at]]:.4f}, {theirs[at]} with p={p[theirs[at]]:.4f}"
+    )
+
+
+def compare(local: Pair, pairs: dict[str, Pair], questions: list[Problem]) -> dict[str, dict[str, int]]:
+    """How many answers of each pair are those of the local one, at 64 rows and one by one, and with calls forbidden."""
+    models, counts = {"student": local.student, "teacher": local.teacher.engine}, {}
+    for way, rows, options in (
+        ("64 rows", 64, {}), ("calls forbidden", 64, {"forbid_calls": True}), ("one row at a time", 1, {}),
+    ):  # fmt: skip
+        expected = local.decode(questions, progress=False, **options)
+        called = sum(bool(t.answered) for t in expected)
+        print(f"in process, {way}: {len(expected)} answers, {called} with answered calls", flush=True)
+        for name, pair in pairs.items():
+            made = pair.decode(questions, progress=False, batch_size=rows, **options)
+            wrong = [(a, b) for a, b in zip(expected, made) if content(a) != content(b)]
+            counts[f"{name}, {way}"] = found = {
+                "answers": len(made), "equal": len(made) - len(wrong),
+                "tokens": sum(len(t.completion_ids) for t in made), "calls": sum(len(t.answered) for t in made),
+            }  # fmt: skip
+            print(f"{name}, {way}: {found}", dict(Counter(t.stop for t in made)), flush=True)
+            for a, b in wrong:
+                print(f"  {a.id}: {difference(models, a, b)}", flush=True)
+    return counts
+
+
+# Speed --------------------------------------------------------------------------------------------------------------
+
+
+def speed(pair: Pair, questions: list[Problem], rows: int) -> float:
+    """Tokens a second of a relay."""
+    started = time.perf_counter()
+    traces = pair.decode(questions, progress=False, batch_size=rows)
+    return sum(len(t.completion_ids) for t in traces) / (time.perf_counter() - started)
+
+
+def speeds(cases: dict[str, tuple[Pair, Pair]], questions: list[Problem], batches: list[int], rounds: int) -> list:
+    """Each case on servers and in this process, in turn."""
+    table = []
+    for rows in batches:
+        some = questions[: max(4, rows)]
+        for name, (local, remote) in cases.items():
+            speed(remote, some[:rows], rows), speed(local, some[:rows], rows)
+            pairs = [(speed(remote, some, rows), speed(local, some, rows)) for _ in range(rounds)]
+            ratios = sorted(a / b for a, b in pairs)
+            on_servers, in_process = (median(values) for values in zip(*pairs))
+            table.append({
+                "what": name, "rows": rows, "server": on_servers, "process": in_process,
+                "ratio": median(ratios), "lowest": ratios[0], "highest": ratios[-1],
+            })  # fmt: skip
+            print("{what}, {rows} rows: {server:.0f} tokens/s on servers, {process:.0f} in process, "
+                  "ratio {ratio:.2f} ({lowest:.2f}, {highest:.2f})".format(**table[-1]), flush=True)  # fmt: skip
+    return table
+
+
+def handoff(student: Any, prompt: list[int], rounds: int, tokens: int = 64) -> dict[str, float]:
+    """What it costs to go on in another request: so many tokens in one request, and in pieces. A call needs two."""
+    client, model = APIClient(student.probe().url), student.probe().model
+
+    def written(piece: int) -> float:
+        ids, started = list(prompt), time.perf_counter()
+        while len(ids) < len(prompt) + tokens:
+            body = {"model": model, "prompt": ids, "max_tokens": piece, "temperature": 0.0, "ignore_eos": True}
+            ids += client.ask("/completions", body | {"return_token_ids": True}).ids or []
+        return time.perf_counter() - started
+
+    written(tokens), written(PIECE)
+    pairs = [(written(tokens), written(PIECE)) for _ in range(rounds)]
+    client.close()
+    costs = [(pieces - whole) / (tokens / PIECE - 1) for whole, pieces in pairs]
+    in_tokens = sorted(cost / (whole / tokens) for cost, (whole, _) in zip(costs, pairs))
+    return {"ms": 1000 * median(costs), "token_ms": 1000 * median(w for w, _ in pairs) / tokens,
+            "tokens": median(in_tokens), "lowest": in_tokens[0], "highest": in_tokens[-1]}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--student", default="lifelike/relay")
+    parser.add_argument("--teacher", default="lifelike/teacher")
+    parser.add_argument("--write", type=Path, help="write both as folders there, and no more")
+    parser.add_argument("--student-url", help="of a running server, as URL or URL#model")
+    parser.add_argument("--teacher-url")
+    parser.add_argument("--count", type=int, default=72, help="questions whose answers are compared")
+    parser.add_argument("--rows", type=int, nargs="*", default=[1, 8, 64])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", type=Path, help="a JSON file for all numbers")
+    args = parser.parse_args()
+    names = {"student": args.student, "teacher": args.teacher}
+    if args.write:
+        return write(names, args.write)
+    if not (args.student_url and args.teacher_url):
+        parser.error("give --student-url and --teacher-url, or --write")
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, load {os.getloadavg()[0]:.0f}"
+    print(machine)
+    questions = [problem(ALL_SUITES[i % len(ALL_SUITES)], i // len(ALL_SUITES)) for i in range(max(args.count, 64))]
+    options = {
+        "student_options": {"tokenizer": args.student},
+        "teacher_options": {"tokenizer": args.teacher, "concurrency": 256},
+    }
+    local, both = load_pair(args.student, args.teacher), load_pair(args.student_url, args.teacher_url, **options)
+    pairs = {
+        "both on servers": both,
+        "student on a server": Pair(both.student, local.teacher, local.defaults),
+        "teacher on a server": Pair(local.student, both.teacher, local.defaults),
+    }
+    report: dict[str, Any] = {"machine": machine, "equal": compare(local, pairs, questions[: args.count])}
+    alone: Callable[[Student], Pair] = lambda model: Pair(model, NoTeacher(), local.defaults)  # noqa: E731
+    served = load_student(args.teacher_url, tokenizer=args.teacher)
+    cases = {
+        "relay": (local, both),
+        "student alone": (alone(local.student), alone(both.student)),
+        "teacher alone": (alone(local.teacher.engine), alone(served)),
+    }
+    report["speed"] = speeds(cases, questions, args.rows, args.rounds) if args.rounds else []
+    for name, model in (("student", both.student), ("teacher", served)) if args.rounds else ():
+        report[f"request of the {name}"] = cost = handoff(model, model.prompt_ids(questions[0].messages()), args.rounds)
+        print(f"another request of the {name}: " + "{ms:.1f} ms, as long as {tokens:.1f} tokens of {token_ms:.1f} ms "
+              "({lowest:.1f}, {highest:.1f})".format(**cost))  # fmt: skip
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(report, indent=1))
+
+
+if __name__ == "__main__":
+    main()
