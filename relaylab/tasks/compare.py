@@ -143,15 +143,11 @@ def _value(written: str, answer: str, unit: str, tolerance: float) -> Reason:
         return "equal"
     if re.search(r"\d \d", ours):  # math-verify reads `5 40` as 45
         return "unparsable"
-    return verifier.ask_math_verify(_readable(ours), _readable(theirs), tolerance)
+    return verifier.ask_math_verify(ours, theirs, tolerance)
 
 
 def _squeezed(text: str) -> str:
     return re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", text)
-
-
-def _readable(text: str) -> str:
-    return rf"\text{{{text}}}" if _WORDS.fullmatch(text) and not text.startswith("\\") else text
 
 
 def _unnamed(written: str, answer: str) -> tuple[str, str]:
