@@ -93,39 +93,19 @@ def test_extract_boxed_is_linear(piece):
     assert seconds(800_000) < 1.0 + 40 * seconds(100_000)  # quadratic time would be 64 times, and minutes
 
 
-EQUAL = {
-    "5": ["5.0", "5.", "x = 5"],
-    "7": ["007"],
-    "0": ["-0"],
-    "0.5": [".5", "1/2", r"\frac12", r"50\%"],
-    "1024": ["1,024", "2^{10}"],
-    "1" + "0" * 100: ["10^{100}"],
-    "1, 2": ["2, 1"],
-    r"2\sqrt{2}": [r"\sqrt{8}"],
-    "x^2+x": ["x(x+1)"],
-    r"$2^{1009}$": [r"2^{1009}"],
-    r"\text{Evelyn}": ["Evelyn"],
-    "C": ["(C)"],
-    r"\frac{2}{3}": [r"\frac{2}{3}.", r"\dfrac{2}{3}"],
-}
-UNEQUAL = {
-    "5": ["6", "-5", "5.01"],
-    "1/3": ["0.333"],
-    "10^{101}": ["10^{100}"],
-    "123456789012345679": ["123456789012345678"],
-    "(1,2)": ["(2,1)"],
-    "x+2": ["x+1"],
-    "Matthew": ["wehttaM"],
-}
-
-
 @pytest.mark.parametrize(
-    ("answer", "reference", "reason"),
+    ("answer", "reference", "reason"),  # more of them are in grading_forms.txt
     [
-        (answer, reference, reason)
-        for reason, table in (("equal", EQUAL), ("unequal", UNEQUAL))
-        for reference, answers in table.items()
-        for answer in answers
+        ("007", "7", "equal"),
+        ("-0", "0", "equal"),
+        ("10^{100}", "1" + "0" * 100, "equal"),
+        (r"2^{1009}", r"$2^{1009}$", "equal"),
+        ("Evelyn", r"\text{Evelyn}", "equal"),
+        ("-5", "5", "unequal"),
+        ("10^{100}", "10^{101}", "unequal"),
+        ("123456789012345678", "123456789012345679", "unequal"),
+        ("x+1", "x+2", "unequal"),
+        ("wehttaM", "Matthew", "unequal"),
     ],
 )
 def test_grades(answer, reference, reason):
