@@ -105,8 +105,8 @@ def replaced_folder(out: str | os.PathLike, *, marker: str) -> Iterator[Path]:
     out = Path(out)
     check_replaceable(out, marker=marker)
     out.parent.mkdir(parents=True, exist_ok=True)
-    beside = {"dir": out.parent, "prefix": f".{out.name}.", "ignore_cleanup_errors": True}
-    with tempfile.TemporaryDirectory(**beside) as work, naming(out):
+    beside = tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.", ignore_cleanup_errors=True)
+    with beside as work, naming(out):
         fresh = Path(work) / "new"
         fresh.mkdir()
         yield fresh
