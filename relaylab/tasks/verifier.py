@@ -226,13 +226,15 @@ def _same_function(gold: Any, target: Any) -> bool:
     sides = gold, target
     if not all(isinstance(side, sympy.Expr) and side.free_symbols and _is_smooth(side) for side in sides):
         return False
-    names, other_names = (sorted(map(str, side.free_symbols)) for side in sides)
-    if names != other_names:
+    names = [sorted(side.free_symbols, key=str) for side in sides]
+    if list(map(str, names[0])) != list(map(str, names[1])):
         return False
     for point in range(4):
-        values = {name: sympy.Rational(3 + 7 * point + 5 * k, 11 + 2 * k) for k, name in enumerate(names)}
-        points = ({symbol: values[str(symbol)] for symbol in side.free_symbols} for side in sides)
-        a, b = (sympy.N(side.xreplace(at).doit(), 40) for side, at in zip(sides, points, strict=True))
+        values = [sympy.Rational(3 + 7 * point + 5 * k, 11 + 2 * k) for k in range(len(names[0]))]
+        a, b = (
+            sympy.N(side.xreplace(dict(zip(own, values, strict=True))).doit(), 40)
+            for side, own in zip(sides, names, strict=True)
+        )
         if not (a.is_finite and b.is_finite and abs(a - b) <= sympy.Float("1e-25") * (1 + abs(a))):
             return False
     return True
