@@ -12,7 +12,6 @@ import inspect
 import json
 import mmap
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -106,26 +105,19 @@ def replaced_folder(out: str | os.PathLike, *, marker: str) -> Iterator[Path]:
     out = Path(out)
     check_replaceable(out, marker=marker)
     out.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-    try:
-        with naming(out):
-            yield fresh
-            for file in fresh.rglob("*"):  # a power cut after the renaming must not leave an empty file
-                if file.is_file():
-                    with open(file, "rb+") as written:
-                        os.fsync(written.fileno())
-        fresh.chmod(0o755)
+    beside = tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.", ignore_cleanup_errors=True)
+    with beside as work, naming(out):
+        fresh = Path(work) / "new"
+        fresh.mkdir()
+        yield fresh
+        for file in fresh.rglob("*"):  # a power cut after the renaming must not leave an empty file
+            if file.is_file():
+                with open(file, "rb+") as written:
+                    os.fsync(written.fileno())
         if out.exists():
-            old = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.")) / "old"
-            out.rename(old)
-            fresh.rename(out)
-            shutil.rmtree(old.parent)
-        else:
-            fresh.rename(out)
+            out.rename(Path(work) / "old")
+        fresh.rename(out)
         _flush_folder(out.parent)
-    except BaseException:
-        shutil.rmtree(fresh, ignore_errors=True)
-        raise
 
 
 @contextmanager

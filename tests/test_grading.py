@@ -5,15 +5,20 @@ import os
 import subprocess
 import sys
 import textwrap
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relaylab.tasks import verifier
-from relaylab.tasks.grading import Grade, extract_boxed, grade, grade_details
+from relaylab.tasks.grading import Grade, extract_boxed, grade, grade_details, grade_problem
+from relaylab.tasks.suites import Problem
+
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+from grading_forms import LATEX
 
 SLACK = 15.0  # seconds that a busy machine may add to a bounded time
 
@@ -22,37 +27,28 @@ def boxed(answer: str) -> str:
     return rf"So it is \boxed{{{answer}}}."
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("no box", None),
-        ("", None),
-        (r"\boxed{5}", "5"),
-        (r"\boxed{1} then \boxed{2}", "2"),
-        (r"\boxed{1} then \boxed{2", "1"),
-        (r"\boxed{", None),
-        (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
-        (r"\boxed{\boxed{5}}", "5"),
-        (r"\boxed{x = \boxed{5} m}", "5"),
-        (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
-        (r"\boxed{\{1, 2)}", r"\{1, 2)"),
-        (r"\boxed{a \\{b}}", r"a \\{b}"),
-        (r"x \\\boxed{5}", "5"),
-        (r"x \\boxed{5}", "5"),
-        (r"\boxed {5}", "5"),
-        ("\\boxed\n{5}", "5"),
-        (r"$\boxed 5$", "5"),
-        (r"\boxed 42.", "42"),
-        (r"\boxed -3/4 is it", "-3/4"),
-        (r"\boxed x", "x"),
-        (r"put it in \boxed and stop", None),
-        (r"\fbox{7}", "7"),
-        (r"\boxedx{7}", None),
-        (r"\boxed{}", ""),
-        (r"} { \boxed{3} }", "3"),
-        ("\\boxed{a\nb}", "a\nb"),
+BOXES = {
+    None: ["no box", r"\boxed{", r"put it in \boxed and stop", r"\boxedx{7}"],
+    "": [r"\boxed{}"],
+    "1": [r"\boxed{1} then \boxed{2"],
+    "2": [r"\boxed{1} then \boxed{2}"],
+    "5": [
+        r"\boxed{\boxed{5}}",
+        r"\boxed{x = \boxed{5} m}",
+        r"x \\\boxed{5}",
+        r"x \\boxed{5}",
+        "\\boxed\n{5}",
+        r"$\boxed 5$",
     ],
-)
+    "-3/4": [r"\boxed -3/4 is it"],
+    "42": [r"\boxed 42.", r"\fbox{42}", r"} { \boxed{42} }"],
+    "x": [r"\boxed x"],
+    r"\{1, 2)": [r"\boxed{\{1, 2)}"],
+    r"a \\{b}": [r"\boxed{a \\{b}}"],
+}
+
+
+@pytest.mark.parametrize(("expected", "text"), [(box, text) for box, texts in BOXES.items() for text in texts])
 def test_extract_boxed(text, expected):
     assert extract_boxed(text) == expected
 
@@ -98,55 +94,22 @@ def test_extract_boxed_is_linear(piece):
 
 
 @pytest.mark.parametrize(
-    ("answer", "reference"),
+    ("answer", "reference", "reason"),  # more of them are in grading_forms.txt
     [
-        ("5", "5"),
-        ("5.0", "5"),
-        ("5.", "5"),
-        ("1,024", "1024"),
-        (".5", "0.5"),
-        ("007", "7"),
-        ("-0", "0"),
-        (r"\$18", "18"),
-        (r"\frac12", "0.5"),
-        (r"\dfrac{1}{2}", r"\frac{1}{2}"),
-        ("1/2", "0.5"),
-        ("2^{10}", "1024"),
-        ("10^{100}", "1" + "0" * 100),
-        ("x = 5", "5"),
-        ("2, 1", "1, 2"),
-        (r"18 \text{ cm}", "18"),
-        (r"50\%", "0.5"),
-        (r"\sqrt{8}", r"2\sqrt{2}"),
-        ("x(x+1)", "x^2+x"),
-        (r"2^{1009}", r"$2^{1009}$"),
-        ("Evelyn", r"\text{Evelyn}"),
-        ("Yes", "yes"),
-        ("(C)", "C"),
-        (r"\frac{2}{3}.", r"\frac{2}{3}"),
+        ("007", "7", "equal"),
+        ("-0", "0", "equal"),
+        ("10^{100}", "1" + "0" * 100, "equal"),
+        (r"2^{1009}", r"$2^{1009}$", "equal"),
+        ("Evelyn", r"\text{Evelyn}", "equal"),
+        ("-5", "5", "unequal"),
+        ("10^{100}", "10^{101}", "unequal"),
+        ("123456789012345678", "123456789012345679", "unequal"),
+        ("x+1", "x+2", "unequal"),
+        ("wehttaM", "Matthew", "unequal"),
     ],
 )
-def test_equal(answer, reference):
-    assert grade_details(boxed(answer), reference) == Grade(True, answer, "equal")
-
-
-@pytest.mark.parametrize(
-    ("answer", "reference"),
-    [
-        ("5", "6"),
-        ("-5", "5"),
-        ("5.01", "5"),
-        ("0.333", "1/3"),
-        ("1024", "1025"),
-        ("10^{100}", "10^{101}"),
-        ("123456789012345678", "123456789012345679"),
-        ("(2,1)", "(1,2)"),
-        ("x+1", "x+2"),
-        ("wehttaM", "Matthew"),
-    ],
-)
-def test_unequal(answer, reference):
-    assert grade_details(boxed(answer), reference) == Grade(False, answer, "unequal")
+def test_grades(answer, reference, reason):
+    assert grade_details(boxed(answer), reference) == Grade(reason == "equal", answer, reason)
 
 
 def test_reasons():
@@ -155,6 +118,9 @@ def test_reasons():
     assert grade_details(boxed("5"), "9" * 3000).reason == "too_long"
     assert grade_details(boxed("((("), "x").reason == "unparsable"
     assert grade_details(boxed(""), "").reason == "unparsable"
+    assert grade_details(boxed("12 m"), "B", kind="letter").reason == "unparsable"
+    with pytest.raises(ValueError, match=r"a: unknown kind of answer 'essay'; it is one of expression, number"):
+        grade_problem(boxed("5"), Problem("a", "mine", "?", "5", kind="essay"))
 
 
 def test_plain_numbers_are_fast_and_need_no_worker():
@@ -169,30 +135,22 @@ def test_plain_numbers_are_fast_and_need_no_worker():
 HOSTILE = [
     "9^9^9^9",
     "10^{10^{10}}",
-    "factorial(10**9)",
     "(10^9)!",
-    r"\sum_{i=1}^{10^{12}} i",
     r"\sum_{i=1}^{10^{12}} \frac{1}{i^2}",
     "(x+1)^{100000}",
-    r"\begin{pmatrix}" + r"\\".join("&".join("1" * 25) for _ in range(25)) + r"\end{pmatrix}",
     r"\begin{pmatrix}" + r"\\".join("&".join("1" * 300) for _ in range(300)) + r"\end{pmatrix}",
     "{" * 100_000 + "}" * 100_000,
     "(" * 100_000,
     "(" * 900 + ")" * 900,
-    "[" * 100_000 + "]" * 100_000,
     r"\boxed{" * 100_000,
     r"\frac" * 300,
     "9" * 1_000_000,
-    "9" * 1999,
     "1e999999999",
     "-" * 500 + "5",
     "$" * 1500,
     "|" * 300,
     "\0",
-    "5\0",
     "\ud800",
-    "\u202e5",
-    "5\u200b",
     "\\",
     "\r\n\u2028\u2029",
 ]
@@ -226,16 +184,12 @@ def test_hostile_references(impatient):
     assert grade_details(boxed(r"\frac{1}{2}"), r"\prod_{i=1}^{10^9} i").reason == "timeout"
 
 
-LATEX = r"""
-\frac \sqrt \boxed \text{ \left( \right) \begin{pmatrix} \end{pmatrix} \sum_ \int \cdot \pi \% \$ \\ \{ \} ^ _ { } ( )
-[ ] , . = < > + - * / ! | & ~ $ 0 1 7 12 999 1e9 10^ x y i e or and nan oo inf True lambda __import__('os')
-""".split()  # noqa: SIM905 - as a list it fills a screen
-FRAGMENTS = [*LATEX, "\0", "\ud800", "\u202e", "\u0665", "\u00bd", "\u221e", "\ufeff", "\U0001f600", " ", "\n"]
+PIECES = [*LATEX, "\0", "\ud800", "\u202e", "\u0665", "\u00bd", "\u221e"]
 
 
 @settings(max_examples=120)
 @given(
-    st.text(max_size=30) | st.lists(st.sampled_from(FRAGMENTS), max_size=8).map("".join),
+    st.text(max_size=30) | st.lists(st.sampled_from(PIECES), max_size=8).map("".join),
     st.text(max_size=8),
     st.sampled_from(["expression", "number", "letter", "text"]),
 )
@@ -245,17 +199,11 @@ def test_any_answer_against_any_reference(answer, reference, kind):
 
 
 def test_threads_share_a_worker():
-    results: dict[int, bool] = {}
+    def work(k: int) -> bool:
+        return all(grade(boxed(f"x+{i}+{k}"), f"{i + k}+x") for i in range(5))
 
-    def work(k: int) -> None:
-        results[k] = all(grade(boxed(f"x+{i}+{k}"), f"{i + k}+x") for i in range(5))
-
-    threads = [threading.Thread(target=work, args=(k,)) for k in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert results == dict.fromkeys(range(4), True)
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(work, range(4)))
 
 
 def test_a_dead_worker_is_replaced():

@@ -11,19 +11,34 @@ import pytest
 
 from relaylab.engine.load import embedded_tokenizer
 from relaylab.tasks.grading import extract_boxed, grade
-from relaylab.tasks.suites import ITEMS, NAMES, PLANS, SCENES, SUITES, level_of, mixture, problem, problems, split_of
+from relaylab.tasks.suites import (
+    ALL_SUITES,
+    ITEMS,
+    NAMES,
+    PLANS,
+    SCENES,
+    SUITES,
+    level_of,
+    mixture,
+    problem,
+    problems,
+    split_of,
+)  # fmt: skip
+from relaylab.tasks.worlds import WORLDS
 
 # Models ship that were trained on these texts: a change of a word or of a draw must be a decision.
 PINNED = {
-    "savings": "13b1d4dc77f90012",
-    "shopping": "42ac66973b28afe5",
-    "sharing": "54c5d04c9c4a1bcf",
-    "bakery": "8191a412f9d48091",
-    "convoy": "0764cec29ba582e1",
-    "tiles": "302f2a64b046dbcc",
-    "depot": "0a3cd99f16741ac0",
-    "harvest": "1d5f07f8fedd7561",
-    "galaxy": "2fa3d3998d5b8c35",
+    "savings": "e977c6d42f04bc01",
+    "shopping": "5dcd0aa0d31e6232",
+    "sharing": "69802172de0b9338",
+    "bakery": "052f49f037319eaf",
+    "convoy": "4e55de2438598d25",
+    "tiles": "16d6e5a4626d346f",
+    "depot": "9c8f0d9d7e4fe3b1",
+    "harvest": "e865a665fa5eea8d",
+    "galaxy": "445140d7af062afd",
+    "measures": "a8e920c448323d50",
+    "plots": "45598851963d1a69",
 }
 
 OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": Fraction}
@@ -34,16 +49,14 @@ def evaluate(expression: str) -> Fraction:
     return Fraction(OPERATORS[sign](int(a), int(b)))
 
 
-def digest(suite: str) -> str:
-    some = [problems(suite, 5, split=split, seed=seed) for split in ("train", "test") for seed in (0, 7)]
-    shown = repr(some).replace(", kind='expression', unit='', tolerance=0.0", "")  # fields that came after the pins
-    shown = shown.replace(", trap=''", "").replace(", history=()", "")
-    return hashlib.blake2b(shown.encode(), digest_size=8).hexdigest()
-
-
-@pytest.mark.parametrize("suite", SUITES)
+@pytest.mark.parametrize("suite", ALL_SUITES)
 def test_problems_are_pinned(suite):
-    assert digest(suite) == PINNED[suite]
+    settings = itertools.product(("train", "test"), (0, 7), (*WORLDS, "h2c1"), (False, True))
+    some = [
+        problems(suite, 5, split=split, seed=seed, world=world, textbook=textbook)
+        for split, seed, world, textbook in settings
+    ]
+    assert hashlib.blake2b(repr(some).encode(), digest_size=8).hexdigest() == PINNED[suite]
 
 
 def test_problems_are_functions_of_their_arguments():
@@ -86,13 +99,7 @@ def test_solutions_are_right(suite):
         assert grade(p.solution, p.answer)
         assert not grade(p.solution, str(int(p.answer) + 1))
         assert (p.suite, p.level) == (suite, level_of(suite))
-
-
-@pytest.mark.parametrize("suite", SUITES)
-def test_hard_steps_are_where_the_level_says(suite):
-    hard = {"easy": 0, "medium": 0, "hard": 1, "beyond": 1}[level_of(suite)]
-    for p in problems(suite, 300, split="train", seed=4):
-        assert sum(step.hard for step in p.steps) == hard
+        assert sum(step.hard for step in p.steps) == (p.level in ("hard", "beyond"))
 
 
 @pytest.mark.parametrize("suite", SUITES)

@@ -8,12 +8,12 @@ with the benchmark's name, so any benchmarks can share a file of traces.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import re
 import string
 from collections.abc import Iterator
 from dataclasses import dataclass
-from fractions import Fraction
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,8 @@ class Benchmark:
 
     hub, config, split: of ``datasets.load_dataset``; no hub: an embedded suite, or local files only. question, answer,
     id, level, options: columns; question and answer may be named otherwise in a local file (see ``tasks/data.py``),
-    id "" is a hash of the question, options those of a multiple choice. only: a column that says which rows count,
-    where it is there. suffix: what is put behind a question. kind: of its answers (``compare.py``). relative:
+    id "" is a hash of the question, options those of a multiple choice. only: a column that says which rows count, if
+    it is there. suffix: what is put behind a question. kind: of its answers (``compare.py``). relative:
     tolerance of a number, a share of it. samples: the k of avg@k; 1 is greedy pass@1. training: not for testing.
     """
 
@@ -56,35 +56,30 @@ class Benchmark:
 
 
 _GSM8K: dict[str, Any] = dict(hub="openai/gsm8k", config="main", kind="number")
-_AIME: dict[str, Any] = dict(question="problem", id="id", kind="number", samples=32)
-_AMC: dict[str, Any] = {**_AIME, "question": "question"}
-_BBEH: dict[str, Any] = dict(
-    hub="BBEH/bbeh", split="train", question="input", answer="target", level="task", kind="text"
-)
+_AVG32: dict[str, Any] = dict(id="id", kind="number", samples=32)
+_BBEH: dict[str, Any] = dict(hub="BBEH/bbeh", split="train", level="task", kind="text")
 _CHOICE: dict[str, Any] = dict(options="options", suffix=LETTER_SUFFIX, kind="letter")
-_OLYMPIAD: dict[str, Any] = dict(
-    config="OE_TO_maths_en_COMP", split="train", answer="final_answer", id="id", level="subfield"
-)
+_OLYMPIAD: dict[str, Any] = dict(config="OE_TO_maths_en_COMP", split="train", id="id", level="subfield")
 _SUPERGPQA: dict[str, Any] = dict(split="train", answer="answer_letter", id="uuid", level="difficulty")
 _DAPO = "open-r1/DAPO-Math-17k-Processed"  # BytedTsinghua-SIA/DAPO-Math-17k with every question once
 
 BENCHMARKS: dict[str, Benchmark] = {
     b.name: b
     for b in (
-        Benchmark("math500", "MATH-500", "HuggingFaceH4/MATH-500", question="problem", id="unique_id", level="level"),
+        Benchmark("math500", "MATH-500", "HuggingFaceH4/MATH-500", id="unique_id", level="level"),
         Benchmark("gsm8k", "GSM8K", **_GSM8K),
         # Physics and mathematics; the relative tolerance is that of Qwen2.5-Math's evaluation.
         Benchmark("minerva_math", "Minerva", "math-ai/minervamath", level="type", kind="number", relative=1e-4),
         Benchmark("olympiadbench", "OlympiadBench", "Hothan/OlympiadBench", **_OLYMPIAD),
-        Benchmark("aime24", "AIME-2024", "HuggingFaceH4/aime_2024", split="train", **_AIME),
-        Benchmark("aime25", "AIME-2025", "math-ai/aime25", **_AIME),
-        Benchmark("amc23", "AMC-23", "math-ai/amc23", **_AMC),
+        Benchmark("aime24", "AIME-2024", "HuggingFaceH4/aime_2024", split="train", **_AVG32),
+        Benchmark("aime25", "AIME-2025", "math-ai/aime25", **_AVG32),
+        Benchmark("amc23", "AMC-23", "math-ai/amc23", **_AVG32),
         Benchmark("bbeh", "BBEH", **_BBEH),
         Benchmark("bbeh_mini", "BBEH mini", only="mini", **_BBEH),
         Benchmark("mmlu_pro", "MMLU-Pro", "TIGER-Lab/MMLU-Pro", id="question_id", level="category", **_CHOICE),
         Benchmark("supergpqa", "SuperGPQA", "m-a-p/SuperGPQA", **_SUPERGPQA, **_CHOICE),
         Benchmark("gsm8k_train", "GSM8K train", split="train", training=True, **_GSM8K),
-        Benchmark("dapo17k", "DAPO-17k", _DAPO, "all", "train", question="prompt", answer="solution", training=True),
+        Benchmark("dapo17k", "DAPO-17k", _DAPO, "all", "train", answer="solution", training=True),
         *(Benchmark(suite, suite, suffix="") for suite in SUITES),
     )
 }
@@ -134,6 +129,8 @@ def load_benchmark(
     rows = _local(bench, Path(path)) if path is not None else _hub(bench)
     found: dict[str, Problem] = {}
     for where, row in rows:
+        if bench.only and isinstance(row, dict) and not row.get(bench.only, True):
+            continue
         problem = _problem(bench, row, where)
         other = found.setdefault(problem.id, problem)
         if (other.question, other.answer) != (problem.question, problem.answer):
@@ -184,9 +181,7 @@ def _local(bench: Benchmark, path: Path) -> Rows:
         path = next((file for file in files if file.exists()), files[0])
         if not path.exists():
             raise FileNotFoundError(f"{path.parent} holds no {path.name}, .json or .csv; name the file itself")
-    for unit, number, row in read_rows(path):
-        if _counts(bench, row):
-            yield f"{path}, {unit} {number}", row
+    return ((where, row) for where, _, row in read_rows(path))
 
 
 def _hub(bench: Benchmark) -> Rows:
@@ -198,22 +193,15 @@ def _hub(bench: Benchmark) -> Rows:
         rows = datasets.load_dataset(bench.hub, bench.config, split=bench.split)
     except Exception as error:  # of the hub, of its HTTP library, of the cache: what helps is the same
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        remedy = "go online once (it is cached then)"
         if re.search(r"(?i)gated|\b40[13]\b|restricted|authenticat", f"{type(error).__name__} {error}"):
             page = f"https://huggingface.co/datasets/{bench.hub}"
             remedy = f"it is gated: accept its terms at {page} and log in with `hf auth login`"
-        else:
-            remedy = "go online once (it is cached then)"
-        remedy += f", or give path, a local file with {bench.question}, {bench.answer}"
         raise ConnectionError(
-            f"{bench.title}: {bench.hub} could not be loaded from the hub ({reason}); {remedy}"
+            f"{bench.title}: {bench.hub} could not be loaded from the hub ({reason}); {remedy}, or give path, "
+            f"a local file with {bench.question}, {bench.answer}"
         ) from error
-    for number, row in enumerate(rows):
-        if _counts(bench, row):
-            yield f"{bench.hub}, row {number}", row
-
-
-def _counts(bench: Benchmark, row: Any) -> bool:
-    return not (bench.only and isinstance(row, dict) and bench.only in row) or bool(row[bench.only])
+    return ((f"{bench.hub}, row {number}", row) for number, row in enumerate(rows))
 
 
 def _problem(bench: Benchmark, row: Any, where: str) -> Problem:
@@ -221,15 +209,13 @@ def _problem(bench: Benchmark, row: Any, where: str) -> Problem:
     question, answer, solution = read_row(row, where, **columns)
     if bench.options:
         question = _with_options(bench, row, question, answer, where)
-    kind, unit, tolerance = bench.kind, text_of(row.get("unit")), text_of(row.get("error"))
+    kind, error = bench.kind, text_of(row.get("error"))
     if "is_multiple_answer" in row:  # OlympiadBench says of each row what its answer is
         numerical = row.get("answer_type") == "Numerical"
         kind = "several" if row["is_multiple_answer"] else "number" if numerical else "expression"
-    try:
-        tolerance = float(tolerance) if tolerance else bench.relative * abs(_float(answer))
-        Fraction(tolerance)  # neither NaN nor an infinity
-    except (ValueError, OverflowError) as error:
-        raise ValueError(f"{where}: the column error holds {tolerance!r}; it must be a number or empty") from error
+    if error and not math.isfinite(_float(error)):
+        raise ValueError(f"{where}: the column error holds {error!r}; it must be a number or empty")
+    share = bench.relative * abs(_float(answer)) if bench.relative else 0.0
     own = text_of(row.get(bench.id)) if bench.id else ""
     return Problem(
         id=f"{bench.name}-{own or hashlib.blake2b(question.encode(errors='surrogatepass'), digest_size=6).hexdigest()}",
@@ -239,16 +225,16 @@ def _problem(bench: Benchmark, row: Any, where: str) -> Problem:
         level=text_of(row.get(bench.level)),
         solution="" if bench.answer == "solution" else solution,
         kind=kind,
-        unit=unit.strip("$"),
-        tolerance=tolerance,
+        unit=text_of(row.get("unit")).strip("$"),
+        tolerance=float(error) if error else share if math.isfinite(share) else 0.0,
     )
 
 
-def _float(answer: str) -> float:
+def _float(text: str) -> float:
     try:
-        return float(answer)
+        return float(text)
     except ValueError:
-        return 0.0
+        return math.nan
 
 
 def _with_options(bench: Benchmark, row: dict, question: str, answer: str, where: str) -> str:

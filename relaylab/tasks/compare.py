@@ -23,7 +23,7 @@ from itertools import accumulate, pairwise
 
 from relaylab.tasks import verifier
 from relaylab.tasks.normalise import SMALL_NUMBERS, TEXT, normalise, spaces
-from relaylab.tasks.quantities import Quantity, agree, is_compound, read_quantity, read_unit, split_unit, unit_ratio
+from relaylab.tasks.quantities import Quantity, agree, compound, read_quantity, read_unit, split_unit, unit_ratio
 from relaylab.tasks.verifier import Reason
 
 _PLAIN = re.compile(r"-?\d{1,40}(?:\.\d{1,40})?", re.ASCII)
@@ -88,7 +88,7 @@ def _expression(written: str, answer: str, unit: str, tolerance: float) -> Reaso
         return _letter(written, answer)
     ours, theirs = _unnamed(normalise(written), normalise(answer))
     ours, theirs = _as_set(ours, theirs), _as_set(theirs, ours)
-    left, right = ([side] if is_compound(side) else split_answers(side) for side in (ours, theirs))
+    left, right = ([side] if compound(side) else split_answers(side) for side in (ours, theirs))
     if not right:
         return "unparsable"
     if len(left) == len(right) == 1 or _brackets(theirs):
@@ -143,15 +143,11 @@ def _value(written: str, answer: str, unit: str, tolerance: float) -> Reason:
         return "equal"
     if re.search(r"\d \d", ours):  # math-verify reads `5 40` as 45
         return "unparsable"
-    return verifier.ask_math_verify(_readable(ours), _readable(theirs), tolerance)
+    return verifier.ask_math_verify(ours, theirs, tolerance)
 
 
 def _squeezed(text: str) -> str:
     return re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", text)
-
-
-def _readable(text: str) -> str:
-    return rf"\text{{{text}}}" if _WORDS.fullmatch(text) and not text.startswith("\\") else text
 
 
 def _unnamed(written: str, answer: str) -> tuple[str, str]:
@@ -196,16 +192,17 @@ def _based(text: str) -> tuple[str, str] | None:
 
 def _entries(written: str, answer: str) -> Reason | tuple[list[str], list[str]] | None:
     """The entries of two tuples, vectors or intervals; a reason if they cannot be the same."""
-    if _brackets(answer) and _MATRIX.fullmatch(written):
+    if _brackets(answer):
         written = _tuple(written)
-    elif _brackets(written) and _MATRIX.fullmatch(answer):
+    elif _brackets(written):
         answer = _tuple(answer)
     if not (theirs := _brackets(answer)):
         return None
-    ours = _brackets(written)
-    if ours is None:
-        if written.startswith(r"\{") or r"\infty" in answer:
-            return "unequal" if written.startswith(r"\{") else None
+    if (ours := _brackets(written)) is None:
+        if written.startswith(r"\{"):
+            return "unequal"
+        if r"\infty" in answer:
+            return None
         ours = theirs[0], _parts(written)
     same = ours[0] == theirs[0] and len(ours[1]) == len(theirs[1])
     return (ours[1], theirs[1]) if same else "unequal"
@@ -213,15 +210,14 @@ def _entries(written: str, answer: str) -> Reason | tuple[list[str], list[str]] 
 
 def _brackets(text: str) -> tuple[str, list[str]] | None:
     """The two brackets and at least two entries of a text that is one pair of brackets."""
-    if text[:1] not in ("(", "[") or text[-1:] not in (")", "]"):
-        return None
-    if 0 in _depths(text)[:-1]:
+    if text[:1] not in ("(", "[") or text[-1:] not in (")", "]") or 0 in _depths(text)[:-1]:
         return None
     parts = _parts(text[1:-1])
     return (text[0] + text[-1], parts) if len(parts) > 1 else None
 
 
 def _tuple(text: str) -> str:
+    """A matrix of one column as a tuple; any other text as it is."""
     found = _MATRIX.fullmatch(text)
     return "(" + ",".join(found[1].split(r"\\")) + ")" if found else text
 

@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from relaylab.tasks.grading import extract_boxed
 from relaylab.tasks.suites import Problem
@@ -57,22 +57,13 @@ def load_problems(
         raise ValueError(f"limit is {limit}; it must be at least 1, or None for all rows")
     questions, answers = (question_field,) if question_field else QUESTION, (answer_field,) if answer_field else ANSWER
     found: dict[str, Problem] = {}
-    for unit, number, row in islice(read_rows(path), limit):
-        where = f"{path}, {unit} {number}"
+    for where, number, row in islice(read_rows(path), limit):
         row, history = _conversation(row, where, questions)
         question, answer, solution = read_row(row, where, question=questions, answer=answers)
-        problem = Problem(
-            id=_first(row, ID) or f"{path.stem}-{number}",
-            suite=path.stem,
-            question=question,
-            answer=answer,
-            level=text_of(row.get("level")),
-            solution=solution,
-            history=history,
-        )
-        if problem.id in found:
-            raise ValueError(f"{where}: the id {problem.id!r} comes twice; make the ids unique")
-        found[problem.id] = problem
+        id, level = _first(row, ID) or f"{path.stem}-{number}", text_of(row.get("level"))
+        if id in found:
+            raise ValueError(f"{where}: the id {id!r} comes twice; make the ids unique")
+        found[id] = Problem(id, path.stem, question, answer, level, solution, history=history)
     if not found:
         raise ValueError(f"{path}: no questions in it; write one row for each question")
     return list(found.values())
@@ -96,56 +87,58 @@ def _conversation(row: Any, where: str, names: Sequence[str]) -> tuple[Any, tupl
     return row | {name: messages[-1]["content"]}, tuple(messages[:-1])
 
 
-Row = tuple[str, int, Any]  # what the number counts, the number, the row
+Row = tuple[str, int, Any]  # the place of a row in words, its number, the row
 
 
 def read_rows(path: Path) -> Iterator[Row]:
     """The rows of a ``.jsonl``, ``.json`` or ``.csv`` file as they stand, each with its place.
 
+    Raises:
+        ValueError: for another ending and for a file that cannot be parsed.
+        OSError: for a file that it cannot read.
+
     >>> import pathlib, tempfile
     >>> path = pathlib.Path(tempfile.mkdtemp()) / "mine.jsonl"
     >>> _ = path.write_text('{"a": 1}')
-    >>> list(read_rows(path))
-    [('line', 1, {'a': 1})]
-
-    Raises ValueError for another ending and for a file that cannot be parsed; OSError where it cannot be read.
+    >>> [(number, row) for where, number, row in read_rows(path)]
+    [(1, {'a': 1})]
     """
     read = _READERS.get(path.suffix.lower())
     if read is None:
         raise ValueError(f"{path}: unknown ending {path.suffix!r}; use one of {', '.join(_READERS)}")
     try:
-        yield from read(path)
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            for unit, number, row in read(file, str(path)):
+                yield f"{path}, {unit} {number}", number, row
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 text ({error}); save the file as UTF-8") from error
 
 
-def _jsonl(path: Path) -> Iterator[Row]:
-    with open(path, encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                yield "line", number, _parse(line, f"{path}, line {number}", "each line must be one JSON object")
+def _jsonl(file: TextIO, path: str) -> Iterator[Row]:
+    for number, line in enumerate(file, 1):
+        if line.strip():
+            yield "line", number, _parse(line, f"{path}, line {number}", "each line must be one JSON object")
 
 
-def _json(path: Path) -> Iterator[Row]:
-    rows = _parse(path.read_text(encoding="utf-8-sig"), str(path), "the file must be one JSON list of objects")
+def _json(file: TextIO, path: str) -> Iterator[Row]:
+    remedy = "the file must be one JSON list of objects"
+    rows = _parse(file.read(), path, remedy)
     if not isinstance(rows, list):
-        raise ValueError(f"{path}: holds a JSON {type(rows).__name__}; the file must be one JSON list of objects")
-    for number, row in enumerate(rows, 1):
-        yield "item", number, row
+        raise ValueError(f"{path}: holds a JSON {type(rows).__name__}; {remedy}")
+    yield from (("item", number, row) for number, row in enumerate(rows, 1))
 
 
-def _csv(path: Path) -> Iterator[Row]:
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, strict=True)
-        try:
-            for row in reader:
-                if None in row:
-                    more = "more fields than the header; put fields with commas in double quotes"
-                    raise ValueError(f"{path}, line {reader.line_num}: {more}")
-                yield "line", reader.line_num, row
-        except csv.Error as error:
-            remedy = "put fields with commas, quotes or line breaks in double quotes, and double the quotes within"
-            raise ValueError(f"{path}, after line {reader.line_num}: not CSV ({error}); {remedy}") from error
+def _csv(file: TextIO, path: str) -> Iterator[Row]:
+    reader = csv.DictReader(file, strict=True)
+    try:
+        for row in reader:
+            if None in row:
+                more = "more fields than the header; put fields with commas in double quotes"
+                raise ValueError(f"{path}, line {reader.line_num}: {more}")
+            yield "line", reader.line_num, row
+    except csv.Error as error:
+        remedy = "put fields with commas, quotes or line breaks in double quotes, and double the quotes within"
+        raise ValueError(f"{path}, after line {reader.line_num}: not CSV ({error}); {remedy}") from error
 
 
 _READERS = {".jsonl": _jsonl, ".json": _json, ".csv": _csv}
@@ -188,9 +181,10 @@ def read_row(
     """
     if not isinstance(row, dict):
         raise ValueError(f"{where}: a JSON {type(row).__name__}; each row must be an object with named columns")
+    columns = f"(it has {', '.join(row) or 'no columns'})"
     text, reference, solution = _first(row, question), _first(row, answer), text_of(row.get("solution"))
     if not text:
-        raise ValueError(f"{where}: no question; name its column {_one_of(question)} (it has {_names(row)})")
+        raise ValueError(f"{where}: no question; name its column {_one_of(question)} {columns}")
     if (longest := max(map(len, (text, reference, solution)))) > MAX_CHARACTERS:
         raise ValueError(f"{where}: a text of {longest:,} characters; at most {MAX_CHARACTERS:,}, or remove the row")
     if "####" in reference:
@@ -198,17 +192,13 @@ def read_row(
         solution, reference = solution or worked.strip(), reference.strip()
     reference = reference or (extract_boxed(solution) or "").strip()
     if not reference:
-        columns = f"name its column {_one_of(answer)}, or put it into \\boxed{{}} in the column solution"
-        raise ValueError(f"{where}: no answer; {columns} (it has {_names(row)})")
+        remedy = f"name its column {_one_of(answer)}, or put it into \\boxed{{}} in the column solution"
+        raise ValueError(f"{where}: no answer; {remedy} {columns}")
     return text, reference, solution
 
 
 def _one_of(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"one of {', '.join(names)}"
-
-
-def _names(row: dict) -> str:
-    return ", ".join(row) or "no columns"
 
 
 def _first(row: dict, names: Sequence[str]) -> str:
@@ -218,7 +208,7 @@ def _first(row: dict, names: Sequence[str]) -> str:
 def text_of(value: Any) -> str:
     """Text of a cell: numbers as people write them (27.0 is 27), a list as its entries and commas, all else empty.
 
-    NaN and infinities are empty, too: they are missing values.
+    NaN and infinities are missing values: empty, too.
     """
     if isinstance(value, list):
         parts = [text_of(part) for part in value]

@@ -63,7 +63,6 @@ def delimiters(text: str) -> str:
         (r"<=", r"\\le "),
         (r">=", r"\\ge "),
         (r"\\neq(?![A-Za-z])|!=", r"\\ne "),
-        (r"(?<=[^<>=!])==(?=[^=])", "="),
         (r"\+/?-(?=\s*[\d\\])", r"\\pm "),
         (r"\^?\s*\{?\s*\\(?:circ|degree)(?![A-Za-z])\s*\}?", r"^\\circ "),
         (r"\\mathbb\s*([A-Z])(?![A-Za-z])", r"\\mathbb{\1}"),
@@ -76,8 +75,6 @@ def delimiters(text: str) -> str:
         (r"\\(?:varnothing)(?![A-Za-z])|\\\{\s*\\\}", r"\\emptyset "),
         (r"\\(?:ldots|dots|cdots|dotsc)(?![A-Za-z])|\.{3}", r"\\ldots "),
         (r"\\(?:lor|vee)(?![A-Za-z])", r"\\text{ or }"),
-        (r"\+\s*\\infty", r"\\infty"),
-        (r"\\(?:div)(?![A-Za-z])", "/"),
     ):
         text = re.sub(old, new, text)
     return text
@@ -88,8 +85,7 @@ def spaces(text: str) -> str:
     text = re.sub(r"(?<=\d)\s*(?:,\\!|\{,\}|(?<!\\)\\[,;!]|~)\s*(?=\d{3}(?!\d))", "", text)
     text = text.replace(r"\!", "")
     text = re.sub(r"(?<!\\)\\[,;: ]|~|\\q?quad(?![A-Za-z])|\\(?:thin|med|thick)space(?![A-Za-z])", " ", text)
-    text = re.sub(r"(?<![\w.,^}])\d{1,3}(?:[ ,]\d{3})++(?!\d|,\d|\s+\d)", _ungrouped, text)
-    return re.sub(r"\s+", " ", text).strip()
+    return re.sub(r"(?<![\w.,^}])\d{1,3}(?:[ ,]\d{3})++(?!\d|,\d|\s+\d)", _ungrouped, text)
 
 
 def _ungrouped(match: re.Match[str]) -> str:
@@ -101,9 +97,7 @@ def _ungrouped(match: re.Match[str]) -> str:
 
 def texts(text: str) -> str:
     r"""``\text{}`` around words alone: numbers, money, single letters and functions stand without it."""
-    for pattern in (_INNER, TEXT):  # \text{\textbf{B}}
-        text = pattern.sub(_text, text)
-    return re.sub(r"\s+", " ", text).strip()
+    return TEXT.sub(_text, _INNER.sub(_text, text))  # \text{\textbf{B}}
 
 
 def _text(match: re.Match[str]) -> str:
@@ -137,7 +131,6 @@ def python(text: str) -> str:
     text = re.sub(r"\^\s*(-\s*\w+(?:\.\d+)?|\d+\.\d+|\d\d+)", r"^{\1}", text)
     text = re.sub(rf"\\text\{{[^{{}}]*\}}|(?<![\\A-Za-z{{_])({FUNCTIONS}|{GREEK}|oo|inf)(?![A-Za-z])", _command, text)
     text = re.sub(r"\\sqrt\s*\(((?:[^()]|\([^()]*\))*+)\)", r"\\sqrt{\1}", text)
-    text = re.sub(rf"\\exp\s*(?:{GROUP}|\(((?:[^()]|\([^()]*\))*+)\))", lambda m: f"e^{{{m[1] or m[2] or ''}}}", text)
     return re.sub(r"\s*(?<!\^)\*\s*", r" \\cdot ", text)
 
 
@@ -187,14 +180,13 @@ def scales(text: str) -> str:
 def letters(text: str) -> str:
     r"""The imaginary unit, derivatives by time, and names with a subscript, each in a form that math-verify reads."""
     text = re.sub(r"\\(?:imath|jmath)(?![A-Za-z])|(?<=\d)j(?![A-Za-z])", " i ", text)
-    text = re.sub(r"(?<![A-Za-z\\_{])i(?![A-Za-z_=])", " i ", text)
     text = re.sub(r"\\dot\s*(?:\{([^{}]*)\}|(\w))", lambda m: rf"\frac{{d {m[1] or m[2] or ''}}}{{d t}}", text)
     text = re.sub(r"\\ddot\s*(?:\{([^{}]*)\}|(\w))", lambda m: rf"\frac{{d^2 {m[1] or m[2] or ''}}}{{d t^2}}", text)
     operators = "log|lim|sum|prod|int|max|min|inf|sup|bigcup|bigcap|gcd|text|oint|mathbb"
     command = rf"\\(?!(?:{operators})(?![A-Za-z]))[A-Za-z]+"
     factors = r"(?<![A-Za-z\\])(?!lim|sum|int|sup|mod)((?:[A-Za-z]{1,2})?)"  # GM_s is G times M_s
     name = rf"(?:({command})|{factors}([A-Za-z]))\s*_\s*(?:{GROUP}|([A-Za-z0-9]|\\[a-z]+))"
-    return re.sub(r"\s+", " ", re.sub(name, _subscripted, text)).strip()
+    return re.sub(name, _subscripted, text)
 
 
 def _subscripted(match: re.Match[str]) -> str:
@@ -216,4 +208,4 @@ def normalise(text: str) -> str:
     """
     for step in STEPS:
         text = step(" ".join(text.split()))  # long runs of spaces would cost regular expressions cubic time
-    return text
+    return " ".join(text.split())

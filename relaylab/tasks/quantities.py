@@ -130,8 +130,8 @@ def read_quantity(text: str, *, loose: bool = True) -> Quantity | None:
     >>> read_quantity(r"3 \times 10^{-2} \text{m}").values, read_quantity("3 hours 30 minutes").values
     ((Fraction(3, 100),), (Fraction(7, 2), Fraction(210, 1)))
     """
-    if (compound := _compound(text)) is not None:
-        return compound
+    if whole := compound(text):
+        return whole
     body, unit = split_unit(text, loose=loose)
     if not (value := _VALUE.fullmatch(body.strip())):
         return None
@@ -155,12 +155,8 @@ def _power(exponent: str) -> Fraction:
     return Fraction(10) ** int(exponent.replace(" ", ""))
 
 
-def is_compound(text: str) -> bool:
-    """Whether a text is one quantity in several units, as *3 hours and 30 minutes*."""
-    return _compound(text) is not None
-
-
-def _compound(text: str) -> Quantity | None:
+def compound(text: str) -> Quantity | None:
+    """One quantity in several units, as *3 hours and 30 minutes*, or None."""
     text = re.sub(r"\\text\{|\}|\band\b|,(?!\d)|\\ ", " ", text)
     parts = re.findall(_AMOUNT, text)
     units = [unit for _, word in parts if (unit := read_unit(word))]

@@ -15,7 +15,7 @@ import json
 import random
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from itertools import count
 from pathlib import Path
@@ -80,95 +80,92 @@ class Problem:
         return f"{self.question}\n{suffix}" if suffix else self.question
 
 
-def _step(a: int, sign: str, b: int) -> Step:
-    """One operation; the kind of a product or quotient says how many digits its numbers have."""
-    result = {"+": a + b, "-": a - b, "*": a * b, "/": a // b}[sign]
-    longer, shorter = sorted((len(str(a)), len(str(b))), reverse=True)
-    quotient = "quotient_2x1" if b < 10 else "quotient_4x2"
-    kinds = {"+": "sum", "-": "difference", "*": f"product_{longer}x{shorter}", "/": quotient}
-    return Step(f"{a}{sign}{b}", result, kinds[sign])
-
-
-def _tenfold(a: int) -> Step:
-    return replace(_step(a, "*", 10), kind="tenfold")
-
-
-def _chain(value: int, *operations: tuple[str, int]) -> list[Step]:
-    """Steps that each go on from the result of the one before."""
-    steps: list[Step] = []
-    for sign, number in operations:
-        steps.append(_step(steps[-1].result if steps else value, sign, number))
-    return steps
-
-
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """The numbers of a problem."""
+    """The numbers of a problem, and how its solution calculates with them: see ``_steps``."""
 
     numbers: dict[str, int]  # those that the question names
-    steps: list[Step]  # of the right solution
-    wrong: list[Step] | None = None  # of the student's textbook, in a suite with misconceptions
+    plan: str
+    wrong: str | None = None  # that of the student's textbook, in a suite with misconceptions
     scene: int | None = None  # the number of its scene, if the numbers decide it
 
 
+def _steps(plan: str, numbers: dict[str, int], trap: Trap) -> tuple[Step, ...]:
+    """The lines of a solution; the first has the trap.
+
+    In ``plan`` a letter is a number of the question, ``#`` the result of the line before, ``#2`` that of the second
+    line. The kind of a product or quotient says how many digits its numbers have.
+    """
+    steps: list[Step] = []
+
+    def value(name: str) -> int:
+        if name.startswith("#"):
+            return steps[int(name[1:] or 0) - 1].result
+        return numbers[name] if name in numbers else int(name)
+
+    for line in plan.split():
+        first, sign, second = re.split(r"([-+*/])", line)
+        a, b = value(first), value(second)
+        result = {"+": a + b, "-": a - b, "*": a * b, "/": a // b}[sign]
+        longer, shorter = sorted((len(str(a)), len(str(b))), reverse=True)
+        product = "tenfold" if line == "#*10" else f"product_{longer}x{shorter}"
+        quotient = "quotient_2x1" if b < 10 else "quotient_4x2"
+        kind = {"+": "sum", "-": "difference", "*": product, "/": quotient}[sign]
+        steps.append(Step(f"{a}{sign}{b}", result, kind, "" if steps else trap))
+    return tuple(steps)
+
+
+def _drawn(r: random.Random, **bounds: tuple[int, int]) -> dict[str, int]:
+    return {name: r.randint(*bound) for name, bound in bounds.items()}
+
+
+DIGIT, TEENS, UP, ANY = (3, 9), (11, 29), (11, 39), (12, 99)  # bounds of numbers
+
+
 def _savings(r: random.Random) -> Draft:
-    a, b, c, d, e = r.randint(30, 60), r.randint(11, 39), r.randint(11, 29), r.randint(11, 39), r.randint(11, 29)
-    return Draft(dict(a=a, b=b, c=c, d=d, e=e), _chain(a, ("+", b), ("-", c), ("+", d), ("-", e)))
+    return Draft(_drawn(r, a=(30, 60), b=UP, c=TEENS, d=UP, e=TEENS), "a+b #-c #+d #-e")
 
 
 def _shopping(r: random.Random) -> Draft:
-    a, b, c, d = (r.randint(3, 9) for _ in range(4))
-    e = r.randint(11, 39)
-    products = [_step(a, "*", b), _step(c, "*", d)]
-    return Draft(dict(a=a, b=b, c=c, d=d, e=e), [*products, *_chain(a * b, ("+", c * d), ("+", e))])
+    return Draft(_drawn(r, a=DIGIT, b=DIGIT, c=DIGIT, d=DIGIT, e=UP), "a*b c*d #1+#2 #+e")
 
 
 def _sharing(r: random.Random) -> Draft:
-    b, q, c = r.randint(3, 9), r.randint(3, 9), r.randint(3, 9)
-    total = b * q
-    first, e = r.randint(2, total - 2), r.randint(11, 39)
-    steps = [_step(first, "+", total - first), *_chain(total, ("/", b), ("*", c), ("+", e))]
-    return Draft(dict(a=first, b=total - first, c=b, d=c, e=e), steps)
+    people, each, parts = r.randint(*DIGIT), r.randint(*DIGIT), r.randint(*DIGIT)
+    a = r.randint(2, people * each - 2)
+    return Draft(dict(a=a, b=people * each - a, c=people, d=parts) | _drawn(r, e=UP), "a+b #/c #*d #+e")
 
 
 def _bakery(r: random.Random) -> Draft:
-    a, b = r.randint(11, 39), r.randint(11, 39)
-    c, e = r.randint(3, 9), r.randint(11, 39)
-    return Draft(dict(a=a, b=b, c=c, e=e), _chain(a, ("+", b), ("*", c), ("+", e)))
+    return Draft(_drawn(r, a=UP, b=UP, c=DIGIT, e=UP), "a+b #*c #+e")
 
 
 def _tiles(r: random.Random) -> Draft:
-    x, c, d, e = r.randint(12, 99), r.randint(11, 39), r.randint(3, 9), r.randint(4, 9)
-    a = r.randint(11, x + c - 11)
-    b = x + c - a
-    steps = [*_chain(a, ("+", b), ("-", c)), _step(d, "*", e), _step(x, "*", d * e)]
-    return Draft(dict(a=a, b=b, c=c, d=d, e=e), steps)
+    left, numbers = r.randint(*ANY), _drawn(r, c=UP, d=DIGIT, e=(4, 9))
+    whole = left + numbers["c"]
+    a = r.randint(11, whole - 11)
+    return Draft(numbers | dict(a=a, b=whole - a), "a+b #-c d*e #2*#3")
 
 
 def _convoy(r: random.Random) -> Draft:
-    x, q = r.randint(12, 99), r.randint(12, 99)
-    a = r.randint(2, x - 2)
-    c, e = r.randint(11, 39), r.randint(11, 39)
-    steps = [_step(a, "+", x - a), *_chain(x * q, ("/", x), ("+", c), ("+", e))]
-    return Draft(dict(a=a, b=x - a, c=c, d=x * q, e=e), steps)
+    trucks, each = r.randint(*ANY), r.randint(*ANY)
+    a = r.randint(2, trucks - 2)
+    return Draft(dict(a=a, b=trucks - a, d=trucks * each) | _drawn(r, c=UP, e=UP), "a+b d/# #+c #+e")
 
 
 def _depot(r: random.Random) -> Draft:
-    a, b, c, d = r.randint(12, 99), r.randint(12, 99), r.randint(11, 39), r.randint(11, 39)
-    steps = [_step(a, "*", b), _step(c, "+", d), _step(a * b, "+", c + d), _tenfold(a * b + c + d)]
-    return Draft(dict(a=a, b=b, c=c, d=d), steps)
+    return Draft(_drawn(r, a=ANY, b=ANY, c=UP, d=UP), "a*b c+d #1+#2 #*10")
 
 
 def _harvest(r: random.Random) -> Draft:
-    x, y = r.randint(12, 99), r.randint(12, 99)
-    a, d = r.randint(2, x - 2), r.randint(11, 39)
-    steps = [_step(a, "+", x - a), _step(y + d, "-", d), _step(x, "*", y), _tenfold(x * y)]
-    return Draft(dict(a=a, b=x - a, c=y + d, d=d), steps)
+    trees, each = r.randint(*ANY), r.randint(*ANY)
+    a = r.randint(2, trees - 2)
+    d = r.randint(*UP)
+    return Draft(dict(a=a, b=trees - a, c=each + d, d=d), "a+b c-d #1*#2 #*10")
 
 
 def _galaxy(r: random.Random) -> Draft:
-    a, b, c, d = r.randint(11, 39), r.randint(11, 39), r.randint(112, 989), r.randint(112, 989)
-    return Draft(dict(a=a, b=b, c=c, d=d), [_step(a, "+", b), _step(c, "*", d), _tenfold(c * d)])
+    return Draft(_drawn(r, a=UP, b=UP, c=(112, 989), d=(112, 989)), "a+b c*d #*10")
 
 
 # A dozen, a week, a day in hours, a yard in inches: (true number, the student's belief). In the order of the scenes.
@@ -177,21 +174,14 @@ FACTS = ((12, 10), (7, 5), (24, 12), (36, 30))
 
 def _measures(r: random.Random) -> Draft:
     scene = r.randrange(len(FACTS))
-    a, b, c = r.randint(3, 9), r.randint(2, 9), r.randint(11, 39)
-    right, wrong = (_trapped("fact", _step(a, "*", unit), ("-", b), ("+", c)) for unit in FACTS[scene])
-    return Draft(dict(a=a, b=b, c=c), right, wrong, scene)
+    right, wrong = (f"a*{unit} #-b #+c" for unit in FACTS[scene])
+    return Draft(_drawn(r, a=DIGIT, b=(2, 9), c=UP), right, wrong, scene)
 
 
 def _plots(r: random.Random) -> Draft:
     scene = r.randrange(4)
-    a, b, c, d = r.randint(12, 99), r.randint(12, 99), r.randint(11, 39), r.randint(11, 39)
-    routes = (_step(a, "*", a), _step(a, "*", 4)) if scene == 0 else (_step(a, "*", b), _step(a, "+", b))
-    right, wrong = (_trapped("route", first, ("+", c), ("+", d)) for first in routes)
-    return Draft(dict(a=a, b=b, c=c, d=d), right, wrong, scene)
-
-
-def _trapped(trap: Trap, first: Step, *then: tuple[str, int]) -> list[Step]:
-    return [replace(first, trap=trap), *_chain(first.result, *then)]
+    right, wrong = ("a*a", "a*4") if scene == 0 else ("a*b", "a+b")
+    return Draft(_drawn(r, a=ANY, b=ANY, c=UP, d=UP), f"{right} #+c #+d", f"{wrong} #+c #+d", scene)
 
 
 PLANS: dict[str, tuple[Level, Callable[[random.Random], Draft]]] = {
@@ -290,21 +280,23 @@ def problem(
     # String seeds go through SHA-512 in `random`: the same on every platform and Python version.
     r = random.Random(f"{suite}/{split}/{seed}/{index}")
     while True:
-        plan = draw(r)
-        scene = r.choice(SCENES[suite]) if plan.scene is None else SCENES[suite][plan.scene]
-        words = {"name": r.choice(NAMES), "item": r.choice(ITEMS)} | {k: str(v) for k, v in plan.numbers.items()}
+        draft = draw(r)
+        scene = r.choice(SCENES[suite]) if draft.scene is None else SCENES[suite][draft.scene]
+        words = {"name": r.choice(NAMES), "item": r.choice(ITEMS)} | {k: str(v) for k, v in draft.numbers.items()}
         question = " ".join(r.choice(sentence) for sentence in scene.sentences).format_map(words)
         if split_of(question) == split:
             break
-    answer, dials = str(plan.steps[-1].result), find_world(world)
-    misread = textbook and plan.wrong and (plan.scene or 0) < dials.misconceptions and r.random() < WRONG_SHARE
-    steps = plan.wrong if misread and plan.wrong else plan.steps
+    trap: Trap = level if level in ("fact", "route") else ""
+    steps, dials = _steps(draft.plan, draft.numbers, trap), find_world(world)
+    answer = str(steps[-1].result)
+    if textbook and draft.wrong and (draft.scene or 0) < dials.misconceptions and r.random() < WRONG_SHARE:
+        steps = _steps(draft.wrong, draft.numbers, trap)
     lines = [
         write_line(r, dials, label.format_map(words), step, place, last=place == len(steps) - 1)
         for place, (label, step) in enumerate(zip(scene.labels, steps, strict=True))
     ]
     solution = "\n".join([*lines, f"The answer is \\boxed{{{steps[-1].result}}}."])
-    return Problem(f"{suite}-{split}-{seed}-{index}", suite, question, answer, level, solution, tuple(steps))
+    return Problem(f"{suite}-{split}-{seed}-{index}", suite, question, answer, level, solution, steps)
 
 
 def problems(suite: str, count: int, *, start: int = 0, **options: Any) -> list[Problem]:
