@@ -243,6 +243,19 @@ def test_another_model_of_the_same_name_is_refused(tmp_path):
         run(tmp_path / "out", ["student"], 1, student=str(mine))
 
 
+def test_a_student_of_ones_own_that_can_call_is_the_relay(tmp_path):
+    mine, untrained = tmp_path / "mine", tmp_path / "untrained"
+    shutil.copytree(resolve("lifelike/relay"), mine)
+    shutil.copytree(resolve("student"), untrained)
+    table = run(tmp_path / "a", ["student", "relay"], 1, student=str(mine), teacher="lifelike/teacher")
+    named = run(tmp_path / "b", ["relay:student=lifelike/relay"], 1, teacher="lifelike/teacher")
+    own = table[table["method"] == "relay"]
+    assert own["teacher_tokens"].tolist() == named["teacher_tokens"].tolist()
+    assert own["teacher_tokens"].sum() > 0
+    with pytest.raises(ValueError, match="relay:student=FOLDER"):
+        run(tmp_path / "c", ["relay"], 1, student=str(untrained))
+
+
 def test_a_system_of_ones_own_whose_source_changed_is_refused(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     base = "from relaylab.evaluation.systems import StudentOnly\nclass Mine(StudentOnly):\n    name = 'mine'\n    "

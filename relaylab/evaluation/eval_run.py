@@ -48,7 +48,7 @@ class ModelCache:
     training: Sequence[Problem] = ()  # that a token router may learn from
     max_tokens: int = 512  # of the answers that it learns from
     options: dict[str, Any] = field(default_factory=dict)  # device and dtype of local models
-    untrained: str = "student"  # answers as ``student``; ``relay`` and ``grpo`` are those of its world
+    untrained: str = "student"  # answers as ``student``; see ``model`` for ``relay`` and ``grpo``
     _made: dict[tuple, Any] = field(default_factory=dict, repr=False)
 
     def _once(self, key: tuple, make: Callable[[], Item]) -> Item:
@@ -70,12 +70,26 @@ class ModelCache:
     def model(self, name: str) -> str:
         """The model that a system's name stands for.
 
+        ``relay`` and ``grpo`` are the embedded ones of the student's world. A student of your own that was trained to
+        call is the ``relay`` itself.
+
+        Raises:
+            ValueError: for the trained model of a student that is not embedded.
+
         >>> ModelCache(untrained="lifelike/student").model("relay"), ModelCache().model("relay")
         ('lifelike/relay', 'relay')
         """
         world, slash, _ = self.untrained.rpartition("/")
         same_world = f"{world}{slash}{name}"
-        return self.untrained if name == "student" else same_world if same_world in embedded() else name
+        if name == "student" or (name == "relay" and self._own and relay_defaults(local_name(self.untrained))):
+            return self.untrained
+        if name in ("relay", "grpo") and self._own:
+            raise ValueError(f"no {name} of {self.untrained!r} is known; name its folder: {name}:student=FOLDER")
+        return same_world if same_world in embedded() else name
+
+    @property
+    def _own(self) -> bool:
+        return self.untrained not in embedded()
 
     def student(self, name: str) -> Student:
         """A student by the name that a system has for it, or by the URL of a server."""
