@@ -7,6 +7,7 @@ import csv
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,6 +20,8 @@ from relaylab.call_tag import format_call
 from relaylab.evaluation.placement import calls_frame
 from relaylab.memory import GB, QWEN3, shipped
 from relaylab.tasks.suites import level_of
+from relaylab.training.data_filter import pass_rates
+from relaylab.views.theme import ROLES
 
 HOME = Path(__file__).parents[1]
 
@@ -90,6 +93,58 @@ def test_02_says_that_the_warmed_up_student_asks_in_doubt_and_not_in_need():
     chance, unsure, arithmetic = np.array(asked), np.array(doubt) > 0.6, np.array(hard)
     assert chance[unsure].mean() > 3 * chance[~unsure].mean()
     assert (unsure & ~arithmetic).sum() > (unsure & arithmetic).sum(), "most doubts are about words"
+
+
+def run_cells(number: str, names: tuple[str, ...]) -> dict:
+    """What a lesson's cells of these names leave behind, their figures not drawn."""
+    cells, scope = sources(number), dict[str, Any]()
+    for name in names:
+        exec(cells[name].replace("setup()\n", "").replace("show_figure(fig)", ""), scope)
+        scope["setup"] = scope["show_figure"] = lambda *_: None
+    return scope
+
+
+def test_03_says_where_the_loss_pulls():
+    scope = run_cells("03", ("cell-01", "cell-02", "cell-21", "cell-23", "cell-25", "cell-26", "cell-27", "cell-29"))
+    parts = scope["parts"]
+    everything = parts.loc["of all tokens"]
+    student, command, teacher = (ROLES[key].name for key in "sct")
+    assert parts.loc["teacher masked", command] > 3 * everything[command], "far more than its share"
+    assert parts.loc["teacher masked", teacher] == 0
+    assert parts.loc["not masked", teacher] > 1.5 * everything[teacher], "well above their share"
+    gained = scope["table"]["after"] - scope["table"]["before"]
+    assert min(gained[student], gained[command]) > 0, "more likely, commands included"
+    assert abs(gained[teacher]) > 0.01, "changed as well, although they had no gradient"
+
+
+def test_04_says_what_each_reward_makes_of_six_attempts():
+    scope = run_cells("04", ("cell-02", "cell-04", "cell-06"))
+    paid, names = scope["paid"], [*scope["attempts"]]
+    gains = {key: scope["advantages"](rewards) for key, rewards in paid.items()}
+    short, long, padded, vain, alone, other = range(6)
+    assert gains["dependent", "simple"][alone] > gains["dependent", "simple"][vain]
+    assert set(np.argsort(gains["unsolvable", "simple"])[-2:]) == {alone, other}, "those without a call are best"
+    assert not any(gains["unsolvable", "no exploration"])
+    assert names[int(np.argmax(gains["unsolvable", "difficulty-aware"]))] == "2 long call"
+    changed = {kind for kind in scope["made"] if paid[kind, "no bonus"] != paid[kind, "difficulty-aware"]}
+    assert changed == {"solvable"}
+    for kind in ("solvable", "dependent"):
+        assert gains[kind, "diluted ratio"][padded] > gains[kind, "diluted ratio"][short]
+        assert gains[kind, "difficulty-aware"][padded] <= gains[kind, "difficulty-aware"][short]
+        assert paid[kind, "released code"][short] == paid[kind, "released code"][long], "help is free"
+        assert paid[kind, "released code"][padded] < paid[kind, "released code"][short]
+
+
+def test_05_says_how_the_teachers_rates_lie(tmp_path):
+    """At both ends; those of convoy now and then between."""
+    sampling = rl.load_teacher("lifelike/teacher", temperature=1.0)
+    problems = [p for suite in ("depot", "convoy", "galaxy") for p in rl.problems(suite, 8, split="train")]
+    rates = pass_rates(sampling, problems, tmp_path / "rates.jsonl", samples=6, max_tokens=160, progress=False)
+    passed = {s: [r.rate for r in rates if r.problem.suite == s] for s in ("depot", "convoy", "galaxy")}
+    assert np.mean([rate >= 5 / 6 for rate in passed["depot"]]) > 0.8
+    assert max(passed["galaxy"]) <= 1 / 6, "never what it cannot"
+    between = {suite: sum(1 / 6 < rate < 5 / 6 for rate in some) for suite, some in passed.items()}
+    assert between["convoy"] >= max(between["depot"], between["galaxy"])
 
 
 def test_06_says_of_exploration_what_its_sweep_shows():
