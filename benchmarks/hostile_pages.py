@@ -38,9 +38,9 @@ from relaylab.views.counterfactual_view import CounterfactualView
 from relaylab.views.live_view import Run, side_by_side
 from relaylab.views.player import player
 from relaylab.views.playground import Playground
-from relaylab.views.report import html_page, report
+from relaylab.views.report import report
 from relaylab.views.sweep_report import sweep_page
-from relaylab.views.theme import plotly_script, show_figure
+from relaylab.views.theme import html_page, plotly_script, show_figure
 from relaylab.views.trace_view import trace_html
 from relaylab.views.widget import static_view
 
@@ -111,7 +111,7 @@ def pages(texts: tuple[str, ...], folder: Path) -> Iterator[tuple[str, Callable[
         return "<!doctype html><meta charset=utf-8><title>t</title>" + "".join(parts)
 
     def drawn(*made: Any) -> str:
-        return html_page(texts[0], [show_figure(fig).html for fig in made])
+        return html_page(texts[0], "".join(show_figure(fig).html for fig in made), "report.css")
 
     def live(view: Any) -> str:
         runs = [Run(t.id, t.id, t.prompt, t) for t in all_[:6]]
@@ -176,7 +176,7 @@ def evaluation_report(all_: list[Trace], table: pd.DataFrame, folder: Path) -> P
     with TraceWriter(out / "traces" / "0" / "relay.jsonl") as writer:
         for trace in all_:
             writer.write(trace)
-    return report(out, student=all_[0].prompt, teacher=all_[1].prompt)
+    return report(out)
 
 
 def sweep(texts: tuple[str, ...], folder: Path) -> str:

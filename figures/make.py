@@ -16,7 +16,6 @@ import json
 import os
 import platform
 import random
-import shutil
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -27,15 +26,18 @@ import pandas as pd
 import plotly.graph_objects as go
 import typer
 
+from relaylab.doctor import find_browser
 from relaylab.evaluation.stats import summary
-from relaylab.evaluation.table import read_table, trace_files
+from relaylab.evaluation.table import read_table
 from relaylab.sweep.results import effects, plane, read_results
 from relaylab.trace import Trace, read_traces
 from relaylab.version import __version__
 from relaylab.views.curves import learning_curves
 from relaylab.views.evaluation_figures import accuracy_against_share, suite_accuracy, suite_bars
 from relaylab.views.figures import call_positions
+from relaylab.views.report import first_traces
 from relaylab.views.sweep_report import plane_figure
+from relaylab.views.theme import html_page
 from relaylab.views.trace_view import trace_html, trace_summary
 
 LIMITS = ("max_tokens", "max_calls", "max_call_tokens", "max_teacher_tokens", "fixed_call_tokens")
@@ -156,9 +158,7 @@ def swept(path: Path) -> Picture:
 
 def method_traces(evaluation: Path, method: str) -> list[Trace]:
     """The traces of a method's first student, with the first seed. ValueError where the evaluation has none."""
-    files = list(trace_files(evaluation))
-    first = min((int(seed) for seed, _ in files), default=0)
-    known = {path.stem: path for seed, path in files if int(seed) == first}
+    known = first_traces(evaluation)
     if method not in known:
         raise ValueError(f"{evaluation} has no traces of {method!r}; there are {', '.join(known) or 'none'}")
     return list(read_traces(known[method]))
@@ -198,18 +198,24 @@ def _plotted(fig: go.Figure, numbers: pd.DataFrame) -> Picture:
 
     def write(stem: Path) -> list[Path]:
         pictures, page = [stem.with_suffix(suffix) for suffix in (".png", ".svg")], stem.with_suffix(".html")
-        try:
-            for path in pictures:
-                _render(fig, path)
-        except (ImportError, RuntimeError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            needs = "kaleido and a Chromium or Chrome (Debian: apt-get install chromium; or set BROWSER_PATH)"
-            warnings.warn(f"{page.name} stays a page: a picture needs {needs}. The reason: {reason}", stacklevel=2)
-            fig.write_html(page, include_plotlyjs=True)
-            return [page]
-        return pictures
+        if _drawn(page, lambda: [_render(fig, path) for path in pictures]):
+            return pictures
+        fig.write_html(page, include_plotlyjs=True)
+        return [page]
 
     return Picture(fig.layout.title.text, fig.layout.meta["alt"], numbers, write)
+
+
+def _drawn(page: Path, draw: Callable[[], object]) -> bool:
+    """Draw a picture. If that fails, whatever the reason, the page remains, and a warning says so."""
+    try:
+        draw()
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        needs = "relaylab[dev] and a Chromium or Chrome (Debian: apt-get install chromium; or set BROWSER_PATH)"
+        warnings.warn(f"{page.name} stays a page: a picture needs {needs}. The reason: {reason}", stacklevel=2)
+        return False
+    return True
 
 
 def _render(fig: go.Figure, path: Path) -> None:
@@ -222,34 +228,20 @@ def _render(fig: go.Figure, path: Path) -> None:
 
 def _page(trace: Trace, stem: Path) -> list[Path]:
     """The strip as a page, and as the picture that a browser makes of it."""
-    page = stem.with_suffix(".html")
-    head = '<!doctype html><html lang="en"><meta charset="utf-8"><title>relaylab: a relay</title>'
-    page.write_text(f"{head}<body>{trace_html(trace)}</body></html>", encoding="utf-8")
-    browser = os.environ.get("BROWSER_PATH") or shutil.which("chromium") or shutil.which("google-chrome")
-    try:
-        from playwright.sync_api import Error, sync_playwright
-    except ImportError:
-        browser = None
-    if not browser:
-        warnings.warn(
-            f"{page.name} stays a page: a picture of it needs playwright (pip install 'relaylab[dev]') and a "
-            "Chromium (Debian: apt-get install chromium; or set BROWSER_PATH)",
-            stacklevel=2,
-        )
-        return [page]
-    with sync_playwright() as driver:
-        try:
-            running = driver.chromium.launch(executable_path=browser)
-        except Error as error:
-            warnings.warn(f"{page.name} stays a page: {browser} did not start ({error})", stacklevel=2)
-            return [page]
-        tab = running.new_page(
-            viewport={"width": WIDTH, "height": 400}, device_scale_factor=SCALE, color_scheme="light"
-        )
-        tab.goto(page.resolve().as_uri())
-        tab.locator("section.rl-trace").screenshot(path=stem.with_suffix(".png"))
-        running.close()
-    return [stem.with_suffix(".png"), page]
+    page, picture = stem.with_suffix(".html"), stem.with_suffix(".png")
+    page.write_text(html_page("relaylab: a relay", trace_html(trace)), encoding="utf-8")
+
+    def draw() -> None:
+        from playwright.sync_api import sync_playwright
+
+        window = {"width": WIDTH, "height": 400}
+        with sync_playwright() as driver:
+            running = driver.chromium.launch(executable_path=find_browser() or "chromium")
+            tab = running.new_page(viewport=window, device_scale_factor=SCALE, color_scheme="light")
+            tab.goto(page.resolve().as_uri())
+            tab.locator("section.rl-trace").screenshot(path=picture)
+
+    return [picture, page] if _drawn(page, draw) else [page]
 
 
 def _named(text: str) -> tuple[str, Path]:

@@ -94,8 +94,7 @@ def map_command(
     from relaylab.files import read_json, write_whole
     from relaylab.views.evaluation_figures import accuracy_against_share
     from relaylab.views.method_map import map_figure
-    from relaylab.views.report import html_page
-    from relaylab.views.theme import show_figure
+    from relaylab.views.theme import html_page, show_figure
 
     others, found, frontiers = read_json(measured) if measured else {}, {}, []
     for name in world or maps.worlds():
@@ -112,8 +111,8 @@ def map_command(
         print(maps.compared(table, chosen).round(3).to_string(index=False))
     drawn = maps.draw_map(found)
     write_table(drawn, out / "map.csv")
-    figures = [show_figure(fig).html for fig in (map_figure(drawn, others), *frontiers)]
-    write_whole(out / "map.html", html_page("When learning to call pays", figures))
+    figures = "".join(show_figure(fig).html for fig in (map_figure(drawn, others), *frontiers))
+    write_whole(out / "map.html", html_page("When learning to call pays", figures, "report.css"))
     print(drawn.drop(columns=["low", "high", "gap_low", "gap_high"]).round(3).to_string(index=False))
     say(f"the map is {out / 'map.html'}")
 

@@ -1,8 +1,8 @@
 """The views in a real JupyterLab: notebooks run from the menu; each view clicked, used by keys alone, and looked at.
 
-Lessons 11 and 13, small, have the player, the atlas, the counterfactuals and the playground, as a learner meets them.
-A notebook of the test's own has the reward lab and the cost dial, and takes the two live views further: typed into,
-stopped, saved, exported. Screenshots of each view, light and dark, 1280 and 800 pixels wide, are in ``runs/browser``.
+Lesson 11, small, has the player and the atlas, as a learner meets them. A notebook of the test's own has the reward
+lab, the cost dial and the two live views: typed into, stopped, saved, exported. What a click does without JupyterLab is
+in test_player.py and test_atlas.py. Screenshots, light and dark, in several widths, are in ``runs/browser``.
 
 The console must be empty of errors, and JupyterLab's own are not excused: none was seen, once it looks for no news.
 """
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.browser
 
 ROOT = Path(__file__).parents[1]
 SCREENSHOTS = ROOT / "runs" / "browser"
-LESSONS = "11_call_positions", "13_which_calls_mattered"  # the first has player and atlas, the second what is live
+LESSON = "11_call_positions"
 CELLS = (
     """import relaylab as rl
 from relaylab.views.cost_dial import cost_dial
@@ -73,7 +73,7 @@ VIEWS = {  # how their names begin
     "reward_lab": "Reward lab",
     "cost_dial": "Cost dial",
 }
-OF_THE_LESSON, LIVE, OWN = list(VIEWS)[:2], list(VIEWS)[2:4], list(VIEWS)[2:]
+OF_THE_LESSON, OWN = list(VIEWS)[:2], list(VIEWS)[2:]
 WAIT = SECONDS * 1000
 FOCUSED = "document.activeElement.ariaLabel ?? document.activeElement.textContent"
 
@@ -92,25 +92,19 @@ def jupyter(folder: Path):
 
 @pytest.fixture(scope="module")
 def lesson(jupyter, folder: Path) -> Lab:
-    """Lesson 11 with the parameters of a quick run."""
-    return open_lesson(jupyter, folder, LESSONS[0])
-
-
-@pytest.fixture(scope="module")
-def live(jupyter, folder: Path) -> Lab:
-    """Lesson 13, in the same way."""
-    return open_lesson(jupyter, folder, LESSONS[1])
-
-
-def open_lesson(jupyter, folder: Path, name: str) -> Lab:
-    """A lesson that was run with its small parameters, in a cell of their own as papermill writes it."""
-    small = smoke_parameters(ROOT / "notebooks")[name]
-    copy = folder / f"{name}.ipynb"
+    """Lesson 11 with the parameters of a quick run, in a cell of their own as papermill writes it."""
+    small = smoke_parameters(ROOT / "notebooks")[LESSON]
+    copy = folder / f"{LESSON}.ipynb"
     for path in ("lesson", "measured"):
         shutil.copytree(ROOT / "notebooks" / path, folder / path, dirs_exist_ok=True)
     shutil.copy(ROOT / "notebooks" / "exercises.yaml", folder)
     papermill.execute_notebook(ROOT / "notebooks" / copy.name, copy, small, prepare_only=True)
-    lab = jupyter(copy.name)
+    return opened(jupyter, copy.name)
+
+
+def opened(jupyter, name: str) -> Lab:
+    """A notebook of which all cells were run."""
+    lab = jupyter(name)
     lab.run_all()
     lab.wait_idle()
     return lab
@@ -119,20 +113,14 @@ def open_lesson(jupyter, folder: Path, name: str) -> Lab:
 @pytest.fixture(scope="module")
 def lab(jupyter, folder: Path) -> Lab:
     """The notebook of the test's own."""
-    lab = jupyter(write_notebook(folder / "live.ipynb", *CELLS).name)
-    lab.run_all()
-    lab.wait_idle()
-    return lab
+    return opened(jupyter, write_notebook(folder / "live.ipynb", *CELLS).name)
 
 
 @pytest.fixture(scope="module")
 def start(jupyter, folder: Path) -> Lab:
     """What `relaylab lab` opens, in a copy as it makes it."""
     copy_lessons(folder / "course")
-    lab = jupyter(f"course/{START}")
-    lab.run_all()
-    lab.wait_idle()
-    return lab
+    return opened(jupyter, f"course/{START}")
 
 
 def find(lab: Lab, name: str):
@@ -213,9 +201,7 @@ def test_pictures_of_start(start: Lab):
 
 
 def test_a_prediction_is_typed_first_and_a_training_is_a_movie(jupyter, folder: Path):
-    lab = jupyter(write_notebook(folder / "later.ipynb", *SHOWN_LATER).name)
-    lab.run_all()
-    lab.wait_idle()
+    lab = opened(jupyter, write_notebook(folder / "later.ipynb", *SHOWN_LATER).name)
     page, guess = lab.page, lab.page.locator("section[aria-label^='Prediction']")
     figure = page.locator(".rl-fig .annotation-text")
     figure.first.wait_for(timeout=WAIT)
@@ -271,18 +257,11 @@ def test_the_player_of_the_lesson(lesson: Lab):
     tokens = strips.nth(0).locator("span").count()
     hidden = strips.nth(0).locator(".rl-later")
 
-    player.get_by_role("button", name="To the start").click()
-    assert token.inner_text() == "Nothing is written yet."
-    assert hidden.count() == tokens
-    player.get_by_role("button", name="To the next call").click()
-    assert call.inner_text().startswith("Call 1, at token ")
     strips.nth(0).locator("span").nth(4).click()
     assert token.inner_text().startswith(f"token 5 of {tokens} · student")
     assert hidden.count() == tokens - 5
     strips.nth(0).locator("span").nth(2).hover()
     assert token.inner_text().startswith("token 3 of")
-    assert "<call>" in strips.nth(0).text_content()
-    assert "<call>" not in strips.nth(1).text_content()
 
     # By keys alone.
     lesson.tab_through(player)
@@ -313,20 +292,6 @@ def test_the_atlas_of_the_lesson(lesson: Lab):
     listed = systems.locator(".rl-atlas-list li")
     rows = grid.get_by_role("rowheader").all_text_contents()
     assert rows == ["after the warm-up, sampled", "rule, greedy", "trained, greedy", "trained, sampled"]
-
-    # A click on the cell without a call, and one on a trace: the player, at its end.
-    trained = grid.get_by_role("row").nth(3)
-    trained.get_by_role("gridcell").nth(2).click()
-    said = re.fullmatch(r"system trained, greedy, no call: (\d+) of 18 traces \(.*%\)\.", readout.inner_text())
-    assert listed.count() == int(said[1]) > 0
-    opener = listed.nth(0).get_by_role("button")
-    opener.click()
-    assert systems.locator(".rl-token").inner_text().startswith("token ")
-    assert "No call here." in systems.locator(".rl-callwords").inner_text()
-    systems.get_by_role("button", name="Close the player").click()
-    assert systems.locator(".rl-token").count() == 0
-
-    # Columns by reasoning step, numbers of calls: other heads, other legend.
     heads = grid.get_by_role("columnheader")
     assert heads.nth(5).inner_text() == "5"  # percent
     systems.get_by_role("combobox", name="columns").select_option("line")
@@ -371,38 +336,12 @@ def test_the_atlas_of_the_lesson(lesson: Lab):
     assert passed.inner_text() == "18 of 18 traces"
 
 
-def test_the_live_views_of_a_lesson(live: Lab):
-    what_if, playground = find(live, "counterfactual"), find(live, "playground")
-    forks = what_if.locator(".rl-run")
-    before = forks.count()
-    forks.nth(0).get_by_role("option").nth(8).click()
-    what_if.get_by_role("spinbutton").fill("8")
-    what_if.get_by_role("button", name="Force a call here").click()
-    says(live, what_if, f"Fork {before}: a call for 8 at token 9.")
-    assert forks.count() == before + 1
-    assert forks.nth(before).locator(".rl-fork").inner_text().startswith("<call")
-
-    runs = playground.locator(".rl-run")
-    assert runs.count() == 2  # the two that the lesson asked for
-    playground.get_by_role("button", name="Ask this question").click()
-    says(live, playground, "Run 3: relay with teacher.")
-    assert runs.count() == 3
-    live.screenshots(SCREENSHOTS, {f"lesson-{name}": find(live, name).first for name in LIVE})
-    assert live.errors == []
-    live.page.close()
-
-
 def test_pictures_of_the_lesson(lesson: Lab):
     views = {f"lesson-{name}": find(lesson, name).first for name in OF_THE_LESSON}
     views["lesson-atlas-by-suite"] = find(lesson, "atlas").nth(1)
     views["lesson-atlas"].get_by_role("button", name="Open ").first.click()  # with a player in it
     lesson.screenshots(SCREENSHOTS, views)
-    lesson.theme("light")
-
-
-def test_no_error_in_the_console_of_the_lesson(lesson: Lab):
-    """Of all that was done above."""
-    assert lesson.errors == []
+    assert lesson.errors == []  # of all that was done above
     lesson.page.close()
 
 
@@ -601,12 +540,7 @@ def test_dollars_of_models_and_questions_are_no_mathematics(lab: Lab):
     assert formulas.count() == 1
 
 
-def test_pictures(lab: Lab):
-    lab.screenshots(SCREENSHOTS, {name: find(lab, name) for name in OWN})
-    lab.theme("light")
-
-
-def test_what_is_saved_shows_the_runs_without_a_kernel(lab: Lab, folder: Path):
+def test_what_is_saved_shows_the_runs_without_a_kernel_and_pictures(lab: Lab, folder: Path):
     records = lab.page.locator("[data-rl-record]")
     assert records.count() == 2
     assert not any(records.nth(k).is_visible() for k in range(2))  # the live views show it all already
@@ -616,8 +550,5 @@ def test_what_is_saved_shows_the_runs_without_a_kernel(lab: Lab, folder: Path):
     for heading in ("Run 1: relay with teacher", "Original", "Fork 2: call 2 asks for 4, not 20"):
         assert f"<h4>{heading}</h4>" in page
     assert not re.search(r"widget-(view|state)\+json", page)
-
-
-def test_no_error_in_the_console(lab: Lab):
-    """Runs last: of all that was done above."""
-    assert lab.errors == []
+    lab.screenshots(SCREENSHOTS, {name: find(lab, name) for name in OWN})
+    assert lab.errors == []  # of all that was done above

@@ -16,15 +16,8 @@ from relaylab.views.theme import OKABE_ITO, show_figure
 
 
 def frame(n: int = 12, up: float = 0.05) -> pd.DataFrame:
-    steps = range(1, n + 1)
-    return pd.DataFrame(
-        {
-            "step": steps,
-            "reward": [math.sin(i) + up * i for i in steps],
-            "accuracy": [0.25 + up * i + 0.1 * (-1) ** i for i in steps],
-            "call_ratio": [0.3 / i for i in steps],
-        }
-    )
+    rows = [(i, math.sin(i) + up * i, 0.25 + up * i + 0.1 * (-1) ** i, 0.3 / i) for i in range(1, n + 1)]
+    return pd.DataFrame(rows, columns=["step", "reward", "accuracy", "call_ratio"])
 
 
 def drawn(fig, mode: str) -> list[tuple[str, list[float], list[float]]]:
@@ -34,9 +27,9 @@ def drawn(fig, mode: str) -> list[tuple[str, list[float], list[float]]]:
 
 
 def running(values: list[float], n: int) -> list[float]:
-    """Means of the last n of what is there, None and NaN being nothing."""
-    windows = [[v for v in values[max(0, i + 1 - n) : i + 1] if v is not None and v == v] for i in range(len(values))]
-    return [sum(w) / len(w) if w else math.nan for w in windows]
+    """Means of the last n."""
+    windows = [values[max(0, i + 1 - n) : i + 1] for i in range(len(values))]
+    return [sum(w) / len(w) for w in windows]
 
 
 def axis_titles(fig) -> list[str]:
@@ -54,7 +47,8 @@ def test_dots_are_the_logged_values_and_lines_their_running_means():
         assert raw == pytest.approx(values)
         assert line == pytest.approx(running(values, 4))
     assert [name for name, *_ in drawn(fig, "lines")] == ["reward", "accuracy", "call ratio"]
-    assert [a.text for a in fig.layout.annotations] == ["reward", "accuracy", "call ratio"]
+    assert [a.text for a in fig.layout.annotations] == ["call ratio", "accuracy", "reward"]
+    assert [a.y for a in fig.layout.annotations] == [fig.layout[f"yaxis{k}"].domain[1] for k in ("", 2, 3)]
     assert axis_titles(fig) == ["mean of rollouts", "% of rollouts", "% of tokens"]
     assert fig.layout.xaxis.title.text == "optimiser step"
     assert fig.layout.xaxis2.matches == fig.layout.xaxis3.matches == "x"  # zoomed together
@@ -69,19 +63,18 @@ def test_gaps_are_left_out_of_the_means():
     assert fig.layout.meta["alt"].startswith("Length of an answer rises from 4 tokens to 15 tokens between")
 
 
-@pytest.mark.parametrize(("column", "unit"), [(c, unit) for c, (_, unit) in METRICS.items()])
-def test_every_known_metric_has_its_unit(column, unit):
-    fig = learning_curves(pd.DataFrame({"step": [1, 2], column: [0.5, 0.25]}), columns=[column], smooth=1)
-    assert axis_titles(fig) == [unit]
-    share = column in {"accuracy", "call_ratio", "group_ratio", "helped", "ended", "excluded"} or "groups_" in column
-    assert drawn(fig, "lines")[0][2] == ([50, 25] if share else [0.5, 0.25])
-    assert ("%" in fig.layout.meta["alt"]) == share
+def test_every_known_metric_has_its_unit():
+    shares = {"accuracy", "call_ratio", "group_ratio", "helped", "ended", "excluded"}
+    data = pd.DataFrame({"step": [1, 2]} | {name: [0.5, 0.25] for name in METRICS})
+    fig = learning_curves(data, columns=list(METRICS), smooth=1)
+    assert axis_titles(fig) == [unit for _, unit in METRICS.values()]
+    for column, (_, _, values) in zip(METRICS, drawn(fig, "lines"), strict=True):
+        assert values == ([50, 25] if column in shares or "groups_" in column else [0.5, 0.25]), column
+    assert fig.layout.meta["alt"].count(" %") == 2 * (len(shares) + 3)
     assert not fig.layout.title.subtitle.text  # nothing is smoothed
 
 
-def test_units_in_words_and_of_unknown_metrics():
-    assert METRICS["entropy"][1].startswith("nats")
-    assert METRICS["kl"][1].startswith("nats")
+def test_an_unknown_metric_is_drawn_as_logged():
     fig = learning_curves(pd.DataFrame({"step": [1], "grad_norm<i>": [1234.5]}), columns=["grad_norm<i>"])
     assert (axis_titles(fig), fig.layout.annotations[0].text) == (["as logged"], "grad norm&lt;i&gt;")
     assert fig.layout.meta["alt"].startswith("Grad norm<i> is 1,234 at step 1.")
@@ -169,8 +162,9 @@ def shell(tmp_path, monkeypatch):
     InteractiveShell.clear_instance()
 
 
-def rows(n: int) -> list[dict[str, float]]:
-    return frame(n).to_dict("records")
+def feed(live: LiveCurves, rows: pd.DataFrame) -> None:
+    for row in rows.to_dict("records"):
+        live(row)
 
 
 def shown(captured) -> list[tuple[bool, int]]:
@@ -185,15 +179,14 @@ def test_outside_of_a_notebook_rows_are_kept_and_nothing_is_drawn(capsys, monkey
         assert live.metrics.empty
         with pytest.raises(ValueError, match="no step"):
             live.figure()
-        for row in rows(3):
-            live(row)
+        feed(live, frame(3))
     pd.testing.assert_frame_equal(live.metrics, frame(3), check_dtype=False)
     assert capsys.readouterr().out == ""
 
 
 def test_one_display_is_updated_now_and_then_and_at_the_end(shell, clock):
     with capture_output() as captured, LiveCurves(every=1.0) as live:
-        for row in rows(12):
+        for row in frame(12).to_dict("records"):
             live(row)
             clock.now += 0.3
         assert shown(captured) == [(False, 1), (True, 5), (True, 9)]
@@ -208,8 +201,7 @@ def test_one_display_is_updated_now_and_then_and_at_the_end(shell, clock):
 def test_the_last_step_is_drawn_at_once_and_only_once(shell, clock):
     live = LiveCurves(steps=3)
     with capture_output() as captured:
-        for row in rows(3):
-            live(row)
+        feed(live, frame(3))
         assert shown(captured) == [(False, 1), (True, 3)]
         live.close()
         live.close()
@@ -218,8 +210,7 @@ def test_the_last_step_is_drawn_at_once_and_only_once(shell, clock):
 
 def test_an_interrupted_training_leaves_its_last_state(shell, clock):
     with capture_output() as captured, pytest.raises(KeyboardInterrupt), LiveCurves(every=1e9) as live:  # noqa: PT012
-        for row in rows(4):
-            live(row)
+        feed(live, frame(4))
         raise KeyboardInterrupt
     assert shown(captured) == [(False, 1), (True, 4)]
 
@@ -227,11 +218,10 @@ def test_an_interrupted_training_leaves_its_last_state(shell, clock):
 def test_a_run_that_goes_on_replaces_what_it_repeats_and_has_a_new_display(shell, clock):
     live = LiveCurves()
     with capture_output() as captured:
-        for part in (rows(6), rows(5)[2:], rows(1)):
-            for row in part:
-                live(row)
+        for part in (frame(6), frame(5)[2:], frame(1)):
+            feed(live, part)
             live.close()
-            assert live.metrics["step"].tolist() == list(range(1, int(part[-1]["step"]) + 1))
+            assert live.metrics["step"].tolist() == list(range(1, part["step"].iloc[-1] + 1))
     assert [update for update, _ in shown(captured)] == [False, True, False, True, False]
     assert len({out.transient["display_id"] for out in captured.outputs}) == 3
 
@@ -251,18 +241,15 @@ def test_a_column_that_comes_late_or_never_breaks_no_training(shell, clock):
         LiveCurves(smoth=3)
 
 
-def test_as_the_last_line_of_a_cell_it_shows_the_curves(shell):
+def test_as_the_last_line_of_a_cell_it_shows_the_curves_and_in_a_terminal_nothing(shell):
     live = LiveCurves()
     assert shell.display_formatter.format(live)[0] == {"text/plain": "no step has been logged yet"}
     live({"step": 1, "reward": 0.5})
     bundle = shell.display_formatter.format(live)[0]
     assert bundle["text/plain"] == live.figure().layout.meta["alt"]
     assert 'class="rl-fig ' in bundle["text/html"]
-
-
-def test_a_terminal_of_ipython_shows_nothing(shell):
+    # A terminal of IPython shows nothing.
     shell.display_formatter.active_types = ["text/plain"]
-    with capture_output() as captured, LiveCurves() as live:
-        live({"step": 1, "reward": 0.5})
-    assert not captured.outputs
-    assert len(live.metrics) == 1
+    with capture_output() as captured, LiveCurves() as terminal:
+        terminal({"step": 1, "reward": 0.5})
+    assert (captured.outputs, len(terminal.metrics)) == ([], 1)

@@ -81,17 +81,8 @@ def test_figures_of_effects():
     assert bars(fig) == {VERDICTS[0]: {"x": 1}, VERDICTS[1]: {"x": 1}, VERDICTS[2]: {"y": 1}}
     assert "66.7 % with the call, 33.3 % otherwise" in checked(fig)
 
-    effects = pd.DataFrame(
-        {
-            "suite": ["x", "x", "y"],
-            "arm": pd.Categorical(["with", "without", "without"], categories=["with", "without"]),
-            "calls": [4, 4, 2],
-            "accuracy": [0.75, 0.25, 0.5],
-            "gain": [0.0, 0.5, -0.5],
-            "low": [0.0, 0.25, np.nan],
-            "high": [0.0, 0.75, np.nan],
-        }
-    )
+    rows = [("x", "with", 0, 0, 0), ("x", "without", 0.5, 0.25, 0.75), ("y", "without", -0.5, np.nan, np.nan)]
+    effects = pd.DataFrame(rows, columns=["suite", "arm", "gain", "low", "high"])
     fig = figures.effects_figure(effects)
     assert [d.name for d in fig.data] == ["without"]
     assert (list(fig.data[0].x), list(fig.data[0].y)) == (["x", "y"], [50, -50])
@@ -104,10 +95,8 @@ def test_figures_of_effects():
 def test_figures_of_teachers_and_hostile_names():
     bad = "<b onclick='x'>$x$"
     two = {bad: runs()["big"], "mid": runs()["mid"]}
-    for fig in (
-        figures.transfer_figure(transfer_frame(two)),
-        figures.transfer_figure(transfer_frame(two, by="suite"), by="suite"),
-    ):
+    for by in (None, "suite"):
+        fig = figures.transfer_figure(transfer_frame(two, by=by), by=by)
         assert list(fig.data[0].y) == [50, 100]
         assert fig.data[0].error_y.array[1] == pytest.approx(0)
         assert list(fig.data[0].x) == ["&lt;b onclick='x'&gt;&#36;x&#36;", "mid"]

@@ -6,8 +6,7 @@ import pytest
 
 from relaylab.trace import Call, Trace
 from relaylab.views import figures
-from relaylab.views.report import html_page
-from relaylab.views.theme import NO_MATH, ROLES, show_figure
+from relaylab.views.theme import NO_MATH, ROLES, html_page, show_figure
 from relaylab.views.trace_view import trace_summary
 
 
@@ -28,12 +27,6 @@ def drawn(fig) -> dict[str, list[tuple]]:
     return {b.name: list(zip(b.y, b.base, b.x, strict=True)) for b in fig.data if b.type == "bar"}
 
 
-def marks(fig) -> dict[str, list[tuple]]:
-    return {
-        m.name: [(round(y + 0.42), x) for x, y in zip(m.x, m.y, strict=True)] for m in fig.data if m.type == "scatter"
-    }
-
-
 def test_call_positions_are_those_of_the_traces_earliest_first():
     fig = figures.call_positions(three())
     assert drawn(fig) == {
@@ -42,11 +35,20 @@ def test_call_positions_are_those_of_the_traces_earliest_first():
         "command": [(0, 2, 2), (1, 6, 2)],
         "command nobody answered": [(0, 6, 3)],
     }
-    assert marks(fig) == {"command": [(0, 2), (1, 6)], "command nobody answered": [(0, 6)]}
+    marks = {m.name: m for m in fig.data if m.type == "scatter"}
+    places = {name: [(round(y + 0.42), x) for x, y in zip(m.x, m.y, strict=True)] for name, m in marks.items()}
+    assert places == {"command": [(0, 2), (1, 6)], "command nobody answered": [(0, 6)]}
     assert [fig.layout.yaxis.ticktext[i] for i in range(3)] == ["✓ early", "late", "none"]
     assert "(tokens)" in fig.layout.xaxis.title.text
-    symbols = {m.name: m.marker.symbol for m in fig.data if m.type == "scatter"}
-    assert symbols == {"command": ROLES["c"].symbol, "command nobody answered": "x"}
+    assert [m.marker.symbol for m in marks.values()] == [ROLES["c"].symbol, "x"]
+    assert fig.layout.meta["alt"] == (
+        "Where 3 traces call the teacher: 2 of them call, 3 calls in all; half of the first calls come by token 2; "
+        "the teacher wrote 7.9 % of all tokens."
+    )
+    bars = {b.name: b.customdata[:, 0] for b in fig.data if b.type == "bar"}
+    late, early = "<b>call 1</b> of late, at token 6", "<b>call 2</b> of early, at token 6"
+    assert bars["teacher tokens"][1] == f"{late}<br>requested 9, granted 5, delivered 2<br>wrote “tt”"
+    assert bars["command nobody answered"][0] == f"{early}<br>requested no number, granted 0, delivered 0<br>empty"
 
 
 def test_relative_positions_are_per_cent_of_each_completion():
@@ -57,28 +59,6 @@ def test_relative_positions_are_per_cent_of_each_completion():
     x, y = trace("x", "s" * 6 + "ct" + "s" * 92, [Call(6, 7, 1, 1, 1)]), trace("y", "sssct", [Call(3, 4, 1, 1, 1)])
     assert figures.call_positions([x, y]).layout.yaxis.ticktext[0] == "y"
     assert figures.call_positions([x, y], relative=True).layout.yaxis.ticktext[0] == "x"
-
-
-def test_hover_names_the_call():
-    fig = figures.call_positions(three())
-    teacher = next(b for b in fig.data if b.name == "teacher tokens")
-    assert (
-        teacher.customdata[1][0]
-        == "<b>call 1</b> of late, at token 6<br>requested 9, granted 5, delivered 2<br>wrote “tt”"
-    )
-    lost = next(b for b in fig.data if b.name == "command nobody answered")
-    assert (
-        lost.customdata[0][0]
-        == "<b>call 2</b> of early, at token 6<br>requested no number, granted 0, delivered 0<br>empty"
-    )
-
-
-def test_text_alternative_has_the_numbers():
-    alt = figures.call_positions(three()).layout.meta["alt"]
-    assert alt == (
-        "Where 3 traces call the teacher: 2 of them call, 3 calls in all; half of the first calls come by token 2; "
-        "the teacher wrote 7.9 % of all tokens."
-    )
 
 
 def test_many_traces_become_shares():
@@ -99,25 +79,19 @@ def test_many_traces_become_shares():
     assert np.flatnonzero(relative[0] == 100).tolist() == [25]
 
 
-def test_the_figure_of_five_thousand_traces_is_small():
-    rows = [trace(str(i), "s" * 100 + "ccctttt" + "s" * 93, [Call(100, 103, 4, 4, 4, 4)]) for i in range(5000)]
-    assert len(figures.call_positions(rows).to_json()) < 3e6
-
-
 def test_rows_get_thinner_with_their_number():
-    heights = [figures.call_positions(three()[1:2] * n).layout.height for n in (1, 10, 200)]
-    assert heights == sorted(heights)
-    assert heights[0] < 250
-    assert heights[2] < 900
-    assert figures.call_positions(three()[1:2] * 200).layout.yaxis.showticklabels is False
+    one = three()[1]
+    few, more, many = (figures.call_positions([one] * n).layout for n in (1, 10, 200))
+    assert few.height < more.height < many.height < 900
+    assert (few.height < 250, many.yaxis.showticklabels) == (True, False)
+    assert len(figures.call_positions([one] * 5000).to_json()) < 3e6
 
 
 def test_one_trace_alone_and_none():
     assert drawn(figures.call_positions(three()[1])) == drawn(figures.call_positions(three()[1:2]))
+    assert "the teacher wrote 0.0 %" in figures.call_positions(Trace("q", [1])).layout.meta["alt"]
     with pytest.raises(ValueError, match="no trace"):
         figures.call_positions([])
-    empty = figures.call_positions(Trace("q", [1]))
-    assert "the teacher wrote 0.0 %" in empty.layout.meta["alt"]
 
 
 def test_hostile_text_stays_text():
@@ -131,9 +105,7 @@ def test_hostile_text_stays_text():
         joined = "".join(texts).replace("<br>", "").replace("<b>", "").replace("</b>", "")
         assert not set("<$\x1b\u202e") & set(joined)
         assert "\\x1b" in joined
-        assert show_figure(fig).html.count("</script>") == show_figure(figures.call_positions(three())).html.count(
-            "</script>"
-        )
+        assert show_figure(fig).html.count("</script>") == 2
     assert trace_summary(t).startswith("</script>")  # a line of text is no page: only steering characters are changed
 
 
@@ -169,7 +141,4 @@ def test_templates_and_the_figure_in_words():
     fig.layout.meta = None
     with pytest.raises(ValueError, match="text alternative"):
         show_figure(fig)
-
-
-def test_a_page_escapes_its_title():
-    assert "<title>A &lt;page&gt;</title>" in html_page("A <page>", ["<p>x</p>"])
+    assert "<title>A &lt;page&gt;</title>" in html_page("A <page>", "<p>x</p>")

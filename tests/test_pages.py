@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import plotly.graph_objects as go
@@ -81,18 +82,9 @@ def test_each_formula_of_the_method_stands_once_in_the_lessons():
     text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
     formulas = [display for display, _ in FORMULA.findall(text) if display]
     begins = (
-        r"J(\theta)",
-        "w_{i,t}",
-        r"A_i^{\text{batch}}",
-        "A_i",
-        r"\rho =",
-        "r =",
-        "r_i",
-        r"\hat p",
-        r"L(\theta)",
-        r"\text{pass@}k",
-        r"\bar d",
-    )
+        r"J(\theta)", "w_{i,t}", r"A_i^{\text{batch}}", "A_i", r"\rho =", "r =", "r_i", r"\hat p", r"L(\theta)",
+        r"\text{pass@}k", r"\bar d",
+    )  # fmt: skip
     assert sorted(next(b for b in begins if f.startswith(b)) for f in formulas) == sorted(begins)
 
 
@@ -100,9 +92,7 @@ def test_a_figure_without_scripts_is_words_and_numbers():
     shown = without_scripts(page_of(book(figure())))
     assert re.search('<details open(="")?><summary>The figure in words</summary><p>Hard: 5 %.</p>', shown)
     assert "<tr><th>right</th><td>easy: 95; hard: 5.25</td></tr>" in shown
-
-
-def test_numbers_are_left_out_where_an_axis_is_a_drawing_of_its_own():
+    # Numbers are left out where an axis is a drawing of its own.
     fig = with_alt_text(go.Figure(go.Bar(x=[3], y=[0])), "One row.", "x")
     assert "<table>" in show_figure(fig).html
     fig.update_yaxes(tickvals=[0], ticktext=["tiles-0"])
@@ -144,23 +134,11 @@ def test_without_a_browser_words_stay_and_a_pdf_says_what_is_missing(tmp_path, m
 
 
 def test_a_saved_notebook_does_not_hold_plotly(monkeypatch):
-    shell = InteractiveShell()
-    shown = {}
-
-    class Output:
-        def update(self, page):
-            shown["now"] = page.html
-
-    def display(page, display_id):
-        shown["now"] = page.html
-        return Output()
-
+    shell, shown = InteractiveShell(), []
+    output = SimpleNamespace(update=lambda page: shown.append(page.html))
     monkeypatch.setattr("IPython.get_ipython", lambda: shell)
-    monkeypatch.setattr("IPython.display.display", display)
+    monkeypatch.setattr("IPython.display.display", lambda page, display_id: output.update(page) or output)
     theme.load_plotly()
-    assert "plotly.js v" in shown["now"][:200]
-    shell.run_cell("1")
-    assert len(shown["now"]) < 200
-    shown["now"] = "not again"
-    shell.run_cell("2")
-    assert shown["now"] == "not again"
+    for code in "12":
+        shell.run_cell(code)
+    assert ("plotly.js v" in shown[0][:200], len(shown), len(shown[1]) < 200) == (True, 2, True)

@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 from collections.abc import Sequence
-from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_view import HOSTILE, contrast, relay
+from test_view import HOSTILE, Page, contrast, relay
 
 from relaylab.evaluation.learning import answer_text
 from relaylab.trace import Trace
@@ -50,30 +49,6 @@ def evaluate(view: str, expression: str, data: Any) -> Any:
     return json.loads(done.stdout)
 
 
-class Page(HTMLParser):
-    """The tags of a page, its data, its scripts and its words."""
-
-    def __init__(self, html: str):
-        super().__init__(convert_charrefs=True)
-        self.tags, self.data, self.words, self.inside, self.handlers = [], None, "", None, []
-        self.feed(html)
-        self.close()
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.inside = (tag, dict(attrs).get("type"))
-        self.handlers += [name for name, _ in attrs if name.startswith("on")]
-
-    def handle_endtag(self, tag):
-        self.inside = None
-
-    def handle_data(self, data):
-        if self.inside == ("script", "application/json"):
-            self.data = json.loads(data)
-        elif not self.inside or self.inside[0] not in ("script", "style"):
-            self.words += data
-
-
 anything = st.one_of(
     st.sampled_from([*HOSTILE, "<call>", "3", "</call>", "<call>2</call>", "</call>.", "<!--", "</script>"]),
     st.text(st.characters(exclude_categories=()), max_size=6),
@@ -103,9 +78,7 @@ def test_hostile_text_is_data_and_never_markup(pieces, question):
     assert (page.tags.count("script"), page.handlers) == (2, [])
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u200b]", text)
     shown = page.data["traces"][0]
-    assert [p for k, p in enumerate(shown["pieces"]) if k not in shown["rewritten"]] == [
-        p for k, p in enumerate(pieces) if k not in shown["rewritten"]
-    ]
+    assert all(a == b or k in shown["rewritten"] for k, (a, b) in enumerate(zip(shown["pieces"], pieces, strict=True)))
 
 
 @pytest.mark.parametrize(
@@ -135,10 +108,6 @@ def test_styles_fetch_nothing_and_their_colours_come_from_the_palettes():
             assert contrast(palette[text], palette[ground]) >= 4.5, (text, ground)
 
 
-def test_dollars_stay_dollars():
-    assert f'<section class="rl-view {NO_MATH}"' in player(relay()).html
-
-
 def test_numbers_that_json_does_not_know_are_unknown():
     trace = Trace("q", [1], [1, 2, 3], "sss", list("abc"))
     trace.logprobs, trace.entropies = [float("-inf"), float("nan"), -0.123456], [None, 0.5, 1.0]
@@ -151,19 +120,12 @@ def test_numbers_that_json_does_not_know_are_unknown():
 def test_without_scripts_the_words_say_it_all():
     page = player([relay(), Trace("", [])])
     words = Page(page.html).words
-    for expected in (
-        "[student] 81*44=",
-        "[command, call 1] <call>4</call>",
-        "[teacher, call 1] 3564",
-        "81 boxes of <i>44",
-    ):
-        assert expected in words
+    for text in ("[student] 81*44=", "[command, call 1] <call>4</call>", "[teacher, call 1] 3564", "81 boxes of <i>44"):
+        assert text in words
     assert "Call 2: asked for no number; granted 0; delivered 0; malformed: not a number; forced" in words
     assert page.text.count("\n") == 1
     assert '<details class="rl-words" open>' in page.html
-
-
-def test_no_trace_is_an_error():
+    assert f'<section class="rl-view {NO_MATH}"' in page.html  # a dollar stays a dollar
     with pytest.raises(ValueError, match="no trace to play"):
         player([])
 

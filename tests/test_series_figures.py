@@ -157,11 +157,15 @@ def test_without_a_browser_there_are_pages_and_the_index_says_so(make, evaluatio
     assert "There is no Chromium" in (out / "README.md").read_text()
 
 
-def test_what_the_evaluation_has_not_is_said(make, evaluation, tmp_path):
-    with pytest.raises(ValueError, match="no traces of 'plan'; there are relay, student, teacher"):
-        make.main(evaluation, None, "plan", "tiles", tmp_path / "out")
-    with pytest.raises(ValueError, match="'galaxy' has no right answer with one call"):
-        make.main(evaluation, None, "relay", "galaxy", tmp_path / "out")
-    with pytest.raises(ValueError, match="write NAME=FOLDER"):
-        make.main(evaluation, ["runs/relay"], "relay", "tiles", tmp_path / "out")
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ((None, "plan", "tiles"), "no traces of 'plan'; there are relay, student, teacher"),
+        ((None, "relay", "galaxy"), "'galaxy' has no right answer with one call"),
+        ((["runs/relay"], "relay", "tiles"), "write NAME=FOLDER"),
+    ],
+)
+def test_what_the_evaluation_has_not_is_said(make, evaluation, tmp_path, options, said):
+    with pytest.raises(ValueError, match=said):
+        make.main(evaluation, *options, tmp_path / "out")
     assert not (tmp_path / "out").exists()

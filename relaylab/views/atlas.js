@@ -1,6 +1,6 @@
 // The call atlas. State as atlas.py makes it: `traces` and `calls` are columns, the calls of a trace stand together, in
 // the order of the traces; `full` has some traces as the player needs them.
-import { bar, box, button, clamp, count, h, labelled, muted, onKeys, pageModel, select, sum } from "./shared.js";
+import { bar, box, button, clamp, count, h, labelled, muted, onKeys, pageModel, playButton, select, sum } from "./shared.js";
 import { render as renderPlayer } from "./player.js";
 import { scoreMap } from "./score_map.js";
 
@@ -278,27 +278,24 @@ export function render({ model, el }) {
   grid.addEventListener("mouseleave", () => describe(at));
   grid.addEventListener("click", (e) => e.target.rlCell && choose(e.target.rlCell));
 
+  function followed(words, field, control) {
+    controls.push(() => (control.value = view[field]));
+    return labelled(words, control);
+  }
   function chooser(words, field, options, rebuild = false) {
-    const control = select(options, view[field], (value) => {
+    return followed(words, field, select(options, view[field], (value) => {
       view[field] = typeof view[field] === "number" ? Number(value) : value;
       if (rebuild) build();
       update();
-    });
-    controls.push(() => (control.value = view[field]));
-    return labelled(words, control);
+    }));
   }
-  function number(words, field) {
-    const oninput = () => ((view[field] = control.value === "" ? all[field] : Number(control.value)), update());
-    const control = h("input", { type: "number", min: 0, max: longest, value: view[field], oninput });
-    controls.push(() => (control.value = view[field]));
-    return labelled(words, control);
+  function input(words, field, attributes, read) {
+    const oninput = () => ((view[field] = read(control.value)), update());
+    const control = h("input", { ...attributes, value: view[field], oninput });
+    return followed(words, field, control);
   }
-  function text(words, field, placeholder) {
-    const oninput = () => ((view[field] = control.value), (view.matches = control.value.trim() ? matcher(data, control.value) : null), update());
-    const control = h("input", { type: "search", value: view[field], placeholder, oninput });
-    controls.push(() => (control.value = view[field]));
-    return labelled(words, control);
-  }
+  const number = (words, field) => input(words, field, { type: "number", min: 0, max: longest }, (text) => (text === "" ? all[field] : Number(text)));
+  const filterWords = (text) => ((view.matches = text.trim() ? matcher(data, text) : null), text);
   // The slider through the groups, and what plays it.
   function film() {
     let timer = null;
@@ -306,14 +303,13 @@ export function render({ model, el }) {
     const show = (group) => ((view.group = group), controls.forEach((follow) => follow()), update());
     const scrub = h("input", { type: "range", class: "rl-scrub", min: 0, max: last, value: 0, "aria-label": data.name, oninput: () => (pause(), show(Number(scrub.value))) });
     const where = h("output", { "aria-live": "polite" });
-    const toggle = button("▶ Play", () => (timer ? pause() : run()), "Play");
+    const { toggle, look } = playButton(() => (timer ? pause() : run()));
     controls.push(() => {
       if (view.group >= 0) scrub.value = view.group;
       where.textContent = view.group < 0 ? "all together" : `${data.name} ${data.groups[view.group]}`;
       scrub.setAttribute("aria-valuetext", where.textContent);
     });
     controls.at(-1)();
-    const look = (on) => ((toggle.textContent = on ? "‖ Pause" : "▶ Play"), toggle.setAttribute("aria-label", on ? "Pause" : "Play"));
     const pause = () => (clearInterval(timer), (timer = null), look(false));
     const run = () => {
       look(true);
@@ -332,7 +328,7 @@ export function render({ model, el }) {
     ...(data.movie ? [film()] : []),
     box("Only these traces", bar(filter(data.name, "group", data.groups), ...(data.rows.suite ? [filter("suite", "suite", data.suites)] : []),
       filter("outcome", "outcome", data.outcomes), number("tokens from", "least"), number("to", "most"),
-      text("words", "words", "calls>1 tiles"), button("All", everything, "Show all traces"), passed)),
+      input("words", "words", { type: "search", placeholder: "calls>1 tiles" }, filterWords), button("All", everything, "Show all traces"), passed)),
     axis, h("div", { class: "rl-scroll rl-atlas-map" }, grid), legend, readout, muted(data.note),
     bar(chooser("order of the list", "order", Object.entries(ORDERS))), list, ...(scored ? [scored.element] : []), playing,
   );

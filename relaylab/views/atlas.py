@@ -1,8 +1,8 @@
 """The call atlas: where the calls of thousands of traces are, as a heat map with the traces behind each cell.
 
 Rows are groups of traces (training steps, systems, suites). Columns are where in its answer a call begins: 20 parts of
-its tokens, or its lines, each a step of the solution as in ``evaluation/placement.py``. The page counts and filters by
-itself. It holds the calls of every trace as a few numbers, and some traces in full, for the player.
+its tokens, or its lines, each a step of the solution as in ``evaluation/placement.py``. The page holds the calls of
+every trace as a few numbers, and some traces in full, for the player.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import pandas as pd
 
 from relaylab.call_tag import visible
 from relaylab.evaluation.learning import answer_text
+from relaylab.evaluation.table import each_row
 from relaylab.trace import STUDENT, Call, Trace, read_traces
 from relaylab.views.player import player_state
 from relaylab.views.theme import Html, html_table
@@ -93,16 +94,17 @@ def atlas(
         raise ValueError(f"{len(groups)} rows by {name} are more than {MAX_GROUPS}; label the traces more coarsely")
     suites, suite = _indexed([BY["suite"](t) for t in traces])
     lines = [_lines(t) for t in traces]
-    table: dict[str, list] = {"group": group, "suite": suite, "lines": [last for _, last in lines]}
-    table |= {
-        "outcome": [{True: 0, False: 1, None: 2}[t.correct] for t in traces],
-        "id": [_short(t.id) for t in traces],
-    }
-    table |= {"tokens": [len(t.completion_ids) for t in traces], "calls": [len(t.calls) for t in traces]}
-    every = [call for t in traces for call in t.calls]
-    calls: dict[str, list] = {"start": [c.start for c in every], "line": [line for own, _ in lines for line in own]}
-    calls |= {"delivered": [c.delivered for c in every], "answered": [int(c.status == "answered") for c in every]}
-    calls |= {"length": [c.end + c.delivered - c.start for c in every]}
+    outcome = {True: 0, False: 1, None: 2}
+    table = [(len(t.completion_ids), len(t.calls), outcome[t.correct], _short(t.id)) for t in traces]
+    table = pd.DataFrame(table, columns=["tokens", "calls", "outcome", "id"]).to_dict("list")
+    table |= {"group": group, "suite": suite, "lines": [last for _, last in lines]}
+    calls = [
+        (c.start, c.end + c.delivered - c.start, c.delivered, int(c.status == "answered"))
+        for t in traces
+        for c in t.calls
+    ]
+    calls = pd.DataFrame(calls, columns=["start", "length", "delivered", "answered"]).to_dict("list")
+    calls["line"] = [line for own, _ in lines for line in own]
     cells = [_cells({k: table[k][t] for k in ROWS}, trace, lines[t][0]) for t, trace in enumerate(traces)]
     chosen = _chosen(cells, table["tokens"], most=full, tokens=FULL_TOKENS)
     state = {"name": _short(name), "columns": COLUMNS, "groups": groups, "suites": suites, "outcomes": OUTCOMES}
@@ -154,23 +156,21 @@ def read_labelled(folder: str | Path, *, every: int = 1) -> tuple[list[Trace], l
     return [trace for trace, _ in pairs], [name for _, name in pairs]
 
 
-def _labels(traces: Sequence[Trace], by: str | Sequence[Any]) -> list[Any]:
-    if isinstance(by, str):
-        if by not in BY:
-            raise ValueError(f"by is {by!r}; there are {', '.join(BY)}, or give a label for each trace")
-        return [BY[by](trace) for trace in traces]
-    if len(by) != len(traces):
-        raise ValueError(f"by has {len(by)} labels for {len(traces)} traces; give one for each")
-    return list(by)
+def _labels(traces: Sequence[Trace], by: str | Sequence[Any]) -> Sequence[Any]:
+    if not isinstance(by, str):
+        if len(by) != len(traces):
+            raise ValueError(f"by has {len(by)} labels for {len(traces)} traces; give one for each")
+        return by
+    if by not in BY:
+        raise ValueError(f"by is {by!r}; there are {', '.join(BY)}, or give a label for each trace")
+    return [BY[by](trace) for trace in traces]
 
 
 def _indexed(labels: Sequence[Any]) -> tuple[list[str], list[int]]:
-    """The different labels as they are shown, and for each trace the number of its label."""
-    different = list(dict.fromkeys(labels))
-    if all(isinstance(label, Real) for label in different):
-        different.sort()
-    place = {label: k for k, label in enumerate(different)}
-    return [_short(str(label)) for label in different], [place[label] for label in labels]
+    """The different labels as they are shown, numbers sorted; and for each trace the number of its label."""
+    numbers = all(isinstance(label, Real) for label in labels)
+    place, different = pd.factorize(pd.Series(labels, dtype=None if numbers else object), sort=numbers)
+    return [_short(str(label)) for label in different], place.tolist()
 
 
 def _short(text: str) -> str:
@@ -250,46 +250,49 @@ def _row(name: str, traces: Sequence[Trace]) -> list[str]:
     return [name, f"{n:,}", *(f"{100 * share / n:.1f}" for share in shares), f"{calls:.2f}", where]
 
 
-def _points(traces: Sequence[Trace]) -> list[tuple[int, int, float, float]]:
-    """The student's tokens that have both: (trace, token, entropy, divergence)."""
-    return [
-        (t, i, entropy, max(0.0, divergence))
+def _points(traces: Sequence[Trace]) -> pd.DataFrame:
+    """The student's tokens that have both an entropy and a divergence: ``trace`` and ``at`` say where."""
+    rows = [
+        (t, i, entropy, divergence)
         for t, trace in enumerate(traces)
-        for i, (source, entropy, divergence) in enumerate(
+        for i, (writer, entropy, divergence) in enumerate(
             zip(trace.source, trace.entropies or (), trace.divergences or ())
         )
-        if source == STUDENT and entropy is not None and divergence is not None and math.isfinite(entropy + divergence)
+        if writer == STUDENT and entropy is not None and divergence is not None and math.isfinite(entropy + divergence)
     ]
+    points = pd.DataFrame(rows, columns=["trace", "at", "entropy", "divergence"])
+    return points.assign(divergence=points["divergence"].clip(lower=0))
 
 
-def _scores(traces: Sequence[Trace], points: Sequence[tuple[int, int, float, float]]) -> dict[str, Any] | None:
+def _scores(traces: Sequence[Trace], points: pd.DataFrame) -> dict[str, Any] | None:
     """The columns of the map of scores: every k-th point, so that a page carries them."""
-    if not points:
+    if points.empty:
         return None
     every = -(-len(points) // MAX_POINTS)
-    state: dict[str, Any] = {"total": len(points), "every": every, "mark": MARK}
-    trace, at, entropy, divergence = zip(*points[::every])
-    pairs = [(traces[t], i) for t, i in zip(trace, at)]
-    state |= {"trace": trace, "at": at, "token": [visible(cut(t.pieces[i], 20), "\n") for t, i in pairs]}
-    state["top"] = [visible(cut((t.teacher_top and t.teacher_top[i]) or "", 20), "\n") for t, i in pairs]
-    return state | {"entropy": [round(v, 4) for v in entropy], "divergence": [round(v, 4) for v in divergence]}
+    drawn = points[::every].round(4)
+    pairs = [(traces[t], i) for t, i in zip(drawn["trace"], drawn["at"])]
+    token = [visible(cut(t.pieces[i], 20), "\n") for t, i in pairs]
+    top = [visible(cut((t.teacher_top and t.teacher_top[i]) or "", 20), "\n") for t, i in pairs]
+    state = {"total": len(points), "every": every, "mark": MARK, "token": token, "top": top}
+    return state | drawn.to_dict("list")
 
 
-def _score_words(traces: Sequence[Trace], points: Sequence[tuple[int, int, float, float]]) -> str:
+def _score_words(traces: Sequence[Trace], points: pd.DataFrame) -> str:
     """The map of scores as a table of its corners, and the tokens of which the student is most wrongly sure."""
-    if not points:
+    if points.empty:
         return ""
-    counts = Counter((entropy > MARK, divergence > MARK) for _, _, entropy, divergence in points)
-    body = ""
-    for corner, words in CORNERS.items():
-        n = counts[corner]
-        body += f'<tr><th scope="row">{words}</th><td>{n:,}</td><td>{100 * n / len(points):.1f}</td></tr>'
-    sure = sorted((p for p in points if p[2] <= MARK < p[3]), key=lambda p: -p[3])[:5]
-    told = [
-        f"“{_short(traces[t].pieces[i])}”, token {i + 1} of {_short(traces[t].id) or f'trace {t + 1}'}: "
-        f"entropy {entropy:.3f}, divergence {divergence:.3f} nats"
-        for t, i, entropy, divergence in sure
-    ]
-    last = f"<p>The largest divergences where the student is sure: {html.escape('; '.join(told))}.</p>" if told else ""
-    heads = "".join(f'<th scope="col">{head}</th>' for head in (f"tokens (mark: {MARK} nats)", "number", "%"))
-    return f'<div class="rl-scroll"><table><tr>{heads}</tr>{body}</table></div>{last}'
+    unsure, disagrees = points["entropy"] > MARK, points["divergence"] > MARK
+    rows = []
+    for (s, d), words in CORNERS.items():
+        n = ((unsure == s) & (disagrees == d)).sum()
+        rows.append((words, f"{n:,}", f"{100 * n / len(points):.1f}"))
+    table = html_table(pd.DataFrame(rows, columns=[f"tokens (mark: {MARK} nats)", "number", "%"]))
+    wrong = []
+    for p in each_row(points[~unsure & disagrees].nlargest(5, "divergence")):
+        where = f"token {p.at + 1} of {_short(traces[p.trace].id) or f'trace {p.trace + 1}'}"
+        numbers = f"entropy {p.entropy:.3f}, divergence {p.divergence:.3f} nats"
+        wrong.append(f"“{_short(traces[p.trace].pieces[p.at])}”, {where}: {numbers}")
+    last = (
+        f"<p>The largest divergences where the student is sure: {html.escape('; '.join(wrong))}.</p>" if wrong else ""
+    )
+    return f'<div class="rl-scroll">{table}</div>{last}'

@@ -1,6 +1,6 @@
 // The cost dial. compare() and what it calls are a port of cost.py for regular responses; the rest draws.
 // State: prices, shape, lines, measure, measures, longest, as cost_dial.py makes them; null means not set.
-import { bar, box, clamp, count, h, labelled, muted, scrolling, select } from "./shared.js";
+import { bar, box, clamp, count, h, labelled, muted, select, table } from "./shared.js";
 
 const known = (value) => (value === null ? NaN : value);
 const upto = (n) => (n * (n + 1)) / 2;
@@ -205,7 +205,6 @@ export function render({ model, el }) {
   const cache = h("input", { type: "checkbox", checked: prices.cache, onchange: () => ((prices.cache = cache.checked), update()) });
   const batch = { low: 1, high: Math.max(256, base.teacher.batch), step: 1, value: base.teacher.batch, show: String, write: (v) => (prices.teacher.batch = v) };
   const delay = { low: 0, high: Math.max(1, 2 * base.network_delay), step: 0.005, value: base.network_delay, show: (v) => v.toFixed(3) };
-  const head = ["", "relay", "teacher alone", "of the teacher"].map((words) => h("th", { scope: "col" }, words));
   el.append(
     h("div", { class: "rl-dials" },
       box("Teacher", parameters("teacher"), price("teacher", "input_price", "price, input"), price("teacher", "cached_price", "price, cached"),
@@ -218,7 +217,7 @@ export function render({ model, el }) {
       whole("command", "command_tokens", 0, 100)),
     summary, figure,
     muted("Marked lines: calls of 1, 10 or 100 tokens, ever more of them. Fine dots: the lines at the start. Long dashes: 1 % of the tokens would be 1 % of the cost. Prices are per million tokens."),
-    scrolling("The chosen calls in numbers", h("table", {}, h("thead", {}, h("tr", {}, ...head)), body)),
+    table("The chosen calls in numbers", ["", "relay", "teacher alone", "of the teacher"], body),
   );
   update();
 }

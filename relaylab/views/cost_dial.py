@@ -10,13 +10,14 @@ import html
 import math
 from dataclasses import asdict, replace
 
-from relaylab.cost import MEASURES, Prices, cost_sweep, roofline
+from relaylab.cost import Prices, cost_sweep, roofline
 from relaylab.views.evaluation_figures import MEASURE_NAMES
 from relaylab.views.theme import Html
 from relaylab.views.trace_view import plural
 from relaylab.views.widget import static_view
 
-CALL_TOKENS = (1, 10, 100)  # of the three lines
+CALL_TOKENS = (1, 10, 100)  # of the three lines; the chosen point at the start is on the first
+CALLS, SHAPE = 10, {"prompt": 150, "tokens": 1000, "command_tokens": 8}  # at the start
 MAX_TOKENS = 20_000  # of a response: the page steps through every call of it at each move of a slider
 
 
@@ -32,56 +33,27 @@ def example_prices() -> Prices:
     return Prices(student=student, teacher=teacher, network_delay=0.05)
 
 
-def cost_dial(
-    prices: Prices | None = None,
-    *,
-    prompt: int = 150,
-    tokens: int = 1000,
-    command_tokens: int = 8,
-    calls: int = 10,
-    call_tokens: int = 1,
-    measure: str = "flops",
-) -> Html:
-    """The dial, with ``prices`` at the start.
+def cost_dial(prices: Prices | None = None) -> Html:
+    """The dial: lines are calls of 1, 10 and 100 tokens, more and more of them. The page has a control for each number.
 
-    The lines are calls of 1, 10 and 100 tokens, more and more of them. A model made f times as large becomes f times as
-    slow, as on the roofline.
+    A model made f times as large becomes f times as slow, as on the roofline.
 
     Args:
-        prices: Sizes, speeds, prices and delay; by default those of docs/cost.md.
-        prompt: Tokens of the prompt.
-        tokens: Tokens of the response, without commands.
-        command_tokens: Tokens of one command.
-        calls: Calls of the chosen point.
-        call_tokens: Tokens per call of the chosen point.
-        measure: The cost that is drawn at the start: ``flops``, ``money``, ``seconds`` or ``teacher_busy``.
-
-    Raises:
-        ValueError: An unknown measure, or the calls do not fit into the response.
+        prices: Sizes, speeds, prices and delay at the start; by default those of docs/cost.md.
 
     >>> cost_dial()
     Cost dial: 10 calls of 1 token, 0.926 % of the tokens; FLOPs 115 %, price 59.1 %, time to the answer 34.2 %, ...
     """
     prices = prices or example_prices()
-    if measure not in MEASURES:
-        raise ValueError(f"measure is {measure!r}; there are {', '.join(MEASURES)}")
-    if not (1 <= tokens <= MAX_TOKENS and 0 <= prompt <= 10 * MAX_TOKENS and 0 <= command_tokens <= 100):
-        raise ValueError(
-            f"a response of {tokens} tokens after {prompt}, commands of {command_tokens}: the dial takes 1 to "
-            f"{MAX_TOKENS} after at most {10 * MAX_TOKENS}, and commands of at most 100"
-        )
-    if calls < 1 or call_tokens < 1 or calls * call_tokens > tokens:
-        raise ValueError(f"{calls} calls of {call_tokens} tokens do not fit into {tokens}; both are 1 or more")
-    shape = {"prompt": prompt, "tokens": tokens, "command_tokens": command_tokens}
     one = {"network_delays": [prices.network_delay], "caches": [prices.cache], "batches": [prices.teacher.batch]}
-    row = cost_sweep(prices, **shape, calls=[calls], call_tokens=[call_tokens], **one).iloc[0]
+    row = cost_sweep(prices, **SHAPE, calls=[CALLS], call_tokens=[CALL_TOKENS[0]], **one).iloc[0]
     costs = ", ".join(f"{name} {_percent(row[key])}" for key, name in MEASURE_NAMES.items())
     label = (
-        f"Cost dial: {plural(calls, 'call')} of {plural(call_tokens, 'token')}, {_percent(row.teacher_share)} of the "
-        f"tokens; {costs}, all of the teacher alone."
+        f"Cost dial: {CALLS} calls of {plural(CALL_TOKENS[0], 'token')}, {_percent(row.teacher_share)} of the tokens; "
+        f"{costs}, all of the teacher alone."
     )
-    state = {"prices": asdict(prices), "shape": shape | {"calls": calls, "call_tokens": call_tokens}}
-    state |= {"lines": CALL_TOKENS, "measure": measure, "measures": MEASURE_NAMES, "longest": MAX_TOKENS}
+    state = {"prices": asdict(prices), "shape": SHAPE | {"calls": CALLS, "call_tokens": CALL_TOKENS[0]}}
+    state |= {"lines": CALL_TOKENS, "measure": "flops", "measures": MEASURE_NAMES, "longest": MAX_TOKENS}
     return static_view("cost_dial", state, label=label, words=f"<p>{html.escape(label)}</p>{_words(prices)}")
 
 

@@ -1,9 +1,5 @@
 """Counterfactuals: force a call, forbid one, or change its n, each from the very same prefix, side by side.
 
-    what_if = CounterfactualView(pair.solve(problem), pair)
-    what_if  # in a notebook: the widget
-
-Without a page the same methods do the same: ``what_if.fork(at=38, call=8)``, ``what_if.wait()``, ``what_if.traces``.
 ``evaluation/counterfactual.py`` does it for many traces and computes statistics.
 """
 
@@ -21,14 +17,15 @@ if TYPE_CHECKING:
 
 
 class CounterfactualView(LiveView):
-    """A trace, and what becomes of it when one thing is changed.
+    """A trace, and what becomes of it when one thing is changed (``fork``).
+
+    A notebook shows the widget. Without a page the same methods do the same.
 
     Args:
         trace: The trace. If it holds a problem, its forks are graded.
         pair: Decodes the forks. By default the embedded models that the trace names; any other name in a trace is
             refused, since a file may be of anyone's making.
         keep: The number of forks to keep beside the trace.
-        pace: Tokens per second to slow it down to; 0 for no limit.
         options: Those of ``Relay`` and ``RelayConfig``. By default those of ``trace.config``; if it is empty, the
             trace's temperature and at most 512 tokens or twice the trace.
 
@@ -47,9 +44,7 @@ class CounterfactualView(LiveView):
 
     view = "counterfactual_view"
 
-    def __init__(self, trace: Trace, pair: Pair | None = None, *, keep: int = 5, pace: float = 0.0, **options: Any):
-        if pace < 0:
-            raise ValueError(f"pace is {pace}; it is tokens per second, or 0 for no limit")
+    def __init__(self, trace: Trace, pair: Pair | None = None, *, keep: int = 5, **options: Any):
         pair = pair or _embedded_pair(trace)
         config = {f.name: trace.config[f.name] for f in fields(RelayConfig) if f.name in trace.config}
         config = config or {"max_tokens": max(RelayConfig().max_tokens, 2 * len(trace.completion_ids))}
@@ -59,7 +54,7 @@ class CounterfactualView(LiveView):
         ids = [i for i in trace.completion_ids if i not in pair.student.end_ids]
         if max(ids, default=0) >= pair.student.vocabulary or "".join(pair.student.text.pieces(ids)) != trace.text:
             raise ValueError(f"the trace was made with another tokenizer than that of {pair.student.name!r}")
-        super().__init__(keep=keep, fixed=1, pace=pace)
+        super().__init__(keep=keep, fixed=1)
         how = f"student {trace.student}, teacher {trace.teacher}"
         self._set_runs([Run("run-0", "Original", how, trace, relay, {"fixed": True})])
 

@@ -16,7 +16,7 @@ import plotly.express as px
 import plotly.graph_objects as go
 
 from relaylab.call_tag import visible
-from relaylab.views.figures import figure_text
+from relaylab.views.figures import figure_text, name_panels
 from relaylab.views.theme import GREY, OKABE_ITO, show_figure, with_alt_text
 
 # The name and the unit of each metric of training. Shares are drawn in per cent.
@@ -79,38 +79,29 @@ def learning_curves(
             if column in frame and len(frame):
                 values = frame[column].astype(float) * (100 if unit.startswith("%") else 1)
                 means[label] = values.rolling(smooth, min_periods=1).mean()
-                part = {"run": shown_name, "panel": label, "step": frame["step"], "logged": values}
-                part |= {"mean": means[label]}
-                parts.append(pd.DataFrame(part))
+                part = {"run": shown_name, "panel": figure_text(label), "step": frame["step"], "logged": values}
+                parts.append(pd.DataFrame(part | {"mean": means[label]}))
         if means:
             sentences.append(_curves_alt(name, frame["step"], means, dict(known)))
     sentences += [f"Each number is a mean of up to {smooth} logged steps."] if smooth > 1 else []
     several = len(runs) > 1
     long, height = pd.concat(parts), PANEL * len(columns) + GAP * (len(columns) - 1)
-    colors = {name: OKABE_ITO[i % 7] for i, name in enumerate(names)}
-    options = {"x": "step", "color": "run", "facet_row": "panel", "facet_row_spacing": GAP / height}
-    options |= {"category_orders": {"panel": labels, "run": names}, "color_discrete_map": colors}
-    fig = px.line(long, y="mean", line_dash="run", template="relaylab", **options,
-                  line_dash_map={name: DASHES[i % 6] for i, name in enumerate(names)})  # fmt: skip
-    fig.update_traces(line_width=2.5, hovertemplate="%{y}", showlegend=False)
-    shown: set[str] = set()
-
-    def name_line(line: Any) -> None:
-        panel = len(columns) - int(line.yaxis[1:] or 1)  # plotly.express counts rows from the bottom
-        line.update(name=line.name or figure_text(labels[panel]), showlegend=several and line.name not in shown)
-        shown.add(line.name)
-
-    fig.for_each_trace(name_line)
+    styles = {"color_discrete_map": {name: OKABE_ITO[i % 7] for i, name in enumerate(names)}}
+    dashes = {"line_dash_map": {name: DASHES[i % 6] for i, name in enumerate(names)}, "line_dash": "run"}
+    options = {"x": "step", "color": "run", "facet_col": "panel", "facet_col_wrap": 1, **styles}
+    options |= {"facet_row_spacing": GAP / height, "template": "relaylab"}
+    options |= {"category_orders": {"panel": list(map(figure_text, labels)), "run": names}}
+    fig = px.line(long, y="mean", **dashes, **options)
+    fig.update_traces(line_width=2.5, hovertemplate="%{y}")
     dots = px.scatter(long, y="logged", **options).update_traces(showlegend=False, hoverinfo="skip", hovertemplate=None)
     dots.update_traces(marker={"size": 5, "opacity": 0.3 if several else 0.4})
     fig.add_traces(dots.data)
-    for row, unit in enumerate(units[::-1], 1):
+    name_panels(fig)
+    for row, (unit, panel) in enumerate(zip(units[::-1], fig.layout.annotations), 1):
         fig.update_yaxes(title_text=unit, matches=None, rangemode="tozero", hoverformat=".4~g", row=row, col=1)
-    tops = [fig.layout["yaxis" if k == 1 else f"yaxis{k}"].domain[1] for k in range(len(columns), 0, -1)]
-    place = {"x": 0, "xref": "paper", "yref": "paper", "xanchor": "left", "yanchor": "bottom", "showarrow": False}
-    fig.layout.annotations = [
-        place | {"text": figure_text(label), "y": y, "font_size": 14} for label, y in zip(labels, tops)
-    ]
+        panel.update(x=0, xanchor="left")
+        if not several:
+            fig.update_traces(name=panel.text, row=row, col=1)
     fig.update_xaxes(title_text="", spikethickness=1, spikecolor=GREY)
     fig.update_xaxes(title_text="optimiser step", row=1)
     legend = 26 * math.ceil(len(runs) / 2) if several else 0  # two in a row if they are long

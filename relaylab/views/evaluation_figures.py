@@ -1,7 +1,6 @@
 """Figures of evaluations: accuracy, cost, where calls are, what they delegate, and which of them mattered.
 
-Each takes a tidy frame of ``evaluation/`` and returns a plotly ``Figure`` with a text alternative
-(``theme.with_alt_text``). All raise ValueError for a frame without rows to draw.
+Each takes a tidy frame of ``evaluation/``. All raise ValueError for a frame without rows to draw.
 """
 
 from __future__ import annotations
@@ -32,6 +31,13 @@ MEASURE_NAMES = {
 VARIED = ("network_delay", "batch", "call_tokens")  # besides the cache, what tells the lines of a cost sweep apart
 NO_RESULT = "no result"  # a call in which the teacher wrote no digit of any step's result
 BIN = 5  # per cent of a response
+_GROUPED: dict[str, Any] = {"scattermode": "group", "scattergap": 0.4}  # marks of one group stand side by side
+_BELOW: dict[str, Any] = {"y": -0.2, "yanchor": "top"}  # a legend below the axes, for many or long names
+# Ticks at 1, 2 and 5 of each power of ten, written out: plotly writes a bare 2 and 5 between the powers.
+_LOG_TICKS: dict[str, Any] = {
+    "type": "log", "tickmode": "array", "tickvals": [d * 10.0**power for power in range(-6, 7) for d in (1, 2, 5)],
+    "tickformat": ",.4~g",
+}  # fmt: skip
 
 
 def accuracy_against_share(table: pd.DataFrame, *, student: str = "student", teacher: str = "teacher") -> go.Figure:
@@ -48,8 +54,8 @@ def accuracy_against_share(table: pd.DataFrame, *, student: str = "student", tea
     fig = px.line(
         frame.assign(share=100 * share, solved=100 * accuracy, method=frame["method"].map(figure_text)),
         x="share", y="solved", color="kind", symbol="kind", markers=True, hover_name="method", template="relaylab",
-        error_x=100 * (frame["teacher_high"] - share), error_x_minus=100 * (share - frame["teacher_low"]),
-        error_y=100 * (frame["high"] - accuracy), error_y_minus=100 * (accuracy - frame["low"]),
+        **error_bars("x", 100 * share, 100 * frame["teacher_low"], 100 * frame["teacher_high"]),
+        **error_bars("y", 100 * accuracy, 100 * frame["low"], 100 * frame["high"]),
         color_discrete_sequence=OKABE_ITO[:6], category_orders={"kind": kinds},
         labels={"share": "teacher tokens of all tokens (%)", "solved": "problems solved (%)"},
     )  # fmt: skip
@@ -64,7 +70,7 @@ def accuracy_against_share(table: pd.DataFrame, *, student: str = "student", tea
     points = zip(best["method"], 100 * best["accuracy"], 100 * best["teacher_share"])
     words = "; ".join(f"{visible(m)}: {a:.1f} % right at {s:.1f} %" for m, a, s in points)
     alt = f"Accuracy against the teacher's share of all tokens, {table['id'].nunique()} problems. {words}."
-    return with_alt_text(fig, alt, "Accuracy against the teacher's share", height=640, legend=_below(-0.16))
+    return with_alt_text(fig, alt, "Accuracy against the teacher's share", height=640, legend=_BELOW | {"y": -0.16})
 
 
 def suite_accuracy(table: pd.DataFrame) -> pd.DataFrame:
@@ -157,7 +163,7 @@ def window_figure(windows: pd.DataFrame, *, value: str = "entropy") -> go.Figure
         written = f[f["phase"] == "teacher"][value]
         words += [f"{written.mean():.2f} over the teacher's first tokens"] if len(written) else []
     alt = f"Mean {name} of the student's next token: {', '.join(words)}."
-    return with_alt_text(fig, alt, f"The student's {name} around a call", height=460, legend=_below())
+    return with_alt_text(fig, alt, f"The student's {name} around a call", height=460, legend=_BELOW)
 
 
 def delivery_figure(calls: pd.DataFrame) -> go.Figure:
@@ -216,11 +222,9 @@ def transfer_figure(transfer: pd.DataFrame, *, by: str | None = None) -> go.Figu
     ``placement.transfer_frame`` with the same ``by``."""
     f = _some(transfer, "teachers").assign(group=transfer[by].astype(str) if by else "all problems")
     names = {"accuracy": "accuracy (% of problems)", "teacher_share": "teacher tokens (% of all)"}
-    panels = [
-        f.assign(panel=names["accuracy"], value=100 * f["accuracy"], low=100 * f["low"], high=100 * f["high"]),
-        f.assign(panel=names["teacher_share"], value=100 * f["teacher_share"], low=np.nan, high=np.nan),
-    ]
-    long = pd.concat(panels)[["teacher", "group", "panel", "value", "low", "high"]]
+    long = f.melt(["teacher", "group", "low", "high"], list(names), var_name="panel")
+    long[["value", "low", "high"]] *= 100
+    long.loc[long["panel"] == "teacher_share", ["low", "high"]] = np.nan  # its interval is not in the frame
     fig = _grouped(long, "teacher", "value", "group", {}, facet_row="panel", facet_row_spacing=0.09)
     fig.layout.annotations = ()
     fig.update_yaxes(matches=None, title_text=names["accuracy"], range=[-3, 103])
@@ -238,11 +242,11 @@ def agreement_figure(agreement: pd.DataFrame) -> go.Figure:
     """The share of the lines with a call after the first one in which both teachers' answers have one; from
     ``placement.agreement_frame``."""
     _some(agreement, "pairs of teachers")
-    names = list(dict.fromkeys([*agreement["a"], *agreement["b"]]))
-    share = pd.DataFrame(np.nan, index=names, columns=names)
+    both = pd.concat([agreement, agreement.rename(columns={"a": "b", "b": "a"})])
+    names = list(dict.fromkeys(both["a"]))
+    share = 100 * both.pivot(index="a", columns="b", values="same_later").reindex(index=names, columns=names)
     words = []
     for r in each_row(agreement):
-        share.loc[r.a, r.b] = share.loc[r.b, r.a] = 100 * r.same_later
         later = "none" if math.isnan(r.same_later) else f"{100 * r.same_later:.0f} %"
         first = f"(first calls alike in {100 * r.same_first:.0f} % of {r.either} problems)"
         words.append(f"{visible(r.a)} and {visible(r.b)} {later} of {r.later} lines {first}")
@@ -289,17 +293,15 @@ def cost_against_share(swept: pd.DataFrame, *, measure: str = "flops") -> go.Fig
     ).update_traces(marker_size=8)  # fmt: skip
     ends = [f["share"].min(), f["share"].max()]
     _reference(fig, "cost = share", ends, ends)
-    fig.update_xaxes(**_log_ticks(ends)).update_yaxes(**_log_ticks([*ends, *f["cost"]]))
+    fig.update_xaxes(**_LOG_TICKS).update_yaxes(**_LOG_TICKS)
     both = "of a relay against the teacher's share of the tokens, both relative to the teacher alone"
     words = [f"{what[0].upper()}{what[1:]} {both}"]
     for key, line in f.groupby(["cached", "setting"], sort=False):
         x, y = line["share"], line["cost"]
         points = f"{y.iloc[0]:.3g} % at a share of {x.iloc[0]:.3g} %, {y.iloc[-1]:.3g} % at {x.iloc[-1]:.3g} %"
         words.append(f"{', '.join(filter(None, map(str, key)))}: {points}")
-    height = 480 + 13 * len(words)  # a line and its words, and the reference
-    return with_alt_text(
-        fig, f"{'; '.join(words)}.", "What a share of the tokens costs", height=height, legend=_below()
-    )
+    alt, height = f"{'; '.join(words)}.", 480 + 13 * len(words)  # a line and its words, and the reference
+    return with_alt_text(fig, alt, "What a share of the tokens costs", height=height, legend=_BELOW)
 
 
 def fleet_load(curve: pd.DataFrame) -> go.Figure:
@@ -311,10 +313,8 @@ def fleet_load(curve: pd.DataFrame) -> go.Figure:
     panels = dict.fromkeys(("p95", "p50"), "time to the answer (s)") | {"utilisation": "replica works (% of time)"}
     long = curve.assign(utilisation=100 * curve["utilisation"], system=curve["system"].map(str).map(figure_text))
     long = long.melt(["system", "rate"], list(panels), var_name="quantity").sort_values("rate", kind="stable")
-    long = long.assign(
-        panel=long["quantity"].map(panels),
-        quantity=long["quantity"].map(lambda q: "median" if q == "p50" else "95th percentile or share"),
-    )
+    long["panel"] = long["quantity"].map(panels)
+    long["quantity"] = (long["quantity"] == "p50").map({True: "median", False: "95th percentile or share"})
     fig = px.line(
         long, x="rate", y="value", color="system", symbol="system", line_dash="quantity", facet_row="panel",
         markers=True, log_x=True, facet_row_spacing=0.09, template="relaylab",
@@ -322,9 +322,8 @@ def fleet_load(curve: pd.DataFrame) -> go.Figure:
         category_orders={"panel": list(dict.fromkeys(panels.values())), "system": list(dict.fromkeys(long["system"]))},
     )  # fmt: skip
     fig.layout.annotations = ()
-    times = _log_ticks([*curve["p50"], *curve["p95"]])
     fig.update_yaxes(matches=None, title_text=panels["utilisation"], range=[0, 105])
-    fig.update_yaxes(title_text=panels["p95"], range=None, **times, row=2).update_xaxes(**_log_ticks(curve["rate"]))
+    fig.update_yaxes(title_text=panels["p95"], range=None, **_LOG_TICKS, row=2).update_xaxes(**_LOG_TICKS)
     words = []
     for system, line in curve.sort_values("rate").groupby("system", sort=False):
         a, b = line.iloc[0], line.iloc[-1]
@@ -332,15 +331,7 @@ def fleet_load(curve: pd.DataFrame) -> go.Figure:
         busy = f"where the replica works {100 * b.utilisation:.0f} % of the time"
         words.append(f"{first} {b.p95:.3g} s at {b.rate:.3g}, {busy}")
     alt = f"One teacher replica under load; {'; '.join(words)}."
-    return with_alt_text(fig, alt, "What one teacher carries", height=620, legend=_below(-0.14))
-
-
-_GROUPED: dict[str, Any] = {"scattermode": "group", "scattergap": 0.4}  # marks of one group stand side by side
-
-
-def _below(y: float = -0.2) -> dict[str, Any]:
-    """A legend below the axes, for many or long names."""
-    return {"y": y, "yanchor": "top"}
+    return with_alt_text(fig, alt, "What one teacher carries", height=620, legend=_BELOW | {"y": -0.14})
 
 
 def _reference(fig: go.Figure, name: str, x: Iterable[float], y: Iterable[float]) -> None:
@@ -369,14 +360,6 @@ def _grouped(f: pd.DataFrame, x: str, y: str, color: str, labels: dict[str, str]
                      template="relaylab", **error_bars("y", f[y], f["low"], f["high"]), **facets)  # fmt: skip
     fig.update_traces(marker_size=10, error_y_thickness=1.5)
     return fig.for_each_trace(lambda marks: marks.update(offsetgroup=marks.name))
-
-
-def _log_ticks(values: Iterable[float]) -> dict[str, Any]:
-    """Ticks at 1, 2 and 5 of each power of ten, written out: plotly writes a bare 2 and 5 between the powers."""
-    values = [v for v in values if v > 0]
-    low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
-    ticks = [digit * 10.0**power for power in range(low, high + 1) for digit in (1, 2, 5)]
-    return {"type": "log", "tickmode": "array", "tickvals": ticks, "ticktext": [f"{t:,.4g}" for t in ticks]}
 
 
 def _answered(calls: pd.DataFrame) -> pd.DataFrame:

@@ -18,7 +18,7 @@ import traitlets as t
 
 from relaylab.call_tag import visible
 from relaylab.tasks.suites import Problem, problem_of
-from relaylab.trace import Call, Trace
+from relaylab.trace import Trace
 from relaylab.views.player import strip_state
 from relaylab.views.theme import Html, style
 from relaylab.views.trace_view import trace_html, trace_summary
@@ -142,12 +142,12 @@ class LiveView(Widget):
         """
         if (call is None) == (not forbid):
             raise ValueError("give call, a number of tokens, or forbid: exactly one of them")
-        if isinstance(of, bool) or not isinstance(of, int) or not 0 <= of < len(self._runs):
+        if type(of) is not int or not 0 <= of < len(self._runs):
             raise ValueError(f"there is no trace number {of!r}; they are numbered 0 to {len(self._runs) - 1}")
         run = self._runs[of]
         base, relay = run.trace, run.relay
         assert relay is not None  # only a run that failed to begin has none, and it is not kept
-        if isinstance(at, bool) or not isinstance(at, int) or not 0 <= at < len(base.completion_ids):
+        if type(at) is not int or not 0 <= at < len(base.completion_ids):
             raise ValueError(f"at is {at!r}; the trace has tokens 0 to {len(base.completion_ids) - 1}")
         k = next((k for k, c in enumerate(base.calls) if c.start <= at < c.end + c.delivered), None)
         start, what = _forbidden(base, k, at) if call is None else _forced(relay, base, k, at, call)
@@ -163,14 +163,7 @@ class LiveView(Widget):
         return self
 
     def _start(
-        self,
-        heading: str,
-        how: str,
-        begin: Callable[[Run], Stream],
-        *,
-        task: Problem | None,
-        pace: float,
-        **more: Any,
+        self, heading: str, how: str, begin: Callable[[Run], Stream], *, task: Problem | None, pace: float, **more: Any
     ) -> None:
         """Decode in a thread what ``begin`` makes, grade its trace with the task, and keep the run.
 
@@ -242,7 +235,7 @@ class LiveView(Widget):
 
 def _forced(relay: Relay, base: Trace, k: int | None, at: int, n: int) -> tuple[int, str]:
     """Where a call for n tokens is written, and that in words."""
-    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+    if type(n) is not int or n < 1:
         raise ValueError(f"call is {n!r}; it must be a whole number of tokens, at least 1")
     if relay.forbid_calls:
         raise ValueError("no call can be forced: there is no teacher, or calls are forbidden")
@@ -253,7 +246,8 @@ def _forced(relay: Relay, base: Trace, k: int | None, at: int, n: int) -> tuple[
         raise ValueError(f"no room for a call at token {start + 1}: the limit is {limit} tokens (max_tokens)")
     if old is None or k is None:
         return start, f"a call for {n:,} at token {start + 1:,}"
-    return start, f"call {k + 1} asks for {n:,}, not {_requested(old)}"
+    was = "no number" if old.requested is None else f"{old.requested:,}"
+    return start, f"call {k + 1} asks for {n:,}, not {was}"
 
 
 def _forbidden(trace: Trace, k: int | None, at: int) -> tuple[int, str]:
@@ -263,7 +257,3 @@ def _forbidden(trace: Trace, k: int | None, at: int) -> tuple[int, str]:
     if trace.calls[k].start == trace.calls[k].end:
         raise ValueError(f"call {k + 1} has no command: it was made by a rule, and cannot be forbidden")
     return trace.calls[k].start, f"call {k + 1} forbidden"
-
-
-def _requested(call: Call) -> str:
-    return "no number" if call.requested is None else f"{call.requested:,}"

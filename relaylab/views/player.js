@@ -1,5 +1,5 @@
 // The relay player. State: traces, as player.py makes them; at: the number of tokens that are out at the start.
-import { bar, button, clamp, h, labelled, muted, onKeys, questionBox, select } from "./shared.js";
+import { bar, button, clamp, h, labelled, muted, onKeys, playButton, questionBox, select } from "./shared.js";
 import { PAGE, ROLES, callFrom, cut, likelyList, owners, tokenStrip, tokenWords } from "./strip.js";
 
 const SPEEDS = [4, 16, 64, 256, 1024]; // tokens per second
@@ -52,8 +52,7 @@ function play(stage, trace, begin) {
 
   function playing(on) {
     token.setAttribute("aria-live", on ? "off" : "polite"); // nobody can listen to a token every few milliseconds
-    toggle.textContent = on ? "‖ Pause" : "▶ Play";
-    toggle.setAttribute("aria-label", on ? "Pause" : "Play");
+    look(on);
   }
 
   function pause() {
@@ -80,7 +79,7 @@ function play(stage, trace, begin) {
 
   const placeOf = (e) => `${e.screenX} ${e.screenY}`;
   const go = (to) => (pause(), to === undefined || seek(to));
-  const toggle = button("▶ Play", run, "Play");
+  const { toggle, look } = playButton(run);
   const keys = {
     " ": run,
     ArrowRight: (e) => go(at + (e.shiftKey ? 10 : 1)),

@@ -1,8 +1,4 @@
-"""The relay player: a trace token by token, played, stepped and scrubbed, the teacher's view beside the student's.
-
-It is a static view (``widget.static_view``) and needs no kernel. ``trace_view.trace_html`` is the picture of a trace
-that needs no script either. Tokens look the same in both.
-"""
+"""The relay player: a trace token by token, played, stepped and scrubbed, the teacher's view beside the student's."""
 
 from __future__ import annotations
 

@@ -1,10 +1,4 @@
-"""The playground: ask any student and teacher the embedded suites' questions or your own; watch, stop, compare.
-
-    playground = Playground()
-    playground  # in a notebook: the widget
-
-Without a page the same methods do the same: ``playground.ask("...")``, ``playground.wait()``, ``playground.traces``.
-"""
+"""The playground: ask any student and teacher the embedded suites' questions or your own; watch, stop, compare."""
 
 from __future__ import annotations
 
@@ -24,14 +18,15 @@ if TYPE_CHECKING:
     from relaylab.relay.relay import Stream
     from relaylab.relay.teachers import Teacher
 
-LIMITS = ("max_tokens", "max_calls", "max_call_tokens")
+LIMITS = {"max_tokens": "tokens", "max_calls": "calls", "max_call_tokens": "tokens per call"}  # and their units
 DEFAULTS: dict[str, Any] = {"max_tokens": 256, "max_calls": None, "max_call_tokens": None}
 DEFAULTS |= {"temperature": 0.0, "seed": 0, "pace": 0.0}
-OPTIONAL = ("max_calls", "max_call_tokens")
 
 
 class Playground(LiveView):
     """A form for questions, the last answers side by side, and changes of their calls (``fork``).
+
+    A notebook shows the widget. Without a page the same methods do the same.
 
     Args:
         students: Names as of ``load_engine``, or engines; all embedded students by default. The first is the default.
@@ -88,7 +83,7 @@ class Playground(LiveView):
         """
         _chosen("suite", suite, self._suites)
         index = self._next[suite] if index is None else index
-        if isinstance(index, bool) or not isinstance(index, int) or index < 0:
+        if type(index) is not int or index < 0:
             raise ValueError(f"index is {index!r}; the problems of a suite are numbered from 0 on")
         self._next[suite] = index + 1
         task = problem(suite, index)
@@ -162,7 +157,7 @@ def _checked(settings: dict[str, Any]) -> dict[str, Any]:
     if unknown := set(settings) - set(DEFAULTS):
         raise ValueError(f"unknown settings {', '.join(sorted(unknown))}; there are {', '.join(DEFAULTS)}")
     for name, value in settings.items():
-        if value is None and name in OPTIONAL:
+        if value is None and DEFAULTS[name] is None:
             continue
         whole = name in (*LIMITS, "seed")
         if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or value < 0:
@@ -172,9 +167,7 @@ def _checked(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _describe(values: dict[str, Any]) -> str:
-    """The settings of a run in words."""
-    units = {"max_tokens": "tokens", "max_calls": "calls", "max_call_tokens": "tokens per call"}
-    caps = [f"{values[name]} {unit}" for name, unit in units.items() if values[name] is not None]
+    caps = [f"{values[name]} {unit}" for name, unit in LIMITS.items() if values[name] is not None]
     sampled = f"temperature {values['temperature']:g}, seed {values['seed']}" if values["temperature"] else "greedy"
     return f"at most {', '.join([*caps, sampled])}"
 

@@ -1,14 +1,10 @@
-"""The report of an evaluation: accuracy against the teacher's share, suites, calls; one page, and each figure.
-
-It reads the folder that ``relaylab evaluate`` wrote and runs no model. The page holds plotly.js and needs no network.
-"""
+"""The report of an evaluation: accuracy against the teacher's share, suites, calls; one page, and each figure."""
 
 from __future__ import annotations
 
 import html
 import json
 import random
-from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -22,26 +18,12 @@ from relaylab.trace import read_traces
 from relaylab.version import __version__
 from relaylab.views.evaluation_figures import accuracy_against_share, suite_bars
 from relaylab.views.figures import call_positions, figure_text
-from relaylab.views.theme import NO_MATH, html_table, plotly_script, show_figure, style
+from relaylab.views.theme import html_page, html_table, show_figure
 
 SAMPLE = 300  # traces whose call positions are drawn
 
 
-def html_page(title: str, parts: Iterable[str]) -> str:
-    """A whole page in the colours of the reader's system, with plotly.js for the figures of ``show_figure``.
-
-    Args:
-        title: Its title, as text.
-        parts: Its HTML fragments, escaped by the caller.
-    """
-    return (
-        '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="color-scheme" content="light dark">'
-        f"<title>{html.escape(visible(title))}</title><style>{style('body', 'report.css')}</style>{plotly_script()}"
-        f'<body class="{NO_MATH}">{"".join(parts)}</body></html>\n'
-    )
-
-
-def report(out: str | Path, *, student: str = "student", teacher: str = "teacher") -> Path:
+def report(out: str | Path) -> Path:
     """Write ``report.html`` and ``figures/`` (HTML, and the numbers as CSV) into the folder of an evaluation.
 
     Every method is compared with ``relay``, or else the first one that is neither ``student`` nor ``teacher``, in pairs
@@ -49,8 +31,6 @@ def report(out: str | Path, *, student: str = "student", teacher: str = "teacher
 
     Args:
         out: The folder.
-        student: The label of the student alone.
-        teacher: The label of the teacher alone.
 
     Returns:
         The page.
@@ -62,14 +42,14 @@ def report(out: str | Path, *, student: str = "student", teacher: str = "teacher
     table = read_table(out)
     config = read_json(out / "config.json")
     names = list(dict.fromkeys(table["method"]))
-    main = next((m for m in ("relay", *names) if m in names and m not in (student, teacher)), names[0])
-    figures = {"accuracy": accuracy_against_share(table, student=student, teacher=teacher), "suites": suite_bars(table)}
+    main = next((m for m in ("relay", *names) if m in names and m not in ("student", "teacher")), names[0])
+    figures = {"accuracy": accuracy_against_share(table), "suites": suite_bars(table)}
     figures |= {f"calls-{name}": fig for name, fig in _positions(out).items()}
     folder = out / "figures"
     folder.mkdir(exist_ok=True)
     for name, fig in figures.items():
         stem = "".join(c if c.isalnum() or c in "-_=." else "-" for c in name)
-        write_whole(folder / f"{stem}.html", show_figure(fig, library=True).html)
+        show_figure(fig).save(folder / f"{stem}.html")
     methods, versus = summary(table), comparisons(table, main)
     write_table(methods, folder / "accuracy.csv")
     write_table(versus, folder / "comparisons.csv")
@@ -86,7 +66,7 @@ def report(out: str | Path, *, student: str = "student", teacher: str = "teacher
     path = out / "report.html"
     if path.exists() and not path.read_bytes()[:64].lstrip().lower().startswith((b"<!doctype html", b"<html")):
         raise ValueError(f"{path} exists and is no HTML page; choose another file")
-    write_whole(path, html_page("relaylab: evaluation", parts))
+    write_whole(path, html_page("relaylab: evaluation", "".join(parts), "report.css"))
     return path
 
 
@@ -100,15 +80,21 @@ def comparisons(table: pd.DataFrame, main: str) -> pd.DataFrame:
 
 
 def _positions(out: Path) -> dict[str, go.Figure]:
-    """Where the calls are, for each file of the first seed with calls; of many traces a sample."""
-    files, figures = list(trace_files(out)), {}
-    first = min((int(seed) for seed, _ in files), default=0)
-    for path in (path for seed, path in files if int(seed) == first):
+    """Where the calls are, for each method that calls; of many traces a sample."""
+    figures = {}
+    for name, path in first_traces(out).items():
         traces = list(read_traces(path))
         if any(0 < t.call_ratio < 1 for t in traces):
             fig = call_positions(random.Random(0).sample(traces, min(SAMPLE, len(traces))), relative=True)
-            figures[path.stem] = fig.update_layout(title_text=f"Where the student calls: {figure_text(path.stem)}")
+            figures[name] = fig.update_layout(title_text=f"Where the student calls: {figure_text(name)}")
     return figures
+
+
+def first_traces(out: str | Path) -> dict[str, Path]:
+    """The files of traces of an evaluation's first seed, by method."""
+    files = list(trace_files(out))
+    first = min((int(seed) for seed, _ in files), default=0)
+    return {path.stem: path for seed, path in files if int(seed) == first}
 
 
 def _for_people(methods: pd.DataFrame) -> pd.DataFrame:

@@ -1,6 +1,6 @@
 // The reward lab. rewards() and what it calls are a port of training/rewards.py for rollouts in counts; the rest draws.
 // State: group, settings, schemes, most, longest, as reward_lab.py makes them.
-import { bar, button, clamp, h, labelled, muted, scrolling, select, sum } from "./shared.js";
+import { bar, button, clamp, h, labelled, muted, select, sum, table } from "./shared.js";
 
 // Token counts of a rollout. `kept`: what the released code keeps, which drops each turn that ended in an answered call.
 function counted(r, settings) {
@@ -145,18 +145,17 @@ export function render({ model, el }) {
   const why = h("span", { class: "rl-muted" });
   const set = (name, value) => ((settings[name] = value), update());
   const number = (name) => {
-    const onchange = () => set(name, Number((input.value = clamp(Math.round(Number(input.value)) || 1, 1, longest))));
-    const input = h("input", { type: "number", min: 1, max: longest, value: settings[name], onchange });
-    return input;
+    const onchange = ({ target }) => set(name, Number((target.value = clamp(Math.round(Number(target.value)) || 1, 1, longest))));
+    return h("input", { type: "number", min: 1, max: longest, value: settings[name], onchange });
   };
   const batch = h("input", { type: "checkbox", onchange: () => set("batch_solved", batch.checked) });
-  const head = ["rollout", "right", ...Object.values(FIELDS), "ρ", ...schemes.map((s) => s.name), ""].map((words) => h("th", { scope: "col" }, words));
+  const heads = ["rollout", "right", ...Object.values(FIELDS), "ρ", ...schemes.map((s) => s.name), ""];
   el.append(
     bar(labelled("ρ by", select(RATIOS, settings.ratio, (value) => set("ratio", value))), labelled("tokens of a command", number("command_tokens")),
       labelled("an ignored call asks for", number("requested")), add, why),
     bar(labelled("another prompt of the batch was solved alone (only the released code minds)", batch)),
     kind,
-    scrolling("Rollouts, rewards and advantages", h("table", { class: "rl-lab" }, h("thead", {}, h("tr", {}, ...head)), body)),
+    table("Rollouts, rewards and advantages", heads, body, "rl-lab"),
     muted("In each cell: the reward, then in bold the advantage, and a bar: filled to the right above 0, hollow to the left below."),
   );
   build();

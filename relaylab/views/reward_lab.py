@@ -23,6 +23,7 @@ from relaylab.views.widget import static_view
 
 MAX_ROLLOUTS = 8
 MAX_TOKENS = 10_000  # of one sort in a rollout, and requested by a call that nobody answers
+TOKENS = {"command_tokens": 6, "requested": 8}  # of a command, and requested by each ignored call
 CAP = "exploration_cap"  # the option of ``score`` that caps what an unsolvable group earns by calling
 # By the name on the page: the scheme of ``score`` and its options.
 SCHEMES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -127,21 +128,17 @@ def reward_table(
     return pd.DataFrame(rows)
 
 
-def reward_lab(
-    group: Sequence[Rollout] = EXAMPLE, *, ratio: Ratio = "group", command_tokens: int = 6, requested: int = 8
-) -> Html:
-    """The lab, with ``group`` at the start. Arguments and errors are those of ``reward_table``.
+def reward_lab(group: Sequence[Rollout] = EXAMPLE) -> Html:
+    """The lab, with ``group`` (1 to 8 rollouts) at the start.
 
     >>> reward_lab([Rollout(correct=True, own=10), Rollout(correct=False, own=10)])
     Reward lab: a solvable group of 2 rollouts. Highest advantage under outcome: rollout 1 (+0.71); under simple: ...
     """
-    settings: dict[str, Any] = {"ratio": ratio, "command_tokens": command_tokens, "requested": requested}
-    table = reward_table(group, **settings)
-    kind = kind_of(_traces(group, command_tokens, requested))
+    table, kind = reward_table(group), kind_of(_traces(group, **TOKENS))
     best = table.loc[table.groupby("scheme", sort=False)["advantage"].idxmax()]
     highest = "; ".join(f"under {r.scheme}: rollout {r.rollout} ({r.advantage:+.2f})" for r in each_row(best))
     label = f"Reward lab: a {kind} group of {len(group)} rollouts. Highest advantage {highest}."
-    words = f"<p>{html.escape(label)} rho is measured by: {ratio}.</p>"
+    words = f"<p>{html.escape(label)} rho is measured by: group.</p>"
     for k, (rollout, rows) in enumerate(zip(group, (r for _, r in table.groupby("rollout"))), 1):
         paid = "; ".join(f"{r.scheme} {r.reward:.2f}, advantage {r.advantage:+.2f}" for r in each_row(rows))
         words += (
@@ -153,7 +150,8 @@ def reward_lab(
         {"name": name, "scheme": scheme, "bonus": o.get("bonus"), "penalty": o.get("penalty"), "cap": o.get(CAP)}
         for name, (scheme, o) in SCHEMES.items()
     ]
-    state = {"group": [asdict(r) for r in group], "settings": settings | {"batch_solved": False}, "schemes": schemes}
+    state = {"group": [asdict(r) for r in group], "schemes": schemes}
+    state["settings"] = {"ratio": "group", **TOKENS, "batch_solved": False}
     state |= {"most": MAX_ROLLOUTS, "longest": MAX_TOKENS}
     return static_view("reward_lab", state, label=label, words=words)
 

@@ -22,6 +22,13 @@ export function button(words, onclick, name = words) {
   return h("button", { type: "button", "aria-label": name, title: name, onclick }, words);
 }
 
+// A button that plays and pauses. `look(playing)` makes it say what it would do next.
+export function playButton(onclick) {
+  const toggle = button("▶ Play", onclick, "Play");
+  const look = (playing) => ((toggle.textContent = playing ? "‖ Pause" : "▶ Play"), toggle.setAttribute("aria-label", playing ? "Pause" : "Play"));
+  return { toggle, look };
+}
+
 // choices: [value, words] each.
 export function select(choices, value, onchange) {
   const control = h("select", {}, ...choices.map(([v, words]) => h("option", { value: v, selected: String(v) === String(value) }, words)));
@@ -33,6 +40,9 @@ export const box = (title, ...fields) => h("fieldset", {}, h("legend", {}, title
 export const bar = (...fields) => h("div", { class: "rl-bar" }, ...fields);
 export const muted = (...words) => h("p", { class: "rl-muted" }, ...words);
 export const scrolling = (name, ...children) => h("div", { class: "rl-scroll", tabindex: "0", role: "group", "aria-label": name }, ...children);
+// A table that scrolls: its heads in words, and its body.
+export const table = (name, heads, body, look = null) =>
+  scrolling(name, h("table", { class: look }, h("thead", {}, h("tr", {}, ...heads.map((words) => h("th", { scope: "col" }, words)))), body));
 export const questionBox = (text = "") =>
   h("div", { class: "rl-question", dir: "auto", tabindex: "0", role: "group", "aria-label": "Question" }, text);
 

@@ -1,7 +1,4 @@
-"""The page of a sweep: what each factor does, one result against the other, failures, and the executed notebooks.
-
-It reads the folder of a sweep and runs nothing. The page holds plotly.js and needs no network.
-"""
+"""The page of a sweep: what each factor does, one result against the other, failures, and the executed notebooks."""
 
 from __future__ import annotations
 
@@ -21,8 +18,7 @@ from relaylab.sweep.plan import Plan
 from relaylab.sweep.results import effects, plane
 from relaylab.sweep.run import Store
 from relaylab.views.figures import error_bars, figure_text
-from relaylab.views.report import html_page
-from relaylab.views.theme import OKABE_ITO, show_figure, with_alt_text
+from relaylab.views.theme import OKABE_ITO, html_page, html_table, show_figure, with_alt_text
 
 INTERVALS = (
     "<h2>What each factor does</h2><p>Means over the points of a level, and differences between points that differ in "
@@ -56,17 +52,15 @@ def sweep_page(plan: Plan, table: pd.DataFrame, out: str | Path, failures: Mappi
     if len(rows):
         shown = rows[["factor", "level", "result", "points", "seeds"]].assign(
             mean=[_number(r.mean, r.low, r.high) for r in each_row(rows)],
-            difference=[
-                "" if r.level == r.against else _number(r.difference, r.difference_low, r.difference_high)
-                for r in each_row(rows)
-            ],
+            difference=[_number(r.difference, r.difference_low, r.difference_high) for r in each_row(rows)],
             to=rows["against"],
         )
-        parts += [INTERVALS, _table(shown.map(_text)), *(show_figure(fig).html for fig in effect_figures(rows))]
+        shown.loc[shown["level"] == shown["to"], "difference"] = ""
+        parts += [INTERVALS, html_table(shown.astype(str)), *(show_figure(fig).html for fig in effect_figures(rows))]
     if len(corners := plane(plan, table)):
         parts.append(show_figure(plane_figure(plan, corners)).html)
     for title, points in (("Failures", bad), ("Finished points", done)):
-        lines: list[dict[str, str]] = []
+        lines: list[dict[str, str]] = []  # of cells that are HTML already
         for p in points:
             levels = {_text(name): _text(level) for name, level in p.levels.items()}
             levels["seed"] = "" if p.seed is None else str(p.seed)
@@ -74,8 +68,10 @@ def sweep_page(plan: Plan, table: pd.DataFrame, out: str | Path, failures: Mappi
             link = f'<a href="points/{p.key}/{_text(name)}">{p.key}</a>'
             last = f"{record['seconds']:.1f} s" if points is done else _failure(record)
             lines.append({"notebook": link} | levels | {"": last})
-        parts += [f"<h2>{title}</h2>", _table(pd.DataFrame(lines))] if lines else []
-    return store.write("report.html", html_page(plan.name, parts))
+        parts += (
+            [f"<h2>{title}</h2>", pd.DataFrame(lines).to_html(index=False, escape=False, border=0)] if lines else []
+        )
+    return store.write("report.html", html_page(plan.name, "".join(parts), "report.css"))
 
 
 def effect_figures(rows: pd.DataFrame) -> list[go.Figure]:
@@ -142,11 +138,6 @@ def _failure(record: Mapping[str, Any]) -> str:
     error = visible(record.get("error") or "", keep="\n\t")
     last = next((line for line in reversed(error.splitlines()) if line.strip()), "")
     return f"{record['status']}: {_text(last)}<details><pre>{_text(error)}</pre></details>"
-
-
-def _table(frame: pd.DataFrame) -> str:
-    """Of cells that are HTML already."""
-    return frame.to_html(index=False, escape=False, border=0)
 
 
 def _number(value: float, low: float, high: float) -> str:

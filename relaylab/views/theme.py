@@ -114,9 +114,10 @@ def register_templates() -> None:
     if "relaylab" in pio.templates:
         return
     clear = "rgba(0,0,0,0)"
-    axis = {"gridcolor": "rgba(128,128,128,.22)", "linecolor": "rgba(128,128,128,.6)", "zeroline": False}
-    axis |= {"ticks": "outside", "tickcolor": "rgba(128,128,128,.6)", "automargin": True}
-    axis |= {"title": {"standoff": 10, "font_size": 14}}
+    line = "rgba(128,128,128,.6)"
+    axis = {"gridcolor": "rgba(128,128,128,.22)", "linecolor": line, "tickcolor": line, "ticks": "outside"}
+    axis |= {"zeroline": False, "automargin": True, "title": {"standoff": 10, "font_size": 14}}
+    font = {"family": SANS, "size": 13}
     title = {"font_size": 17, "x": 0, "xref": "paper", "xanchor": "left", "y": 1, "yref": "container"}
     for name, ink, paper in (
         ("relaylab", "#767676", clear),
@@ -124,7 +125,7 @@ def register_templates() -> None:
         ("relaylab_dark", DARK["ink"], DARK["paper"]),
     ):
         layout = {
-            "font": {"family": SANS, "size": 13, "color": ink},
+            "font": font | {"color": ink},
             "title": title | {"yanchor": "top", "pad": {"t": 16}},
             "paper_bgcolor": paper,
             "plot_bgcolor": clear,
@@ -134,7 +135,7 @@ def register_templates() -> None:
             "legend": {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "bgcolor": clear},
             "modebar": {"bgcolor": clear, "color": "#8a8a8a", "activecolor": OKABE_ITO[0]},
             "hoverlabel": {"bgcolor": LIGHT["ink"], "bordercolor": "#767676", "align": "left"}
-            | {"font": {"family": SANS, "size": 13, "color": "#ffffff"}},
+            | {"font": font | {"color": "#ffffff"}},
             "margin": {"l": 64, "r": 24, "t": 84, "b": 56},
         }
         pio.templates[name] = go.layout.Template(layout=layout, data={"heatmap": [{"textfont": {"color": ink}}]})
@@ -154,14 +155,25 @@ class Html:
         return self.text
 
     def save(self, path: str | Path) -> None:
-        """Write it as a page of its own: one HTML file that needs no network.
+        """Write it as a page of its own: one HTML file that needs no network."""
+        write_whole(path, html_page(self.text.partition("\n")[0][:80], self.html))
 
-        Args:
-            path: The file; a figure needs ``show_figure(fig, library=True)``.
-        """
-        head = '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="color-scheme" content="light dark">'
-        title = html.escape(self.text.partition("\n")[0][:80])
-        write_whole(path, f"{head}<title>{title}</title><body>{self.html}</body></html>")
+
+def html_page(title: str, body: str, *sheets: str) -> str:
+    """A whole page in the colours of the reader's system, with plotly.js if it has figures of ``show_figure``.
+
+    Args:
+        title: Its title, as text.
+        body: Its HTML, escaped by the caller.
+        sheets: CSS files of this folder.
+    """
+    css = f"<style>{style('body', *sheets)}</style>" if sheets else ""
+    script = plotly_script() if 'class="rl-fig ' in body else ""
+    return (
+        '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="color-scheme" content="light dark">'
+        f"<title>{html.escape(visible(title))}</title>{css}{script}"
+        f'<body class="{NO_MATH}">{body}</body></html>\n'
+    )
 
 
 def plotly_script() -> str:
@@ -219,14 +231,13 @@ def html_table(frame: Any) -> str:
 SHOWN_POINTS = 20  # of a trace, in a figure's table
 
 
-def show_figure(fig: Figure, *, library: bool = False) -> Html:
+def show_figure(fig: Figure) -> Html:
     """A figure for a page: drawn by a script, and in words and numbers for readers without one.
 
-    The text in it takes the page's colour, light or dark.
+    The text in it takes the page's colour. The page must hold plotly.js, as after ``load_plotly`` or in ``html_page``.
 
     Args:
         fig: A plotly figure from ``with_alt_text``.
-        library: Put plotly.js into this output; otherwise the page must hold it already (``load_plotly``).
 
     Raises:
         ValueError: The figure has no text alternative.
@@ -243,7 +254,7 @@ def show_figure(fig: Figure, *, library: bool = False) -> Html:
     key, text = hashlib.sha256(payload.encode()).hexdigest()[:16], html.escape(alt)
     draw = source("figure.js").replace("KEY", key)
     return Html(
-        f'{plotly_script() if library else ""}<figure class="rl-fig {NO_MATH}" data-rl-figure="{key}">'
+        f'<figure class="rl-fig {NO_MATH}" data-rl-figure="{key}">'
         f"<style>{style('.rl-fig', 'figure.css')}</style>"
         f'<div class="rl-live" role="img" aria-label="{text}"></div>'
         f"<details open><summary>The figure in words</summary><p>{text}</p>{_numbers(fig)}</details>"
@@ -261,17 +272,14 @@ def _numbers(fig: Any) -> str:
         text = f"{value:.4g}" if isinstance(value, Real) and not isinstance(value, int) else str(value)
         return html.escape(visible(re.sub("<[^>]*>", " ", text)))
 
-    def points(trace: Any) -> list[str]:
-        x, y, z = ([] if v is None else list(v) for v in (trace.x, trace.y, getattr(trace, "z", None)))
-        if z:  # a heatmap: of each row its values
-            return [f"{cell(name)}: {', '.join(map(cell, row))}" for name, row in zip(y or range(len(z)), z)]
-        pairs = zip(y, x) if getattr(trace, "orientation", None) == "h" else zip(x, y)
-        return [f"{cell(a)}: {cell(b)}" for a, b in pairs]
-
-    rows = []
+    rows = ""
     for trace in fig.data:
-        if shown := points(trace):
+        x, y, z = ([] if v is None else list(v) for v in (trace.x, trace.y, getattr(trace, "z", None)))
+        pairs = zip(y, x) if getattr(trace, "orientation", None) == "h" else zip(x, y)
+        shown = [f"{cell(a)}: {cell(b)}" for a, b in pairs]
+        if z:  # a heatmap: of each row its values
+            shown = [f"{cell(name)}: {', '.join(map(cell, row))}" for name, row in zip(y or range(len(z)), z)]
+        if shown:
             more = f"; {len(shown) - SHOWN_POINTS:,} more" if len(shown) > SHOWN_POINTS else ""
-            row = f"<td>{'; '.join(shown[:SHOWN_POINTS])}{more}</td>"
-            rows.append(f"<tr><th>{cell(trace.name or '')}</th>{row}</tr>")
-    return f"<table>{''.join(rows)}</table>" if rows else ""
+            rows += f"<tr><th>{cell(trace.name or '')}</th><td>{'; '.join(shown[:SHOWN_POINTS])}{more}</td></tr>"
+    return f"<table>{rows}</table>" if rows else ""

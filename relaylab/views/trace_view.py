@@ -71,8 +71,9 @@ def trace_summary(trace: Trace) -> str:
     'q7: correct, 4 tokens, 1 call, call ratio 25.0 %, ended by the student'
     """
     name = f"{visible(trace.id)}: " if trace.id else ""
-    tokens, ratio = plural(len(trace.completion_ids), "token"), f"{100 * trace.call_ratio:.1f} %"
-    return f"{name}{OUTCOME_WORDS[trace.correct]}, {tokens}, {_calls(trace)}, call ratio {ratio}, {_stop(trace)}"
+    tokens, stop = plural(len(trace.completion_ids), "token"), STOP_WORDS.get(trace.stop) or visible(trace.stop)
+    outcome, ratio = OUTCOME_WORDS[trace.correct], f"{100 * trace.call_ratio:.1f} %"
+    return f"{name}{outcome}, {tokens}, {_calls(trace)}, call ratio {ratio}, {stop}"
 
 
 def trace_text(trace: Trace, *, color: bool | None = None, width: int | None = None) -> str:
@@ -107,12 +108,13 @@ def trace_text(trace: Trace, *, color: bool | None = None, width: int | None = N
         console.print(strip)
         if trace.calls:
             columns, rows, notes = _call_table(trace)
+            columns = [name for name in columns if name != LEFT_COLUMNS[0]]  # it stands in the text above
             table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-            for name in columns[:5] + [c for c in columns[5:] if c != LEFT_COLUMNS[0]]:  # that stands in the text above
+            for name in columns:
                 left = name in LEFT_COLUMNS
                 table.add_column(name, justify="left" if left else "right", no_wrap=not left, overflow="fold")
             for row in rows:
-                table.add_row(*(Text(row[str(column.header)]) for column in table.columns))
+                table.add_row(*(Text(row[name]) for name in columns))
             console.print(table)
             for k, note in notes.items():
                 console.print(Text(f"call {k + 1}: {note}"))
@@ -199,10 +201,6 @@ def _calls(trace: Trace) -> str:
     return plural(len(trace.calls), "call") + (f" ({lost:,} not answered)" if lost else "")
 
 
-def _stop(trace: Trace) -> str:
-    return STOP_WORDS.get(trace.stop) or visible(trace.stop)
-
-
 def _call_table(trace: Trace) -> tuple[list[str], list[dict[str, str]], dict[int, str]]:
     """Columns of the calls that hold anything, rows by column, and notes by row; all safe for a terminal."""
     rows, notes = [], {}
@@ -233,7 +231,7 @@ def _facts(trace: Trace) -> str:
         f"<b>{n:,}</b> {plural(n, 'token').split(' ')[1]}",
         "<b>{}</b> {}".format(*_calls(trace).split(" ", 1)),
         f"<b>{100 * trace.call_ratio:.1f} %</b> written by the teacher (call ratio)",
-        _escape(_stop(trace)),
+        _escape(STOP_WORDS.get(trace.stop, trace.stop)),
     ]
     run = [f"id {trace.id}" if trace.id else "", f"seed {trace.seed}" if trace.seed is not None else ""]
     run = " · ".join(_escape(part) for part in (*run, f"temperature {trace.temperature:g}") if part)
