@@ -20,6 +20,7 @@ from relaylab.call_tag import format_call
 from relaylab.evaluation.placement import calls_frame
 from relaylab.memory import GB, QWEN3, shipped
 from relaylab.tasks.suites import level_of
+from relaylab.tasks.worlds import HARD_KINDS
 from relaylab.training.data_filter import pass_rates
 from relaylab.views.theme import ROLES
 
@@ -171,6 +172,31 @@ def test_07_says_what_practice_repairs_without_a_teacher():
     assert right["student"] == [0, 0, 0]
     assert min(right["grpo"][0], right["relay"][0]) >= 2, "facts"
     assert right["grpo"][1:] == right["relay"][1:] == [0, 0], "routes and hard products"
+
+
+def test_11_says_where_students_of_one_recipe_agree():
+    """On far more of the hard lines than of the others, of the lines in which one of them calls."""
+    problems = [p for s in ("tiles", "depot", "measures", "convoy", "bakery") for p in rl.problems(s, 8)]
+    lines = []
+    for name in ("lifelike/relay", "lifelike/relay-seed2"):
+        calls = calls_frame(rl.load_pair(name).decode(problems, progress=False)).query("status == 'answered'")
+        lines.append(set(zip(calls["trace"], calls["line"])))
+    either, both = lines[0] | lines[1], lines[0] & lines[1]
+    hard = {(k, i) for k, p in enumerate(problems) for i, step in enumerate(p.steps) if step.kind in HARD_KINDS}
+    agreed = [np.mean([line in both for line in some]) for some in (either & hard, either - hard)]
+    assert agreed[0] > agreed[1] + 0.2
+
+
+def test_12_and_13_say_how_sure_a_call_is_and_whom_it_visits():
+    """Mostly sure to call; and answers with a call are less often right."""
+    pair = rl.load_pair("relay", "teacher")
+    problems = [p for suite in rl.SUITES for p in rl.problems(suite, 5)]
+    traces = pair.decode(problems, record=True, progress=False, max_tokens=160, max_calls=2)
+    doubts = [t.entropies[call.start] for t in traces for call in t.answered]
+    assert len(doubts) >= 15
+    assert np.median(doubts) < 0.3, "most often it is sure to call"
+    right = [np.mean([bool(t.correct) for t in traces if bool(t.answered) == called]) for called in (True, False)]
+    assert right[0] < right[1]
 
 
 def test_14_says_which_doubts_are_harmless_and_which_errors_have_little():
