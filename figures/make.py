@@ -234,10 +234,12 @@ def _page(trace: Trace, stem: Path) -> list[Path]:
     def draw() -> None:
         from playwright.sync_api import sync_playwright
 
-        window = {"width": WIDTH, "height": 400}
         with sync_playwright() as driver:
             running = driver.chromium.launch(executable_path=find_browser() or "chromium")
-            tab = running.new_page(viewport=window, device_scale_factor=SCALE, color_scheme="light")
+            window = running.new_context(
+                viewport={"width": WIDTH, "height": 400}, device_scale_factor=SCALE, color_scheme="light"
+            )
+            tab = window.new_page()
             tab.goto(page.resolve().as_uri())
             tab.locator("section.rl-trace").screenshot(path=picture)
 

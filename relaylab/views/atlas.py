@@ -274,7 +274,7 @@ def _scores(traces: Sequence[Trace], points: pd.DataFrame) -> dict[str, Any] | N
     token = [visible(cut(t.pieces[i], 20), "\n") for t, i in pairs]
     top = [visible(cut((t.teacher_top and t.teacher_top[i]) or "", 20), "\n") for t, i in pairs]
     state = {"total": len(points), "every": every, "mark": MARK, "token": token, "top": top}
-    return state | drawn.to_dict("list")
+    return state | {str(name): drawn[name].tolist() for name in drawn}
 
 
 def _score_words(traces: Sequence[Trace], points: pd.DataFrame) -> str:

@@ -225,6 +225,7 @@ def transfer_figure(transfer: pd.DataFrame, *, by: str | None = None) -> go.Figu
     long = f.melt(["teacher", "group", "low", "high"], list(names), var_name="panel")
     long[["value", "low", "high"]] *= 100
     long.loc[long["panel"] == "teacher_share", ["low", "high"]] = np.nan  # its interval is not in the frame
+    long["panel"] = long["panel"].map(names)
     fig = _grouped(long, "teacher", "value", "group", {}, facet_row="panel", facet_row_spacing=0.09)
     fig.layout.annotations = ()
     fig.update_yaxes(matches=None, title_text=names["accuracy"], range=[-3, 103])
