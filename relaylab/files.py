@@ -146,7 +146,7 @@ def own_code(*things: Any) -> dict[str, str]:
 
     A configuration holds them, because a name stands for other code once its file is edited.
 
-    >>> own_code(LineWriter, print, None)
+    >>> own_code(LineWriter, len, None)
     {}
     """
     digests = {}

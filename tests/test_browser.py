@@ -150,19 +150,19 @@ def test_start_answers_and_follows_a_change(start: Lab):
     runs = playground.locator(".rl-run")
     assert "Run 1: lifelike/relay with lifelike/teacher. Correct" in playground.locator(".rl-status").inner_text()
     assert not playground.get_by_role("combobox", name="student").is_visible()  # the settings are folded
-    assert "Call 1 asked for 8" in playground.inner_text()  # the first call is chosen
+    assert "Call 1 asked for 6" in playground.inner_text()  # the first call is chosen
 
     # A shorter call, by dragging: several steps are one change.
     drag = playground.get_by_role("slider", name="n, by dragging")
     drag.focus()
     for key in ("Home", "ArrowRight"):
         press(key)
-    says(start, playground, "Fork 2: call 1 asks for 2, not 8.")
+    says(start, playground, "Fork 2: call 1 asks for 2, not 6.")
     gets_focus(start, "n, by dragging")
     playground.get_by_role("button", name="Forbid this call").click()
     says(start, playground, "Fork 3: call 1 forbidden.")
     playground.get_by_role("button", name="Force a call here").click()  # where the forbidden one was
-    says(start, playground, "Fork 4: a call for 2 at token 67.")
+    says(start, playground, "Fork 4: a call for 2 at token 77.")
     heads = [head.split(":")[0] for head in runs.locator("h4").all_inner_texts()]
     assert heads == ["Fork 4", "Fork 3", "Fork 2", "Run 1"]  # the newest on top
     texts = [runs.nth(k).locator(".rl-strip").text_content() for k in range(4)]
@@ -170,11 +170,11 @@ def test_start_answers_and_follows_a_change(start: Lab):
 
     # What the student would have written: by the mouse, and by keys.
     tokens, likely = runs.nth(3).get_by_role("option"), runs.nth(3).locator(".rl-likely")
-    tokens.nth(66).hover()
+    tokens.nth(76).hover()
     first = likely.inner_text()
     assert re.search(r"<call> \d+ % ✓", first)
     assert 2 <= likely.locator("li").count() <= 6
-    tokens.nth(65).focus()
+    tokens.nth(75).focus()
     press("ArrowLeft")
     start.page.wait_for_function(
         "([e, was]) => e.innerText !== was", arg=[likely.element_handle(), first], timeout=WAIT

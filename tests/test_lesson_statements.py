@@ -216,7 +216,7 @@ def test_14_says_which_doubts_are_harmless_and_which_errors_have_little():
 
 
 def test_08_says_that_the_relay_calls_where_it_has_nothing_to_lose():
-    """No hard product and no route is right where it would have called; quotients it loses elsewhere."""
+    """No hard product and no route is right where it would have called; quotients are the exception."""
     cells = sources("08")
     assert "it has nothing to lose" in " ".join(cells["there-says"].split())
     relay = rl.load_pair("lifelike/relay")
@@ -232,7 +232,7 @@ def test_08_says_that_the_relay_calls_where_it_has_nothing_to_lose():
     assert (kind, "elsewhere") not in right.index
     lost = right["count"] - right["sum"]
     assert lost["quotient_4x2", "elsewhere"] >= 2
-    assert ("quotient_4x2", "would have called") not in right.index
+    assert right.loc[("quotient_4x2", "would have called"), "sum"] > 0, "the exception"
 
 
 def test_09_says_whom_the_lifelike_relay_can_use():
@@ -248,7 +248,7 @@ def test_09_says_whom_the_lifelike_relay_can_use():
         right[name] = [sum(bool(t.correct) for t in traces[k : k + 8]) for k in (0, 8)]
     assert right["none"] == right["lifelike/student"] == [0, 0]
     assert right["teacher"][0] >= 3
-    assert right["teacher"][1] == 0, "routes"
+    assert 0 < right["teacher"][1] < right["lifelike/teacher"][1], "routes that the student has begun"
     assert min(right["lifelike/teacher"]) >= 5
 
 
@@ -265,10 +265,10 @@ def test_10_says_what_other_words_and_a_space_cost():
         )
 
     own, space, other = (right(name, "hard", scope["styles"][name]) for name in scope["styles"])
-    assert "worth about half" in cells["surprises"]
-    assert 0.3 <= other / own <= 0.7
-    assert "costs this student little" in cells["surprises"]
-    assert own - space <= 0.25
+    assert "worth less than half" in cells["surprises"]
+    assert other / own < 0.6
+    assert "costs this student nearly half of the help" in cells["surprises"]
+    assert 0.25 <= own - space <= 0.6
     assert "saves a part of the problems that are beyond" in cells["surprises"]
     assert 0 < right("own words", "beyond") < 1
 
