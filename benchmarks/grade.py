@@ -18,9 +18,11 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from lesson.checks import EXERCISES
 from relaylab.lab import copy_lessons
 from relaylab.submissions import Lesson, Mark, find_submissions, mark_answers, read_lesson
+
+sys.path.append(str(Path(__file__).parents[1] / "notebooks"))
+from lesson.checks import EXERCISES
 
 PAGE = Path(__file__).parents[1] / "tests" / "wrong_answers.md"
 
