@@ -71,7 +71,7 @@ def calibrate_command(
 
     chosen = calibrate(
         problems, out, student=student, teacher=teacher.load(), budgets=budget, max_tokens=max_tokens, seed=seed,
-        router_problems=questions.load(20, split="train", seed=seed + 1),
+        router_problems=questions.load(20, split="train", seed=seed + 1), **teacher.keywords,
     )  # fmt: skip
     print(chosen.round(4).to_string(index=False))
     say(f'next: relaylab evaluate ... --methods "student teacher {" ".join(chosen["method"].drop_duplicates())}"')

@@ -42,6 +42,13 @@ _STYLE = """<style>
 }
 </style>"""
 
+_TEMPLATE = """{% extends 'index.html.j2' %}
+{% block input %}
+{% if 'hide-input' in cell.metadata.get('tags', []) %}
+<details><summary>set-up</summary>{{ super() }}</details>
+{% else %}{{ super() }}{% endif %}
+{% endblock input %}"""
+
 
 class _Formulas(IPythonRenderer):
     """Markdown with its formulas as MathML, which browsers show without a library."""
@@ -60,7 +67,8 @@ class LessonPage(HTMLExporter):
         # What nbconvert fetches from elsewhere; an empty script stands in for each.
         nothing = "data:text/javascript,"
         urls = ("require_js_url", "widget_renderer_url", "mermaid_js_url", "mermaid_layout_elk_js_url")
-        super().__init__(**({"mathjax_url": "", "embed_images": True} | dict.fromkeys(urls, nothing) | options))
+        ours = {"mathjax_url": "", "embed_images": True, "raw_template": _TEMPLATE}
+        super().__init__(**(ours | dict.fromkeys(urls, nothing) | options))
 
     @pass_context
     def markdown2html(self, context: Any, source: str) -> str:

@@ -191,6 +191,21 @@ def test_hidden_states_are_the_models_last_ones(flat, monkeypatch):
         assert close_to(logits[k], out.logits[0, -2:])
 
 
+def test_a_long_beginning_of_several_prompts_is_read_once(monkeypatch):
+    """Also for a sequence that comes later; an unlike prompt and a short one stand between."""
+    monkeypatch.setattr(module, "MIN_SHARED", 8)
+    engine, begin = make(), ids(12, 1)
+    prompts = [begin + ids(3, 7), ids(9, 50), begin + ids(5, 8), begin, ids(3, 60), begin + ids(1, 9), begin]
+    slots = engine.open_many(prompts)
+    assert [s.cached for s in slots] == [12, 0, 12, 11, 0, 12, 11]
+    assert engine.forwarded == 12
+    for logits, slot in zip(engine.forward(slots), slots, strict=True):
+        assert close_to(logits, fresh(engine, slot.ids))
+    late = engine.open(begin + ids(4, 7))
+    assert late.cached == 15, "the three tokens behind the beginning are alike, too"
+    assert close_to(engine.forward([late])[0], fresh(engine, late.ids))
+
+
 def test_caches_stay_within_the_context_and_are_given_back():
     engine = make()
     rows = [engine.open(ids(4, k)) for k in range(16)]

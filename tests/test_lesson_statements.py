@@ -17,7 +17,9 @@ import torch
 import relaylab as rl
 from lesson.checks import EXERCISES, NotYet, check
 from relaylab.call_tag import format_call
+from relaylab.cost import ModelPrices, Prices, costs, hand_offs, usage
 from relaylab.evaluation.placement import calls_frame
+from relaylab.evaluation.table import trace_files
 from relaylab.memory import GB, QWEN3, shipped
 from relaylab.tasks.suites import level_of
 from relaylab.tasks.worlds import HARD_KINDS
@@ -271,6 +273,35 @@ def test_10_says_what_other_words_and_a_space_cost():
     assert 0.25 <= own - space <= 0.6
     assert "saves a part of the problems that are beyond" in cells["surprises"]
     assert 0 < right("own words", "beyond") < 1
+
+
+def test_15_says_what_a_share_of_the_tokens_leaves_out(tmp_path):
+    says = " ".join(" ".join(sources("15").values()).split())
+    relay, tiles = rl.load_pair("lifelike/relay"), [rl.problem("tiles", i) for i in range(8)]
+    assert "hand over one token costs as much reading as to hand over twenty" in says
+    student = rl.load_pair("lifelike/student")
+    told = [student.solve(tiles[0], call_rule=rl.CallAt({20: n}), write_call=False) for n in (1, 20)]
+    short, long = (hand_offs(trace)[0] for trace in told)
+    assert (short.new, short.again) == (long.new, long.again)
+    assert 1 == short.written < long.written
+
+    assert "to write a few tokens, the teacher has to read everything before them" in says
+    prices = Prices(student=ModelPrices(parameters=1.7e9), teacher=ModelPrices(parameters=8e9))
+    table = rl.evaluate(["teacher", "speculative"], tiles, tmp_path, student="lifelike/student", progress=False)
+    found = {path.stem: list(rl.read_traces(path)) for _, path in trace_files(tmp_path)}
+    used = {name: usage(traces) for name, traces in found.items()}
+    used["relay"] = usage(relay.decode(tiles, progress=False))
+    flops = {name: costs(frame, prices)["flops"].mean() for name, frame in used.items()}
+    assert flops["relay"] / flops["teacher"] > 4 * used["relay"]["teacher_share"].mean()
+
+    assert "It saves *time*, and not a FLOP" in says
+    assert table.groupby("method")["correct"].sum().nunique() == 1
+    drafted, alone = ({t.id: t for t in found[name]} for name in ("speculative", "teacher"))
+    assert all(drafted[name].teacher_view == alone[name].teacher_view for name in alone)
+    passes = sum(t.config["counts"]["teacher_passes"] for t in drafted.values())
+    assert passes < sum(len(t.source) for t in alone.values()) / 1.5, "time"
+    run = {name: (frame["teacher_new"] + frame["teacher_written"]).sum() for name, frame in used.items()}
+    assert run["speculative"] >= run["teacher"], "and no FLOP"
 
 
 def test_16_has_the_sizes_that_it_names():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import json
 import re
 from pathlib import Path
@@ -72,14 +73,34 @@ def test_every_parameter_has_a_type_and_is_explained_where_it_first_appears():
     """By a comment in its own lines. One of a lesson may be left to the comment of its neighbour."""
     explained = {"seed"}
     for name in SERIES:
-        tagged = [c for c in cells(name, "code") if "parameters" in c["metadata"].get("tags", ())]
-        assert len(tagged) == 1, name
-        lines = "".join(tagged[0]["source"]).splitlines()
+        tagged = [
+            c for c in cells(name, "code") if {"parameters", "more-parameters"} & {*c["metadata"].get("tags", ())}
+        ]
+        assert len(tagged) == 2, name
+        lines = [line for cell in tagged for line in "".join(cell["source"]).splitlines()]
         declared = [node for node in ast.parse("\n".join(lines)).body if isinstance(node, ast.AnnAssign)]
         assert {node.target.id for node in declared} == set(read_parameters(FOLDER / f"{name}.ipynb")), "types"
         explained |= {n.target.id for n in declared if "#" in "".join(lines[n.lineno - 1 : n.end_lineno])}
         silent = {node.target.id for node in declared} - explained
         assert len(silent) <= 1, f"{name}: say behind a # what these are: {silent}"
+
+
+@any_notebook
+def test_a_lesson_begins_with_three_parameters_in_sight(name):
+    """The others, the imports and the plumbing are folded, in JupyterLab and in pages."""
+    first = itertools.takewhile(
+        lambda c: c["cell_type"] == "code", json.loads((FOLDER / f"{name}.ipynb").read_text())["cells"][1:4]
+    )
+    tags = [(c["metadata"].get("tags", []), c["metadata"].get("jupyter", {}).get("source_hidden")) for c in first]
+    if name != "START":
+        assert tags == [(["more-parameters", "hide-input"], True), (["parameters"], None), (["hide-input"], True)]
+        assert len(read_parameters(FOLDER / f"{name}.ipynb")) > 3
+    seen = [c for c in cells(name, "code") if "hide-input" not in c["metadata"].get("tags", ())]
+    assert not [c for c in seen if re.search(r"^(import|from) ", "".join(c["source"]), re.M)] or name == "START"
+    in_sight = [
+        n for c in seen if "parameters" in c["metadata"].get("tags", ()) for n in ast.parse("".join(c["source"])).body
+    ]
+    assert len(in_sight) <= 3
 
 
 @lesson

@@ -24,6 +24,7 @@ from relaylab.engine.kv_cache import CacheSlot, KVCache
 from relaylab.engine.supported import cache_shape, context_of, end_ids_of
 from relaylab.engine.token_text import TokenText, prompt_ids, raw_ids
 
+MIN_SHARED = 128  # tokens of a beginning that is worth a copy
 MAX_CHUNK_TOKENS = 8192  # tokens of one forward pass, padding included: bounds the memory of a prefill
 
 
@@ -125,7 +126,7 @@ class Engine:
 
     @torch.inference_mode()
     def open_many(self, prompts: Sequence[Sequence[int]]) -> list[CacheSlot]:
-        """New slots, one a prompt, in order. A prompt that comes several times is read once.
+        """New slots, one a prompt, in order. Equal prompts, and long beginnings that are equal, are read once.
 
         Raises:
             ValueError: for an empty prompt.
@@ -142,26 +143,49 @@ class Engine:
             length = len(slot.prompt)
             if slot.cached >= length - 1 and tuple(slot.ids[:length]) == slot.prompt:
                 donors[slot.prompt] = slot
-        # 2) Where none does, the first of several equal prompts is read.
+        # 2) Where none does, the first of several equal prompts is read. A long beginning of different ones, such as
+        #    solved examples, is read once.
+        self._share_beginnings([g[0] for prompt, g in alike.items() if prompt not in donors], slots)
         first = [g[0] for prompt, g in alike.items() if len(g) > 1 and 1 < len(prompt) <= self.context]
         first = [slot for slot in first if slot.prompt not in donors]
-        if first:
-            for slot in first:
-                slot.ids.pop()
-            try:
-                self.forward(first)
-            except BaseException:  # memory may run out
-                for slot in slots:
-                    self.close(slot)
-                raise
-            for slot in first:
-                slot.ids.append(slot.prompt[-1])
-                donors[slot.prompt] = slot
+        lengths = {slot: len(slot.prompt) - 1 for slot in first}
+        self._read_shared([slot for slot in first if slot.cached < lengths[slot]], lengths, slots)
+        donors |= {slot.prompt: slot for slot in first}
         # 3) The others get a copy of its cache.
         for prompt, group in alike.items():
             if (donor := donors.get(prompt)) and (others := [s for s in group if s is not donor]):
                 self.cache.copy(donor, others, len(prompt) - 1)
         return slots
+
+    def _share_beginnings(self, new: list[CacheSlot], opened: list[CacheSlot]) -> None:
+        """Copy a long beginning that a new prompt shares with another sequence, or read it for those that follow."""
+        new = [slot for slot in new if MIN_SHARED < len(slot.prompt) <= self.context]
+        for k, slot in enumerate(new):
+            prompt = slot.prompt[:-1]  # whose logits are wanted later
+            alike = {s: _alike(prompt, s.ids[: s.cached]) for s in self.slots if s.cached}
+            donor = max(alike, key=alike.__getitem__, default=slot)
+            if alike.get(donor, 0) >= MIN_SHARED:
+                self.cache.copy(donor, [slot], alike[donor])
+                continue
+            beginning = max((_alike(prompt, other.prompt[:-1]) for other in new[k + 1 :]), default=0)
+            if beginning >= MIN_SHARED:
+                self._read_shared([slot], {slot: beginning}, opened)
+
+    def _read_shared(self, some: list[CacheSlot], lengths: dict[CacheSlot, int], opened: list[CacheSlot]) -> None:
+        """Run slots up to some length of their prompts. If memory runs out, none of the ``opened`` ones stays."""
+        if not some:
+            return
+        whole = [slot.ids for slot in some]
+        for slot in some:
+            slot.ids = slot.ids[: lengths[slot]]
+        try:
+            self.forward(some)
+        except BaseException:
+            for slot in opened:
+                self.close(slot)
+            raise
+        for slot, ids in zip(some, whole):
+            slot.ids = ids
 
     def crop(self, slot: CacheSlot, length: int) -> None:
         """Cut a sequence back to its first ``length`` tokens."""
@@ -293,6 +317,11 @@ def _evaluating(model: PreTrainedModel) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+def _alike(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens two sequences begin with alike."""
+    return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
 
 
 def _groups(slots: Sequence[CacheSlot]) -> list[list[int]]:

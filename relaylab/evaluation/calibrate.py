@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -36,7 +37,7 @@ def calibrate(
     problems: Sequence[Problem], out: str | Path, *, student: str = UNTRAINED, teacher: str | Teacher | None = None,
     router_problems: Sequence[Problem] = (), triggers: Sequence[str] = TRIGGERS, budgets: Sequence[float] = BUDGETS,
     lengths: Sequence[int] = LENGTHS, quantiles: Sequence[float] = QUANTILES, max_tokens: int = 160, seed: int = 0,
-    batch_size: int = 128, progress: bool = True,
+    batch_size: int = 128, progress: bool = True, **options: Any,
 ) -> pd.DataFrame:  # fmt: skip
     """Choose each trigger's threshold and call length at each budget. Interrupted, the same call goes on.
 
@@ -54,6 +55,7 @@ def calibrate(
         seed: random seed.
         batch_size: rows decoded together.
         progress: show a bar.
+        options: device and dtype of local models.
 
     Returns:
         One row per trigger and budget: ``trigger``, ``budget``, ``method``, ``accuracy``, ``teacher_share``. A trigger
@@ -66,7 +68,7 @@ def calibrate(
     if unknown := [t for t in triggers if not hasattr(SYSTEMS.get(t), "threshold")]:
         raise ValueError(f"{unknown[0]!r} has no threshold to calibrate; there are {', '.join(TRIGGERS)}")
     teacher = default_teacher(student) if teacher is None else teacher
-    models = ModelCache(teacher, router_problems, max_tokens, untrained=student)
+    models = ModelCache(teacher, router_problems, max_tokens, options, untrained=student)
     config = {"student": student, "weights": fingerprint_weights(student), "teacher": models.teacher.name}
     config |= {"seed": seed, "max_tokens": max_tokens, "problems": problem_texts(problems)}
     config |= {"router_problems": problem_texts(router_problems)}

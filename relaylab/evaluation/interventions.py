@@ -20,6 +20,7 @@ import torch
 from scipy.stats import mannwhitneyu
 from tqdm.auto import tqdm
 
+from relaylab.engine.engine import Engine
 from relaylab.evaluation.counterfactual import graded_forks
 from relaylab.evaluation.stats import Interval, mean
 from relaylab.evaluation.token_router import fit_probe, margins
@@ -111,16 +112,35 @@ def dials(traces: Sequence[Trace], relay: Relay, *, n: int = 8, seed: int = 0, p
         progress: show bars.
     """
     traces = [t for t in traces if t.stop == "end"]
-    rng = np.random.default_rng(seed)
-    entropies = [np.array(t.entropies, float) for t in traces]
-    high = [np.flatnonzero(e > HIGH) for e in entropies]
-    drawn = [rng.permutation(places)[:4] for places in high]
-    uncertain = interventions(traces, relay, [d.tolist() for d in drawn], n=n, progress=progress)
+    uncertain = interventions(traces, relay, uncertain_places(traces, seed=seed), n=n, progress=progress)
     everywhere = [[] if t.correct else range(len(t.completion_ids) - 1) for t in traces]
     forks = interventions(traces, relay, everywhere, n=n, progress=progress)
+    return dials_of(traces, relay.engine, uncertain, forks, seed=seed)
+
+
+def uncertain_places(traces: Sequence[Trace], *, seed: int = 0) -> list[list[int]]:
+    """Four tokens of each trace, or fewer, drawn from those above ``HIGH`` nats."""
+    rng = np.random.default_rng(seed)
+    high = [np.flatnonzero(np.array(t.entropies, float) > HIGH) for t in traces]
+    return [rng.permutation(places)[:4].tolist() for places in high]
+
+
+def dials_of(
+    traces: Sequence[Trace], student: Engine, uncertain: pd.DataFrame, forks: pd.DataFrame, *, seed: int = 0
+) -> Dials:
+    """``Dials`` of interventions that were made before.
+
+    Args:
+        traces: those that the frames count, all of which ended.
+        student: reads them, for the margin and the probe.
+        uncertain: interventions at ``uncertain_places``.
+        forks: interventions at every token but the last of the wrong answers.
+        seed: of the intervals and the probe.
+    """
+    entropies = [np.array(t.entropies, float) for t in traces]
     found = decisive(forks)
     where = dict(zip(found["trace"], found["position"]))
-    read = (relay.engine.read(t.prompt_ids, t.completion_ids) for t in traces)
+    read = (student.read(t.prompt_ids, t.completion_ids) for t in traces)
     signals = [(margins(logits), hidden.cpu()) for logits, hidden in read]
     labels = [np.arange(len(t.completion_ids)) == where.get(k, -1) for k, t in enumerate(traces)]
     # A token after the decisive one is part of an answer that is lost already.

@@ -99,14 +99,17 @@ def code_cells(notebook: str | Path) -> list[tuple[list[str], str]]:
 
 
 def read_parameters(notebook: str | Path) -> dict[str, Parameter]:
-    """The parameters of a notebook by name, in the order of its cell. Nothing is run.
+    """The parameters of a notebook by name, first those in sight, then those of ``more-parameters``. Nothing is run.
 
     Raises:
         ValueError: if the file is not a notebook, has several cells tagged ``parameters``, or asks for a key.
     """
-    cells = [source for tags, source in code_cells(notebook) if "parameters" in tags]
+    tagged = [*code_cells(notebook)]
+    cells = [source for tags, source in tagged if "parameters" in tags]
     if len(cells) > 1:
         raise ValueError(f"{notebook} has {len(cells)} cells tagged 'parameters'; it must be one")
+    # A lesson folds most of its parameters away: a cell before the other, so papermill's values still come last.
+    cells += [source for tags, source in tagged if "more-parameters" in tags]
     try:
         parameters = {p.name: p for source in cells for p in _parse(source)}
     except (SyntaxError, MemoryError, RecursionError) as error:

@@ -1,0 +1,186 @@
+"""A real pretrained pair on the map: what its student is like, and what a call can mend (docs/real-models.md).
+
+    python benchmarks/real_study.py --student $STUDENT --teacher $TEACHER --out runs/real-study
+    python benchmarks/real_study.py --student $STUDENT --teacher $TEACHER --gsm8k FOLDER --out runs/real-study
+
+Neither model is trained. Three solved problems come before each question, so that answers are short and end. The steps
+are ``answers``, ``gsm8k``, ``cells``, ``dials`` and ``triggers``; --only chooses some. Each goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+
+import relaylab as rl
+from relaylab.engine.engine import Engine
+from relaylab.engine.load import load_engine
+from relaylab.evaluation.calibrate import calibrate
+from relaylab.evaluation.interventions import COLUMNS, dials_of, interventions, uncertain_places
+from relaylab.evaluation.score import score_traces
+from relaylab.evaluation.stats import mean, paired, summary
+from relaylab.files import write_json, write_whole
+from relaylab.relay.local_teacher import LocalTeacher
+from relaylab.relay.relay import Relay
+from relaylab.tasks.suites import Problem
+from relaylab.trace import Trace
+from relaylab.views.tables import method_table
+
+SUITES = ("savings", "shopping", "sharing")  # those that a 1.5B can do
+SHOTS = (("savings", 0), ("shopping", 0), ("sharing", 1))  # training problems
+ENTROPY = (-1, 0.05, 0.6, 1.2, np.inf)  # edges of the cells, nats of the student's entropy
+DIVERGENCE = (-1, 0.05, 0.5, 2, np.inf)  # and of KL(student || teacher)
+LENGTHS = (1, 4, 16)  # tokens of an intervention
+A_CELL = 30  # tokens of each cell
+CHUNK = 64  # interventions that are kept together
+MAX_TOKENS = {"suites": 128, "gsm8k": 320}
+
+
+def with_shots(problem: Problem, shots: Sequence[tuple[str, str]]) -> Problem:
+    """The problem behind solved ones, as a conversation."""
+    turns = [({"role": "user", "content": q}, {"role": "assistant", "content": a}) for q, a in shots]
+    return replace(problem, history=tuple(message for turn in turns for message in turn))
+
+
+def suite_questions(count: int, *, first: int = 0, split: str = "test") -> list[Problem]:
+    """Problems of the plain world, ``count`` of each suite."""
+    solved = [rl.problem(suite, i, split="train", world="plain") for suite, i in SHOTS]
+    shots = [(p.question, p.solution) for p in solved]
+    drawn = [rl.problem(s, first + i, split=split, world="plain") for s in SUITES for i in range(count)]
+    return [with_shots(p, shots) for p in drawn]
+
+
+def gsm8k_questions(folder: Path, count: int) -> list[Problem]:
+    """The first of the test questions, behind three of the training questions."""
+    rows = {name: [json.loads(line) for line in (folder / name).open(encoding="utf-8")][: max(count, 3)]
+            for name in ("gsm8k.jsonl", "gsm8k_train.jsonl")}  # fmt: skip
+    shots = []
+    for row in rows["gsm8k_train.jsonl"][:3]:
+        steps, _, answer = re.sub("<<.*?>>", "", row["answer"]).partition("#### ")
+        shots.append((row["question"], f"{steps}The answer is \\boxed{{{answer}}}."))
+    return [with_shots(Problem(f"gsm8k-{i}", "gsm8k", row["question"], row["answer"].split("#### ")[1]), shots)
+            for i, row in enumerate(rows["gsm8k.jsonl"][:count])]  # fmt: skip
+
+
+def kept(out: Path, traces: Sequence[Trace], relay: Relay, places: Sequence[Sequence[int]], n: int) -> pd.DataFrame:
+    """Interventions, in files of ``CHUNK`` that are not made again. Their traces are counted as in ``traces``."""
+    out.mkdir(parents=True, exist_ok=True)
+    at = [(k, position) for k, positions in enumerate(places) for position in positions]
+    parts = []
+    for first in tqdm(range(0, len(at), CHUNK), desc=out.name):
+        path, some = out / f"{first:05}.csv", at[first : first + CHUNK]
+        if not path.exists():
+            here = [[p for k, p in some if k == number] for number in range(len(traces))]
+            write_whole(path, interventions(traces, relay, here, n=n, progress=False).to_csv(index=False))
+        parts.append(pd.read_csv(path, keep_default_na=False))
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(COLUMNS))
+
+
+def drawn_cells(traces: Sequence[Trace], student: Engine, teacher: Engine, seed: int) -> pd.DataFrame:
+    """Tokens of the traces, drawn evenly from cells of entropy and divergence; ``weight``: how many each stands for."""
+    scored = score_traces(teacher, traces, against=student)
+    scored["doubt"] = [traces[k].entropies[i] for k, i in zip(scored["trace"], scored["position"])]
+    scored["cell"] = list(zip(pd.cut(scored["doubt"], ENTROPY).astype(str),
+                              pd.cut(scored["divergence"], DIVERGENCE).astype(str)))  # fmt: skip
+    inner = scored[[i < len(traces[k].completion_ids) - 1 for k, i in zip(scored["trace"], scored["position"])]]
+    inner = inner.assign(size=inner.groupby("cell")["cell"].transform("size"))
+    drawn = inner.sample(frac=1, random_state=seed).groupby("cell").head(A_CELL).sort_values(["trace", "position"])
+    return drawn.assign(weight=drawn["size"] / drawn.groupby("cell")["cell"].transform("size"))
+
+
+def cells(out: Path, traces: list[Trace], relay: Relay, seed: int) -> None:
+    """What 1, 4 and 16 tokens of the teacher change, by the student's entropy and the divergence of the two."""
+    assert isinstance(relay.teacher, LocalTeacher)
+    drawn = drawn_cells(traces, relay.engine, relay.teacher.engine, seed)
+    places = [drawn.loc[drawn["trace"] == k, "position"].tolist() for k in range(len(traces))]
+    made = pd.concat(kept(out / f"cells-{n}", traces, relay, places, n) for n in LENGTHS)
+    frame = made.merge(drawn[["trace", "position", "divergence", "cell", "weight"]], on=["trace", "position"])
+    frame["mended"] = ~frame["before"].astype(bool) & frame["after"].astype(bool)
+    frame["broken"] = frame["before"].astype(bool) & ~frame["after"].astype(bool)
+    frame.to_csv(out / "cells.csv", index=False)
+    table = frame.groupby(["cell", "n"])[["same", "mended", "broken"]].mean()
+    print(table.assign(forks=frame.groupby(["cell", "n"]).size()).round(2).to_string())
+
+
+def dials(out: Path, traces: list[Trace], relay: Relay, wrong: int, seed: int) -> None:
+    """h, c and the AUROCs, as ``relaylab map`` measures them of the embedded worlds. ``wrong``: answers for c."""
+    lost = [k for k, t in enumerate(traces) if not t.correct][:wrong]
+    chosen = [t for k, t in enumerate(traces) if t.correct or k in lost]
+    uncertain = kept(out / "dials-uncertain", chosen, relay, uncertain_places(chosen, seed=seed), 8)
+    everywhere = [[] if t.correct else range(len(t.completion_ids) - 1) for t in chosen]
+    forks = kept(out / "dials-everywhere", chosen, relay, everywhere, 8)
+    found = asdict(dials_of(chosen, relay.engine, uncertain, forks, seed=seed))
+    write_json(out / "dials.json", {"Qwen2.5-Coder 0.5B and 1.5B": found})
+    print(json.dumps(found | {"interventions": len(uncertain) + len(forks)}, indent=1))
+
+
+def triggers(out: Path, student: Path, teacher: LocalTeacher, tests: list[Problem], seed: int, dtype: Any) -> None:
+    """Entropy and margin, calibrated on training questions, on the test questions; and the written hand-over."""
+    training = suite_questions(10, first=100, split="train")
+    chosen = calibrate(training, out / "calibration", student=str(student), teacher=teacher, seed=seed,
+                       triggers=("entropy", "margin"), lengths=(4,), quantiles=(0.8, 0.9, 0.95, 0.98),
+                       max_tokens=MAX_TOKENS["suites"], batch_size=32, dtype=dtype)  # fmt: skip
+    print(chosen.round(3).to_string(index=False))
+    silent = [*dict.fromkeys(chosen["method"])]
+    methods = ["student", "teacher", *silent, *(f"{m},write=1" for m in silent if m.startswith("entropy"))]
+    table = rl.evaluate(methods, tests, out / "suites", student=str(student), teacher=teacher, seed=seed,
+                        config=rl.RelayConfig(max_tokens=MAX_TOKENS["suites"]), batch_size=32, dtype=dtype)  # fmt: skip
+    print(method_table(summary(table)))
+    right = {method: rows.set_index("id")["correct"].astype(float) for method, rows in table.groupby("method")}
+    for method in methods[2:]:
+        print(f"{method} - student: {paired(right[method], right['student'])}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--student", type=Path, required=True)
+    parser.add_argument("--teacher", type=Path, required=True)
+    parser.add_argument("--gsm8k", type=Path, help="folder of gsm8k.jsonl and gsm8k_train.jsonl")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--count", type=int, default=34, help="questions of each of three suites")
+    parser.add_argument("--wrong", type=int, default=30, help="wrong answers that are forked at every token")
+    parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--only", nargs="+", default=["answers", "gsm8k", "cells", "dials", "triggers"])
+    parser.add_argument("--seed", type=int, default=0)
+    asked = parser.parse_args()
+    torch.set_num_threads(asked.threads)
+    student, large = (load_engine(path, dtype=getattr(torch, asked.dtype)) for path in (asked.student, asked.teacher))
+    teacher, tests = LocalTeacher(large), suite_questions(asked.count)
+    sets = {"answers": ("suites", tests)}
+    if asked.gsm8k:
+        sets["gsm8k"] = "gsm8k", gsm8k_questions(asked.gsm8k, 100)
+    began = time.time()
+    for step, (name, problems) in sets.items():
+        for who, engine in (("student", student), ("teacher", large)) if step in asked.only else ():
+            traces = rl.Pair(engine, rl.NoTeacher()).decode(
+                problems, out=asked.out / f"{name}-{who}.jsonl", record=True, max_tokens=MAX_TOKENS[name], batch_size=34
+            )
+            ended, high = mean([t.stop == "end" for t in traces]), np.concatenate([t.entropies for t in traces]) > 0.6
+            right = mean([bool(t.correct) for t in traces])
+            print(f"{name}, {who}: right {right}, ended {ended}, {high.size / len(traces):.0f} tokens an answer,")
+            print(f"    {100 * high.mean():.1f} % of them above 0.6 nats; {time.time() - began:.0f} s", flush=True)
+    alone = [t for t in rl.read_traces(asked.out / "suites-student.jsonl") if t.stop == "end"]
+    relay = Relay(student, teacher, rl.RelayConfig(max_tokens=MAX_TOKENS["suites"]), batch_size=CHUNK)
+    if "cells" in asked.only:
+        cells(asked.out, alone, relay, asked.seed)
+    if "dials" in asked.only:
+        dials(asked.out, alone, relay, asked.wrong, asked.seed)
+    if "triggers" in asked.only:
+        triggers(asked.out, asked.student, teacher, tests, asked.seed, getattr(torch, asked.dtype))
+    print(f"{time.time() - began:.0f} s with {torch.get_num_threads()} threads")
+
+
+if __name__ == "__main__":
+    main()
