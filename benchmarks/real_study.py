@@ -4,7 +4,8 @@
     python benchmarks/real_study.py --student $STUDENT --teacher $TEACHER --gsm8k FOLDER --out runs/real-study
 
 Neither model is trained. Three solved problems come before each question, so that answers are short and end. The steps
-are ``answers``, ``gsm8k``, ``cells``, ``dials`` and ``triggers``; --only chooses some. Each goes on where it stopped.
+are ``answers``, ``gsm8k``, ``cells``, ``dials``, ``triggers`` and ``record``; --only chooses some. Each goes on where
+it stopped.
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ from relaylab.engine.engine import Engine
 from relaylab.engine.load import load_engine
 from relaylab.evaluation.calibrate import calibrate
 from relaylab.evaluation.interventions import COLUMNS, dials_of, interventions, uncertain_places
-from relaylab.evaluation.score import score_traces
+from relaylab.evaluation.score import recorded, score_traces
 from relaylab.evaluation.stats import mean, paired, summary
-from relaylab.files import write_json, write_whole
+from relaylab.files import bind_folder, plain, write_json, write_whole
 from relaylab.relay.local_teacher import LocalTeacher
 from relaylab.relay.relay import Relay
 from relaylab.tasks.suites import Problem
-from relaylab.trace import Trace
+from relaylab.trace import Trace, TraceWriter
 from relaylab.views.tables import method_table
 
 SUITES = ("savings", "shopping", "sharing")  # those that a 1.5B can do
@@ -142,6 +143,19 @@ def triggers(out: Path, student: Path, teacher: LocalTeacher, tests: list[Proble
         print(f"{method} - student: {paired(right[method], right['student'])}")
 
 
+def record(out: Path, tests: list[Problem], pair: rl.Pair) -> None:
+    """Twenty relays for the player: 4 tokens of the teacher above 1.2 nats, handed over silently."""
+    rule = rl.CallWhenUnsure(1.2, 4)
+    traces = pair.decode(tests[2::5], call_rule=rule, write_call=False, record=True, max_tokens=MAX_TOKENS["suites"])
+    with TraceWriter(out / "recorded.jsonl") as writer:
+        for trace in recorded(pair.teacher, traces, against=pair.student):
+            writer.write(trace)
+    shares = [t.call_ratio for t in traces]
+    print(
+        f"{sum(bool(t.correct) for t in traces)} of {len(traces)} right, {100 * np.mean(shares):.1f} % teacher tokens"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--student", type=Path, required=True)
@@ -152,9 +166,11 @@ def main() -> None:
     parser.add_argument("--wrong", type=int, default=30, help="wrong answers that are forked at every token")
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--only", nargs="+", default=["answers", "gsm8k", "cells", "dials", "triggers"])
+    parser.add_argument("--only", nargs="+", default=["answers", "gsm8k", "cells", "dials", "triggers", "record"])
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
+    made_by = {k: str(v) for k, v in vars(asked).items() if k not in ("gsm8k", "out", "threads", "only")}
+    bind_folder(asked.out, plain(made_by))
     torch.set_num_threads(asked.threads)
     student, large = (load_engine(path, dtype=getattr(torch, asked.dtype)) for path in (asked.student, asked.teacher))
     teacher, tests = LocalTeacher(large), suite_questions(asked.count)
@@ -179,6 +195,8 @@ def main() -> None:
         dials(asked.out, alone, relay, asked.wrong, asked.seed)
     if "triggers" in asked.only:
         triggers(asked.out, asked.student, teacher, tests, asked.seed, getattr(torch, asked.dtype))
+    if "record" in asked.only:
+        record(asked.out, tests, rl.Pair(student, teacher))
     print(f"{time.time() - began:.0f} s with {torch.get_num_threads()} threads")
 
 

@@ -82,3 +82,5 @@ def test_each_trigger_gets_its_best_candidate_within_the_budget(tmp_path):
 def test_what_has_no_threshold_is_refused(tmp_path):
     with pytest.raises(ValueError, match="'relay' has no threshold to calibrate; there are entropy, line"):
         calibrate(problems("tiles", 1), tmp_path, triggers=["relay"])
+    with pytest.raises(RuntimeError, match="nowhere"):
+        calibrate(problems("tiles", 1), tmp_path, triggers=["entropy"], device="nowhere", progress=False)

@@ -10,6 +10,7 @@ import json
 import re
 from html import escape, unescape
 from pathlib import Path
+from textwrap import indent
 
 from latex2mathml.converter import convert
 from mkdocs.structure.files import File, Files
@@ -83,7 +84,10 @@ def _lesson(path: Path) -> str:
         if cell["cell_type"] == "markdown":
             parts.append(source)
             continue
-        parts.append(f"```python\n{source}\n```")
+        shown = f"```python\n{source}\n```"
+        if "hide-input" in cell["metadata"].get("tags", ()):
+            shown = '??? note "Set-up"\n\n' + indent(shown, "    ")
+        parts.append(shown)
         for output in cell["outputs"]:
             data = output.get("data", {})
             html, text = ("".join(data.get(kind, "")) for kind in ("text/html", "text/plain"))
