@@ -33,6 +33,7 @@ _FIGURE = re.compile(
 )
 _STYLE = """<style>
 .formula,.jp-InputArea-editor .highlight pre{overflow-x:auto}
+.folded>summary{cursor:pointer;font-family:var(--jp-content-font-family);color:var(--jp-content-font-color2)}
 @page{size:A4;margin:14mm}
 @media print{
  .highlight pre,.jp-OutputArea-output pre{white-space:pre-wrap!important;overflow-wrap:anywhere}
@@ -45,7 +46,7 @@ _STYLE = """<style>
 _TEMPLATE = """{% extends 'index.html.j2' %}
 {% block input %}
 {% if 'hide-input' in cell.metadata.get('tags', []) %}
-<details><summary>set-up</summary>{{ super() }}</details>
+<details class="folded"><summary>set-up</summary>{{ super() }}</details>
 {% else %}{{ super() }}{% endif %}
 {% endblock input %}"""
 

@@ -57,6 +57,17 @@ def test_a_page_asks_no_server():
     assert "plotly.js v" not in page, "only pages with figures hold it"
 
 
+def test_plumbing_is_folded_and_the_rest_is_in_sight():
+    cells = [
+        nbformat.v4.new_code_cell("hidden = 1", metadata={"tags": ["hide-input"]}),
+        nbformat.v4.new_code_cell("seen"),
+    ]
+    folds = re.findall(r"<details class=.folded.>.*?</details>", page_of(nbformat.v4.new_notebook(cells=cells)), re.S)
+    assert len(folds) == 1
+    assert "hidden" in folds[0]
+    assert "seen" not in folds[0]
+
+
 def test_formulas_are_in_the_page_and_dollars_of_a_question_stay():
     question = f'<p class="{NO_MATH}">Ann has $5 and Bob has $7.</p>'
     page = page_of(book(question, text="Text $a_i$.\n\n$$\\frac{1}{2}$$\n\n`$x$` stays code."))
