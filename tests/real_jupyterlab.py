@@ -55,10 +55,14 @@ CUT_OFF = """(view) => {
 
 @dataclass
 class Lab:
-    """A page of JupyterLab with a notebook. ``errors`` are the console's, and exceptions that nobody caught."""
+    """A page of JupyterLab with a notebook. ``errors`` are the console's, and exceptions that nobody caught.
+
+    ``elsewhere``: what the page asked of another machine.
+    """
 
     page: Any
     errors: list[str] = field(default_factory=list)
+    elsewhere: list[str] = field(default_factory=list)
 
     def command(self, name: str, **options: Any) -> None:
         self.page.evaluate("([name, options]) => window.jupyterapp.commands.execute(name, options)", [name, options])
@@ -161,6 +165,8 @@ def _opened(page: Any, address: str) -> Lab:
     lab = Lab(page)
     page.on("console", lambda m: lab.errors.append(f"{m.text} [{m.location}]") if m.type == "error" else None)
     page.on("pageerror", lambda e: lab.errors.append(f"uncaught: {e}"))
+    here = (address.partition("/lab")[0], "data:", "blob:")
+    page.on("request", lambda r: None if r.url.startswith(here) else lab.elsewhere.append(r.url))
     page.goto(address, timeout=SECONDS * 1000)
     page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=SECONDS * 1000)
     # A notebook that is run before it has its kernel asks which one it should be.

@@ -194,6 +194,7 @@ def test_pictures_of_start(start: Lab):
     start.page.evaluate("window.jupyterapp.shell.expandLeft()")  # with the list of files, as a learner has it
     start.screenshots(SCREENSHOTS, {"start": find(start, "playground")}, widths=(1366, 1024))
     assert start.errors == []
+    assert start.elsewhere == [], "no request leaves this machine"
     start.page.close()
 
 
@@ -236,6 +237,7 @@ def test_a_prediction_is_typed_first_and_a_training_is_a_movie(jupyter, folder: 
         SCREENSHOTS, {"predict": guess, "prediction": page.locator(".rl-fig"), "movie": movie}, (1366, 1024)
     )
     assert lab.errors == []
+    assert lab.elsewhere == [], "no request leaves this machine"
     page.close()
 
 
@@ -342,6 +344,7 @@ def test_pictures_of_the_lesson(lesson: Lab):
     views["lesson-atlas"].get_by_role("button", name="Open ").first.click()  # with a player in it
     lesson.screenshots(SCREENSHOTS, views)
     assert lesson.errors == []  # of all that was done above
+    assert lesson.elsewhere == [], "no request leaves this machine"
     lesson.page.close()
 
 
@@ -552,3 +555,4 @@ def test_what_is_saved_shows_the_runs_without_a_kernel_and_pictures(lab: Lab, fo
     assert not re.search(r"widget-(view|state)\+json", page)
     lab.screenshots(SCREENSHOTS, {name: find(lab, name) for name in OWN})
     assert lab.errors == []  # of all that was done above
+    assert lab.elsewhere == [], "no request leaves this machine"
