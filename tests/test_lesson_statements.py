@@ -327,6 +327,44 @@ def test_17_has_the_gradients_of_the_real_run():
     assert "no reward, no gradient" not in text
 
 
+def test_17_says_what_a_higher_rank_does():
+    says = " ".join(sources("17")["rank-read"].split())
+    assert "The highest rank has the most right answers" in says
+    assert "hands over nearly everything" in says
+    ranks = pd.read_csv(HOME / "notebooks" / "measured" / "lora-rank.csv").groupby("lora_rank").mean(numeric_only=True)
+    assert ranks["accuracy"].idxmax() == ranks["alone"].idxmin() == ranks.index.max() == 64
+    assert ranks.loc[64, "teacher_share"] > 0.7
+    assert ranks.loc[64, "alone"] < 0.1
+
+
+def test_17_shows_a_real_relay_whose_teacher_plans():
+    cells = sources("17")
+    number = int(re.findall(r"real\[(\d+)\]", cells["real"])[0])
+    assert "The teacher writes words, not digits" in cells["real-says"]
+    traces = list(rl.read_traces(HOME / "notebooks" / "measured" / "real_pair.jsonl"))
+    shown = traces[number]
+    first = "".join(shown.pieces[shown.answered[0].end :][: shown.answered[0].delivered])
+    assert first.strip()
+    assert not any(c.isdigit() for c in first)
+    assert shown.correct
+    assert len(traces) == 20
+    assert all(call.forced for trace in traces for call in trace.answered), "a rule calls, not the student"
+
+
+@pytest.mark.parametrize(
+    ("number", "cell"),
+    [("06", "surprises"), ("09", "surprises"), ("12", "cell-23"), ("12", "surprises"), ("14", "cell-13")],
+)
+def test_numbers_of_earlier_runs_stand_beside_their_commands(number, cell):
+    """A lesson may quote a run that it does not do; then docs/ has the number, with the command."""
+    quoted = re.findall(r"(?<![\d.])\d\d\.\d(?!\d)", sources(number)[cell])
+    docs = " ".join(
+        (HOME / "docs" / f"{page}.md").read_text("utf-8") for page in ("results", "placement", "evaluation")
+    )
+    assert quoted
+    assert not [n for n in quoted if not re.search(rf"(?<![\d.]){n}(?!\d)", docs)]
+
+
 @pytest.mark.parametrize(
     ("name", "answer"),
     [
