@@ -4,7 +4,7 @@
     python benchmarks/real_study.py --student $STUDENT --teacher $TEACHER --gsm8k FOLDER --out runs/real-study
 
 Neither model is trained. Three solved problems come before each question, so that answers are short and end. The steps
-are ``answers``, ``gsm8k``, ``cells``, ``dials``, ``triggers`` and ``record``; --only chooses some. Each goes on where
+are ``answers``, ``gsm8k``, ``cells``, ``dials``, ``triggers`` and ``rule``; --only chooses some. Each goes on where
 it stopped.
 """
 
@@ -28,14 +28,14 @@ import relaylab as rl
 from relaylab.engine.engine import Engine
 from relaylab.engine.load import load_engine
 from relaylab.evaluation.calibrate import calibrate
-from relaylab.evaluation.interventions import COLUMNS, dials_of, interventions, uncertain_places
+from relaylab.evaluation.interventions import COLUMNS, auroc, dials_of, interventions, uncertain_places
 from relaylab.evaluation.score import recorded, score_traces
 from relaylab.evaluation.stats import mean, paired, summary
 from relaylab.files import bind_folder, plain, write_json, write_whole
 from relaylab.relay.local_teacher import LocalTeacher
 from relaylab.relay.relay import Relay
 from relaylab.tasks.suites import Problem
-from relaylab.trace import Trace, TraceWriter
+from relaylab.trace import TEACHER, Trace, TraceWriter
 from relaylab.views.tables import method_table
 
 SUITES = ("savings", "shopping", "sharing")  # those that a 1.5B can do
@@ -112,6 +112,20 @@ def cells(out: Path, traces: list[Trace], relay: Relay, seed: int) -> None:
     frame.to_csv(out / "cells.csv", index=False)
     table = frame.groupby(["cell", "n"])[["same", "mended", "broken"]].mean()
     print(table.assign(forks=frame.groupby(["cell", "n"]).size()).round(2).to_string())
+    told(frame)
+
+
+def told(frame: pd.DataFrame) -> None:
+    """Of each length: what stays, weighted to all tokens; and which signal knows where an intervention matters."""
+    for n, rows in frame.groupby("n"):
+        high, changed = rows["entropy"] > 0.6, ~rows["same"].astype(bool).to_numpy()
+        same = [np.average(rows["same"][part], weights=rows["weight"][part]) for part in (high, ~high)]
+        known = [auroc(rows[name].to_numpy(float), changed) for name in ("entropy", "divergence")]
+        wrong = ~rows["before"].astype(bool)
+        print(f"n={n}: unchanged above 0.6 nats {same[0]:.2f}, below {same[1]:.2f}")
+        print(f"    AUROC of a change: entropy {known[0]:.2f}, divergence {known[1]:.2f}")
+        mended, broken = int(rows["mended"].sum()), int(rows["broken"].sum())
+        print(f"    mended {mended} of {wrong.sum()}, broken {broken} of {(~wrong).sum()}")
 
 
 def dials(out: Path, traces: list[Trace], relay: Relay, wrong: int, seed: int) -> None:
@@ -143,17 +157,22 @@ def triggers(out: Path, student: Path, teacher: LocalTeacher, tests: list[Proble
         print(f"{method} - student: {paired(right[method], right['student'])}")
 
 
-def record(out: Path, tests: list[Problem], pair: rl.Pair) -> None:
-    """Twenty relays for the player: 4 tokens of the teacher above 1.2 nats, handed over silently."""
-    rule = rl.CallWhenUnsure(1.2, 4)
-    traces = pair.decode(tests[2::5], call_rule=rule, write_call=False, record=True, max_tokens=MAX_TOKENS["suites"])
-    with TraceWriter(out / "recorded.jsonl") as writer:
-        for trace in recorded(pair.teacher, traces, against=pair.student):
-            writer.write(trace)
-    shares = [t.call_ratio for t in traces]
-    print(
-        f"{sum(bool(t.correct) for t in traces)} of {len(traces)} right, {100 * np.mean(shares):.1f} % teacher tokens"
-    )
+def rule(out: Path, tests: list[Problem], pair: rl.Pair, alone: list[Trace]) -> None:
+    """4 tokens of the teacher above 1.2 nats, on the test questions, silent and written. A fifth is for the player."""
+    for how, write in (("silent", False), ("written", True)):
+        traces = pair.decode(
+            tests, call_rule=rl.CallWhenUnsure(1.2, 4), write_call=write, record=True, out=out / f"rule-{how}.jsonl",
+            max_tokens=MAX_TOKENS["suites"], batch_size=34,
+        )  # fmt: skip
+        right, before = (pd.Series([float(bool(t.correct)) for t in some]) for some in (traces, alone))
+        share = sum(t.count(TEACHER) for t in traces) / sum(len(t.completion_ids) for t in traces)
+        print(
+            f"{how}: right {mean(right)}, minus the student {paired(right, before)}, {100 * share:.1f} % teacher tokens"
+        )
+        print(f"    mended {int((right > before).sum())}, broken {int((right < before).sum())}", flush=True)
+        if not write:
+            with TraceWriter(out / "recorded.jsonl") as writer:
+                writer.replace(recorded(pair.teacher, traces[2::5], against=pair.student))
 
 
 def main() -> None:
@@ -166,7 +185,7 @@ def main() -> None:
     parser.add_argument("--wrong", type=int, default=30, help="wrong answers that are forked at every token")
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--only", nargs="+", default=["answers", "gsm8k", "cells", "dials", "triggers", "record"])
+    parser.add_argument("--only", nargs="+", default=["answers", "gsm8k", "cells", "dials", "triggers", "rule"])
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     made_by = {k: str(v) for k, v in vars(asked).items() if k not in ("gsm8k", "out", "threads", "only")}
@@ -195,8 +214,8 @@ def main() -> None:
         dials(asked.out, alone, relay, asked.wrong, asked.seed)
     if "triggers" in asked.only:
         triggers(asked.out, asked.student, teacher, tests, asked.seed, getattr(torch, asked.dtype))
-    if "record" in asked.only:
-        record(asked.out, tests, rl.Pair(student, teacher))
+    if "rule" in asked.only:
+        rule(asked.out, tests, rl.Pair(student, teacher), [*rl.read_traces(asked.out / "suites-student.jsonl")])
     print(f"{time.time() - began:.0f} s with {torch.get_num_threads()} threads")
 
 
