@@ -165,7 +165,8 @@ def main() -> None:
     try:
         plan = parts(args, options)
         settings = {name: part.bound if isinstance(part, RelayGRPOConfig) else part for name, part in plan.items()}
-        bound = {"run": args.run, "commit": commit(), "machine": where, "quick": args.quick, "settings": settings}
+        run = " ".join([args.run, *(["--warmup", args.warmup] if args.warmup else []), *options])
+        bound = {"run": run, "commit": commit(), "machine": where, "quick": args.quick, "settings": settings}
         name = Path(args.run).stem + ("-quick" if args.quick else "")
         out = bind_folder((args.out or Path("runs", "speedrun", name)).absolute(), bound)
     except ValueError as error:
@@ -223,7 +224,7 @@ def main() -> None:
     print("qualifies" if record["qualifies"] else f"does not qualify: {'; '.join(k for k, v in missing.items() if v)}")
     gap, share = ("{:.1%} ({:.1%}, {:.1%})".format(*record[name]) for name in ("gap", "teacher_share"))
     each = ", ".join(f"{m:.1f}" for m in minutes)
-    print(f"| {record['date']} | {fmean(minutes):.1f} ({each}) | {args.run} | {gap} | {share} | {bound['commit']} |")
+    print(f"| {record['date']} | {fmean(minutes):.1f} ({each}) | {record['run']} | {gap} | {share} | {bound['commit']} |")
 
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ def build(site: Path) -> int:
     Args:
         site: the folder to write. What was in it is gone.
     """
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--clean", "--quiet", "--site-dir", str(site)]
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--clean", "--site-dir", str(site)]
     quiet = os.environ | {"NO_MKDOCS_2_WARNING": "1"}  # docs/design.md says why it is this generator
     return subprocess.run(command, cwd=ROOT, env=quiet).returncode
 

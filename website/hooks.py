@@ -31,7 +31,7 @@ PARTS = {  # of the package, as in docs/design.md; the first page has the names 
     "zoo": "The embedded models, and how they are made.",
     "ground": "What the others stand on: the record of a relay, files that survive a crash, the grammar of a call.",
 }
-GROUND = ("trace", "files", "settings", "stopping", "call_tag")
+GROUND = ("trace", "files", "settings", "stopping", "call_tag", "cost", "cost_by_teacher", "memory")
 FRAME = """<iframe id="relay-in-the-page" src="relay/index.html" title="A relay that runs in this page" loading="lazy"
 style="width:100%;height:46rem;border:0"></iframe>
 <p><a href="relay/index.html">The relay on a page of its own.</a> Both models run in your browser.</p>"""
@@ -85,7 +85,7 @@ def _lesson(path: Path) -> str:
             parts.append(source)
             continue
         shown = f"```python\n{source}\n```"
-        if "hide-input" in cell["metadata"].get("tags", ()):
+        if "hide-input" in cell.get("metadata", {}).get("tags", ()):
             shown = '??? note "Set-up"\n\n' + indent(shown, "    ")
         parts.append(shown)
         for output in cell["outputs"]:
