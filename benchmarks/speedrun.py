@@ -224,7 +224,8 @@ def main() -> None:
     print("qualifies" if record["qualifies"] else f"does not qualify: {'; '.join(k for k, v in missing.items() if v)}")
     gap, share = ("{:.1%} ({:.1%}, {:.1%})".format(*record[name]) for name in ("gap", "teacher_share"))
     each = ", ".join(f"{m:.1f}" for m in minutes)
-    print(f"| {record['date']} | {fmean(minutes):.1f} ({each}) | {record['run']} | {gap} | {share} | {bound['commit']} |")
+    entry = (record["date"], f"{fmean(minutes):.1f} ({each})", record["run"], gap, share, record["commit"])
+    print(f"| {' | '.join(entry)} |")
 
 
 if __name__ == "__main__":
