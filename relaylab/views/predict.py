@@ -72,12 +72,13 @@ class Predict(Widget):
     @property
     def words(self) -> str:
         """The prediction in words."""
-        if self.value is None:
+        value: Any = self.value
+        if value is None:
             return "no prediction"
-        if isinstance(self.value, str):
-            return f"your prediction: {self.value}"
+        if isinstance(value, str):
+            return f"your prediction: {value}"
         at, unit = self.setup["at"], self.setup["unit"]
-        numbers = [f"{number:g} {unit}".rstrip() for number in (self.value if at else [self.value])]
+        numbers = [f"{number:g} {unit}".rstrip() for number in (value if at else [value])]
         places = [f" at {x}" for x in at] or [""]
         return "your prediction: " + ", ".join(map("".join, zip(numbers, places)))
 
