@@ -1,7 +1,7 @@
 """How long a lesson takes: `python benchmarks/lesson_minutes.py`. The guide's table has these numbers.
 
-Words at 180 a minute, 3 seconds a line of code, 25 seconds an output, one minute a prediction. Exercises are not
-counted, since they have minutes of their own; nor are import lines and what stands in a lesson's last cell.
+Words at 180 a minute, 3 seconds a line of code, 25 seconds an output, one minute a prediction and its field. Exercises
+are not counted, since they have minutes of their own; nor are import lines and what stands in a lesson's last cell.
 """
 
 from __future__ import annotations
@@ -57,6 +57,8 @@ def of_code(code: str) -> Counts:
     imported = sum((node.end_lineno or node.lineno) - node.lineno + 1 for node in imports)
     lines = sum(bool(line.strip()) and not line.lstrip().startswith("#") for line in code.splitlines())
     called = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    if "Predict" in called:  # the text before it asks for the prediction, and has a minute for it
+        return Counts()
     shows = (isinstance(tree.body[-1], ast.Expr) and ast.unparse(tree.body[-1]) != "setup()") or called & SHOWS
     return Counts(lines=lines - imported, outputs=bool(shows) + 0)
 

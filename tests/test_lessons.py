@@ -137,6 +137,17 @@ def test_a_lesson_makes_15_to_25_slides(name):
 
 
 @lesson
+def test_a_prediction_is_typed_before_the_result_and_stands_beside_it(name):
+    """Drawn into the figure, or printed where the result is no figure; and the text asks for it."""
+    code = ["".join(c["source"]) for c in cells(name, "code")]
+    asking = [k for k, source in enumerate(code) if re.match(r"guess = Predict\(", source)]
+    shown = [k for k, source in enumerate(code) if re.search(r"guess\.draw\(|print\(.*\bguess\.words\b", source)]
+    assert len(asking) == len(shown) == 1
+    assert asking[0] < shown[0]
+    assert code[asking[0]].endswith("\nguess")
+
+
+@lesson
 def test_heat_maps_have_the_shared_scales(name):
     """On which the page's text can be read (tests/test_figures.py)."""
     code = text(name, "code")

@@ -36,6 +36,21 @@ def test_a_choice_is_a_line_at_its_category():
     assert not guess.draw(figure(), None).layout.shapes
 
 
+def test_a_curve_is_a_trace_with_what_was_typed():
+    guess = Predict("How many, and where?", unit="%", at=[0, 20, 40])
+    fig = guess.draw(figure())
+    assert ([a.text for a in fig.layout.annotations], len(fig.data)) == (["no prediction"], 1)
+    for wrong in (None, 40, [1, 2], [1, 2, None], [1, 2, "3"], [1, 2, float("inf")], [True, 2, 3]):
+        guess._handle_custom_msg({"do": "answer", "value": wrong}, [])
+        assert ("type 3 numbers" in guess.message, guess.failed, guess.value) == (True, True, None)
+    guess._handle_custom_msg({"do": "answer", "value": [90, 50.5, 10]}, [])
+    fig = guess.draw(figure())
+    trace = fig.data[-1]
+    assert (trace.name, [*trace.x], [*trace.y]) == ("your prediction", [0, 20, 40], [90, 50.5, 10])
+    assert (trace.line.dash, trace.mode, len(fig.layout.annotations)) == ("dash", "lines+markers", 0)
+    assert show_figure(fig).text == "Two bars. Your prediction: 90 % at 0, 50.5 % at 20, 10 % at 40."
+
+
 @pytest.mark.parametrize(
     ("choices", "value", "said"),
     [((), None, "type a number"), ((), "40", "type a number"), ((), float("nan"), "number"), (("a",), "b", "none of")],

@@ -1,17 +1,22 @@
-// A prediction: a field or choices, and what was noted.
+// A prediction: a field, choices or the fields of a curve, and what was noted.
 import { bar, button, frame, h, labelled } from "./shared.js";
 
 export function render({ model, el }) {
-  const { question, choices, unit } = model.get("setup");
+  const { question, choices, unit, at } = model.get("setup");
   const { root, status } = frame(model, el, `Prediction: ${question}`);
   const send = (value) => model.send({ do: "answer", value });
   const buttons = choices.map((words) => button(words, () => send(words)));
   const press = () => buttons.forEach((one, k) => one.setAttribute("aria-pressed", model.get("value") === choices[k]));
-  const field = h("input", { type: "number", step: "any", value: model.get("value") });
-  const note = () => send(field.value === "" ? null : Number(field.value));
-  field.addEventListener("keydown", (e) => e.key === "Enter" && !e.ctrlKey && !e.shiftKey && note());
+  const value = model.get("value");
+  const fields = (at.length ? at : [null]).map((_, k) =>
+    h("input", { type: "number", step: "any", value: at.length ? value && value[k] : value }));
+  const note = () => {
+    const numbers = fields.map((field) => (field.value === "" ? null : Number(field.value)));
+    send(at.length ? numbers : numbers[0]);
+  };
+  fields.forEach((field) => field.addEventListener("keydown", (e) => e.key === "Enter" && !e.ctrlKey && !e.shiftKey && note()));
   const answer = choices.length ? [h("div", { class: "rl-group", role: "group", "aria-label": question }, ...buttons)]
-    : [labelled("your prediction", field, unit), button("Note it", note, "Note this prediction")];
+    : [...fields.map((field, k) => labelled(at.length ? `at ${at[k]}` : "your prediction", field, unit)), button("Note it", note, "Note this prediction")];
   root.append(h("p", {}, h("b", {}, question)), bar(...answer), status);
   model.on("change:value", press);
   press();

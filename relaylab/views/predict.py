@@ -17,13 +17,20 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 
+def is_number(value: Any) -> bool:
+    """Finite, and no truth value."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
 class Predict(Widget):
-    """A question with a field for a number, or with choices. It may stay open; figures then say so.
+    """A question with a field for a number, with choices, or with a field a point of a curve. It may stay open; figures
+    then say so.
 
     Args:
         question: What is to be predicted.
         choices: Texts to choose from; a number without them.
         unit: Of the number, such as "%".
+        at: The places of a curve, a few: a number is asked for at each.
 
     >>> guess = Predict("How many of the answers are right?", unit="%")
     >>> guess.words
@@ -31,26 +38,32 @@ class Predict(Widget):
     >>> guess.answer(40)
     >>> guess.words
     'your prediction: 40 %'
+    >>> curve = Predict("How many with a call at this token?", unit="%", at=[0, 20])
+    >>> curve.answer([90, 50])
+    >>> curve.words
+    'your prediction: 90 % at 0, 50 % at 20'
     """
 
     view = "predict"
     actions = ("answer",)
-    value = t.Any(None, allow_none=True).tag(sync=True)  # None, a number or a choice
+    value = t.Any(None, allow_none=True).tag(sync=True)  # None, a number, a choice or a curve's numbers
 
-    def __init__(self, question: str, choices: Sequence[str] = (), *, unit: str = ""):
-        setup = {"question": visible(question), "choices": [visible(c) for c in choices], "unit": unit}
+    def __init__(self, question: str, choices: Sequence[str] = (), *, unit: str = "", at: Sequence[float] = ()):
+        setup = {"question": visible(question), "choices": [visible(c) for c in choices], "unit": unit, "at": [*at]}
         super().__init__(setup=setup, message="No prediction yet.")
 
-    def answer(self, value: float | str) -> None:
+    def answer(self, value: float | str | Sequence[float]) -> None:
         """Note a prediction; a later one replaces it.
 
         Raises:
-            ValueError: It is none of the choices, or no number.
+            ValueError: It is none of the choices, no number, or not a number for each point of the curve.
         """
-        choices = self.setup["choices"]
+        choices, at = self.setup["choices"], self.setup["at"]
         if choices and value not in choices:
             raise ValueError(f"{value!r} is none of the choices: {', '.join(choices)}")
-        if not choices and (isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value)):
+        if at and not (isinstance(value, list | tuple) and len(value) == len(at) and all(map(is_number, value))):
+            raise ValueError(f"type {len(at)} numbers, one at each of {', '.join(map(str, at))}")
+        if not choices and not at and not is_number(value):
             raise ValueError("type a number")
         self.value = value
         self.report(f"Noted, {self.words}. Now run the next cell.")
@@ -59,28 +72,38 @@ class Predict(Widget):
     @property
     def words(self) -> str:
         """The prediction in words."""
-        if self.value is None:
+        value: Any = self.value
+        if value is None:
             return "no prediction"
-        number = self.value if isinstance(self.value, str) else f"{self.value:g} {self.setup['unit']}"
-        return f"your prediction: {number}".rstrip()
+        if isinstance(value, str):
+            return f"your prediction: {value}"
+        at, unit = self.setup["at"], self.setup["unit"]
+        numbers = [f"{number:g} {unit}".rstrip() for number in (value if at else [value])]
+        places = [f" at {x}" for x in at] or [""]
+        return "your prediction: " + ", ".join(map("".join, zip(numbers, places)))
 
     def draw(self, fig: Figure, axis: Literal["x", "y"] | None = "y") -> Figure:
-        """Draw the prediction into a figure as a dashed line, and add it to the text alternative.
+        """Draw the prediction into a figure as a dashed line, a curve with markers, and add it to the text alternative.
 
         Args:
             fig: A plotly figure; it is changed.
-            axis: Where the value stands; with None, the figure only says it.
+            axis: Where the value stands; with None, the figure only says it. A curve's numbers are heights.
 
         Returns:
             The same figure.
         """
         place: dict[str, Any] = {"xref": "paper", "yref": "paper", "x": 1, "y": 1, "xanchor": "right"}
-        if self.value is not None and axis:
+        drawn = self.value is not None and axis
+        if drawn and self.setup["at"]:
+            looks = {"line": {"dash": "dash", "color": GREY}, "name": "your prediction", "showlegend": True}
+            fig.add_scatter(x=self.setup["at"], y=self.value, mode="lines+markers", **looks)
+        elif drawn:
             other = "y" if axis == "x" else "x"
             line = {f"{axis}ref": axis, f"{other}ref": "paper", f"{axis}0": self.value, f"{axis}1": self.value}
             fig.add_shape(type="line", **{f"{other}0": 0, f"{other}1": 1}, **line, line={"dash": "dash", "color": GREY})
             place |= {f"{axis}ref": axis, axis: self.value} | ({"xanchor": "center"} if axis == "x" else {})
-        fig.add_annotation(text=html.escape(self.words), showarrow=False, yanchor="bottom", **place)
+        if not (drawn and self.setup["at"]):  # of a curve, the legend says what it is
+            fig.add_annotation(text=html.escape(self.words), showarrow=False, yanchor="bottom", **place)
         layout: Any = fig.layout
         meta = layout.meta or {}
         layout.meta = meta | {"alt": f"{meta.get('alt', '')} {self.words[0].upper()}{self.words[1:]}.".strip()}
