@@ -393,3 +393,6 @@ def test_14_says_which_number_decides_who_wins():
     assert most.loc["lifelike", "winner"] == "relay"
     assert most.loc["wordy", "winner"] == "r2r"
     assert few["c"].max() > most["c"].max() > few["c"].min(), "c does not decide"
+    assert "The cross is a real pretrained pair" in says
+    (real,) = json.loads((HOME / "notebooks" / "measured" / "real_pair.json").read_text("utf-8")).values()
+    assert real["harmless"]["low"] > 0.5
