@@ -164,7 +164,8 @@ def rule(out: Path, tests: list[Problem], pair: rl.Pair, alone: list[Trace]) -> 
             tests, call_rule=rl.CallWhenUnsure(1.2, 4), write_call=write, record=True, out=out / f"rule-{how}.jsonl",
             max_tokens=MAX_TOKENS["suites"], batch_size=34,
         )  # fmt: skip
-        right, before = (pd.Series([float(bool(t.correct)) for t in some]) for some in (traces, alone))
+        right, before = (pd.Series({t.id: float(bool(t.correct)) for t in some}) for some in (traces, alone))
+        before = before[right.index]  # a file has answers in the order in which they ended
         share = sum(t.count(TEACHER) for t in traces) / sum(len(t.completion_ids) for t in traces)
         print(
             f"{how}: right {mean(right)}, minus the student {paired(right, before)}, {100 * share:.1f} % teacher tokens"
