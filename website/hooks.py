@@ -26,6 +26,7 @@ PARTS = {  # of the package, as in docs/design.md; the first page has the names 
     "tasks": "Questions, reference answers, and grades.",
     "training": "The two stages of training: the warm-up, and GRPO with its rewards.",
     "evaluation": "Every system on the same problems, and what calls change.",
+    "server": "A relay as a service with the interface of OpenAI's.",
     "sweep": "A notebook at many parameters, on threads or on Ray.",
     "views": "Traces and tables as HTML, text and figures.",
     "zoo": "The embedded models, and how they are made.",
