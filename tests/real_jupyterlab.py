@@ -75,8 +75,8 @@ class Lab:
 
     def wait_idle(self) -> None:
         """Until no cell is waiting or running. AssertionError where one has raised: the cells behind it never run."""
-        seen = ".filter((e) => e.checkVisibility())"  # a folded cell has a prompt that nobody sees, and no number in it
-        prompts = f"[...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')]{seen}"
+        # A folded cell has a second prompt, without a number.
+        prompts = "[...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt:not(.jp-Placeholder-prompt)')]"
         idle = f"{prompts}.every((e) => /\\[\\d+\\]/.test(e.textContent))"
         raised = f"document.querySelector({ERROR!r})?.innerText"
         found = self.page.wait_for_function(f"{raised} ?? ({idle} && 'idle')", timeout=2 * SECONDS * 1000).json_value()
