@@ -108,7 +108,10 @@ def run_cells(number: str, names: tuple[str, ...]) -> dict:
 
 
 def test_03_says_where_the_loss_pulls():
-    scope = run_cells("03", ("cell-01", "cell-02", "cell-21", "cell-23", "cell-25", "cell-26", "cell-27", "cell-29"))
+    scope = run_cells(
+        "03",
+        ("more-parameters", "cell-01", "cell-02", "cell-21", "cell-23", "cell-25", "cell-26", "cell-27", "cell-29"),
+    )
     parts = scope["parts"]
     everything = parts.loc["of all tokens"]
     student, command, teacher = (ROLES[key].name for key in "sct")
@@ -257,7 +260,7 @@ def test_09_says_whom_the_lifelike_relay_can_use():
 def test_10_says_what_other_words_and_a_space_cost():
     cells = sources("10")
     scope: dict = {}
-    for name in ("cell-01", "cell-02", "cell-21"):
+    for name in ("more-parameters", "cell-01", "cell-02", "scripted", "cell-21"):
         exec(cells[name].replace("setup()", "").replace("int = 10", "int = 4"), scope)
 
     def right(teacher: str, level: str, say=lambda line: line) -> float:
