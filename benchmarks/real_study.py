@@ -1,23 +1,19 @@
 """A real pretrained pair on the map: what its student is like, and what a call can mend (docs/real-models.md).
 
     python benchmarks/real_study.py --student $STUDENT --teacher $TEACHER --out runs/real-study
-    python benchmarks/real_study.py --student $STUDENT --teacher $TEACHER --gsm8k FOLDER --out runs/real-study
 
 Neither model is trained. Three solved problems come before each question, so that answers are short and end. The steps
-are ``answers``, ``gsm8k``, ``cells``, ``dials``, ``triggers`` and ``rule``; --only chooses some. Each goes on where
-it stopped.
+are ``answers``, ``cells``, ``dials`` and ``rule``; --only chooses some. Each goes on where it stopped.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -27,16 +23,14 @@ from tqdm.auto import tqdm
 import relaylab as rl
 from relaylab.engine.engine import Engine
 from relaylab.engine.load import load_engine
-from relaylab.evaluation.calibrate import calibrate
 from relaylab.evaluation.interventions import COLUMNS, auroc, dials_of, interventions, uncertain_places
 from relaylab.evaluation.score import recorded, score_traces
-from relaylab.evaluation.stats import mean, paired, summary
+from relaylab.evaluation.stats import mean, paired
 from relaylab.files import bind_folder, plain, write_json, write_whole
 from relaylab.relay.local_teacher import LocalTeacher
 from relaylab.relay.relay import Relay
 from relaylab.tasks.suites import Problem
 from relaylab.trace import TEACHER, Trace, TraceWriter
-from relaylab.views.tables import method_table
 
 SUITES = ("savings", "shopping", "sharing")  # those that a 1.5B can do
 SHOTS = (("savings", 0), ("shopping", 0), ("sharing", 1))  # training problems
@@ -45,7 +39,8 @@ DIVERGENCE = (-1, 0.05, 0.5, 2, np.inf)  # and of KL(student || teacher)
 LENGTHS = (1, 4, 16)  # tokens of an intervention
 A_CELL = 30  # tokens of each cell
 CHUNK = 64  # interventions that are kept together
-MAX_TOKENS = {"suites": 128, "gsm8k": 320}
+MAX_TOKENS = 128
+STEPS = ("answers", "cells", "dials", "rule")
 
 
 def with_shots(problem: Problem, shots: Sequence[tuple[str, str]]) -> Problem:
@@ -54,24 +49,12 @@ def with_shots(problem: Problem, shots: Sequence[tuple[str, str]]) -> Problem:
     return replace(problem, history=tuple(message for turn in turns for message in turn))
 
 
-def suite_questions(count: int, *, first: int = 0, split: str = "test") -> list[Problem]:
-    """Problems of the plain world, ``count`` of each suite."""
+def suite_questions(count: int) -> list[Problem]:
+    """Test problems of the plain world, ``count`` of each suite."""
     solved = [rl.problem(suite, i, split="train", world="plain") for suite, i in SHOTS]
     shots = [(p.question, p.solution) for p in solved]
-    drawn = [rl.problem(s, first + i, split=split, world="plain") for s in SUITES for i in range(count)]
+    drawn = [rl.problem(s, i, world="plain") for s in SUITES for i in range(count)]
     return [with_shots(p, shots) for p in drawn]
-
-
-def gsm8k_questions(folder: Path, count: int) -> list[Problem]:
-    """The first of the test questions, behind three of the training questions."""
-    rows = {name: [json.loads(line) for line in (folder / name).open(encoding="utf-8")][: max(count, 3)]
-            for name in ("gsm8k.jsonl", "gsm8k_train.jsonl")}  # fmt: skip
-    shots = []
-    for row in rows["gsm8k_train.jsonl"][:3]:
-        steps, _, answer = re.sub("<<.*?>>", "", row["answer"]).partition("#### ")
-        shots.append((row["question"], f"{steps}The answer is \\boxed{{{answer}}}."))
-    return [with_shots(Problem(f"gsm8k-{i}", "gsm8k", row["question"], row["answer"].split("#### ")[1]), shots)
-            for i, row in enumerate(rows["gsm8k.jsonl"][:count])]  # fmt: skip
 
 
 def kept(out: Path, traces: Sequence[Trace], relay: Relay, places: Sequence[Sequence[int]], n: int) -> pd.DataFrame:
@@ -136,25 +119,8 @@ def dials(out: Path, traces: list[Trace], relay: Relay, wrong: int, seed: int) -
     everywhere = [[] if t.correct else range(len(t.completion_ids) - 1) for t in chosen]
     forks = kept(out / "dials-everywhere", chosen, relay, everywhere, 8)
     found = asdict(dials_of(chosen, relay.engine, uncertain, forks, seed=seed))
-    write_json(out / "dials.json", {"Qwen2.5-Coder 0.5B and 1.5B": found})
+    write_json(out / "dials.json", {relay.engine.name: found})
     print(json.dumps(found | {"interventions": len(uncertain) + len(forks)}, indent=1))
-
-
-def triggers(out: Path, student: Path, teacher: LocalTeacher, tests: list[Problem], seed: int, dtype: Any) -> None:
-    """Entropy and margin, calibrated on training questions, on the test questions; and the written hand-over."""
-    training = suite_questions(10, first=100, split="train")
-    chosen = calibrate(training, out / "calibration", student=str(student), teacher=teacher, seed=seed,
-                       triggers=("entropy", "margin"), lengths=(4,), quantiles=(0.8, 0.9, 0.95, 0.98),
-                       max_tokens=MAX_TOKENS["suites"], batch_size=32, dtype=dtype)  # fmt: skip
-    print(chosen.round(3).to_string(index=False))
-    silent = [*dict.fromkeys(chosen["method"])]
-    methods = ["student", "teacher", *silent, *(f"{m},write=1" for m in silent if m.startswith("entropy"))]
-    table = rl.evaluate(methods, tests, out / "suites", student=str(student), teacher=teacher, seed=seed,
-                        config=rl.RelayConfig(max_tokens=MAX_TOKENS["suites"]), batch_size=32, dtype=dtype)  # fmt: skip
-    print(method_table(summary(table)))
-    right = {method: rows.set_index("id")["correct"].astype(float) for method, rows in table.groupby("method")}
-    for method in methods[2:]:
-        print(f"{method} - student: {paired(right[method], right['student'])}")
 
 
 def rule(out: Path, tests: list[Problem], pair: rl.Pair, alone: list[Trace]) -> None:
@@ -162,7 +128,7 @@ def rule(out: Path, tests: list[Problem], pair: rl.Pair, alone: list[Trace]) -> 
     for how, write in (("silent", False), ("written", True)):
         traces = pair.decode(
             tests, call_rule=rl.CallWhenUnsure(1.2, 4), write_call=write, record=True, out=out / f"rule-{how}.jsonl",
-            max_tokens=MAX_TOKENS["suites"], batch_size=34,
+            max_tokens=MAX_TOKENS, batch_size=34,
         )  # fmt: skip
         right, before = (pd.Series({t.id: float(bool(t.correct)) for t in some}) for some in (traces, alone))
         before = before[right.index]  # a file has answers in the order in which they ended
@@ -180,41 +146,34 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--student", type=Path, required=True)
     parser.add_argument("--teacher", type=Path, required=True)
-    parser.add_argument("--gsm8k", type=Path, help="folder of gsm8k.jsonl and gsm8k_train.jsonl")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--count", type=int, default=34, help="questions of each of three suites")
-    parser.add_argument("--wrong", type=int, default=30, help="wrong answers that are forked at every token")
+    parser.add_argument("--wrong", type=int, default=24, help="wrong answers that are forked at every token")
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--only", nargs="+", default=["answers", "gsm8k", "cells", "dials", "triggers", "rule"])
+    parser.add_argument("--only", nargs="+", default=STEPS, choices=STEPS)
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
-    made_by = {k: str(v) for k, v in vars(asked).items() if k not in ("gsm8k", "out", "threads", "only")}
+    made_by = {k: str(v) for k, v in vars(asked).items() if k not in ("out", "threads", "only")}
     bind_folder(asked.out, plain(made_by))
     torch.set_num_threads(asked.threads)
     student, large = (load_engine(path, dtype=getattr(torch, asked.dtype)) for path in (asked.student, asked.teacher))
     teacher, tests = LocalTeacher(large), suite_questions(asked.count)
-    sets = {"answers": ("suites", tests)}
-    if asked.gsm8k:
-        sets["gsm8k"] = "gsm8k", gsm8k_questions(asked.gsm8k, 100)
     began = time.time()
-    for step, (name, problems) in sets.items():
-        for who, engine in (("student", student), ("teacher", large)) if step in asked.only else ():
-            traces = rl.Pair(engine, rl.NoTeacher()).decode(
-                problems, out=asked.out / f"{name}-{who}.jsonl", record=True, max_tokens=MAX_TOKENS[name], batch_size=34
-            )
-            ended, high = mean([t.stop == "end" for t in traces]), np.concatenate([t.entropies for t in traces]) > 0.6
-            right = mean([bool(t.correct) for t in traces])
-            print(f"{name}, {who}: right {right}, ended {ended}, {high.size / len(traces):.0f} tokens an answer,")
-            print(f"    {100 * high.mean():.1f} % of them above 0.6 nats; {time.time() - began:.0f} s", flush=True)
+    for who, engine in (("student", student), ("teacher", large)) if "answers" in asked.only else ():
+        traces = rl.Pair(engine, rl.NoTeacher()).decode(
+            tests, out=asked.out / f"suites-{who}.jsonl", record=True, max_tokens=MAX_TOKENS, batch_size=34
+        )
+        ended, high = mean([t.stop == "end" for t in traces]), np.concatenate([t.entropies for t in traces]) > 0.6
+        right = mean([bool(t.correct) for t in traces])
+        print(f"{who}: right {right}, ended {ended}, {high.size / len(traces):.0f} tokens an answer,")
+        print(f"    {100 * high.mean():.1f} % of them above 0.6 nats; {time.time() - began:.0f} s", flush=True)
     alone = [t for t in rl.read_traces(asked.out / "suites-student.jsonl") if t.stop == "end"]
-    relay = Relay(student, teacher, rl.RelayConfig(max_tokens=MAX_TOKENS["suites"]), batch_size=CHUNK)
+    relay = Relay(student, teacher, rl.RelayConfig(max_tokens=MAX_TOKENS), batch_size=CHUNK)
     if "cells" in asked.only:
         cells(asked.out, alone, relay, asked.seed)
     if "dials" in asked.only:
         dials(asked.out, alone, relay, asked.wrong, asked.seed)
-    if "triggers" in asked.only:
-        triggers(asked.out, asked.student, teacher, tests, asked.seed, getattr(torch, asked.dtype))
     if "rule" in asked.only:
         rule(asked.out, tests, rl.Pair(student, teacher), [*rl.read_traces(asked.out / "suites-student.jsonl")])
     print(f"{time.time() - began:.0f} s with {torch.get_num_threads()} threads")

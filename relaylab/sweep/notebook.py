@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import json
+import logging
 import math
 import os
 import re
@@ -289,6 +290,7 @@ def main() -> None:
     """Execute the job on the standard input."""
     import papermill
 
+    logging.getLogger("papermill").setLevel(logging.ERROR)  # the names of all parameters were checked before
     job = json.loads(sys.stdin.buffer.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:

@@ -57,12 +57,14 @@ def map_figure(drawn: pd.DataFrame, measured: Mapping[str, Any] | None = None) -
         marker_size=18, textposition="top right", textfont_size=14, error_x_thickness=1, error_y_thickness=1
     )
     fig.update_traces(hovertemplate="%{hovertext}<extra></extra>")
-    known = {"marker": dict(size=14, symbol="x", color=GREY), "textposition": "middle right"}
+    known = {"marker": dict(size=14, symbol="x", color=GREY), "textposition": "bottom right"}
     fig.update_traces(selector={"name": MEASURED}, **known)
     fig.update_xaxes(title_text="confident errors c (% of the decisive tokens)", range=[-12, 112])
     fig.update_yaxes(title_text="harmless uncertainty h (% of the uncertain tokens)", range=[-12, 112])
     alt = f"Which way of asking for help wins in which world. {'; '.join(words)}."
-    return with_alt_text(fig, alt, "When learning to call pays", height=620, legend=dict(orientation="h", y=-0.18))
+    return with_alt_text(
+        fig, alt, "When learning to call pays", height=620, legend=dict(orientation="h", y=-0.2, yanchor="top")
+    )
 
 
 def _label(world: str, rows: pd.DataFrame) -> str:
