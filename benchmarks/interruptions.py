@@ -261,6 +261,8 @@ def main() -> None:
     parser.add_argument("--hits", type=int, help="of each command, instead of the usual number")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    if not hasattr(os, "fork"):
+        raise SystemExit("this system has no fork: interrupt the commands on Linux or macOS")
     rng, bad, server = random.Random(options.seed), Counter[str](), Server()
     try:
         with tempfile.TemporaryDirectory(prefix="relaylab-interruptions-") as name:

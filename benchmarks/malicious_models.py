@@ -12,7 +12,6 @@ import contextlib
 import json
 import os
 import pickle
-import resource
 import shutil
 import struct
 import sys
@@ -198,6 +197,8 @@ def _pattern(folder: Path) -> Any:
 
 def tried(words: list[str], home: Path) -> str:
     """What is wrong with what a command did; empty for one line, or an answer."""
+    import resource  # main() says where it is missing
+
     before = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, before[1]))
     process, hung = start(words, home), False  # a fork inherits the limit
@@ -222,6 +223,8 @@ def tried(words: list[str], home: Path) -> str:
 
 
 def main() -> None:
+    if not hasattr(os, "fork"):
+        raise SystemExit("this system has no limits of memory: load hostile models on Linux or macOS")
     bad = total = ran = 0
     with tempfile.TemporaryDirectory(prefix="relaylab-malicious-") as name:
         top = Path(name)

@@ -3,13 +3,15 @@
     python benchmarks/real_study.py --student $STUDENT --teacher $TEACHER --out runs/real-study
 
 Neither model is trained. Three solved problems come before each question, so that answers are short and end. The steps
-are ``answers``, ``cells``, ``dials`` and ``rule``; --only chooses some. Each goes on where it stopped.
+are ``questions`` (files for training), ``answers``, ``cells``, ``dials``, ``rule``, ``triggers`` and, with --benchmarks
+(a folder with gsm8k.jsonl and gsm8k_train.jsonl), ``gsm8k``; --only chooses some. Each goes on where it stopped.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -23,13 +25,17 @@ from tqdm.auto import tqdm
 import relaylab as rl
 from relaylab.engine.engine import Engine
 from relaylab.engine.load import load_engine
+from relaylab.evaluation.calibrate import calibrate
+from relaylab.evaluation.eval_run import EvalRun, ModelCache
 from relaylab.evaluation.interventions import COLUMNS, auroc, dials_of, interventions, uncertain_places
 from relaylab.evaluation.score import recorded, score_traces
 from relaylab.evaluation.stats import mean, paired
+from relaylab.evaluation.systems import SYSTEMS, system
 from relaylab.files import bind_folder, plain, write_json, write_whole
 from relaylab.relay.local_teacher import LocalTeacher
 from relaylab.relay.relay import Relay
-from relaylab.tasks.suites import Problem
+from relaylab.tasks.benchmarks import load_benchmark
+from relaylab.tasks.suites import Problem, Split
 from relaylab.trace import TEACHER, Trace, TraceWriter
 
 SUITES = ("savings", "shopping", "sharing")  # those that a 1.5B can do
@@ -40,7 +46,12 @@ LENGTHS = (1, 4, 16)  # tokens of an intervention
 A_CELL = 30  # tokens of each cell
 CHUNK = 64  # interventions that are kept together
 MAX_TOKENS = 128
-STEPS = ("answers", "cells", "dials", "rule")
+GSM8K_TOKENS = 400
+# Where triggers may call: quantiles of their signal, at every token or at the first ones of lines
+QUANTILES = dict.fromkeys(("entropy", "margin"), (0.97, 0.98, 0.99, 0.995, 0.998)) | {
+    "line": (0.6, 0.7, 0.8, 0.9, 0.95)
+}
+STEPS = ("questions", "answers", "cells", "dials", "rule", "triggers", "gsm8k")
 
 
 def with_shots(problem: Problem, shots: Sequence[tuple[str, str]]) -> Problem:
@@ -49,12 +60,26 @@ def with_shots(problem: Problem, shots: Sequence[tuple[str, str]]) -> Problem:
     return replace(problem, history=tuple(message for turn in turns for message in turn))
 
 
-def suite_questions(count: int) -> list[Problem]:
-    """Test problems of the plain world, ``count`` of each suite."""
+def suite_questions(indices: Sequence[int], split: Split = "test") -> list[Problem]:
+    """Problems of the plain world, those with these indices of each suite."""
     solved = [rl.problem(suite, i, split="train", world="plain") for suite, i in SHOTS]
     shots = [(p.question, p.solution) for p in solved]
-    drawn = [rl.problem(s, i, world="plain") for s in SUITES for i in range(count)]
-    return [with_shots(p, shots) for p in drawn]
+    return [with_shots(rl.problem(s, i, split=split, world="plain"), shots) for s in SUITES for i in indices]
+
+
+def write_questions(path: Path, some: Sequence[Problem]) -> None:
+    """Problems as a file for ``relaylab warmup``, ``train`` and ``evaluate``."""
+    rows = ({"id": p.id, "messages": p.messages(), "answer": p.answer} for p in some)
+    write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def gsm8k_questions(folder: Path, count: int) -> list[Problem]:
+    """``count`` test questions of GSM8K behind three of its training questions with their solutions."""
+    solved = load_benchmark("gsm8k_train", path=folder, limit=3)
+    shots = [
+        (p.question, re.sub(r"<<.*?>>", "", p.solution).split("####")[0] + f"\\boxed{{{p.answer}}}") for p in solved
+    ]
+    return [with_shots(p, shots) for p in load_benchmark("gsm8k", path=folder, limit=count)]
 
 
 def kept(out: Path, traces: Sequence[Trace], relay: Relay, places: Sequence[Sequence[int]], n: int) -> pd.DataFrame:
@@ -142,10 +167,46 @@ def rule(out: Path, tests: list[Problem], pair: rl.Pair, alone: list[Trace]) -> 
                 writer.replace(recorded(pair.teacher, traces[2::5], against=pair.student))
 
 
+def triggers(out: Path, tests: list[Problem], asked: argparse.Namespace) -> None:
+    """Triggers at budgets: thresholds chosen on 36 training questions, silently; on the test questions also written."""
+    options = {"dtype": getattr(torch, asked.dtype)}
+    models = ModelCache(str(asked.teacher), options=options, untrained=str(asked.student))
+    training, chosen = suite_questions(range(100, 112), "train"), []
+    for trigger, quantiles in QUANTILES.items():
+        chosen.append(calibrate(
+            training, out / f"calibrated-{trigger}", student=models.untrained, teacher=models.teacher, lengths=(4,),
+            triggers=(trigger,), quantiles=quantiles, max_tokens=MAX_TOKENS, batch_size=36, **options,
+        ))  # fmt: skip
+    calibrated = pd.concat(chosen)
+    calibrated.to_csv(out / "thresholds.csv", index=False)
+    print(calibrated.to_string(), flush=True)
+    run = EvalRun(models, tests, out, rl.RelayConfig(max_tokens=MAX_TOKENS), asked.seed, batch_size=34)
+    alone = np.array([float(bool(t.correct)) for t in run.traces(SYSTEMS["student"])])
+    for method in dict.fromkeys(calibrated["method"]):
+        for how in (method, f"{method},write=1") if method.startswith("entropy") else (method,):
+            traces = run.traces(system(how))
+            right = np.array([float(bool(t.correct)) for t in traces])
+            share = sum(t.count(TEACHER) for t in traces) / sum(len(t.completion_ids) for t in traces)
+            mended, broken = int((right > alone).sum()), int((right < alone).sum())
+            print(f"{how}: right {mean(right)}, {100 * share:.1f} % teacher tokens, minus the student")
+            print(f"    {paired(right, alone)}; mended {mended}, broken {broken}", flush=True)
+
+
+def answers(path: Path, who: str, engine: Engine, tests: list[Problem], max_tokens: int) -> None:
+    """A model alone."""
+    began, pair = time.time(), rl.Pair(engine, rl.NoTeacher())
+    traces = pair.decode(tests, out=path, record=True, max_tokens=max_tokens, batch_size=34)
+    ended, high = mean([t.stop == "end" for t in traces]), np.concatenate([t.entropies for t in traces]) > 0.6
+    print(f"{who}: right {mean([bool(t.correct) for t in traces])}, ended {ended},")
+    print(f"    {high.size / len(traces):.0f} tokens an answer, {100 * high.mean():.1f} % of them above 0.6 nats;")
+    print(f"    {time.time() - began:.0f} s", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--student", type=Path, required=True)
     parser.add_argument("--teacher", type=Path, required=True)
+    parser.add_argument("--benchmarks", type=Path, help="a folder with gsm8k.jsonl and gsm8k_train.jsonl")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--count", type=int, default=34, help="questions of each of three suites")
     parser.add_argument("--wrong", type=int, default=24, help="wrong answers that are forked at every token")
@@ -154,20 +215,28 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=STEPS, choices=STEPS)
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
-    made_by = {k: str(v) for k, v in vars(asked).items() if k not in ("out", "threads", "only")}
+    made_by = {k: str(v) for k, v in vars(asked).items() if k not in ("out", "threads", "only", "benchmarks")}
     bind_folder(asked.out, plain(made_by))
     torch.set_num_threads(asked.threads)
+    tests = suite_questions(range(asked.count))
+    if "questions" in asked.only:
+        write_questions(asked.out / "test.jsonl", tests)
+        write_questions(asked.out / "train.jsonl", [p for i in range(200, 300) for p in suite_questions([i], "train")])
+    if not {*asked.only} - {"questions"}:
+        return
     student, large = (load_engine(path, dtype=getattr(torch, asked.dtype)) for path in (asked.student, asked.teacher))
-    teacher, tests = LocalTeacher(large), suite_questions(asked.count)
+    teacher = LocalTeacher(large)
     began = time.time()
-    for who, engine in (("student", student), ("teacher", large)) if "answers" in asked.only else ():
-        traces = rl.Pair(engine, rl.NoTeacher()).decode(
-            tests, out=asked.out / f"suites-{who}.jsonl", record=True, max_tokens=MAX_TOKENS, batch_size=34
-        )
-        ended, high = mean([t.stop == "end" for t in traces]), np.concatenate([t.entropies for t in traces]) > 0.6
-        right = mean([bool(t.correct) for t in traces])
-        print(f"{who}: right {right}, ended {ended}, {high.size / len(traces):.0f} tokens an answer,")
-        print(f"    {100 * high.mean():.1f} % of them above 0.6 nats; {time.time() - began:.0f} s", flush=True)
+    both = (("student", student), ("teacher", large))
+    for who, engine in both if "answers" in asked.only else ():
+        answers(asked.out / f"suites-{who}.jsonl", who, engine, tests, MAX_TOKENS)
+    if asked.benchmarks and "gsm8k" in asked.only:
+        for who, engine in both:
+            answers(asked.out / f"gsm8k-{who}.jsonl", who, engine, gsm8k_questions(asked.benchmarks, 100), GSM8K_TOKENS)
+    if "triggers" in asked.only:
+        triggers(asked.out / "triggers", tests, asked)
+    if not {"cells", "dials", "rule"} & set(asked.only):
+        return
     alone = [t for t in rl.read_traces(asked.out / "suites-student.jsonl") if t.stop == "end"]
     relay = Relay(student, teacher, rl.RelayConfig(max_tokens=MAX_TOKENS), batch_size=CHUNK)
     if "cells" in asked.only:

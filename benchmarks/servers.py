@@ -200,7 +200,8 @@ def main() -> None:
         return write(names, args.write)
     if not (args.student_url and args.teacher_url):
         parser.error("give --student-url and --teacher-url, or --write")
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, load {os.getloadavg()[0]:.0f}"
+    load = f"{os.getloadavg()[0]:.0f}" if hasattr(os, "getloadavg") else "unknown"  # Windows has none
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, load {load}"
     print(machine)
     questions = [problem(ALL_SUITES[i % len(ALL_SUITES)], i // len(ALL_SUITES)) for i in range(max(args.count, 64))]
     options = {

