@@ -136,7 +136,9 @@ def open_lab(folder: Path, *, open_: bool = True, jupyter: Sequence[str] = (), s
         (Path(config) / "labconfig").mkdir()
         write_json(Path(config) / "labconfig" / "default_setting_overrides.json", QUIET)
         path = os.pathsep.join(filter(None, (config, os.environ.get("JUPYTER_CONFIG_PATH"))))
-        command = [sys.executable, "-m", "jupyterlab", START, *jupyter]
+        # Without a root it would be the folder of START, and links of lessons to docs would lead nowhere.
+        root = f"--ServerApp.root_dir={folder.resolve()}"
+        command = [sys.executable, "-m", "jupyterlab", START, root, *jupyter]
         env = {"PYTHONSTARTUP": str(WARM_START)} | os.environ | {"JUPYTER_CONFIG_PATH": path}
         process = subprocess.Popen(command, cwd=folder, env=env)
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is JupyterLab's: it asks whether to stop

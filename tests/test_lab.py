@@ -147,7 +147,8 @@ def test_jupyterlab_is_this_pythons_opens_start_and_asks_for_no_news(door, tmp_p
     before = signal.getsignal(signal.SIGINT)
     assert run(tmp_path / "mine").exit_code == 3, "JupyterLab's own exit code"
     assert run(tmp_path / "mine", "--jupyter=--no-browser").exit_code == 3
-    words = [sys.executable, "-m", "jupyterlab", "notebooks/START.ipynb"]
+    root = f"--ServerApp.root_dir={tmp_path / 'mine'}"
+    words = [sys.executable, "-m", "jupyterlab", "notebooks/START.ipynb", root]
     assert started == [(words, tmp_path / "mine"), ([*words, "--no-browser"], tmp_path / "mine")]
     assert signal.getsignal(signal.SIGINT) is before
 

@@ -2,7 +2,8 @@
 
     python -m pytest -m release tests/test_release.py
 
-Nothing is downloaded: the dependencies are those of the running Python, the package itself is that of the wheel alone.
+The package is that of the wheel alone. Its dependencies are those of the running Python, and nothing is downloaded.
+With ``RELAYLAB_EMPTY=1`` pip installs them, too, into an empty environment, as ``constraints.txt`` pins them.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ import re
 import subprocess
 import sys
 import tarfile
+import time
+import urllib.request
+import venv
 import zipfile
 from pathlib import Path
 
@@ -25,13 +29,17 @@ ROOT = Path(__file__).parents[1]
 MAX_BYTES = 12_000_000
 
 
-def python(*words: object, cwd: Path, **env: str) -> str:
-    """Run this Python; its standard output. The test fails if it fails."""
-    clean = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONSAFEPATH")}
-    command = [sys.executable, *map(str, words)]
-    done = subprocess.run(command, cwd=cwd, env=clean | env, capture_output=True, text=True, encoding="utf-8")
+def python(*words: object, cwd: Path, program: str | Path = sys.executable, **env: str) -> str:
+    """Run a Python; its standard output. The test fails if it fails."""
+    command = [str(program), *map(str, words)]
+    done = subprocess.run(command, cwd=cwd, env=clean() | env, capture_output=True, text=True, encoding="utf-8")
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     return done.stdout
+
+
+def clean() -> dict[str, str]:
+    """The environment without what leads to the repository."""
+    return {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONSAFEPATH")}
 
 
 @pytest.fixture(scope="module")
@@ -47,15 +55,24 @@ def archives(tmp_path_factory) -> tuple[Path, Path]:
 def relaylab(archives, tmp_path_factory):
     """The command line of the wheel, in an empty folder; returns what it prints."""
     home, place = tmp_path_factory.mktemp("site"), tmp_path_factory.mktemp("empty")
-    python("-m", "pip", "install", "-q", "--no-deps", "--no-index", "--target", home, archives[0], cwd=place)
-    env = {"PYTHONPATH": str(home), "PYTHONUTF8": "1", "COLUMNS": "200"}
-    where = python("-c", "import relaylab; print(relaylab.__file__)", cwd=place, **env)
-    assert Path(where.strip()) == home / "relaylab" / "__init__.py", "not the repository"
+    env, program = {"PYTHONUTF8": "1", "COLUMNS": "200"}, sys.executable
+    if os.environ.get("RELAYLAB_EMPTY"):
+        venv.create(home, with_pip=True)
+        program = str(home / ("Scripts" if os.name == "nt" else "bin") / "python")
+        constraints = ("-q", "--no-compile", "-c", ROOT / "constraints.txt")
+        if torch := os.environ.get("RELAYLAB_TORCH"):  # arguments for pip that avoid CUDA
+            python("-m", "pip", "install", *constraints, "torch", *torch.split(), cwd=place, program=program)
+        python("-m", "pip", "install", *constraints, archives[0], cwd=place, program=program)
+    else:
+        python("-m", "pip", "install", "-q", "--no-deps", "--no-index", "--target", home, archives[0], cwd=place)
+        env["PYTHONPATH"] = str(home)
+    where = python("-c", "import relaylab; print(relaylab.__file__)", cwd=place, program=program, **env)
+    assert Path(where.strip()).is_relative_to(home), "not the repository"
 
     def run(*words: object) -> str:
-        return python("-m", "relaylab", *words, cwd=place, **env)
+        return python("-m", "relaylab", *words, cwd=place, program=program, **env)
 
-    run.place = place
+    run.place, run.program, run.env = place, program, env
     return run
 
 
@@ -110,6 +127,32 @@ def test_lab_copies_the_lessons(relaylab):
     copied = {path.name for path in (relaylab.place / "mine" / "notebooks").glob("*.ipynb")}
     assert copied == {path.name for path in (ROOT / "notebooks").glob("*.ipynb")}
     assert (relaylab.place / "mine" / "docs" / "training.md").read_text(encoding="utf-8").startswith("# Training")
+
+
+def test_lab_serves_the_copied_lessons(relaylab):
+    runtime = relaylab.place / "runtime"
+    options = ("--no-browser", "--ServerApp.port=0", "--allow-root")
+    command = [relaylab.program, "-m", "relaylab", "lab", "served", *(f"--jupyter={option}" for option in options)]
+    env = clean() | relaylab.env | {"JUPYTER_RUNTIME_DIR": str(runtime)}
+    process = subprocess.Popen(command, cwd=relaylab.place, env=env)
+    try:
+        for _ in range(600):
+            if (found := [*runtime.glob("jpserver-*.json")]) or process.poll() is not None:
+                break
+            time.sleep(0.2)
+        told = json.loads(found[0].read_text(encoding="utf-8"))
+        for folder, name in (("notebooks", "START.ipynb"), ("docs", "evaluation.md")):  # lessons link to docs
+            asked = f"{told['url']}api/contents/{folder}?token={told['token']}"
+            with urllib.request.urlopen(asked, timeout=60) as answer:
+                assert name in {entry["name"] for entry in json.load(answer)["content"]}
+        pages = [path.read_text(encoding="utf-8") for path in runtime.glob("*-open.html")]
+        assert any("/lab/tree/notebooks/START.ipynb" in page for page in pages), pages
+        stop = urllib.request.Request(f"{told['url']}api/shutdown?token={told['token']}", method="POST")
+        with urllib.request.urlopen(stop, timeout=60):
+            pass
+        assert process.wait(120) == 0
+    finally:
+        process.kill()
 
 
 def test_solve_relays_with_the_shipped_weights(relaylab):
