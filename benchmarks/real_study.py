@@ -43,7 +43,7 @@ SHOTS = (("savings", 0), ("shopping", 0), ("sharing", 1))  # training problems
 ENTROPY = (-1, 0.05, 0.6, 1.2, np.inf)  # edges of the cells, nats of the student's entropy
 DIVERGENCE = (-1, 0.05, 0.5, 2, np.inf)  # and of KL(student || teacher)
 LENGTHS = (1, 4, 16)  # tokens of an intervention
-A_CELL = 30  # tokens of each cell
+A_CELL = 34  # tokens of each cell
 CHUNK = 64  # interventions that are kept together
 MAX_TOKENS = 128
 GSM8K_TOKENS = 400
@@ -83,17 +83,21 @@ def gsm8k_questions(folder: Path, count: int) -> list[Problem]:
 
 
 def kept(out: Path, traces: Sequence[Trace], relay: Relay, places: Sequence[Sequence[int]], n: int) -> pd.DataFrame:
-    """Interventions, in files of ``CHUNK`` that are not made again. Their traces are counted as in ``traces``."""
+    """Interventions, in files of ``CHUNK``; those that are there are not made again. Traces count as in ``traces``."""
     out.mkdir(parents=True, exist_ok=True)
-    at = [(k, position) for k, positions in enumerate(places) for position in positions]
-    parts = []
-    for first in tqdm(range(0, len(at), CHUNK), desc=out.name):
-        path, some = out / f"{first:05}.csv", at[first : first + CHUNK]
-        if not path.exists():
-            here = [[p for k, p in some if k == number] for number in range(len(traces))]
-            write_whole(path, interventions(traces, relay, here, n=n, progress=False).to_csv(index=False))
+    files = sorted(out.glob("*.csv"))
+    parts = [pd.DataFrame(columns=list(COLUMNS))] + [pd.read_csv(path, keep_default_na=False) for path in files]
+    done = {place for part in parts for place in zip(part["trace"], part["position"])}
+    wanted = [(k, position) for k, positions in enumerate(places) for position in positions]
+    missing = [place for place in wanted if place not in done]
+    for first in tqdm(range(0, len(missing), CHUNK), desc=out.name):
+        some = missing[first : first + CHUNK]
+        here = [[p for k, p in some if k == number] for number in range(len(traces))]
+        path = out / f"{len(files) + first // CHUNK:05}.csv"
+        write_whole(path, interventions(traces, relay, here, n=n, progress=False).to_csv(index=False))
         parts.append(pd.read_csv(path, keep_default_na=False))
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(COLUMNS))
+    found = pd.concat(parts[1:] or parts).set_index(["trace", "position"]).loc[wanted].reset_index()
+    return found[list(COLUMNS)]
 
 
 def drawn_cells(traces: Sequence[Trace], student: Engine, teacher: Engine, seed: int) -> pd.DataFrame:

@@ -166,6 +166,7 @@ def mark_answers(
 
 def _run(job: dict[str, Any], folder: Path, seconds: float) -> tuple[list[dict[str, Any]], str]:
     """The lines that the program wrote, and how it ended."""
+    assert sys.platform != "win32", "grade_command says so"
     with tempfile.TemporaryDirectory() as empty, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
         kept = {name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ}
         path = os.pathsep.join([str(folder.resolve()), *(os.path.abspath(p) for p in sys.path if p)])

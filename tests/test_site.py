@@ -74,6 +74,17 @@ def test_the_first_screen_is_a_relay_where_the_page_was_built(hooks, monkeypatch
     assert "<!-- relay -->" in (hooks.ROOT / "docs" / "index.md").read_text(encoding="utf-8")
 
 
+def test_the_results_show_the_map_with_the_real_pair(hooks):
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="results.md"))
+    html = hooks.on_page_content("<!-- map --><p>a</p>", page, None, None)
+    assert html.startswith('<script src="../assets/plotly.js">')
+    assert html.endswith("<p>a</p>")
+    assert 'class="rl-fig ' in html
+    for world in ("lifelike", "wordy", "stubborn", "plain", "Qwen2.5-Coder-0.5B-Instruct"):
+        assert world in html
+    assert "<!-- map -->" in (hooks.ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+
+
 def test_a_lesson_keeps_its_outputs_and_shares_one_plotly(hooks, tmp_path):
     outputs = [
         {"output_type": "display_data", "data": {"text/html": '<figure class="rl-fig x">', "text/plain": ""}},

@@ -13,9 +13,13 @@ from html import escape, unescape
 from pathlib import Path
 from textwrap import indent
 
+import pandas as pd
 from latex2mathml.converter import convert
 from mkdocs.structure.files import File, Files
 from plotly.offline import get_plotlyjs
+
+from relaylab.views.method_map import map_figure
+from relaylab.views.theme import show_figure
 
 ROOT = Path(__file__).parents[1]
 EXECUTED = ROOT / "runs" / "notebooks"
@@ -150,7 +154,17 @@ def on_page_content(html: str, page, config, files) -> str:
         html = html.replace(f"<p>RELAYLAB-OUTPUT-{number}-</p>", output)
     if files and files.get_file_from_path("relay/index.html"):
         html = re.sub(r"<!-- relay -->.*<!-- /relay -->", FRAME, html, flags=re.S)
+    if page.file.src_uri == "results.md":
+        html = html.replace("<!-- map -->", _map())
     return re.sub(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', _formula, html, flags=re.S)
+
+
+def _map() -> str:
+    """The map of the worlds as the figure that ``relaylab map`` makes, with the real pair on it."""
+    measured = ROOT / "notebooks" / "measured"
+    pair = json.loads((measured / "real_pair.json").read_text(encoding="utf-8"))
+    shown = show_figure(map_figure(pd.read_csv(measured / "map.csv"), pair))._repr_mimebundle_()
+    return f'<script src="../assets/plotly.js"></script><div class="lesson-output">{shown["text/html"]}</div>'
 
 
 def _formula(match: re.Match) -> str:

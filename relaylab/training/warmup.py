@@ -191,10 +191,10 @@ def warmup(
     model, tokenizer = load_trainable(student, full=full, lora=lora, device=device, dtype=dtype)
     policy = PolicyModel(model, tokenizer, name=str(student))
     before = _accuracy(policy.engine, check, seed, data)
-    helper = teacher and load_teacher(str(teacher), temperature=0.0)
     rows = warmup_data(
-        policy.engine, problems, teacher=helper or None, seed=seed, progress=progress, responses=work, **data
-    )
+        policy.engine, problems, teacher=load_teacher(str(teacher), temperature=0.0) if teacher else None, seed=seed,
+        progress=progress, responses=work, **data,
+    )  # fmt: skip
     cuda = policy.engine.device.type == "cuda"
     options: dict[str, Any] = dict(
         args=SFTConfig(
