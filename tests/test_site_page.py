@@ -90,6 +90,17 @@ def test_screenshots_in_both_colours_and_of_a_phone(page):
         reader.close()
 
 
+@pytest.mark.parametrize("path", ["results/", "lessons/04_rewards/"])
+def test_a_figure_is_as_wide_as_its_text(page, path):
+    page.goto(f"/{path}")
+    figure = page.locator(".lesson-output .rl-fig").first
+    if path.startswith("lessons") and not figure.count():
+        pytest.skip("the lessons are not executed: make notebooks")
+    figure.locator(".main-svg").first.wait_for()
+    wide = figure.locator(".main-svg").first.bounding_box()["width"]
+    assert wide > 0.9 * page.locator("article p").first.bounding_box()["width"]
+
+
 def test_a_word_is_found_and_its_page_opens(page):
     page.goto("/")
     page.get_by_placeholder("Search").click()
