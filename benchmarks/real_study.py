@@ -166,7 +166,8 @@ def rule(out: Path, tests: list[Problem], pair: rl.Pair, alone: list[Trace]) -> 
             f"{how}: right {mean(right)}, minus the student {paired(right, before)}, {100 * share:.1f} % teacher tokens"
         )
         print(f"    mended {int((right > before).sum())}, broken {int((right < before).sum())}", flush=True)
-        if not write:
+        shared = pair.teacher.fingerprint == pair.student.text.fingerprint
+        if shared and not write:
             with TraceWriter(out / "recorded.jsonl") as writer:
                 writer.replace(recorded(pair.teacher, traces[2::5], against=pair.student))
 

@@ -165,7 +165,7 @@ def main() -> None:
     try:
         plan = parts(args, options)
         settings = {name: part.bound if isinstance(part, RelayGRPOConfig) else part for name, part in plan.items()}
-        run = " ".join([args.run, *(["--warmup", args.warmup] if args.warmup else []), *options])
+        run = " ".join([args.run, *(["--warmup", args.warmup] if args.warmup != "{}" else []), *options])
         bound = {"run": run, "commit": commit(), "machine": where, "quick": args.quick, "settings": settings}
         name = Path(args.run).stem + ("-quick" if args.quick else "")
         out = bind_folder((args.out or Path("runs", "speedrun", name)).absolute(), bound)

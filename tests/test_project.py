@@ -79,7 +79,9 @@ def test_one_version():
 
 @pytest.mark.parametrize("name", ["pyproject.toml", "constraints.txt", "environment.yml", "Makefile", ".ci/run"])
 def test_no_index_and_no_host_is_named(name):
-    text = (ROOT / name).read_text().replace(f'"{PROJECT["urls"]["Repository"]}"', "")  # the project's own address
+    text = (ROOT / name).read_text()
+    for address in PROJECT["urls"].values():  # the project's own
+        text = text.replace(f'"{address}"', "")
     assert not re.search(r"https?://|index-url|find-links|trusted-host", text)
 
 

@@ -59,10 +59,12 @@ def relaylab(archives, tmp_path_factory):
     if os.environ.get("RELAYLAB_EMPTY"):
         venv.create(home, with_pip=True)
         program = str(home / ("Scripts" if os.name == "nt" else "bin") / "python")
-        constraints = ("-q", "--no-compile", "-c", ROOT / "constraints.txt")
-        if torch := os.environ.get("RELAYLAB_TORCH"):  # arguments for pip that avoid CUDA
-            python("-m", "pip", "install", *constraints, "torch", *torch.split(), cwd=place, program=program)
-        python("-m", "pip", "install", *constraints, archives[0], cwd=place, program=program)
+        constraints = ROOT / "constraints.txt"
+        install = ("-m", "pip", "install", "-q", "--no-compile")
+        if index := os.environ.get("RELAYLAB_TORCH"):  # arguments for pip that avoid CUDA
+            pin = re.search(r"^torch==.*", constraints.read_text(encoding="utf-8"), re.M)[0]
+            python(*install, pin, *index.split(), cwd=place, program=program)
+        python(*install, "-c", constraints, archives[0], cwd=place, program=program)
     else:
         python("-m", "pip", "install", "-q", "--no-deps", "--no-index", "--target", home, archives[0], cwd=place)
         env["PYTHONPATH"] = str(home)

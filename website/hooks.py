@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import tomllib
 from html import escape, unescape
 from pathlib import Path
 from textwrap import indent
@@ -46,7 +47,10 @@ _outputs: dict[str, list[str]] = {}  # of each lesson: its outputs as HTML, in t
 
 
 def on_config(config):
-    """Fill the two folders of the navigation."""
+    """Fill the two folders of the navigation, and say where the site will be, once the project has an address."""
+    urls = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]
+    if ".invalid/" not in urls["Repository"]:
+        config.site_url, config.repo_url = urls["Documentation"], urls["Repository"]
     names = sorted(
         (path.stem for path in (ROOT / "notebooks").glob("*.ipynb")), key=lambda name: (name != "START", name)
     )

@@ -1,7 +1,7 @@
 """Stage 1, the supervised warm-up: the student learns the syntax of a call, not when to call (method: stage 1).
 
 It is trained on its own responses with commands in them (``warmup_data.py``), on TRL's SFTTrainer. Not all defaults are
-the paper's; docs/training.md has the numbers behind them:
+the paper's; docs/trials.md has the numbers behind them:
 
 - ``loss``: the paper's is cross-entropy over the whole response, which unlearns what is stored near tokens drawn by
   chance. ``distill`` learns the commands alone by cross-entropy. Every other token keeps the untouched student's

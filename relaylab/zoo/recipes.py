@@ -26,18 +26,18 @@ RECORD = "training.json"  # in each embedded model's folder: how it was made
 # Why all weights: the student has never seen the tokens of the tags, which stand at log-probability -30. An adapter of
 # the layers can only lift them together with every other token that it never saw. Why correct responses alone: nearly
 # half of the mixture is beyond this student, and learning its own random digits by heart costs it what it can do. Why n
-# in 4..24: answers have 75 tokens, and d * 10**k knows no number between 10 and 20 (docs/training.md).
+# in 4..24: answers have 75 tokens, and d * 10**k knows no number between 10 and 20 (docs/trials.md).
 WARMUP: dict[str, Any] = dict(
     loss="cross_entropy", num_problems=6000, data_seed=3, temperature=0.7, keep_correct=True,
     numbers=list(range(4, 25)), max_steps=700, learning_rate=6e-3, seed=0,
 )  # fmt: skip
 # Why min_token_prob: without it the warm-up costs the student most of the products that it knew and the sums of large
-# numbers that follow them. It can hardly read a number after a tag then (docs/training.md). Wrong responses may stay.
+# numbers that follow them. It can hardly read a number after a tag then (docs/trials.md). Wrong responses may stay.
 SURE = WARMUP | dict(num_problems=24000, keep_correct=False, min_token_prob=0.5, max_steps=2000)
 SIX = ("savings", "shopping", "bakery", "tiles", "depot", "galaxy")  # of each level some, and no quotients
 # Self-distillation forgets little, so every response is learned from, right or wrong, as it was sampled. Half of the
 # commands stand where the student is unsure: from there GRPO finds the token that needs help. Why whole words: a call
-# behind the first digit of a product comes too late when that digit is wrong (docs/training.md).
+# behind the first digit of a product comes too late when that digit is wrong (docs/trials.md).
 DISTILLED: dict[str, Any] = dict(
     student="lifelike/student", teacher="lifelike/teacher", suites=list(ALL_SUITES), num_problems=6000, data_seed=3,
     numbers=list(range(3, 21)), uniform=0.5, max_steps=1500, learning_rate=3e-3, seed=0,
