@@ -55,7 +55,7 @@ CUT_OFF = """(view) => {
 
 @dataclass
 class Lab:
-    """A page of JupyterLab with a notebook. ``errors`` are the console's, and exceptions that nobody caught.
+    """A page: JupyterLab with a notebook, or a file. ``errors`` are the console's, and exceptions that nobody caught.
 
     ``elsewhere``: what the page asked of another machine.
     """
@@ -149,26 +149,39 @@ def write_notebook(path: Path, *cells: str) -> Path:
 @contextmanager
 def open_jupyter(folder: Path, home: Path) -> Iterator[Callable[[str], Lab]]:
     """What opens a notebook of ``folder``, by name, in a page of its own. Skips without playwright or Chromium."""
+    with open_chromium() as browser, _server(folder, home) as address:
+        yield lambda name: _opened(browser.new_page(viewport={"width": 1280, "height": 1400}), address(name))
+
+
+@contextmanager
+def open_chromium() -> Iterator[Any]:
+    """A browser without a window. Skips without playwright or Chromium."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     if CHROMIUM is None:
-        pytest.skip("no Chromium on this machine: JupyterLab cannot be tried in a browser")
-    with _server(folder, home) as address, playwright.sync_playwright() as play:
+        pytest.skip("no Chromium on this machine: nothing can be tried in a browser")
+    with playwright.sync_playwright() as play:
         browser = play.chromium.launch(
             executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
         )
         try:
-            yield lambda name: _opened(browser.new_page(viewport={"width": 1280, "height": 1400}), address(name))
+            yield browser
         finally:
             browser.close()
 
 
-def _opened(page: Any, address: str) -> Lab:
+def visit(page: Any, address: str, home: str) -> Lab:
+    """Open an address. What does not begin with ``home`` is elsewhere."""
     lab = Lab(page)
     page.on("console", lambda m: lab.errors.append(f"{m.text} [{m.location}]") if m.type == "error" else None)
     page.on("pageerror", lambda e: lab.errors.append(f"uncaught: {e}"))
-    here = (address.partition("/lab")[0], "data:", "blob:")
+    here = (home, "data:", "blob:")
     page.on("request", lambda r: None if r.url.startswith(here) else lab.elsewhere.append(r.url))
     page.goto(address, timeout=SECONDS * 1000)
+    return lab
+
+
+def _opened(page: Any, address: str) -> Lab:
+    lab = visit(page, address, address.partition("/lab")[0])
     page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=SECONDS * 1000)
     # A notebook that is run before it has its kernel asks which one it should be.
     kernel = "window.jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel"

@@ -324,6 +324,11 @@ def test_the_player_of_the_lesson(lesson: Lab):
     assert hidden.count() == tokens - 5
     strips.nth(0).locator("span").nth(2).hover()
     assert token.inner_text().startswith("token 3 of")
+    begins = strips.nth(0).locator("span[data-call='1']")
+    begins.hover()
+    likeliest = player.locator(".rl-likely li").all_inner_texts()
+    assert len(likeliest) >= 5
+    assert any(re.fullmatch(r"<call> \S+ % ✓", line) for line in likeliest)
 
     # By keys alone.
     lesson.tab_through(player)
@@ -334,6 +339,7 @@ def test_the_player_of_the_lesson(lesson: Lab):
     press("Home")
     press("c")
     assert call.inner_text().startswith("Call 1, at token ")
+    assert player.locator(".rl-likely li").all_inner_texts() == likeliest
     press(" ")
     assert player.get_by_role("button", name="Pause").count() == 1
     lesson.page.wait_for_function(
