@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import plotly.graph_objects as go
 import pytest
-from real_jupyterlab import Lab, open_chromium, visit
+from real_jupyterlab import FAINT, Lab, open_chromium, visit
 
+from relaylab.evaluation.score import recorded
 from relaylab.relay.pair import load_pair
 from relaylab.tasks.suites import problem
 from relaylab.trace import Call, Trace
+from relaylab.views.atlas import atlas, read_labelled
+from relaylab.views.cost_dial import cost_dial
+from relaylab.views.counterfactual_view import CounterfactualView
 from relaylab.views.player import player, player_state
-from relaylab.views.theme import Html
+from relaylab.views.predict import Predict
+from relaylab.views.reward_lab import reward_lab
+from relaylab.views.theme import Html, show_figure, with_alt_text
+from relaylab.views.trace_view import trace_html
 
 pytestmark = pytest.mark.browser
+
+ROOT = Path(__file__).parents[1]
 
 # Of a token's first line, in the window.
 MIDDLE = """(token) => {
@@ -115,3 +126,67 @@ def test_a_command_stays_in_one_piece_at_every_width(saved):
                 assert abs(left - right) <= 2, width
             tops.add(command[0][0][0])
     assert len(tops) > 4, "the widths put commands into other lines"
+
+
+PATCHES = """<section><p style="color:#777">F plain</p><p style="color:#767676">plain</p>
+<h1 style="font-size:24px;color:#949494">large</h1><h1 style="font-size:24px;color:#969696">F large</h1>
+<p style="opacity:.5">F half of black</p><b style="opacity:.6">more of black</b>
+<div style="background:oklab(0 0 0)"><p style="color:#767676">on black</p><p style="color:#747474">F on black</p>
+<p style="background:rgba(255,255,255,.5)"><i style="color:#222">F on grey</i></p></div>
+<svg><text y="20" fill="#777">F drawn</text>
+<text y="50" fill="#777" style="paint-order:stroke;stroke:#000;stroke-width:3px">on its stroke</text></svg>
+<p style="display:none;color:#fff">none</p><p style="visibility:hidden;color:#fff">hidden</p>
+<details><summary>folded</summary><p style="color:#eee">F in a fold</p></details>
+<style>u::after{content:"F after";color:#777} .p::placeholder{color:#777}</style><u>x</u>
+<input value="F field" style="color:#777;background:#fff"><input class="p" placeholder="F hint"></section>"""
+
+
+def test_what_measures_contrasts_finds_what_is_faint(browser: Any):
+    """#767676 on white is the lightest grey of 4.54:1, #777777 has 4.48:1; of large texts #949494 has 3.03:1."""
+    page = browser.new_page()
+    page.set_content(PATCHES)
+    _, faint = page.locator("section").evaluate(FAINT)
+    assert page.locator("details[open]").count() == 0
+    page.close()
+    found = [re.match(r'[\d.]+: "?(F [a-z ]+?)"? in <', line)[1] for line in faint]
+    assert sorted(found) == sorted(set(re.findall(r'[">](F [a-z ]+)[<"]', PATCHES)))
+
+
+def figure() -> Html:
+    fig = go.Figure(go.Scatter(x=[0, 20, 40], y=[80, 60, 5], name="measured"))
+    guess = Predict("How many?", unit="%", at=[0, 20, 40])
+    guess.answer([90, 50, 10])
+    return show_figure(guess.draw(with_alt_text(fig, "A line.", "Line", height=300)))
+
+
+@pytest.fixture(params=["player", "atlas", "movie", "reward_lab", "cost_dial", "trace", "figure", "record"])
+def view(request, trace: Trace) -> tuple[Html, str]:
+    """A view, and what of it only a script draws; of pages without a script, the page's own."""
+    pair = load_pair("relay")
+    seen = recorded(pair.teacher, [trace], against=pair.student)
+    rollouts, steps = read_labelled(ROOT / "notebooks" / "measured" / "rollouts")
+    made = {
+        "player": lambda: (player(seen), ".rl-strip span.rl-c"),
+        "atlas": lambda: (atlas([*rollouts, *seen]), "[role=grid] .rl-a6"),
+        "movie": lambda: (atlas(rollouts, by=steps, name="training step", movie=True), "[role=grid] [role=row]"),
+        "reward_lab": lambda: (reward_lab(), "tbody input"),
+        "cost_dial": lambda: (cost_dial(), ".rl-chart .rl-line"),
+        "trace": lambda: (Html(trace_html(trace), ""), ".rl-strip .rl-c"),
+        "figure": lambda: (figure(), ".main-svg .legendtext"),
+        "record": lambda: (CounterfactualView(trace, pair).record(), "h4"),
+    }
+    return made[request.param]()
+
+
+def test_a_saved_view_is_whole_and_can_be_read_in_both_colours(view: tuple[Html, str], saved):
+    """Opened from its file, with the network off: it asks for nothing, and no text is faint."""
+    shown, drawn = view
+    lab = saved(shown)
+    lab.page.locator(drawn).first.wait_for()
+    for scheme in ("light", "dark"):
+        lab.page.emulate_media(color_scheme=scheme)
+        measured, faint = lab.page.locator("body").evaluate(FAINT)
+        assert measured > 5
+        assert faint == [], scheme
+    assert lab.errors == []
+    assert lab.elsewhere == []
