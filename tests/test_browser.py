@@ -319,16 +319,15 @@ def test_the_player_of_the_lesson(lesson: Lab):
     tokens = strips.nth(0).locator("span").count()
     hidden = strips.nth(0).locator(".rl-later")
 
+    strips.nth(0).locator("span[data-call='1']").hover()
+    likeliest = player.locator(".rl-likely li").all_inner_texts()
+    assert len(likeliest) >= 5
+    assert any(re.fullmatch(r"<call> \S+ % ✓", line) for line in likeliest)
     strips.nth(0).locator("span").nth(4).click()
     assert token.inner_text().startswith(f"token 5 of {tokens} · student")
     assert hidden.count() == tokens - 5
     strips.nth(0).locator("span").nth(2).hover()
     assert token.inner_text().startswith("token 3 of")
-    begins = strips.nth(0).locator("span[data-call='1']")
-    begins.hover()
-    likeliest = player.locator(".rl-likely li").all_inner_texts()
-    assert len(likeliest) >= 5
-    assert any(re.fullmatch(r"<call> \S+ % ✓", line) for line in likeliest)
 
     # By keys alone.
     lesson.tab_through(player)
