@@ -38,9 +38,15 @@ MIDDLE = """(token) => {
 
 
 @pytest.fixture(scope="module")
-def trace() -> Trace:
-    """Two calls of the embedded pair, with what the student would have written."""
-    return load_pair("relay").solve(problem("tiles", 0), alternatives=5)
+def pair() -> Any:
+    return load_pair("relay")
+
+
+@pytest.fixture(scope="module")
+def trace(pair: Any) -> Trace:
+    """Two calls, with what the student would have written and what the teacher thinks of it."""
+    (seen,) = recorded(pair.teacher, [pair.solve(problem("tiles", 0), alternatives=5)], against=pair.student)
+    return seen
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +154,7 @@ def test_what_measures_contrasts_finds_what_is_faint(browser: Any):
     _, faint = page.locator("section").evaluate(FAINT)
     assert page.locator("details[open]").count() == 0
     page.close()
-    found = [re.match(r'[\d.]+: "?(F [a-z ]+?)"? in <', line)[1] for line in faint]
+    found = re.findall(r'^[\d.]+: "?(F [a-z ]+?)"? in <', "\n".join(faint), re.M)
     assert sorted(found) == sorted(set(re.findall(r'[">](F [a-z ]+)[<"]', PATCHES)))
 
 
@@ -160,14 +166,12 @@ def figure() -> Html:
 
 
 @pytest.fixture(params=["player", "atlas", "movie", "reward_lab", "cost_dial", "trace", "figure", "record"])
-def view(request, trace: Trace) -> tuple[Html, str]:
+def view(request, pair: Any, trace: Trace) -> tuple[Html, str]:
     """A view, and what of it only a script draws; of pages without a script, the page's own."""
-    pair = load_pair("relay")
-    seen = recorded(pair.teacher, [trace], against=pair.student)
     rollouts, steps = read_labelled(ROOT / "notebooks" / "measured" / "rollouts")
     made = {
-        "player": lambda: (player(seen), ".rl-strip span.rl-c"),
-        "atlas": lambda: (atlas([*rollouts, *seen]), "[role=grid] .rl-a6"),
+        "player": lambda: (player(trace), ".rl-strip span.rl-c"),
+        "atlas": lambda: (atlas([*rollouts, trace]), "[role=grid] .rl-a6"),
         "movie": lambda: (atlas(rollouts, by=steps, name="training step", movie=True), "[role=grid] [role=row]"),
         "reward_lab": lambda: (reward_lab(), "tbody input"),
         "cost_dial": lambda: (cost_dial(), ".rl-chart .rl-line"),
