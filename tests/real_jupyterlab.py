@@ -52,10 +52,88 @@ CUT_OFF = """(view) => {
   return [...view.querySelectorAll("*")].filter(over).map((e) => e.outerHTML.slice(0, 200));
 }"""
 
+# Texts that are fainter than WCAG 2.2 allows (4.5:1; large ones 3:1), and how many were measured. What is folded is
+# opened for the time. Shapes behind a text of an SVG do not count, nor do the shadows of what scrolls.
+FAINT = """(view) => {
+  const context = Object.assign(document.createElement("canvas"), { width: 1, height: 1 })
+    .getContext("2d", { willReadFrequently: true });
+  const rgba = (color) => {
+    context.clearRect(0, 0, 1, 1);
+    context.fillStyle = color;
+    context.fillRect(0, 0, 1, 1);
+    const [r, g, b, a] = context.getImageData(0, 0, 1, 1).data;
+    return [r, g, b, a / 255];
+  };
+  const over = (top, under) => {
+    const a = top[3] + under[3] * (1 - top[3]);
+    const mix = (k) => (a ? (top[k] * top[3] + under[k] * under[3] * (1 - top[3])) / a : 0);
+    return [mix(0), mix(1), mix(2), a];
+  };
+  const probe = document.body.appendChild(Object.assign(document.createElement("i"), { style: "background: Canvas" }));
+  const canvas = rgba(getComputedStyle(probe).backgroundColor);
+  probe.remove();
+  // What is seen of a color that stands in an element: its backgrounds and opacities, up to the page's.
+  const seen = (color, element) => {
+    for (let e = element; e; e = e.parentElement) {
+      const look = getComputedStyle(e);
+      color = over(color, rgba(look.backgroundColor));
+      color[3] *= Number(look.opacity);
+    }
+    return over(color, canvas);
+  };
+  const luminance = (color) => {
+    const [r, g, b] = color.map((v) => (v / 255 <= 0.04045 ? v / 255 / 12.92 : ((v / 255 + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const faint = [];
+  let measured = 0;
+  const measure = (text, color, ground, element, look) => {
+    const [low, high] = [seen(color, element), seen(ground, element)].map(luminance).sort((a, b) => a - b);
+    const ratio = (high + 0.05) / (low + 0.05);
+    const size = parseFloat(look.fontSize);
+    const needed = size >= 24 || (size >= 18.66 && Number(look.fontWeight) >= 700) ? 3 : 4.5;
+    measured++;
+    const where = `${text.trim().slice(0, 40)} in ${element.outerHTML.slice(0, 120)}`;
+    if (ratio < needed) faint.push(`${ratio.toFixed(2)}: ${where}`);
+  };
+  const shown = (e) => e.checkVisibility({ visibilityProperty: true, opacityProperty: true });
+  const boxed = (rects) => [...rects].some((r) => r.width > 1 && r.height > 1);
+  const folds = [...view.querySelectorAll("details:not([open])")];
+  folds.forEach((e) => (e.open = true));
+  const walker = document.createTreeWalker(view, NodeFilter.SHOW_TEXT);
+  for (let node; (node = walker.nextNode()); ) {
+    const e = node.parentElement;
+    const range = document.createRange();
+    range.selectNodeContents(node);
+    if (!node.data.trim() || !shown(e) || !boxed(range.getClientRects())) continue;
+    const look = getComputedStyle(e);
+    const drawn = e instanceof SVGElement;
+    const outlined = drawn && look.paintOrder.startsWith("stroke") && parseFloat(look.strokeWidth) >= 2;
+    measure(node.data, rgba(drawn ? look.fill : look.color), outlined ? rgba(look.stroke) : [0, 0, 0, 0], e, look);
+  }
+  const letters = /[^\\s"\u00a0\u200b\u2060]/;
+  for (const e of [view, ...view.querySelectorAll("*")].filter(shown)) {
+    for (const which of ["::before", "::after"]) {
+      const look = getComputedStyle(e, which);
+      const hidden = look.visibility === "hidden" || look.opacity === "0" || ["none", "normal"].includes(look.content);
+      const words = hidden ? "" : look.content;
+      if (!letters.test(words) || !boxed(e.getClientRects())) continue;
+      const ground = rgba(look.backgroundColor);
+      measure(words, over(rgba(look.color), ground), ground, e, look);
+    }
+    if (!e.matches("select, textarea, input:not([type=range], [type=checkbox])")) continue;
+    const look = getComputedStyle(e);
+    measure(e.value, rgba(look.color), [0, 0, 0, 0], e, look);
+    if (e.placeholder) measure(e.placeholder, rgba(getComputedStyle(e, "::placeholder").color), [0, 0, 0, 0], e, look);
+  }
+  folds.forEach((e) => (e.open = false));
+  return [measured, faint];
+}"""
+
 
 @dataclass
 class Lab:
-    """A page of JupyterLab with a notebook. ``errors`` are the console's, and exceptions that nobody caught.
+    """A page: JupyterLab with a notebook, or a file. ``errors`` are the console's, and exceptions that nobody caught.
 
     ``elsewhere``: what the page asked of another machine.
     """
@@ -95,7 +173,7 @@ class Lab:
     def screenshots(self, folder: Path, views: dict[str, Any], widths: tuple[int, ...] = (1280, 800)) -> None:
         """Pictures of views, by name, in both themes and all widths (pixels of the window): NAME-THEME-WIDTH.png.
 
-        AssertionError where something of a view is cut off at its right edge, and no scrolling leads there.
+        AssertionError where a text is faint, or cut off at a view's right edge and no scrolling leads there.
         """
         folder.mkdir(parents=True, exist_ok=True)
         for width in widths:
@@ -116,6 +194,9 @@ class Lab:
                         self.page.wait_for_timeout(250)
                         over = view.evaluate(CUT_OFF)
                     view.screenshot(path=str(folder / f"{name}-{theme}-{width}.png"))
+                    measured, faint = view.evaluate(FAINT)
+                    assert measured > 1
+                    assert faint == [], f"{name}, {theme}: {faint}"
                     assert over == [], f"{name}, {theme}, {width} pixels wide: {over}"
 
     def tab_through(self, view: Any) -> None:
@@ -149,26 +230,39 @@ def write_notebook(path: Path, *cells: str) -> Path:
 @contextmanager
 def open_jupyter(folder: Path, home: Path) -> Iterator[Callable[[str], Lab]]:
     """What opens a notebook of ``folder``, by name, in a page of its own. Skips without playwright or Chromium."""
+    with open_chromium() as browser, _server(folder, home) as address:
+        yield lambda name: _opened(browser.new_page(viewport={"width": 1280, "height": 1400}), address(name))
+
+
+@contextmanager
+def open_chromium() -> Iterator[Any]:
+    """A browser without a window. Skips without playwright or Chromium."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     if CHROMIUM is None:
-        pytest.skip("no Chromium on this machine: JupyterLab cannot be tried in a browser")
-    with _server(folder, home) as address, playwright.sync_playwright() as play:
+        pytest.skip("no Chromium on this machine: nothing can be tried in a browser")
+    with playwright.sync_playwright() as play:
         browser = play.chromium.launch(
             executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
         )
         try:
-            yield lambda name: _opened(browser.new_page(viewport={"width": 1280, "height": 1400}), address(name))
+            yield browser
         finally:
             browser.close()
 
 
-def _opened(page: Any, address: str) -> Lab:
+def visit(page: Any, address: str, home: str) -> Lab:
+    """Open an address. What does not begin with ``home`` is elsewhere."""
     lab = Lab(page)
     page.on("console", lambda m: lab.errors.append(f"{m.text} [{m.location}]") if m.type == "error" else None)
     page.on("pageerror", lambda e: lab.errors.append(f"uncaught: {e}"))
-    here = (address.partition("/lab")[0], "data:", "blob:")
+    here = (home, "data:", "blob:")
     page.on("request", lambda r: None if r.url.startswith(here) else lab.elsewhere.append(r.url))
     page.goto(address, timeout=SECONDS * 1000)
+    return lab
+
+
+def _opened(page: Any, address: str) -> Lab:
+    lab = visit(page, address, address.partition("/lab")[0])
     page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=SECONDS * 1000)
     # A notebook that is run before it has its kernel asks which one it should be.
     kernel = "window.jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel"

@@ -64,6 +64,10 @@ guess""",
     'show_figure(guess.draw(with_alt_text(go.Figure(go.Bar(x=["a", "b"], y=[30, 60])), "Bars.", "Bars", height=300)))',
     f"""traces, steps = read_labelled({str(ROOT / "notebooks" / "measured" / "rollouts")!r})
 atlas(traces, by=steps, name="training step", movie=True)""",
+    """curve = Predict("And where?", unit="%", at=[0, 20, 40])
+curve""",
+    """measured = go.Figure(go.Scatter(x=[0, 20, 40], y=[80, 60, 5], name="measured"))
+show_figure(curve.draw(with_alt_text(measured, "A line.", "Line", height=300)))""",
 )
 VIEWS = {  # how their names begin
     "player": "Relay player",
@@ -201,20 +205,68 @@ def test_pictures_of_start(start: Lab):
 # A prediction and a movie ---------------------------------------------------------------------------------------------
 
 
-def test_a_prediction_is_typed_first_and_a_training_is_a_movie(jupyter, folder: Path):
-    lab = opened(jupyter, write_notebook(folder / "later.ipynb", *SHOWN_LATER).name)
-    page, guess = lab.page, lab.page.locator("section[aria-label^='Prediction']")
-    figure = page.locator(".rl-fig .annotation-text")
-    figure.first.wait_for(timeout=WAIT)
+@pytest.fixture(scope="module")
+def later(jupyter, folder: Path) -> Lab:
+    return opened(jupyter, write_notebook(folder / "later.ipynb", *SHOWN_LATER).name)
+
+
+def run_cell(lab: Lab, number: int) -> None:
+    lab.page.locator(".jp-CodeCell .jp-InputArea-editor").nth(number).click()
+    lab.page.keyboard.press("Shift+Enter")
+
+
+def test_a_prediction_is_typed_before_its_figure(later: Lab):
+    page, guess = later.page, later.page.locator("section[aria-label^='Prediction: How many of']")
+    figure = page.locator(".rl-fig").nth(0).locator(".annotation-text")
+    figure.wait_for(timeout=WAIT)
     assert figure.all_text_contents() == ["no prediction"]  # Run All leaves it open
     assert guess.locator(".rl-status").inner_text() == "No prediction yet."
     guess.get_by_role("spinbutton").fill("40")
     page.keyboard.press("Enter")
-    says(lab, guess, "Noted, your prediction: 40 %.")
-    page.locator(".jp-CodeCell .jp-InputArea-editor").nth(2).click()
-    page.keyboard.press("Shift+Enter")
+    says(later, guess, "Noted, your prediction: 40 %.")
+    run_cell(later, 2)
     page.locator(".rl-fig .annotation-text", has_text="your prediction: 40 %").wait_for(timeout=WAIT)
 
+
+def test_a_curve_is_predicted_by_keys_alone(later: Lab):
+    page, guess = later.page, later.page.locator("section[aria-label^='Prediction: And where']")
+    figure, press = page.locator(".rl-fig").nth(1), later.page.keyboard.press
+    figure.locator(".annotation-text").wait_for(timeout=WAIT)
+    assert figure.locator(".annotation-text").all_text_contents() == ["no prediction"]
+    assert figure.locator(".scatterlayer .js-line").count() == 1  # what was measured
+    fields = guess.get_by_role("spinbutton")
+    assert [fields.nth(k).evaluate("(e) => e.labels[0].innerText.trim()") for k in range(fields.count())] == [
+        "at 0\n%", "at 20\n%", "at 40\n%"
+    ]  # fmt: skip
+
+    # Two of three numbers are no curve. Enter in any field notes all.
+    fields.nth(0).focus()
+    page.keyboard.type("90")
+    press("Tab")
+    page.keyboard.type("50.5")
+    press("Enter")
+    says(later, guess, "✗ type 3 numbers, one at each of 0, 20, 40")
+    press("Tab")
+    page.keyboard.type("10")
+    press("Tab")
+    assert focused(later) == "Note this prediction"
+    press("Enter")
+    said = "our prediction: 90 % at 0, 50.5 % at 20, 10 % at 40."
+    says(later, guess, f"Noted, y{said}")
+
+    run_cell(later, 5)
+    legend = figure.locator(".legendtext", has_text="your prediction")
+    legend.wait_for(timeout=WAIT)
+    lines = figure.locator(".scatterlayer .js-line")
+    dashes = lines.evaluate_all("(all) => all.map((e) => getComputedStyle(e).strokeDasharray)")
+    assert (dashes[0], dashes[1] != "none", len(dashes)) == ("none", True, 2)
+    assert figure.locator(".scatterlayer .trace").nth(1).locator(".point").count() == 3
+    assert figure.locator(".annotation-text").count() == 0
+    assert f"Y{said}" in figure.text_content()  # the figure in words
+
+
+def test_a_training_is_a_movie(later: Lab):
+    lab, page = later, later.page
     movie = find(lab, "atlas")
     slider, where = movie.get_by_role("slider", name="training step"), movie.locator("output")
     row = movie.get_by_role("row").nth(1)
@@ -234,7 +286,15 @@ def test_a_prediction_is_typed_first_and_a_training_is_a_movie(jupyter, folder: 
     assert re.fullmatch(r"\d+ of \d+ traces", movie.locator("fieldset .rl-muted").inner_text())
     lab.tab_through(movie)
     lab.screenshots(
-        SCREENSHOTS, {"predict": guess, "prediction": page.locator(".rl-fig"), "movie": movie}, (1366, 1024)
+        SCREENSHOTS,
+        {
+            "predict": page.locator("section[aria-label^='Prediction: How many of']"),
+            "prediction": page.locator(".rl-fig").nth(0),
+            "predict-curve": page.locator("section[aria-label^='Prediction: And where']"),
+            "prediction-curve": page.locator(".rl-fig").nth(1),
+            "movie": movie,
+        },
+        (1366, 1024),
     )
     assert lab.errors == []
     assert lab.elsewhere == [], "no request leaves this machine"
@@ -259,6 +319,10 @@ def test_the_player_of_the_lesson(lesson: Lab):
     tokens = strips.nth(0).locator("span").count()
     hidden = strips.nth(0).locator(".rl-later")
 
+    strips.nth(0).locator("span[data-call='1']").hover()
+    likeliest = player.locator(".rl-likely li").all_inner_texts()
+    assert len(likeliest) >= 5
+    assert any(re.fullmatch(r"<call> \S+ % ✓", line) for line in likeliest)
     strips.nth(0).locator("span").nth(4).click()
     assert token.inner_text().startswith(f"token 5 of {tokens} · student")
     assert hidden.count() == tokens - 5
@@ -274,6 +338,7 @@ def test_the_player_of_the_lesson(lesson: Lab):
     press("Home")
     press("c")
     assert call.inner_text().startswith("Call 1, at token ")
+    assert player.locator(".rl-likely li").all_inner_texts() == likeliest
     press(" ")
     assert player.get_by_role("button", name="Pause").count() == 1
     lesson.page.wait_for_function(
