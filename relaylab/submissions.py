@@ -30,6 +30,7 @@ from relaylab.files import write_whole
 from relaylab.notebook_commands import find_notebook, lessons_home
 from relaylab.options import console, option, say
 
+ADAPTERS = "adapters.py"  # of a capstone in several files
 START_SECONDS = 300.0  # to import the checks, on a busy machine
 KEPT_VARIABLES = ("PATH", "LD_LIBRARY_PATH", "SYSTEMROOT", "LANG")
 # Each thread's stack counts as memory.
@@ -96,7 +97,7 @@ def find_submissions(folder: str | Path, lesson: Lesson) -> dict[str, Path | str
     """The notebook of each student by name, or why there is none.
 
     The folder holds notebooks named after their students, or folders of students, or both. In a student's folder of
-    several notebooks, the one with the lesson's file name counts.
+    several notebooks, the one with the lesson's file name counts; of a capstone in several files, ``adapters.py``.
 
     Raises:
         ValueError: The folder holds no submission, or two of one name.
@@ -110,7 +111,8 @@ def find_submissions(folder: str | Path, lesson: Lesson) -> dict[str, Path | str
         found[name] = path
         if path.is_dir():
             books = [p for p in sorted(path.rglob(f"*{kind}")) if not p.parent.name.startswith(".")]
-            named = [p for p in books if p.name == lesson.path.name] or books
+            named = [p for p in books if p.name == ADAPTERS] if kind == ".py" else []
+            named = named or [p for p in books if p.name == lesson.path.name] or books
             found[name] = named[0] if len(named) == 1 else f"{len(named)} notebooks; one must be {lesson.path.name}"
     if not found:
         raise ValueError(f"{folder} holds no notebooks and no folders; give the folder of the submissions")
@@ -151,6 +153,8 @@ def mark_answers(
     job: dict[str, Any] = {"cells": [source for _, source in (*lesson.cells, *cells)], "given": lesson.given}
     file = lesson.path.suffix == ".py"
     job |= {"module": lesson.path.stem if file else "__main__", "seed": seed, "seconds": seconds, "memory": memory}
+    if path.name == ADAPTERS:  # it imports what lies beside it
+        job |= {"module": path.stem, "modules": str(path.parent.resolve())}
     home = lesson.path.parents[1 if file else 0]
     while left := [name for name in lesson.points if name not in marks]:
         job |= {"exercises": left, "answers": [answer for answer in answers if answer[0] not in broken]}

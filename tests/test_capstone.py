@@ -46,6 +46,34 @@ def test_the_solution_gets_all_and_the_examples_of_the_template_are_right(tmp_pa
     assert runner.failures == 0
 
 
+def test_modules_of_ones_own_are_found_by_the_adapters(tmp_path):
+    """The loop lies in a module of another name; the other functions in the one of the template."""
+    adapters = (LESSON.path.parent / "adapters.py").read_text("utf-8")
+    (tmp_path / "eve").mkdir()
+    (tmp_path / "eve" / "my_relay.py").write_text(SOLUTION, "utf-8")
+    assert set(marks(tmp_path / "eve" / "adapters.py", adapters).values()) == {"right."}
+    (tmp_path / "eve" / "loop.py").write_text(
+        f"{SOLUTION}\n\nclass Loop:\n    answer = staticmethod(my_relay)\n", "utf-8"
+    )
+    (tmp_path / "eve" / "my_relay.py").write_text(SOLUTION.replace("def my_relay(", "def other("), "utf-8")
+    own = adapters.replace(
+        "group_rewards, my_relay\n", "group_rewards\nfrom loop import Loop\nmy_relay = Loop().answer\n", 1
+    )
+    assert set(marks(tmp_path / "eve" / "adapters.py", own).values()) == {"right."}
+    assert find_submissions(tmp_path, LESSON) == {"eve": tmp_path / "eve" / "adapters.py"}
+
+
+def test_a_module_that_harms_is_stopped_while_it_is_imported(tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_text("kept")
+    (tmp_path / "mal").mkdir()
+    (tmp_path / "mal" / "my_relay.py").write_text(f"{SOLUTION}\nimport os\nos.remove({str(victim)!r})\n", "utf-8")
+    adapters = (LESSON.path.parent / "adapters.py").read_text("utf-8")
+    found = marks(tmp_path / "mal" / "adapters.py", adapters)
+    assert all("must not write, delete or start" in remark for remark in found.values()), found
+    assert victim.read_text() == "kept"
+
+
 def test_what_loops_or_breaks_loses_its_own_points(tmp_path):
     loops = SOLUTION.replace("    answer, begin, calls = [], 0, 0", "    while True:\n        pass\n    answer = []", 1)
     found = marks(tmp_path / "bob" / "my_relay.py", loops, seconds=2)
