@@ -220,6 +220,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=STEPS, choices=STEPS)
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
+    if "gsm8k" in asked.only and asked.only is not STEPS and not asked.benchmarks:
+        parser.error("gsm8k needs --benchmarks: a folder with gsm8k.jsonl and gsm8k_train.jsonl")
     made_by = {k: str(v) for k, v in vars(asked).items() if k not in ("out", "threads", "only", "benchmarks")}
     bind_folder(asked.out, plain(made_by))
     torch.set_num_threads(asked.threads)

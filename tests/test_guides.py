@@ -73,3 +73,17 @@ def test_the_minutes_of_the_lessons_are_counted():
     assert rows == [(path.stem, str(counting.minutes(path))) for path in lessons]
     exact = {path.stem: round(sum(counting.sections(path).values(), counting.Counts()).minutes) for path in lessons}
     assert all(20 <= minutes <= 30 for minutes in exact.values()), exact
+
+
+def test_files_that_pages_name_are_there():
+    """Those in folders of ours; a page may also name files of other projects, and of a run."""
+    root = DOCS.parent
+    places = [root, root / "relaylab", root / "notebooks"]
+    named = re.compile(r"`([\w.-]+)(/[\w./-]+\.(?:py|js|css|yaml|yml|json|csv|jsonl))`")
+    pages = [*sorted(DOCS.glob("*.md")), *root.glob("*.md")]
+    found = [(page.name, m[1] + m[2]) for page in pages for m in named.finditer(page.read_text(encoding="utf-8"))]
+    ours = [(page, name) for page, name in found if any((p / name.split("/")[0]).is_dir() for p in places)]
+    assert len(ours) > 40
+    assert [
+        named for named in ours if "runs/" not in named[1] and not any((p / named[1]).exists() for p in places)
+    ] == []

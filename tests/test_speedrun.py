@@ -78,6 +78,7 @@ def test_a_look_that_was_killed_goes_on(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     record = json.loads((tmp_path / "out" / "record.json").read_text())
+    assert record["run"] == RUN
     seconds = record["seeds"]["1"]["seconds"]
     assert list(seconds) == ["1-warmup", "filter 2-relay", "2-relay"]
     assert seconds["1-warmup"] == round(before["1-warmup"] - before["start"], 1)
