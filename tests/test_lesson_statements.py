@@ -15,9 +15,11 @@ import pytest
 import torch
 
 import relaylab as rl
+from lesson import graded
 from lesson.checks import EXERCISES, NotYet, check
 from relaylab.call_tag import format_call
 from relaylab.cost import ModelPrices, Prices, costs, hand_offs, usage
+from relaylab.evaluation.learning import calls_at
 from relaylab.evaluation.placement import calls_frame
 from relaylab.evaluation.table import trace_files
 from relaylab.memory import GB, QWEN3, shipped
@@ -98,11 +100,76 @@ def test_02_says_that_the_warmed_up_student_asks_in_doubt_and_not_in_need():
     assert (unsure & ~arithmetic).sum() > (unsure & arithmetic).sum(), "most doubts are about words"
 
 
-def run_cells(number: str, names: tuple[str, ...]) -> dict:
-    """What a lesson's cells of these names leave behind, their figures not drawn."""
+def test_00_says_what_a_rule_of_one_line_finds_and_what_it_costs():
+    """It finds the hard step, and calls in answers that the student gets right alone."""
+    says = " ".join(sources("00")["cell-27"].split())
+    assert "a rule of one line finds that step" in says
+    assert "calls at uncertain steps that the student would have got right" in says
+    pair, rule = rl.load_pair("warm", "teacher"), rl.CallWhenUnsure(0.6, 8, most=3)
+    hard = pair.decode(rl.problems("tiles", 6) + rl.problems("depot", 6), call_rule=rule, progress=False)
+    assert sum(any(calls_at(t, {"product_2x2"})) for t in hard) >= 9
+    medium = rl.problems("convoy", 8) + rl.problems("bakery", 8)
+    helped, alone = (
+        p.decode(medium, call_rule=r, progress=False)
+        for p, r in ((pair, rule), (rl.load_pair("student", "none"), None))
+    )
+    assert any(a.correct and h.answered for a, h in zip(alone, helped))
+
+
+def test_02_says_what_a_warm_up_costs_and_that_it_does_not_teach_when():
+    cells = {name: " ".join(text.split()) for name, text in sources("02").items()}
+    made = json.loads((HOME / "relaylab" / "zoo" / "weights" / "lifelike" / "warmup" / "training.json").read_text())
+    assert "The warm-up has a cost" in cells["cell-29"]
+    assert 0.85 < made["accuracy_after"] < made["accuracy_before"], "much of the loss is recovered"
+    pair = rl.load_pair("lifelike/warmup", "lifelike/teacher")
+    hard = [p for suite in ("tiles", "depot", "harvest") for p in rl.problems(suite, 8)]
+    calling, forbidden = (
+        pair.decode(hard, temperature=1.0, forbid_calls=banned, progress=False) for banned in (False, True)
+    )
+    right = [np.mean([bool(t.correct) for t in traces]) for traces in (calling, forbidden)]
+    assert "gains next to nothing" in cells["cell-37"]
+    assert right[0] - right[1] < 0.15
+    assert "Hardly any call is at the hard step" in cells["cell-39"]
+    hits = [hit for t in calling for hit in calls_at(t, HARD_KINDS)]
+    assert len(hits) >= 8
+    assert np.mean(hits) < 0.2
+    first = [t.answered[0].start / len(t.completion_ids) for t in calling if t.answered]
+    assert np.percentile(first, 20) < 0.25 < 0.5 < np.percentile(first, 80), "nearly anywhere"
+    found = pair.solve(rl.problem("savings", 0), call_rule=rl.CallAt({20: 14}))
+    call = found.answered[0]
+    doubts = dict(zip(found.pieces[call.start + 1 : call.end], found.entropies[call.start + 1 : call.end]))
+    assert "The measured entropy at the two digits is close to both" in cells["cell-44"]
+    assert abs(doubts["1"] - 1.24) < 0.5, "3 to 20: ten of eighteen numbers begin with a 1"
+    assert abs(doubts["4"] - np.log(10)) < 0.3
+    assert max(nats for piece, nats in doubts.items() if not piece.isdigit()) < 0.1, "certain at the tags"
+
+
+def test_02_says_which_warm_ups_give_dependent_groups():
+    says = " ".join(sources("02")["sweep-read"].split())
+    assert "the paper's long calls, and a call in *every* answer" in says
+    sweep = pd.read_csv(HOME / "notebooks" / "measured" / "warmup.csv").groupby("warm-up").mean(numeric_only=True)
+    two = ["k in 0..3, the paper's", "a call in all"]
+    assert sweep.loc[two, "dependent"].min() > 1.5 * sweep["dependent"].drop(two).max(), "far more"
+    assert sweep["alone"].idxmin() == two[1]
+    assert sweep.loc[two[1], "alone"] < 0.6 * sweep["alone"].drop(two[1]).median(), "half of its accuracy"
+    assert sweep.loc[two, "teacher_share"].min() > 1.7 * sweep["teacher_share"].drop(two).median()
+    wanted = {sweep["accuracy"].idxmax(), sweep["alone"].idxmax(), sweep["dependent"].idxmax()}
+    assert len(wanted) > 1, "no warm-up is the best in every column"
+
+
+def run_cells(number: str, names: tuple[str, ...], changes: dict[str, str] | None = None) -> dict:
+    """What a lesson's cells of these names leave behind, their figures not drawn; with ``changes`` of their text."""
     cells, scope = sources(number), dict[str, Any]()
     for name in names:
-        exec(cells[name].replace("setup()\n", "").replace("show_figure(fig)", ""), scope)
+        source = cells[name]
+        for old, new in {
+            "setup()\n": "",
+            "show_figure(guess.draw(fig))": "",
+            "show_figure(fig)": "",
+            **(changes or {}),
+        }.items():
+            source = source.replace(old, new)
+        exec(source, scope)
         scope["setup"] = scope["show_figure"] = lambda *_: None
     return scope
 
@@ -165,6 +232,17 @@ def test_06_says_of_exploration_what_its_sweep_shows():
     assert [float(number) for number in said.groups()] == pytest.approx(ends, abs=0.0051)
 
 
+def test_06_says_where_help_is_not_needed_and_where_it_is_in_vain():
+    says = " ".join(" ".join(sources("06").values()).split())
+    assert "In the first three suites the student needs no help. In *galaxy* the teacher cannot help" in says
+    easy = [p for suite in ("savings", "shopping", "sharing") for p in rl.problems(suite, 6)]
+    assert all(t.correct for t in rl.load_pair("student", "none").decode(easy, progress=False))
+    beyond = rl.load_pair("relay").decode(rl.problems("galaxy", 8), progress=False)
+    assert "Even with the filter the student calls for help that the teacher cannot give" in says
+    assert sum(bool(t.answered) for t in beyond) >= 4
+    assert not any(t.correct for t in beyond)
+
+
 def test_07_says_what_practice_repairs_without_a_teacher():
     """A wrong fact in part, a wrong route and a hard product never."""
     says = " ".join(sources("07")["by-level-says"].split())
@@ -202,6 +280,48 @@ def test_12_and_13_say_how_sure_a_call_is_and_whom_it_visits():
     assert np.median(doubts) < 0.3, "most often it is sure to call"
     right = [np.mean([bool(t.correct) for t in traces if bool(t.answered) == called]) for called in (True, False)]
     assert right[0] < right[1]
+
+
+def test_12_says_that_calls_are_a_staircase_and_two_tokens_too_few_lose():
+    scope = {"rl": rl, "np": np, "pd": pd, "graded": graded, "Problem": rl.problem("tiles", 0).__class__}
+    scope |= {"pair": rl.load_pair("relay", "teacher"), "problems": rl.problems("tiles", 6)}
+    cells = sources("12")
+    exec(cells["cell-44"], scope)
+    grid = scope["grid"]
+    enough = [next(n for n in grid.index if grid.loc[n, place] >= 90) for place in ("line 1", "line 3", "line 4")]
+    assert enough == sorted(set(enough), reverse=True), "the earlier, the longer"
+    below = [grid.loc[n, place] for place in grid.columns[:4] for n in grid.index if grid.loc[n, place] < 90]
+    assert max(below) <= 20, "next to nothing below the stair"
+    assert grid.loc[16, "its result"] > grid.loc[8, "its result"], "longer calls give more, so the help was right"
+    assert "*two* tokens too few lose everything. (One too few seldom matters" in " ".join(cells["cell-46"].split())
+    solved = [scope["solved"](p) for p in scope["problems"]]
+    places = [scope["places"](p) for p in scope["problems"]]
+    for missing, least, most in ((1, 4, 6), (2, 0, 0)):
+        lengths = [place["its result"] + 4 - missing - place["line 4"] for place in places]
+        stream = scope["once"].forks(solved, [place["line 4"] for place in places], call=lengths)
+        for _ in stream:
+            pass
+        right = sum(bool(graded(t, p).correct) for t, p in zip(stream.traces, scope["problems"]))
+        assert least <= right <= most, missing
+
+
+def test_13_says_that_a_plain_difference_needs_no_call():
+    """Forks that gag the student say that it does; the line by itself does as well."""
+    assert "nearly every fork without such a call was wrong" in " ".join(sources("13")["surprises"].split())
+    names = ("more-parameters", "cell-01", "cell-02", "cell-31", "cell-33", "cell-36", "cell-39")
+    scope = run_cells(
+        "13",
+        names,
+        {
+            "for p in rl.problems(suite, problems": 'for p in rl.problems("tiles", problems',
+            "in rl.SUITES for p": "in (0,) for p",
+            "[5, 10]": "[5]",
+        },
+    )
+    row = scope["view"].loc["difference"]
+    assert row["calls"] >= 5
+    assert max(row["without"], row["alone"]) <= 0.2
+    assert row["line_itself"] >= 0.9
 
 
 def test_14_says_which_doubts_are_harmless_and_which_errors_have_little():
@@ -255,6 +375,24 @@ def test_09_says_whom_the_lifelike_relay_can_use():
     assert right["teacher"][0] >= 3
     assert 0 < right["teacher"][1] < right["lifelike/teacher"][1], "routes that the student has begun"
     assert min(right["lifelike/teacher"]) >= 5
+
+
+def test_09_says_that_a_teacher_can_hurt_and_is_not_noticed():
+    says = " ".join(sources("09")["surprises"].split())
+    easy, hard = rl.problems("savings", 8) + rl.problems("sharing", 8), rl.problems("tiles", 8)
+    limits = {"max_tokens": 160, "max_calls": 2, "progress": False}
+    right = [
+        np.mean([bool(t.correct) for t in rl.load_pair("grpo", teacher).decode(easy, **limits)])
+        for teacher in ("none", "teacher")
+    ]
+    assert "With a good teacher it is far worse than alone, on problems that it solves alone" in says
+    assert right[0] == 1.0
+    assert right[1] < 0.8
+    assert "it calls at the same first places, and for as many tokens" in says
+    asked = [rl.load_pair("relay", teacher).decode(hard, **limits) for teacher in ("teacher", "student")]
+    first = [[(t.answered[0].start, t.answered[0].requested) for t in traces if t.answered] for traces in asked]
+    assert len(first[0]) >= 6
+    assert first[0] == first[1]
 
 
 def test_10_says_what_other_words_and_a_space_cost():
@@ -360,7 +498,7 @@ def test_17_shows_a_real_relay_whose_teacher_plans():
 )
 def test_numbers_of_earlier_runs_stand_beside_their_commands(number, cell):
     """A lesson may quote a run that it does not do; then docs/ has the number, with the command."""
-    quoted = re.findall(r"(?<![\d.])\d\d\.\d(?!\d)", sources(number)[cell])
+    quoted = re.findall(r"(?<![\d.])(?:\d\d\.\d(?!\d)|\d{1,2}\.\d+(?= %))", sources(number)[cell])
     docs = " ".join(
         (HOME / "docs" / f"{page}.md").read_text("utf-8") for page in ("results", "placement", "evaluation")
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import plotly.graph_objects as go
 import pytest
+from plotly.subplots import make_subplots
 
 from relaylab.views.predict import Predict
 from relaylab.views.theme import show_figure, with_alt_text
@@ -34,6 +35,21 @@ def test_a_choice_is_a_line_at_its_category():
     (line,) = guess.draw(figure(), "x").layout.shapes
     assert (line.xref, line.x0, line.yref) == ("x", "0.2", "paper")
     assert not guess.draw(figure(), None).layout.shapes
+
+
+def test_a_number_stands_on_the_axis_of_its_panel_in_that_axis_s_unit():
+    panels = make_subplots(rows=2, cols=1)
+    panels.add_scatter(x=[1, 100], y=[1, 2], row=1, col=1)
+    panels.add_scatter(x=[1, 100], y=[30, 40], row=2, col=1)
+    guess = Predict("How many times as much?")
+    guess.answer(4)
+    (line,) = guess.draw(go.Figure(panels), "y2", scale=10).layout.shapes
+    assert (line.yref, line.y0, line.y1, line.xref, line.x0, line.x1) == ("y2", 40, 40, "paper", 0, 1)
+    fig = guess.draw(go.Figure(panels).update_xaxes(type="log"), "x", scale=25)
+    assert (fig.layout.shapes[0].x0, fig.layout.annotations[0].x) == (100, 2), "a text stands at the logarithm"
+    guess.answer(0)
+    fig = guess.draw(go.Figure(panels).update_xaxes(type="log"), "x")
+    assert (len(fig.layout.shapes), fig.layout.annotations[0].text) == (0, "your prediction: 0")
 
 
 def test_a_curve_is_a_trace_with_what_was_typed():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import traitlets as t
 
@@ -82,29 +82,38 @@ class Predict(Widget):
         places = [f" at {x}" for x in at] or [""]
         return "your prediction: " + ", ".join(map("".join, zip(numbers, places)))
 
-    def draw(self, fig: Figure, axis: Literal["x", "y"] | None = "y") -> Figure:
+    def draw(self, fig: Figure, axis: str | None = "y", *, scale: float = 1.0) -> Figure:
         """Draw the prediction into a figure as a dashed line, a curve with markers, and add it to the text alternative.
 
         Args:
             fig: A plotly figure; it is changed.
-            axis: Where the value stands; with None, the figure only says it. A curve's numbers are heights.
+            axis: Where the value stands, "x" or "y" or that of a panel, such as "y2". With None, the figure only says
+                it. A curve's numbers are heights.
+            scale: What one of the number is on that axis.
 
         Returns:
             The same figure.
         """
         place: dict[str, Any] = {"xref": "paper", "yref": "paper", "x": 1, "y": 1, "xanchor": "right"}
-        drawn = self.value is not None and axis
+        layout: Any = fig.layout
+        drawn = axis if self.value is not None else None
         if drawn and self.setup["at"]:
             looks = {"line": {"dash": "dash", "color": GREY}, "name": "your prediction", "showlegend": True}
             fig.add_scatter(x=self.setup["at"], y=self.value, mode="lines+markers", **looks)
         elif drawn:
-            other = "y" if axis == "x" else "x"
-            line = {f"{axis}ref": axis, f"{other}ref": "paper", f"{axis}0": self.value, f"{axis}1": self.value}
-            fig.add_shape(type="line", **{f"{other}0": 0, f"{other}1": 1}, **line, line={"dash": "dash", "color": GREY})
-            place |= {f"{axis}ref": axis, axis: self.value} | ({"xanchor": "center"} if axis == "x" else {})
+            along, across = ("x", "y") if drawn[0] == "x" else ("y", "x")
+            at: Any = self.value if self.setup["choices"] else scale * self.value
+            line = {f"{along}ref": drawn, f"{across}ref": "paper", f"{along}0": at, f"{along}1": at}
+            line |= {f"{across}0": 0, f"{across}1": 1, "line": {"dash": "dash", "color": GREY}}
+            log = (
+                layout[f"{along}axis{drawn[1:]}"].type == "log"
+            )  # there a text stands at the logarithm, a line does not
+            if not log or at > 0:
+                fig.add_shape(type="line", **line)
+                place |= {f"{along}ref": drawn, along: math.log10(at) if log else at}
+                place |= {"xanchor": "center"} if along == "x" else {}
         if not (drawn and self.setup["at"]):  # of a curve, the legend says what it is
             fig.add_annotation(text=html.escape(self.words), showarrow=False, yanchor="bottom", **place)
-        layout: Any = fig.layout
         meta = layout.meta or {}
         layout.meta = meta | {"alt": f"{meta.get('alt', '')} {self.words[0].upper()}{self.words[1:]}.".strip()}
         return fig
