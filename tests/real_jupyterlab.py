@@ -170,14 +170,16 @@ class Lab:
         wanted = str(name == "light").lower()
         self.page.wait_for_selector(f"body[data-jp-theme-light={wanted}]", state="attached", timeout=30_000)
 
-    def screenshots(self, folder: Path, views: dict[str, Any], widths: tuple[int, ...] = (1280, 800)) -> None:
+    def screenshots(self, folder: Path, views: dict[str, Any], widths: tuple[int, ...] = (1280, 1024, 800)) -> None:
         """Pictures of views, by name, in both themes and all widths (pixels of the window): NAME-THEME-WIDTH.png.
 
-        AssertionError where a text is faint, or cut off at a view's right edge and no scrolling leads there.
+        At 1024 pixels the list of files is open. AssertionError where a text is faint, or cut off at a view's right
+        edge and no scrolling leads there.
         """
         folder.mkdir(parents=True, exist_ok=True)
         for width in widths:
             self.page.set_viewport_size({"width": width, "height": 1400})
+            self.page.evaluate(f"window.jupyterapp.shell.{'expand' if width == 1024 else 'collapse'}Left()")
             tallest = max(view.evaluate("(e) => e.offsetHeight") for view in views.values())
             # Lab scrolls inside: what is below the window is not drawn.
             self.page.set_viewport_size({"width": width, "height": max(1400, tallest + 300)})

@@ -195,7 +195,6 @@ def test_start_has_the_table_of_the_course(start: Lab):
 
 
 def test_pictures_of_start(start: Lab):
-    start.page.evaluate("window.jupyterapp.shell.expandLeft()")  # with the list of files, as a learner has it
     start.screenshots(SCREENSHOTS, {"start": find(start, "playground")}, widths=(1366, 1024))
     assert start.errors == []
     assert start.elsewhere == [], "no request leaves this machine"

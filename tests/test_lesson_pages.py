@@ -116,3 +116,22 @@ def test_with_scripts_figures_are_drawn_and_nothing_is_asked_for(browser: Any, p
         assert (lab.errors, lab.elsewhere) == ([], []), path.stem
         lab.page.close()
     context.close()
+
+
+def test_on_paper_code_wraps_and_nothing_is_cut(browser: Any, pages: list[Path]):
+    page = browser.new_page(viewport={"width": 718, "height": 1000})  # A4 less its margins
+    page.emulate_media(media="print")
+    for path in pages:
+        page.goto(path.as_uri())
+        code = page.locator(".highlight pre").evaluate_all("(all) => all.map((e) => e.scrollWidth - e.clientWidth)")
+        assert code, path.stem
+        assert max(code) <= 1, path.stem
+        bars = page.locator(".modebar").evaluate_all("(all) => all.filter((e) => e.offsetHeight).length")
+        prompts = page.locator(".jp-InputPrompt").evaluate_all("(all) => all.filter((e) => e.offsetHeight).length")
+        assert (bars, prompts) == (0, 0), path.stem
+    page.close()
+
+
+def test_a_saved_lesson_is_small(pages: list[Path]):
+    saved = [path.parent / path.stem / f"{path.stem}.ipynb" for path in pages]
+    assert max(path.stat().st_size for path in saved) <= 1_500_000

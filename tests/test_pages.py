@@ -88,15 +88,30 @@ def test_the_formulas_of_the_lessons_are_formulas(path):
         assert "$" not in FORMULA.sub("", text)
 
 
-def test_each_formula_of_the_method_stands_once_in_the_lessons():
-    cells = [cell for path in LESSONS for cell in json.loads(path.read_text("utf-8"))["cells"]]
-    text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
-    formulas = [display for display, _ in FORMULA.findall(text) if display]
-    begins = (
-        r"J(\theta)", "w_{i,t}", r"A_i^{\text{batch}}", "A_i", r"\rho =", "r =", "r_i", r"\hat p", r"L(\theta)",
-        r"\text{pass@}k", r"\bar d",
-    )  # fmt: skip
-    assert sorted(next(b for b in begins if f.startswith(b)) for f in formulas) == sorted(begins)
+def test_each_formula_of_the_method_stands_once_and_before_the_line_of_code_that_is_it():
+    lines = {
+        r"J(\theta)": "torch.min(ratio * advantage[k], ratio.clip(0.8, 1.2) * advantage[k])",
+        "w_{i,t}": "ratio = (logp - old).exp()",
+        r"A_i^{\text{batch}}": "(max(rewards) - np.mean(rewards)) / spread",
+        "A_i": "(r - mean) / (spread + 1e-4)",
+        r"\rho =": 't.source.count("t") / len(t.source)',
+        "r =": "r - cost",
+        "r_i": "difficulty_aware(",
+        r"\hat p": "keep(rates, t)",
+        r"L(\theta)": "(plain.exp() * (plain - kept)).sum(-1)",
+        r"\text{pass@}k": "comb(samples - right, k) / comb(samples, k)",
+        r"\bar d": "np.percentile(d[drawn].mean(axis=1), [2.5, 97.5])",
+    }
+    found = []
+    for path in LESSONS:
+        cells = json.loads(path.read_text("utf-8"))["cells"]
+        for cell, after in zip(cells, cells[1:]):
+            shown = FORMULA.findall("".join(cell["source"])) if cell["cell_type"] == "markdown" else []
+            for formula in (display for display, _ in shown if display):
+                found.append(next(begin for begin in lines if formula.startswith(begin)))
+                assert after["cell_type"] == "code", formula
+                assert lines[found[-1]] in "".join(after["source"]), formula
+    assert sorted(found) == sorted(lines)
 
 
 def test_a_figure_without_scripts_is_words_and_numbers():
