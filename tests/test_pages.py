@@ -6,6 +6,7 @@ import base64
 import json
 import re
 import shutil
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -105,7 +106,7 @@ def test_each_formula_of_the_method_stands_once_and_before_the_line_of_code_that
     found = []
     for path in LESSONS:
         cells = json.loads(path.read_text("utf-8"))["cells"]
-        for cell, after in zip(cells, cells[1:]):
+        for cell, after in pairwise(cells):
             shown = FORMULA.findall("".join(cell["source"])) if cell["cell_type"] == "markdown" else []
             for formula in (display for display, _ in shown if display):
                 found.append(next(begin for begin in lines if formula.startswith(begin)))
