@@ -126,6 +126,10 @@ def test_a_ragged_batch_equals_the_slow_reference(engines, temperature):
     for at in (0, fast[0].calls[1].start, fast[0].calls[1].end, len(fast[0].completion_ids)):
         again = list(relay().fork(fast[0], at))[-1].trace
         assert timeless([again]) == timeless([fast[0]]), at
+    large = next(call for call in fast[0].calls if call.to == "large")
+    short = list(relay().fork(fast[0], large.start, call=2))[-1].trace
+    anew = next(call for call in short.calls if call.start == large.start)
+    assert (anew.to, anew.requested, anew.teacher) == ("large", 2, large.teacher), "another n, the same teacher"
     assert len(score_traces(engines[1]["large"], fast)) == sum(len(t.source) - t.count("c") for t in fast)
 
 

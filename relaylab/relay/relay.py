@@ -263,7 +263,8 @@ class Relay:
         """The relay from completion position ``at`` of a trace on: as it was before, with one thing changed.
 
         Args:
-            call: the student calls for so many tokens here. A resized call is a fork at its start with another n.
+            call: the student calls for so many tokens here. A resized call is a fork at its start with another n,
+                of the same teacher.
             write_call: write the command, or let the teacher take over silently; the relay's own way by default.
             forbid: the student's token at ``at`` must not come again, and no call may begin there or shortly after.
             seed: with the trace's own seed (the default), tokens after the change use the same random numbers.
@@ -308,7 +309,9 @@ class Relay:
                 why = "calls are forbidden" if self.forbid_calls else "the answer ended"
                 raise ValueError(f"no call can be forced: {why}")
             format_call(call)  # ValueError for a number that no command holds
-            sequence.forced_call, sequence.counted = call, True
+            asked = next((c.to for c in trace.calls if c.start == at), None)  # a call anew asks the same teacher
+            sequence.forced_call = (call, asked) if asked in getattr(self.teacher, "names", ()) else call
+            sequence.counted = True
             if write_call is not None:
                 sequence.config = replace(sequence.config, write_call=write_call)
         return sequence
