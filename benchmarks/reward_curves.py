@@ -7,13 +7,14 @@
 The curves stand over the tokens that a training sampled, forks included, because forks cost tokens, too. Then each
 trained student answers test problems, greedily and with its own caps. A fork forbids each answered call. A call is
 needless if the answer is right with it and right without it. It writes ``curves.csv``, ``curves.html`` and
-``students.csv``. Intervals: 95 %, from a bootstrap over problems, with all seeds' answers to a problem drawn together.
+``students.csv``, and with ``--picture figures/NAME`` the figure as SVG and its numbers (kaleido and a Chromium). Intervals: 95 %, from a bootstrap over problems, with all seeds' answers to a problem drawn together.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -119,12 +120,21 @@ def main() -> None:
     parser.add_argument("--teacher", default="lifelike/teacher")
     parser.add_argument("--count", type=int, default=50, help="test problems of each of ten suites; 0 for curves alone")
     parser.add_argument("--out", type=Path, default=Path("runs/reward-curves"))
+    parser.add_argument("--picture", type=Path, help="the figure as SVG and its numbers as CSV, without a suffix")
     args = parser.parse_args()
     arms = {name: [Path(run) for run in runs.split(",")] for name, runs in (arm.split("=") for arm in args.arms)}
     args.out.mkdir(parents=True, exist_ok=True)
     rows = curves(arms)
     rows.to_csv(args.out / "curves.csv", index=False, float_format="%.4g")
-    write_whole(args.out / "curves.html", html_page("What the trainings learn", show_figure(figure(rows)).html))
+    fig = figure(rows)
+    write_whole(args.out / "curves.html", html_page("What the trainings learn", show_figure(fig).html))
+    if args.picture:
+        import kaleido
+
+        fig.update_layout(width=1000, template="relaylab_light")
+        size = {"format": "svg", "width": 1000, "height": fig.layout.height}
+        kaleido.write_fig_sync(fig, args.picture.with_suffix(".svg"), opts=size, kopts={"mathjax": False})
+        shutil.copy(args.out / "curves.csv", args.picture.with_suffix(".csv"))
     if args.count:
         found = []
         for arm, runs in arms.items():
