@@ -5,6 +5,9 @@
     vllm serve runs/served/teacher --served-model-name teacher --dtype float32 --port 8002 --enforce-eager
     python benchmarks/servers.py --student-url http://127.0.0.1:8001/v1 --teacher-url http://127.0.0.1:8002/v1
 
+With ``--resume FOLDER`` it decodes into that folder, no more. Kill a server meanwhile, start it again, and run the same
+command again: every row has to be as in this process.
+
 Equality is that of ids, sources and calls, greedy. At a first difference it prints the two tokens and how likely this
 process finds them. Speeds are ratios of runs in turn, so that other work on the machine slows both sides.
 """
@@ -183,6 +186,15 @@ def handoff(student: Any, prompt: list[int], rounds: int, tokens: int = 64) -> d
             "tokens": median(in_tokens), "lowest": in_tokens[0], "highest": in_tokens[-1]}  # fmt: skip
 
 
+def resume(local: Pair, both: Pair, questions: list[Problem], folder: Path) -> None:
+    """Decode on the servers what the folder lacks, and compare with this process."""
+    expected = {trace.id: content(trace) for trace in local.decode(questions, progress=False)}
+    folder.mkdir(parents=True, exist_ok=True)
+    made = both.decode(questions, out=folder / "traces.jsonl", batch_size=16, on_failure="exclude")
+    equal, lost = sum(content(t) == expected[t.id] for t in made), sum(t.stop == "excluded" for t in made)
+    print(f"{len(made)} rows of {len(questions)}: {equal} as in this process, {lost} excluded")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--student", default="lifelike/relay")
@@ -191,6 +203,7 @@ def main() -> None:
     parser.add_argument("--student-url", help="of a running server, as URL or URL#model")
     parser.add_argument("--teacher-url")
     parser.add_argument("--count", type=int, default=72, help="questions whose answers are compared")
+    parser.add_argument("--resume", type=Path, help="a folder to decode into, and no more")
     parser.add_argument("--rows", type=int, nargs="*", default=[1, 8, 64])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, help="a JSON file for all numbers")
@@ -209,6 +222,8 @@ def main() -> None:
         "teacher_options": {"tokenizer": args.teacher, "concurrency": 256},
     }
     local, both = load_pair(args.student, args.teacher), load_pair(args.student_url, args.teacher_url, **options)
+    if args.resume:
+        return resume(local, both, questions[: args.count], args.resume)
     pairs = {
         "both on servers": both,
         "student on a server": Pair(both.student, local.teacher, local.defaults),
