@@ -235,6 +235,7 @@ def _serve(
     key = os.environ.get("RELAYLAB_API_KEY") or None
     if key is None and host not in ("127.0.0.1", "::1", "localhost"):
         warn(f"everybody who reaches {host} can use this server; set RELAYLAB_API_KEY to ask for a key")
+    say(f"loading {student} and its teacher; nobody is answered before the next line")
     pair = models.pair(student)
     from relaylab.server.app import Server, serve
 
