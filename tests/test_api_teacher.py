@@ -627,6 +627,10 @@ def test_a_full_context_shortens_and_then_ends(server, connect, tokenizer):
         ("We get the tot", "total of 12", "al of 12"),  # the beginning of a word is repeated, too
         ("We get the total", "is 12", " is 12"),
         ("There are 2", "3 apples", "3 apples"),  # digits of one number
+        ("There are 2", "There are 23 apples", "3 apples"),  # and here it is known
+        ("x.\nWe", "We get 5.", " get 5."),
+        ("7+5=12.\nSo we", "7+5=12.\nSo we get 12.", " get 12."),  # more than the last line
+        ("There are 12 pens.\n", "There are 12 pens.\nTom has 3.", "Tom has 3."),
         ("x.\n", "\n\nNext", "Next"),
         ("x. ", "Here is the sum: 5", "Here is the sum: 5"),  # no chatter
         ("x. ", "Unfortunately, Tom cannot pay.", "Unfortunately, Tom cannot pay."),
@@ -650,9 +654,9 @@ def test_a_chat_that_makes_new_turns_is_asked_in_words(server, chat_only):
     (request,) = server.requests
     *messages, asked = request.body["messages"]
     assert request.path == "/v1/chat/completions"
-    assert messages == [*QUESTION, {"role": "assistant", "content": "They lay 84*7="}]
-    assert asked["role"] == "user"
-    assert asked["content"].endswith("It stops at: They lay 84*7=")
+    assert (messages, asked["role"]) == ([], "user")
+    assert asked["content"].startswith("2*3?\n\nThe beginning of the answer is written already:\nThey lay 84*7=\n")
+    assert asked["content"].endswith("The last line so far is:\nThey lay 84*7=")
     assert (request.body["max_tokens"], request.body["seed"]) == (5 + 48, 9)
     assert (output.text, output.ids, output.finish_reason, output.approximate) == ("588 tiles.", None, "length", True)
     assert output.tokens == len(server.writes) + 1, "what was cut was paid for"
@@ -674,12 +678,13 @@ def test_a_whole_answer_of_a_chat_is_exact(server, chat_only):
         ({"message": {"content": None, "refusal": "Not this."}}, "the service refused: Not this."),
         ({"message": {"content": "They lay 84*7="}}, "adds nothing to the answer: 'They lay 84*7='"),
         ({"message": {"content": "  "}}, "adds nothing"),
+        ({"message": {"content": "There are 84 tiles.\nHence 84*7=588"}}, "wrote the answer anew, and differently"),
         ({"finish_reason": "content_filter"}, "finish_reason 'content_filter'"),
     ],
 )
 def test_refusals_and_replies_without_anything_new_are_failures(server, chat_only, change, error):
     server.script(choice(**change))
-    output = ask(chat_only, "They lay 84*7=")
+    output = ask(chat_only, "There are 84 tiles.\nThey lay 84*7=")
     assert (output.text, output.finish_reason, len(server.requests)) == ("", "error", 1)
     assert error in output.error
 
