@@ -617,23 +617,20 @@ def test_a_full_context_shortens_and_then_ends(server, connect, tokenizer):
 @pytest.mark.parametrize(
     ("begun", "reply", "expected"),
     [
-        ("They lay 84*7=", "588 tiles.", "588 tiles."),
         ("They lay 84*7=", "They lay 84 * 7 = 588 tiles.", " 588 tiles."),
         ("They lay 84*7=", "Sure! Here is the continuation:\n\n84*7=588", "588"),
-        ("They lay 84*7=", "Certainly, here's the rest of the answer:\n588", "588"),
-        ("They lay 84*7=", "Here you go:\n```text\n588 tiles.\n```\nShall I go on?", "588 tiles."),
-        ("They lay 84*7=", '"588 tiles."', "588 tiles."),
-        ("They lay 84*7=", "…588", "588"),
+        ("They lay 84*7=", "Certainly, here's the rest of the answer:\nThey lay 84*7=588", "588"),
+        ("They lay 84*7=", "Here you go:\n```text\nThey lay 84*7=588 tiles.\n```\nShall I go on?", "588 tiles."),
+        ("They lay 84*7=", '"84*7=588 tiles."', "588 tiles."),
+        ("They lay 84*7=", "…84*7=588", "588"),
         ("We get the tot", "total of 12", "al of 12"),  # the beginning of a word is repeated, too
-        ("We get the total", "is 12", " is 12"),
-        ("There are 2", "3 apples", "3 apples"),  # digits of one number
-        ("There are 2", "There are 23 apples", "3 apples"),  # and here it is known
+        ("There are 2", "There are 23 apples", "3 apples"),
         ("x.\nWe", "We get 5.", " get 5."),
         ("7+5=12.\nSo we", "7+5=12.\nSo we get 12.", " get 12."),  # more than the last line
         ("There are 12 pens.\n", "There are 12 pens.\nTom has 3.", "Tom has 3."),
-        ("x.\n", "\n\nNext", "Next"),
-        ("x. ", "Here is the sum: 5", "Here is the sum: 5"),  # no chatter
-        ("x. ", "Unfortunately, Tom cannot pay.", "Unfortunately, Tom cannot pay."),
+        ("x.\n", "\n\nNext", "Next"),  # the next line
+        ("x.\n", "Here is the sum: 5", "Here is the sum: 5"),  # no chatter
+        ("x.\n", "Unfortunately, Tom cannot pay.", "Unfortunately, Tom cannot pay."),
         ("```\nx = 1\n", "```\nx = 1\ny = 2\n```", "y = 2\n```"),  # the answer's own fence stays
     ],
 )
@@ -678,7 +675,8 @@ def test_a_whole_answer_of_a_chat_is_exact(server, chat_only):
         ({"message": {"content": None, "refusal": "Not this."}}, "the service refused: Not this."),
         ({"message": {"content": "They lay 84*7="}}, "adds nothing to the answer: 'They lay 84*7='"),
         ({"message": {"content": "  "}}, "adds nothing"),
-        ({"message": {"content": "There are 84 tiles.\nHence 84*7=588"}}, "wrote the answer anew, and differently"),
+        ({"message": {"content": "There are 84 tiles.\n84*7=588"}}, "did not go on from the end of the answer"),
+        ({"message": {"content": "588 tiles"}}, "did not go on from the end of the answer"),
         ({"finish_reason": "content_filter"}, "finish_reason 'content_filter'"),
     ],
 )
@@ -698,16 +696,14 @@ def test_the_mode_is_named_and_never_taken_by_itself(server, connect):
 
 
 def test_a_relay_cuts_to_n_of_the_students_tokens_and_marks_the_call(server, chat_only):
-    server.writes = "Sure! 12 tiles and many words after that"
+    server.writes = lambda request: f"Sure! {request.prompt.rpartition(chr(10))[2]} 12 tiles and many words after that"
     student = load_engine("student")
     pair = Pair(student, chat_only)
     trace = pair.solve("What is 7+5?", call_rule=CallAt({4: 3}), max_tokens=24)
     call = trace.calls[0]
-    begun = "".join(trace.pieces[: call.start])
-    expected = student.text.encode(continuation(server.writes, begun))[:3]
-    assert trace.completion_ids[call.end : call.end + 3] == expected
+    assert trace.completion_ids[call.end : call.end + 3] == student.text.encode(" 12 tiles and many")[:3]
     assert (call.delivered, call.approximate, call.finish_reason) == (3, True, "length")
-    assert call.written == len(server.writes) + 1
+    assert call.written == 3 + 48, "what was cut was paid for"
     note = "approximate: cut from a new turn of a teacher that only chats"
     assert note in trace_text(trace, color=False, width=200)
     assert note in player(trace).html

@@ -20,6 +20,7 @@ import pytest
 from relaylab.relay.call_rules import CallAt
 from relaylab.relay.pair import load_pair
 from relaylab.tasks.suites import problem
+from relaylab.trace import Trace
 
 URL = "RELAYLAB_CHAT_URL"
 N = 4
@@ -35,8 +36,8 @@ class ChatOnly(ThreadingHTTPServer):
 
     def __init__(self) -> None:
         address, _, model = os.environ[URL].partition("#")
-        proxy, behind = self, address.rstrip("/").removesuffix("/v1")
-        proxy.replies: list[tuple[dict[str, Any], dict[str, Any]]] = []
+        replies, behind = list[tuple[dict[str, Any], dict[str, Any]]](), address.rstrip("/").removesuffix("/v1")
+        self.replies = replies
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
@@ -52,11 +53,12 @@ class ChatOnly(ThreadingHTTPServer):
                 except urllib.error.HTTPError as error:
                     status, answer = error.code, error.read()
                 if chat and status == 200:
-                    proxy.replies.append((body, json.loads(answer)))
+                    replies.append((body, json.loads(answer)))
                 self.answer(status, answer)
 
             do_POST = do_GET
-            log_message = lambda self, *_: None  # noqa: E731
+
+            def log_message(self, format: str, *args: Any) -> None: ...
 
             def answer(self, status: int, body: bytes) -> None:
                 self.send_response(status)
@@ -77,7 +79,7 @@ def proxy() -> Iterator[ChatOnly]:
         proxy.shutdown()
 
 
-def answer(proxy: ChatOnly, **options: Any):
+def answer(proxy: ChatOnly, **options: Any) -> Trace:
     """An answer of the embedded student with three silent calls."""
     pair = load_pair("student", proxy.url, teacher_options={"timeout": 600.0, "retries": 0} | options)
     pair.teacher.probe()  # type: ignore[attr-defined]
@@ -92,7 +94,7 @@ def test_an_answer_relays_through_chats_alone(proxy):
     assert trace.answered, [c.error for c in trace.calls]
     for call, (request, reply) in zip(trace.calls, proxy.replies, strict=True):
         if call.status == "failed":
-            assert "the service" in call.error
+            assert "the service" in (call.error or "")
             continue
         text, usage = reply["choices"][0]["message"]["content"], reply["usage"]
         assert call.approximate
@@ -104,5 +106,5 @@ def test_an_answer_relays_through_chats_alone(proxy):
 def test_the_mode_has_to_be_named(proxy):
     trace = answer(proxy)
     assert not trace.answered
-    assert "--chat-only" in trace.calls[0].error
+    assert "--chat-only" in (trace.calls[0].error or "")
     assert not proxy.replies

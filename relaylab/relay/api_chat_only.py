@@ -62,7 +62,7 @@ def continuation(reply: str, begun: str) -> str:
     '588 tiles.'
 
     Raises:
-        ServerError: for a refusal, where nothing is added, and for an earlier line written anew.
+        ServerError: for a refusal, where nothing is added, and where another beginning is written.
     """
     if REFUSAL.match(reply):
         raise ServerError(f"the service refused: {reply[:200]}")
@@ -77,18 +77,15 @@ def continuation(reply: str, begun: str) -> str:
     text = re.sub(r"^\s*(?:\.\.\.|…)\s*", "", text)
     # 2) The repetition of the end, from the beginning of one of its words on; spaces may differ.
     ends = [i for i, c in enumerate(text, 1) if not c.isspace()]
-    squeezed, so_far, words = _squeezed(text), _squeezed(begun), begun.split()
-    sizes = [*accumulate(map(len, reversed(words)))][::-1]
-    line = len(_squeezed(_tail(begun)))
-    sizes = [n for n in sizes if n == line or n >= OVERLAP]
-    repeated = next((n for n in sizes if n <= len(ends) and so_far[-n:] == squeezed[:n]), 0)
+    squeezed, so_far, tail = _squeezed(text), _squeezed(begun), _squeezed(_tail(begun))
+    sizes = [n for n in accumulate(map(len, reversed(begun.split()))) if n == len(tail) or n >= OVERLAP]
+    repeated = max((n for n in sizes if n <= len(ends) and so_far[-n:] == squeezed[:n]), default=0)
+    # An earlier line begins another answer. Without a repetition, only a whole line goes on from the end.
     first, earlier = _squeezed(text.strip().partition("\n")[0]), map(_squeezed, begun.split("\n")[:-1])
-    if repeated < line and len(first) >= ANEW and first in earlier:
-        raise ServerError(f"the service wrote the answer anew, and differently: {reply[:200]!r}")
-    if repeated:
-        text = text[ends[repeated - 1] :]
-    elif _are_words(begun[-1:], text[:1]):  # a reply has no space at its beginning
-        text = " " + text
+    anew = repeated <= len(tail) and len(first) >= ANEW and first != tail and first in earlier
+    if squeezed and (anew or not (repeated or begun.endswith("\n"))):
+        raise ServerError(f"the service did not go on from the end of the answer: {reply[:200]!r}")
+    text = text[ends[repeated - 1] :] if repeated else text
     # 3) Spaces that stand there already.
     text = text.lstrip() if begun[-1:].isspace() else text
     if not text.strip():
@@ -104,8 +101,3 @@ def _tail(begun: str) -> str:
 
 def _squeezed(text: str) -> str:
     return "".join(text.split())
-
-
-def _are_words(last: str, first: str) -> bool:
-    """Whether a space belongs between two characters. Two digits are taken for one number."""
-    return (first.isalpha() and (last.isalnum() or last in tuple(",.;:!?)"))) or (first.isdigit() and last.isalpha())
