@@ -25,7 +25,7 @@ from misbehaving_server import BEGIN, DROP, MARKS, OK, MisbehavingServer, Reply,
 from relaylab.engine.load import load_engine
 from relaylab.evaluation.score import SERVED, recorded, score_traces
 from relaylab.relay import api_model
-from relaylab.relay.api_chat_only import continuation
+from relaylab.relay.api_chat_only import ALREADY, continuation
 from relaylab.relay.api_client import ServerError
 from relaylab.relay.api_teacher import APITeacher
 from relaylab.relay.call_rules import CallAt
@@ -676,6 +676,7 @@ def test_a_whole_answer_of_a_chat_is_exact(server, chat_only):
         ({"message": {"content": "They lay 84*7="}}, "adds nothing to the answer: 'They lay 84*7='"),
         ({"message": {"content": "  "}}, "adds nothing"),
         ({"message": {"content": "There are 84 tiles.\n84*7=588"}}, "did not go on from the end of the answer"),
+        ({"message": {"content": f"They lay 84*7=\n\n{ALREADY}"}}, "did not go on from the end of the answer"),
         ({"message": {"content": "588 tiles"}}, "did not go on from the end of the answer"),
         ({"finish_reason": "content_filter"}, "finish_reason 'content_filter'"),
     ],

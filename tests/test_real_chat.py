@@ -1,4 +1,4 @@
-"""A teacher on a real server of which only the chat is left: pytest -m real tests/test_real_chat.py (docs/serving.md).
+"""A teacher on a real server that is restricted to chat: pytest -m real tests/test_real_chat.py (docs/real-models.md).
 
 RELAYLAB_CHAT_URL is the address (``URL`` or ``URL#model``) of an OpenAI-compatible server with an instruct model, such
 as one of llama.cpp. A proxy here lets only those chats through that end in a message of the user.
@@ -27,7 +27,7 @@ N = 4
 
 pytestmark = [
     pytest.mark.real,
-    pytest.mark.skipif(URL not in os.environ, reason=f"set {URL} to a running server (docs/serving.md)"),
+    pytest.mark.skipif(URL not in os.environ, reason=f"set {URL} to a running server (docs/real-models.md)"),
 ]
 
 

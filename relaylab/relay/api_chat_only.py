@@ -17,9 +17,10 @@ TAIL = 80  # characters of the last line that are asked for again
 OVERLAP = 3  # characters that count as a repetition, spaces aside
 ANEW = 12  # and as the repetition of an earlier line
 # The seam is known if the end is repeated. A turn that stands in the chat as finished is less often gone on with.
-ASK = (
-    "{question}\n\nThe beginning of the answer is written already:\n{begun}\n\nWrite the rest. First write the last "
-    "line again, word for word as far as it goes, and go on from there. The last line so far is:\n{tail}"
+ALREADY = "The beginning of the answer is written already:"
+ASK = f"{{question}}\n\n{ALREADY}\n{{begun}}\n\n" + (
+    "Write the rest. First write the last line again, word for word as far as it goes, and go on from there. "
+    "The last line so far is:\n{tail}"
 )
 REFUSAL = re.compile(
     r"\W*(?:(?:i['’]?m|i am) (?:very |so )?sorry\b|sorry,|i apologi[sz]e\b|as an ai\b|(?:unfortunately, )?i"
@@ -83,7 +84,7 @@ def continuation(reply: str, begun: str) -> str:
     # An earlier line begins another answer. Without a repetition, only a whole line goes on from the end.
     first, earlier = _squeezed(text.strip().partition("\n")[0]), map(_squeezed, begun.split("\n")[:-1])
     anew = repeated <= len(tail) and len(first) >= ANEW and first != tail and first in earlier
-    if squeezed and (anew or not (repeated or begun.endswith("\n"))):
+    if ALREADY in reply or (squeezed and (anew or not (repeated or begun.endswith("\n")))):
         raise ServerError(f"the service did not go on from the end of the answer: {reply[:200]!r}")
     text = text[ends[repeated - 1] :] if repeated else text
     # 3) Spaces that stand there already.
