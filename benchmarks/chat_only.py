@@ -29,27 +29,28 @@ from relaylab.relay.api_client import Answer, ServerError
 from relaylab.relay.api_teacher import APITeacher
 from relaylab.relay.pair import load_teacher
 from relaylab.relay.server_probe import ServerProbe
-from relaylab.relay.teachers import TeacherOutput, TeacherView
+from relaylab.relay.teachers import Teacher, TeacherOutput, TeacherView
 from relaylab.trace import TEACHER, Trace
 
 BATCH = 34  # questions decoded together
 SECONDS = 600.0  # for an answer of a server on a busy machine
 
 
-def noting(teacher: APITeacher, writer: LineWriter) -> APITeacher:
+def noting(teacher: Teacher, writer: LineWriter) -> APITeacher:
     """Every request of this teacher is written down: the answer so far, the reply, its counts and its seconds."""
-    ask, request, begun = teacher._client.ask, teacher._request, ""
+    assert isinstance(teacher, APITeacher), "the server is named by its URL"
+    ask, request, place = teacher._client.ask, teacher._request, {}
     teacher.probe()
 
     def requesting(view: TeacherView, server: ServerProbe) -> TeacherOutput:
-        nonlocal begun
-        begun = view.text
+        nonlocal place
+        place = {"question": view.messages[-1]["content"], "begun": view.text}
         return request(view, server)
 
     def asking(path: str, body: dict[str, Any] | None = None, **options: Any) -> Answer:
         began = time.perf_counter()
         reply = ask(path, body, **options)
-        row = {"path": path, "begun": begun, "text": reply.text, "prompt": reply.prompt, "written": reply.written}
+        row = place | {"path": path, "text": reply.text, "prompt": reply.prompt, "written": reply.written}
         writer.write_line(json.dumps(row | {"seconds": time.perf_counter() - began}))
         return reply
 
@@ -75,7 +76,8 @@ def first_calls(exact: list[Trace], chat: list[Trace]) -> list[tuple[list[str], 
 
 
 def described(traces: list[Trace], requests: list[dict[str, Any]]) -> str:
-    """The calls of one way, in words."""
+    """The calls of one way, in words. An answer with a failed call is made again by the next run."""
+    requests = [*{(r["question"], r["begun"]): r for r in requests}.values()]
     calls = [c for t in traces for c in t.calls]
     answered = [c for c in calls if c.status == "answered"]
     share = sum(t.count(TEACHER) for t in traces) / sum(len(t.completion_ids) for t in traces)
