@@ -25,7 +25,7 @@ from misbehaving_server import BEGIN, DROP, MARKS, OK, MisbehavingServer, Reply,
 from relaylab.engine.load import load_engine
 from relaylab.evaluation.score import SERVED, recorded, score_traces
 from relaylab.relay import api_model
-from relaylab.relay.api_chat_only import continuation
+from relaylab.relay.api_chat_only import ALREADY, continuation
 from relaylab.relay.api_client import ServerError
 from relaylab.relay.api_teacher import APITeacher
 from relaylab.relay.call_rules import CallAt
@@ -617,19 +617,20 @@ def test_a_full_context_shortens_and_then_ends(server, connect, tokenizer):
 @pytest.mark.parametrize(
     ("begun", "reply", "expected"),
     [
-        ("They lay 84*7=", "588 tiles.", "588 tiles."),
         ("They lay 84*7=", "They lay 84 * 7 = 588 tiles.", " 588 tiles."),
         ("They lay 84*7=", "Sure! Here is the continuation:\n\n84*7=588", "588"),
-        ("They lay 84*7=", "Certainly, here's the rest of the answer:\n588", "588"),
-        ("They lay 84*7=", "Here you go:\n```text\n588 tiles.\n```\nShall I go on?", "588 tiles."),
-        ("They lay 84*7=", '"588 tiles."', "588 tiles."),
-        ("They lay 84*7=", "…588", "588"),
+        ("They lay 84*7=", "Certainly, here's the rest of the answer:\nThey lay 84*7=588", "588"),
+        ("They lay 84*7=", "Here you go:\n```text\nThey lay 84*7=588 tiles.\n```\nShall I go on?", "588 tiles."),
+        ("They lay 84*7=", '"84*7=588 tiles."', "588 tiles."),
+        ("They lay 84*7=", "…84*7=588", "588"),
         ("We get the tot", "total of 12", "al of 12"),  # the beginning of a word is repeated, too
-        ("We get the total", "is 12", " is 12"),
-        ("There are 2", "3 apples", "3 apples"),  # digits of one number
-        ("x.\n", "\n\nNext", "Next"),
-        ("x. ", "Here is the sum: 5", "Here is the sum: 5"),  # no chatter
-        ("x. ", "Unfortunately, Tom cannot pay.", "Unfortunately, Tom cannot pay."),
+        ("There are 2", "There are 23 apples", "3 apples"),
+        ("x.\nWe", "We get 5.", " get 5."),
+        ("7+5=12.\nSo we", "7+5=12.\nSo we get 12.", " get 12."),  # more than the last line
+        ("There are 12 pens.\n", "There are 12 pens.\nTom has 3.", "Tom has 3."),
+        ("x.\n", "\n\nNext", "Next"),  # the next line
+        ("x.\n", "Here is the sum: 5", "Here is the sum: 5"),  # no chatter
+        ("x.\n", "Unfortunately, Tom cannot pay.", "Unfortunately, Tom cannot pay."),
         ("```\nx = 1\n", "```\nx = 1\ny = 2\n```", "y = 2\n```"),  # the answer's own fence stays
     ],
 )
@@ -650,9 +651,9 @@ def test_a_chat_that_makes_new_turns_is_asked_in_words(server, chat_only):
     (request,) = server.requests
     *messages, asked = request.body["messages"]
     assert request.path == "/v1/chat/completions"
-    assert messages == [*QUESTION, {"role": "assistant", "content": "They lay 84*7="}]
-    assert asked["role"] == "user"
-    assert asked["content"].endswith("It stops at: They lay 84*7=")
+    assert (messages, asked["role"]) == ([], "user")
+    assert asked["content"].startswith("2*3?\n\nThe beginning of the answer is written already:\nThey lay 84*7=\n")
+    assert asked["content"].endswith("The last line so far is:\nThey lay 84*7=")
     assert (request.body["max_tokens"], request.body["seed"]) == (5 + 48, 9)
     assert (output.text, output.ids, output.finish_reason, output.approximate) == ("588 tiles.", None, "length", True)
     assert output.tokens == len(server.writes) + 1, "what was cut was paid for"
@@ -674,12 +675,15 @@ def test_a_whole_answer_of_a_chat_is_exact(server, chat_only):
         ({"message": {"content": None, "refusal": "Not this."}}, "the service refused: Not this."),
         ({"message": {"content": "They lay 84*7="}}, "adds nothing to the answer: 'They lay 84*7='"),
         ({"message": {"content": "  "}}, "adds nothing"),
+        ({"message": {"content": "There are 84 tiles.\n84*7=588"}}, "did not go on from the end of the answer"),
+        ({"message": {"content": f"They lay 84*7=\n\n{ALREADY}"}}, "did not go on from the end of the answer"),
+        ({"message": {"content": "588 tiles"}}, "did not go on from the end of the answer"),
         ({"finish_reason": "content_filter"}, "finish_reason 'content_filter'"),
     ],
 )
 def test_refusals_and_replies_without_anything_new_are_failures(server, chat_only, change, error):
     server.script(choice(**change))
-    output = ask(chat_only, "They lay 84*7=")
+    output = ask(chat_only, "There are 84 tiles.\nThey lay 84*7=")
     assert (output.text, output.finish_reason, len(server.requests)) == ("", "error", 1)
     assert error in output.error
 
@@ -693,16 +697,14 @@ def test_the_mode_is_named_and_never_taken_by_itself(server, connect):
 
 
 def test_a_relay_cuts_to_n_of_the_students_tokens_and_marks_the_call(server, chat_only):
-    server.writes = "Sure! 12 tiles and many words after that"
+    server.writes = lambda request: f"Sure! {request.prompt.rpartition(chr(10))[2]} 12 tiles and many words after that"
     student = load_engine("student")
     pair = Pair(student, chat_only)
     trace = pair.solve("What is 7+5?", call_rule=CallAt({4: 3}), max_tokens=24)
     call = trace.calls[0]
-    begun = "".join(trace.pieces[: call.start])
-    expected = student.text.encode(continuation(server.writes, begun))[:3]
-    assert trace.completion_ids[call.end : call.end + 3] == expected
+    assert trace.completion_ids[call.end : call.end + 3] == student.text.encode(" 12 tiles and many")[:3]
     assert (call.delivered, call.approximate, call.finish_reason) == (3, True, "length")
-    assert call.written == len(server.writes) + 1
+    assert call.written == 3 + 48, "what was cut was paid for"
     note = "approximate: cut from a new turn of a teacher that only chats"
     assert note in trace_text(trace, color=False, width=200)
     assert note in player(trace).html

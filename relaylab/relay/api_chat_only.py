@@ -1,7 +1,7 @@
 """A teacher that only chats: each of its replies is a new turn, so a call can only ask for the continuation in words.
 
-What comes back may repeat the end of the answer, or begin with chatter. Both are cut here. The rest is what the model
-would write next as far as it did as it was told: such calls are *approximate* in the trace.
+What comes back repeats the last line, as asked, and may begin with chatter. Both are cut here. The rest is what the
+model would write next as far as it did as it was told: such calls are *approximate* in the trace.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ from relaylab.relay.api_client import Answer, ServerError
 from relaylab.relay.teachers import Message, TeacherOutput
 
 SPARE = 48  # tokens of a reply beyond the n of the call, for what is cut
-TAIL = 60  # characters of the answer that the instruction quotes
+TAIL = 80  # characters of the last line that are asked for again
 OVERLAP = 3  # characters that count as a repetition, spaces aside
-ASK = (
-    "Your answer above is not finished. Continue it from exactly where it stops, up to its end. Write only the text "
-    "that comes next: repeat nothing, comment on nothing, and begin in the middle of a line if it stops there. It "
-    "stops at: {tail}"
+ANEW = 12  # and as the repetition of an earlier line
+# The seam is known if the end is repeated. A turn that stands in the chat as finished is less often gone on with.
+ALREADY = "The beginning of the answer is written already:"
+ASK = f"{{question}}\n\n{ALREADY}\n{{begun}}\n\n" + (
+    "Write the rest. First write the last line again, word for word as far as it goes, and go on from there. "
+    "The last line so far is:\n{tail}"
 )
 REFUSAL = re.compile(
     r"\W*(?:(?:i['’]?m|i am) (?:very |so )?sorry\b|sorry,|i apologi[sz]e\b|as an ai\b|(?:unfortunately, )?i"
@@ -37,9 +39,10 @@ QUOTES = {'"': '"', "“": "”", "«": "»"}
 
 
 def instruction(messages: list[Message], begun: str) -> list[Message]:
-    """The chat that asks for the continuation of a begun answer."""
-    begun_turn = {"role": "assistant", "content": begun}
-    return [*messages, begun_turn, {"role": "user", "content": ASK.format(tail=begun[-TAIL:])}]
+    """The chat that asks for the continuation of a begun answer, in its last message."""
+    *before, question = messages
+    asked = ASK.format(question=question["content"], begun=begun, tail=_tail(begun))
+    return [*before, question | {"content": asked}]
 
 
 def approximate(answer: Answer, begun: str) -> TeacherOutput:
@@ -60,7 +63,7 @@ def continuation(reply: str, begun: str) -> str:
     '588 tiles.'
 
     Raises:
-        ServerError: for a refusal, and where nothing is added.
+        ServerError: for a refusal, where nothing is added, and where another beginning is written.
     """
     if REFUSAL.match(reply):
         raise ServerError(f"the service refused: {reply[:200]}")
@@ -75,14 +78,15 @@ def continuation(reply: str, begun: str) -> str:
     text = re.sub(r"^\s*(?:\.\.\.|…)\s*", "", text)
     # 2) The repetition of the end, from the beginning of one of its words on; spaces may differ.
     ends = [i for i, c in enumerate(text, 1) if not c.isspace()]
-    squeezed, words = "".join(text.split()), begun.split()
-    for size in [*accumulate(map(len, reversed(words)))][::-1]:
-        if OVERLAP <= size <= len(ends) and "".join(words)[-size:] == squeezed[:size]:
-            text = text[ends[size - 1] :]
-            break
-    else:  # a reply has no space at its beginning
-        if _are_words(begun[-1:], text[:1]):
-            text = " " + text
+    squeezed, so_far, tail = _squeezed(text), _squeezed(begun), _squeezed(_tail(begun))
+    sizes = [n for n in accumulate(map(len, reversed(begun.split()))) if n == len(tail) or n >= OVERLAP]
+    repeated = max((n for n in sizes if n <= len(ends) and so_far[-n:] == squeezed[:n]), default=0)
+    # An earlier line begins another answer. Without a repetition, only a whole line goes on from the end.
+    first, earlier = _squeezed(text.strip().partition("\n")[0]), map(_squeezed, begun.split("\n")[:-1])
+    anew = repeated <= len(tail) and len(first) >= ANEW and first != tail and first in earlier
+    if ALREADY in reply or (squeezed and (anew or not (repeated or begun.endswith("\n")))):
+        raise ServerError(f"the service did not go on from the end of the answer: {reply[:200]!r}")
+    text = text[ends[repeated - 1] :] if repeated else text
     # 3) Spaces that stand there already.
     text = text.lstrip() if begun[-1:].isspace() else text
     if not text.strip():
@@ -90,6 +94,11 @@ def continuation(reply: str, begun: str) -> str:
     return text
 
 
-def _are_words(last: str, first: str) -> bool:
-    """Whether a space belongs between two characters. Two digits are taken for one number."""
-    return (first.isalpha() and (last.isalnum() or last in tuple(",.;:!?)"))) or (first.isdigit() and last.isalpha())
+def _tail(begun: str) -> str:
+    """The last line that is not empty, or as many of its last words as ``TAIL`` characters hold."""
+    line = begun.strip().rpartition("\n")[2]
+    return line if len(line) <= TAIL else line[-TAIL:].partition(" ")[2] or line[-TAIL:]
+
+
+def _squeezed(text: str) -> str:
+    return "".join(text.split())
