@@ -89,6 +89,7 @@ def student(run: Path, teacher: str, count: int) -> pd.DataFrame:
     forks = call_effects(traces, pair.relay(max_tokens=160)).pivot(
         index=["trace", "call"], columns="arm", values="accuracy"
     )
+    forks = forks.reindex(columns=["with", "without"])  # of a student that never calls there are none
     needless = ((forks["with"] > 0.5) & (forks["without"] > 0.5)).groupby("trace").sum()
     rows = [
         {"right": bool(t.correct), "tokens": len(t.source), "teacher": t.count(TEACHER), "calls": len(t.answered),
