@@ -105,7 +105,7 @@ class Sequence:
         self.id, self.problem = "", dict[str, Any]()  # those of the trace that a fork goes on from
         self.waiting: Call | None = None  # the call that the teacher has to answer
         self.submitted = False  # whether the teacher works on it
-        self.forced_call: int | None = None  # a fork's call, to be written before the next token
+        self.forced_call: int | tuple[int, str] | None = None  # a fork's call, to be written before the next token
         self.counted = config.call_end == "tokens"  # a call is for the tokens that it asks for; that of a fork always
         self.no_call_before = 0  # no call may begin before this completion position
         self.banned: tuple[int, int] | None = None  # a completion position, and a token that must not come there
