@@ -20,9 +20,11 @@ from transformers import TrainerCallback
 from relaylab.call_tag import find_calls, format_call, strip_calls
 from relaylab.cost import ModelPrices, Prices, costs, usage
 from relaylab.cost_by_teacher import costs_by_teacher
-from relaylab.engine.load import load_engine
+from relaylab.engine.load import fingerprint_weights, load_engine
+from relaylab.evaluation.evaluate import evaluate
 from relaylab.evaluation.learning import answer_text
 from relaylab.evaluation.score import score_traces
+from relaylab.options import Process
 from relaylab.relay.local_teacher import LocalTeacher, Verifier
 from relaylab.relay.pair import Pair, load_teacher, models_of, relay_config
 from relaylab.relay.relay import Relay
@@ -243,10 +245,20 @@ def test_what_cannot_work_is_refused(engines):
         Relay(engines[0], scripted, call_rule=lambda s: (3, "huge")).run(QUESTIONS[:1])
 
 
-def test_teachers_by_text():
-    teachers = load_teacher("small=student large=teacher", temperature=0.5)
+def test_teachers_by_text(tmp_path, monkeypatch):
+    text = "small=student large=teacher"
+    assert (models_of(text), models_of("a=b")) == ({"small": "student", "large": "teacher"}, {"": "a=b"})
+    teachers = load_teacher(text, temperature=0.5)
     assert (teachers.names, [t.temperature for t in teachers.teachers.values()]) == (("small", "large"), [0.5, 0.5])
     assert teachers.name.startswith("small=")
+    evaluate(["relay:student=warm"], PROBLEMS[:2], tmp_path, teacher=text, max_tokens=40, progress=False)
+    weights = json.loads((tmp_path / "config.json").read_text())["weights"]
+    assert all(weights[name] == fingerprint_weights(name) for name in ("student", "teacher", "warm"))
+    threads = []
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    Process().set_threads("warm", text)
+    assert threads == [1], "all of them are small"
 
 
 # What it costs --------------------------------------------------------------------------------------------------------
@@ -347,12 +359,11 @@ def test_without_names_the_warm_up_draws_what_it_drew(engines):
 
 def test_a_student_is_warmed_up_and_trained_with_two_teachers(tmp_path):
     """Both stages by text: it calls both, pays each by its size, and an interrupted run ends with the same weights."""
-    text, sizes = "small=student large=teacher", {"small": 2.0, "large": 50.0}
-    assert models_of(text) == {"small": "student", "large": "teacher"}
+    text, sizes = "a=student b=teacher", {"a": 2.0, "b": 50.0}
     warm = warmup(
         "student", problems("tiles", 120, split="train"), tmp_path / "warm", teacher=text, check=problems("tiles", 16),
-        max_steps=60, learning_rate=6e-3, full=True, counts=(0, 1), exponents=(0,), max_tokens=160, progress=False,
-        device="cpu",
+        max_steps=120, learning_rate=6e-3, full=True, counts=(0, 1), exponents=(0,), max_tokens=160, progress=False,
+        device="cpu", per_device_train_batch_size=12,
     )  # fmt: skip
     assert warm.calls > 0.3, "calls with a name are counted"
     settings = SMALL | dict(
@@ -368,14 +379,14 @@ def test_a_student_is_warmed_up_and_trained_with_two_teachers(tmp_path):
         rewards = [r for group in groups for r in cost_aware(group, cost_weight=0.3, teacher_size=sizes)]
         assert metrics["reward"][step] == pytest.approx(sum(rewards) / 16, abs=1e-5)
         answered = [c.to for t in traces for c in t.answered]
-        assert metrics["calls_to_small"][step] == pytest.approx(answered.count("small") / len(answered))
-        assert metrics["calls_to_small"][step] + metrics["calls_to_large"][step] == pytest.approx(1)
+        assert metrics["calls_to_a"][step] == pytest.approx(answered.count("a") / len(answered))
+        assert metrics["calls_to_a"][step] + metrics["calls_to_b"][step] == pytest.approx(1)
         called.update(answered)
-    assert called.keys() == {"small", "large"}
-    with pytest.raises(ValueError, match="teacher_size was"):
-        train(output_dir=tmp_path / "whole", **settings | {"teacher_size": sizes | {"small": 3.0}}, **options)
-    swapped = {"teacher": "small=teacher large=student"}
-    with pytest.raises(ValueError, match="teachers was"):
+    assert called.keys() == {"a", "b"}
+    with pytest.raises(ValueError, match=r"teacher_size\.a was 2\.0, is 3\.0"):
+        train(output_dir=tmp_path / "whole", **settings | {"teacher_size": sizes | {"a": 3.0}}, **options)
+    swapped = {"teacher": "a=teacher b=student"}
+    with pytest.raises(ValueError, match=r"teachers\S* was"):
         train(output_dir=tmp_path / "whole", **settings | swapped, **options)
 
     class Stops(TrainerCallback):

@@ -2,8 +2,7 @@
 
 ``student`` and the teachers are trained from scratch and trained on into the worlds. ``warm`` and ``lifelike/warmup``
 are students after stage 1. Each run of ``configs/ablations.yaml`` is a run of stage 2 whose adapter has its name.
-``warm-six`` is not shipped: a warm-up without three of the suites, which forgets them (docs/results.md). Nor is
-``lifelike/warmup-named``, whose commands name one of two teachers (docs/results.md).
+``warm-six`` is not shipped: a warm-up without three of the suites, which forgets them (docs/results.md).
 """
 
 from __future__ import annotations
@@ -48,9 +47,6 @@ WARMUPS = {
     "warm-sure": SURE,
     "warm-six": WARMUP | {"suites": list(SIX)},
     "lifelike/warmup": DISTILLED | {"whole_words": True},
-    "lifelike/warmup-named": DISTILLED
-    | {"whole_words": True, "teacher": "small=wordy/student large=lifelike/teacher"}
-    | {"num_problems": 3000, "max_steps": 750},
     "lifelike/warmup-cross-entropy": DISTILLED | {"loss": "cross_entropy"},
     **{f"{world}/warmup": DISTILLED | {"student": f"{world}/student"} for world in ("plain", "wordy", "stubborn")},
 }
