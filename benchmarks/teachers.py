@@ -3,17 +3,18 @@
     python benchmarks/teachers.py name --out runs/named
     python benchmarks/teachers.py count runs/two-eval/traces/0/relay*.jsonl
 
-``name`` goes on from a student that knows when to call. It answers training problems, half of them with each teacher,
-at temperature 1. Each command in these responses gets the name of the teacher that answered. The commands are learned
-as in the warm-up by self-distillation (``distill_loss``). ``count`` reads traces with several teachers: calls and
-tokens are means of a response. FLOPs are those of ``costs_by_teacher``; *large alone* is an answer of the same length
-by the largest teacher.
+``name`` goes on from a student that knows when to call. It answers training problems at temperature 1, each with a
+teacher that is drawn evenly. Each command in these responses gets the name of the teacher that answered. The commands
+are learned as in the warm-up by self-distillation (``distill_loss``). ``count`` reads traces with several teachers:
+calls and tokens are means of a response. FLOPs are those of ``costs_by_teacher``; *large alone* is an answer of the
+same length by the largest teacher.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import random
 import tempfile
 from functools import cache
 from itertools import islice
@@ -39,11 +40,13 @@ from relaylab.training.warmup_data import NO_LOSS
 TEACHERS = "small=wordy/student large=lifelike/teacher"
 
 
-def named_rows(student: Engine, teachers: NamedTeachers, problems: list[Problem], caps: dict[str, Any]) -> Dataset:
-    """The student's own relays with a name in each command; the teachers take the problems in turn."""
-    rows = []
-    for k, name in enumerate(teachers.names):
-        own = problems[k :: len(teachers.names)]
+def named_rows(
+    student: Engine, teachers: NamedTeachers, problems: list[Problem], caps: dict[str, Any], seed: int
+) -> Dataset:
+    """The student's own relays with a name in each command; a teacher for each problem is drawn evenly."""
+    rows, drawn = [], random.Random(seed).choices(teachers.names, k=len(problems))
+    for name in teachers.names:
+        own = [problem for problem, who in zip(problems, drawn) if who == name]
         pair = Pair(student, teachers.teachers[name], caps)
         for trace in pair.decode(own, temperature=1.0, batch_size=128, progress=False):
             calls, row = (
@@ -69,7 +72,7 @@ def name(args: argparse.Namespace) -> None:
     teachers: Any = load_teacher(args.teacher)
     problems = list(islice(mixture(seed=3, suites=TAUGHT), args.count))
     caps = relay_defaults(args.student) | {"max_tokens": 160}
-    rows = named_rows(student, teachers, problems, caps)
+    rows = named_rows(student, teachers, problems, caps, args.seed)
     settings: dict[str, Any] = dict(
         max_steps=args.steps, per_device_train_batch_size=32, learning_rate=args.learning_rate, seed=args.seed,
         lr_scheduler_type="cosine", warmup_steps=20, weight_decay=0.0, use_cpu=True, bf16=False, max_length=None,
@@ -123,8 +126,8 @@ def main() -> None:
     command.add_argument("--out", type=Path, required=True, help="folder of the student that names teachers")
     command.add_argument("--student", default="lifelike/relay", help="a trained student")
     command.add_argument("--teacher", default=TEACHERS, help="several, with names")
-    command.add_argument("--count", type=int, default=600, help="training problems")
-    command.add_argument("--steps", type=int, default=200)
+    command.add_argument("--count", type=int, default=480, help="training problems")
+    command.add_argument("--steps", type=int, default=150)
     command.add_argument("--learning-rate", type=float, default=3e-3)
     command.add_argument("--seed", type=int, default=0)
     command.set_defaults(run=name)
