@@ -30,10 +30,12 @@ from relaylab.cost import ModelPrices, Prices, alone, costs, usage
 from relaylab.cost_by_teacher import costs_by_teacher
 from relaylab.engine.engine import Engine
 from relaylab.engine.load import load_model, relay_defaults
+from relaylab.relay.config import RelayConfig
 from relaylab.relay.pair import Pair, load_teacher
 from relaylab.relay.teachers import NamedTeachers
 from relaylab.tasks.suites import TAUGHT, Problem, mixture
 from relaylab.trace import COMMAND, TEACHER, Trace, read_traces
+from relaylab.training.policy_model import save_student
 from relaylab.training.warmup import DistillTrainer
 from relaylab.training.warmup_data import NO_LOSS
 
@@ -84,8 +86,7 @@ def name(args: argparse.Namespace) -> None:
             args=SFTConfig(output_dir=work, **settings), train_dataset=rows, processing_class=tokenizer,
         )  # fmt: skip
         trainer.train()
-    model.save_pretrained(args.out)
-    tokenizer.save_pretrained(args.out)
+    save_student(model, tokenizer, args.student, args.out, RelayConfig(**caps))
     print(f"{len(rows)} responses, {sum(any(r['command']) for r in rows.to_list())} with a call: {args.out}")
 
 
