@@ -66,14 +66,11 @@ def named_rows(
 def name(args: argparse.Namespace) -> None:
     set_seed(args.seed)
     model, tokenizer = load_model(args.student, device="cpu")
-    student, reference, pad_id = (
-        Engine(model, tokenizer, name=args.student),
-        copy.deepcopy(model),
-        tokenizer.pad_token_id,
-    )
+    student, reference = Engine(model, tokenizer, name=args.student), copy.deepcopy(model)
+    pad_id: Any = tokenizer.pad_token_id
     teachers: Any = load_teacher(args.teacher)
     problems = list(islice(mixture(seed=3, suites=TAUGHT), args.count))
-    caps = relay_defaults(args.student) | {"max_tokens": 160}
+    caps: dict[str, Any] = relay_defaults(args.student) | {"max_tokens": 160}
     rows = named_rows(student, teachers, problems, caps, args.seed)
     settings: dict[str, Any] = dict(
         max_steps=args.steps, per_device_train_batch_size=32, learning_rate=args.learning_rate, seed=args.seed,
