@@ -133,7 +133,10 @@ class Process:
     def set_threads(self, *models: str) -> None:
         import torch
 
-        small = "OMP_NUM_THREADS" not in os.environ and all(_is_small(m) for m in models if self.is_local(m))
+        from relaylab.relay.pair import models_of
+
+        every = [model for name in models for model in models_of(name).values()]
+        small = "OMP_NUM_THREADS" not in os.environ and all(_is_small(m) for m in every if self.is_local(m))
         if threads := self.threads or (1 if small else None):
             torch.set_num_threads(threads)
 
@@ -235,7 +238,7 @@ class Calls:
 class Warmup:
     """How responses are sampled, where commands stand, and how the student learns them: keywords of ``warmup``."""
 
-    teacher: Annotated[str, option("Writes what the commands ask for: responses become relays.")] = ""
+    teacher: Annotated[str, option("Writes what the commands ask for; several: 'small=A large=B'.")] = ""
     temperature: Annotated[float, option("At which responses are sampled.", min=0)] = 1.0
     samples: Samples = 1
     keep_correct: Annotated[bool, option("Leave wrong responses out.")] = False

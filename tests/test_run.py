@@ -8,12 +8,12 @@ import re
 import pytest
 from trl import TrlParser
 
-from relaylab.relay.teachers import ScriptedTeacher, TeacherOutput
+from relaylab.relay.teachers import NamedTeachers, ScriptedTeacher, TeacherOutput
 from relaylab.tasks.suites import mixture
 from relaylab.training import grpo as module
 from relaylab.training.config import RelayGRPOConfig, make_config, parse_config
 from relaylab.training.configs import config_names, read_config
-from relaylab.training.data_filter import load_rates
+from relaylab.training.data_filter import load_rates, pass_rates
 from relaylab.training.grpo import train
 from relaylab.training.run_dir import read_metrics
 
@@ -58,6 +58,25 @@ def test_python_yaml_and_the_command_line_are_one_thing(tmp_path):
     assert parse_config(file, ["--teacher", "none", "teacher", "--no_mask_teacher"]).teacher[0] == "none"
 
 
+def test_a_teachers_size_is_a_number_or_a_mapping_in_all_of_them(tmp_path):
+    (tmp_path / "c.yaml").write_text(
+        "student: warm\noutput_dir: runs/x\nreward: cost_aware\nteacher_size: {small: 2, large: 1e1}\n"
+    )
+    settings, sizes = NEEDED | {"reward": "cost_aware"}, {"small": 2.0, "large": 10.0}
+    args = ["--output_dir", "runs/x", "--reward", "cost_aware", "--student", "warm"]
+    for config in (
+        make_config(tmp_path / "c.yaml"),
+        parse_config(tmp_path / "c.yaml"),
+        parse_config(tmp_path / "c.yaml", [*args, "--teacher_size", "{small: 2, large: 1e1}"]),
+        make_config(**settings, teacher_size={"small": "2", "large": 10}),
+        *TrlParser(RelayGRPOConfig).parse_args_and_config(["--config", str(tmp_path / "c.yaml")]),
+    ):
+        assert config.reward_options == {"scheme": "cost_aware", "cost_weight": 0.1, "teacher_size": sizes}
+        assert config.bound["teacher_size"] == sizes
+    for config in (parse_config(tmp_path / "c.yaml", ["--teacher_size", "7"]), make_config(**settings, teacher_size=7)):
+        assert config.reward_options["teacher_size"] == 7.0
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
@@ -93,6 +112,15 @@ def test_python_yaml_and_the_command_line_are_one_thing(tmp_path):
         (dict(suites=["tile"]), r"unknown suites \['tile'\]"),
         # what TRL would take, and a relay run cannot honour
         (dict(reward="simple", cost_weight=0.3), "cost_weight does nothing for this reward"),
+        (dict(teacher_size={"small": 2}), "teacher_size does nothing for this reward"),
+        (dict(reward="cost_aware", teacher_size={"small": -2}), "teacher_size is -2.0; it must be at least 0"),
+        (dict(reward="cost_aware", teacher_size={"small": "x"}), "teacher_size is {'small': 'x'}"),
+        (dict(reward="cost_aware", teacher_size="large"), "teacher_size is 'large'; write a mapping"),
+        (dict(reward="cost_aware", teacher_size={"a": 2}), r"the teacher 'teacher' has the names \(none"),
+        (
+            dict(reward="cost_aware", teacher_size={"a": 2, "c": 3}, teacher="a=student b=teacher"),
+            "has the names a, c; the teacher 'a=student b=teacher' has the names a, b",
+        ),
         (dict(top_p=0.5), "top_p does nothing in a relay run: rollouts follow temperature alone"),
         (dict(use_vllm=True), "use_vllm does nothing in a relay run: relaylab's own engine"),
         (dict(chat_template_kwargs={"enable_thinking": True}), "chat_template_kwargs does nothing"),
@@ -220,6 +248,15 @@ def test_the_filter_keeps_what_the_teacher_solves_half_of_the_time(tmp_path, tra
     assert len(kept) == 8
     rates = load_rates(tmp_path / "run" / "rates.jsonl")
     assert {r.rate for r in rates if r.problem.suite == "depot"} == {0.5}
+    # Of teachers with names the largest is asked.
+    named = NamedTeachers({"large": teacher, "small": ScriptedTeacher(["x"])})
+    cost = options | {"reward": "cost_aware", "filter_threshold": 0.5, "filter_samples": 4}
+    train(teachers=[named], output_dir=tmp_path / "named", teacher_size={"small": 2, "large": 9}, **cost)
+    assert trained.pop()[2] == trained[0][2]
+    with pytest.raises(ValueError, match="asks the largest of large, small: give teacher_size by name"):
+        train(teachers=[named], output_dir=tmp_path / "number", teacher_size=9, **cost)
+    with pytest.raises(ValueError, match="a pass rate is that of one teacher, and there are large, small"):
+        pass_rates(named, chosen, tmp_path / "rates.jsonl")
     # The same rates serve another threshold, and nobody is asked again.
     again = dict(teacher="none", filter_rates=str(tmp_path / "run" / "rates.jsonl"), filter_threshold=0.6)
     train(output_dir=tmp_path / "other", **options | again)

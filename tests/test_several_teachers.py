@@ -3,28 +3,40 @@
 from __future__ import annotations
 
 import json
+import random
 import re
+from collections import Counter
 from dataclasses import replace
+from itertools import groupby
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import slow_relay
+from test_grpo import SMALL, rollouts, same_weights
+from transformers import TrainerCallback
 
 from relaylab.call_tag import find_calls, format_call, strip_calls
 from relaylab.cost import ModelPrices, Prices, costs, usage
 from relaylab.cost_by_teacher import costs_by_teacher
-from relaylab.engine.load import load_engine
+from relaylab.engine.load import fingerprint_weights, load_engine
+from relaylab.evaluation.evaluate import evaluate
 from relaylab.evaluation.learning import answer_text
 from relaylab.evaluation.score import score_traces
+from relaylab.options import Process
 from relaylab.relay.local_teacher import LocalTeacher, Verifier
-from relaylab.relay.pair import Pair, load_teacher, relay_config
+from relaylab.relay.pair import Pair, load_teacher, models_of, relay_config
 from relaylab.relay.relay import Relay
 from relaylab.relay.sequence import CallClosed
-from relaylab.relay.teachers import NamedTeachers, ScriptedTeacher, TeacherOutput, TeacherView, complete
+from relaylab.relay.teachers import NamedTeachers, NoTeacher, ScriptedTeacher, TeacherOutput, TeacherView, complete
 from relaylab.tasks.suites import problems
 from relaylab.trace import Trace, read_traces
+from relaylab.training.grpo import train
 from relaylab.training.rewards import cost_aware
+from relaylab.training.run_dir import read_metrics
+from relaylab.training.warmup import warmup
+from relaylab.training.warmup_data import warmup_data
 from relaylab.views.trace_view import trace_text
 
 PROBLEMS = problems("tiles", 3) + problems("savings", 3)
@@ -237,10 +249,20 @@ def test_what_cannot_work_is_refused(engines):
         Relay(engines[0], scripted, call_rule=lambda s: (3, "huge")).run(QUESTIONS[:1])
 
 
-def test_teachers_by_text():
-    teachers = load_teacher("small=student large=teacher", temperature=0.5)
+def test_teachers_by_text(tmp_path, monkeypatch):
+    text = "small=student large=teacher"
+    assert (models_of(text), models_of("a=b")) == ({"small": "student", "large": "teacher"}, {"": "a=b"})
+    teachers = load_teacher(text, temperature=0.5)
     assert (teachers.names, [t.temperature for t in teachers.teachers.values()]) == (("small", "large"), [0.5, 0.5])
     assert teachers.name.startswith("small=")
+    evaluate(["relay:student=warm"], PROBLEMS[:2], tmp_path, teacher=text, max_tokens=40, progress=False)
+    weights = json.loads((tmp_path / "config.json").read_text())["weights"]
+    assert all(weights[name] == fingerprint_weights(name) for name in ("student", "teacher", "warm"))
+    threads = []
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    Process().set_threads("warm", text)
+    assert threads == [1], "all of them are small"
 
 
 # What it costs --------------------------------------------------------------------------------------------------------
@@ -281,3 +303,101 @@ def test_each_teacher_reads_its_own_part_and_has_its_own_price(engines):
     cheaper = cost_aware(group, teacher_size={"small": 2.0, "large": 50.0})
     assert all(a >= b for a, b in zip(cheaper, cost_aware(group, teacher_size=50.0)))
     assert sum(cheaper) > sum(cost_aware(group, teacher_size=50.0))
+
+
+# Training -------------------------------------------------------------------------------------------------------------
+
+
+def commands(row) -> list[tuple[int, int]]:
+    """Where the commands of a row of the warm-up begin and end."""
+    spans = [[i for i, _ in group] for one, group in groupby(enumerate(row["command"]), lambda p: p[1]) if one]
+    return [(span[0], span[-1] + 1) for span in spans]
+
+
+def test_each_command_of_the_warm_up_names_the_teacher_that_writes(engines):
+    """Against transformers: the named teacher's greedy tokens after the text so far, which holds no command."""
+    student, asked, compared = load_engine("student"), Counter(), Counter()
+    options = dict(counts=(0, 0.2, 0.8), numbers=[5], max_tokens=160, progress=False)
+    rows = warmup_data(student, problems("tiles", 24, split="train"), teacher=several(engines), **options)
+    for row in rows:
+        ids, labels = row["input_ids"], row["labels"]
+        for begin, end in commands(row):
+            text = student.tokenizer.decode(ids[begin:end])
+            (call,) = find_calls(text, named=True)
+            assert (call.start, call.end, call.problem) == (0, len(text), None)
+            assert ids[begin:end] == labels[begin:end] == student.text.encode(format_call(call.n, call.to))
+            asked[call.to] += 1
+            if call.n < 5 or end + 5 > len(ids):
+                continue
+            read = torch.tensor([[i for i, c in zip(ids[:begin], row["command"]) if not c]])
+            model = engines[1][call.to].model
+            wrote = model.generate(read, max_new_tokens=5, do_sample=False)[0, read.shape[1] :].tolist()
+            assert (ids[end : end + 5], labels[end : end + 5]) == (wrote, [-100] * 5)
+            compared[call.to] += 1
+    assert asked.keys() == {"small", "large"}
+    assert 0.3 < asked["small"] / asked.total() < 0.7
+    assert min(compared.values()) > 5
+
+
+def test_without_names_the_warm_up_draws_what_it_drew(engines):
+    """The draws of one teacher, by hand: who gets a call, then a place and a number for each."""
+    student, chosen = load_engine("student"), problems("savings", 12, split="train")
+    options = dict(max_tokens=160, progress=False)
+    rows = warmup_data(
+        student, chosen, teacher=LocalTeacher(engines[1]["large"]), counts=(0.5, 0.5), numbers=[3, 4], **options
+    )
+    traces = Pair(student, NoTeacher()).decode(chosen, temperature=1.0, batch_size=128, **options)
+    traces, rng = [t for t in traces if t.stop == "end"], random.Random(0)
+    wanted, expected = rng.choices(range(2), (0.5, 0.5), k=len(traces)), []
+    for trace, count in zip(traces, wanted):
+        last, begin = len(trace.completion_ids) - 1, list(trace.prompt_ids)
+        if count:
+            at = rng.randrange(0, last)
+            n = min(last - at, rng.choice([3, 4]))
+            begin += trace.completion_ids[:at] + student.text.encode(f"<call>{n}</call>")
+        expected.append(begin)
+    assert len(rows) == len(expected) > 9
+    for row, begin in zip(rows, expected):
+        assert row["input_ids"][: len(begin)] == begin
+
+
+def test_a_student_is_warmed_up_and_trained_with_two_teachers(tmp_path):
+    """Both stages by text: it calls both, pays each by its size, and an interrupted run ends with the same weights."""
+    text, sizes = "a=student b=teacher", {"a": 2.0, "b": 50.0}
+    warm = warmup(
+        "student", problems("tiles", 120, split="train"), tmp_path / "warm", teacher=text, check=problems("tiles", 16),
+        max_steps=120, learning_rate=6e-3, full=True, counts=(0, 1), exponents=(0,), max_tokens=160, progress=False,
+        device="cpu", per_device_train_batch_size=12,
+    )  # fmt: skip
+    assert warm.calls > 0.3, "calls with a name are counted"
+    settings = SMALL | dict(
+        student=str(warm.student), teacher=text, reward="cost_aware", teacher_size=sizes, cost_weight=0.3,
+        per_device_train_batch_size=16, max_completion_length=90,
+    )  # fmt: skip
+    options = {"problems": problems("tiles", 8, split="train")}
+    train(output_dir=tmp_path / "whole", **settings, **options)
+    metrics, called = read_metrics(tmp_path / "whole"), Counter()
+    for step in (0, 1):
+        traces = rollouts(tmp_path / "whole", step)
+        groups = [traces[i : i + 4] for i in range(0, 16, 4)]
+        rewards = [r for group in groups for r in cost_aware(group, cost_weight=0.3, teacher_size=sizes)]
+        assert metrics["reward"][step] == pytest.approx(sum(rewards) / 16, abs=1e-5)
+        answered = [c.to for t in traces for c in t.answered]
+        assert metrics["calls_to_a"][step] == pytest.approx(answered.count("a") / len(answered))
+        assert metrics["calls_to_a"][step] + metrics["calls_to_b"][step] == pytest.approx(1)
+        called.update(answered)
+    assert called.keys() == {"a", "b"}
+    with pytest.raises(ValueError, match=r"teacher_size\.a was 2\.0, is 3\.0"):
+        train(output_dir=tmp_path / "whole", **settings | {"teacher_size": sizes | {"a": 3.0}}, **options)
+    swapped = {"teacher": "a=teacher b=student"}
+    with pytest.raises(ValueError, match=r"teachers\S* was"):
+        train(output_dir=tmp_path / "whole", **settings | swapped, **options)
+
+    class Stops(TrainerCallback):
+        def on_step_end(self, args, state, control, **_):
+            control.should_save = control.should_training_stop = True
+
+    train(output_dir=tmp_path / "stopped", **settings, **options, callbacks=[Stops()])
+    assert read_metrics(tmp_path / "stopped")["step"].tolist() == [1]
+    train(output_dir=tmp_path / "stopped", **settings, **options)
+    assert same_weights(tmp_path / "whole", tmp_path / "stopped")

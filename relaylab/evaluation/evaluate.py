@@ -27,7 +27,7 @@ from relaylab.evaluation.systems import RelaySystem, System, system
 from relaylab.evaluation.table import read_table, rows_of, write_table
 from relaylab.files import CONFIG, bind_folder, check_config, own_code, plain, read_json, write_json
 from relaylab.relay.config import RelayConfig
-from relaylab.relay.pair import is_url
+from relaylab.relay.pair import is_url, models_of
 from relaylab.relay.teachers import Teacher
 from relaylab.tasks.suites import Problem, problem_texts
 
@@ -131,7 +131,8 @@ def _chosen(methods: Sequence[str]) -> list[tuple[str, System]]:
 def _weights(models: ModelCache, systems: Sequence[System]) -> dict[str, str]:
     """Digests of the weights of local models, and of own systems: a name may stand for something else tomorrow."""
     teachers = [models.default_teacher, *(s.teacher for s in systems if isinstance(s, RelaySystem))]
-    names = {models.model(getattr(s, "student", "student")) for s in systems} | {t for t in teachers if type(t) is str}
+    names = {models.model(getattr(s, "student", "student")) for s in systems}
+    names |= {model for t in teachers if type(t) is str for model in models_of(t).values()}
     weights = {name: fingerprint_weights(name) for name in sorted(names - {"", "none"}) if not is_url(name)}
     engine = getattr(models.default_teacher, "engine", None)
     return (

@@ -240,6 +240,17 @@ def _resume(
     return kept
 
 
+def models_of(teacher: str) -> dict[str, str]:
+    """The models of several teachers, by the names that a text gives them; of one, its own by the name ``""``.
+
+    >>> models_of("small=student large=teacher"), models_of("teacher")
+    ({'small': 'student', 'large': 'teacher'}, {'': 'teacher'})
+    """
+    parts = [part.partition("=") for part in teacher.split()]
+    several = len(parts) > 1 and all(equals for _, equals, _ in parts)
+    return {name: model for name, _, model in parts} if several else {"": teacher}
+
+
 def load_teacher(
     name: str, *, model: str | None = None, tokenizer: str | None = None, temperature: float = 0.0, **options: Any
 ) -> Teacher:
@@ -256,9 +267,8 @@ def load_teacher(
     """
     if name == "none":
         return NoTeacher()
-    if " " in name and all("=" in part for part in name.split()):
-        parts = (part.partition("=") for part in name.split())
-        return NamedTeachers({k: load_teacher(v, temperature=temperature, **options) for k, _, v in parts})
+    if len(models := models_of(name)) > 1:
+        return NamedTeachers({k: load_teacher(v, temperature=temperature, **options) for k, v in models.items()})
     if is_url(name):
         from relaylab.relay.api_teacher import APITeacher  # the client is slow to import and seldom needed
 

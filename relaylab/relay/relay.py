@@ -257,14 +257,14 @@ class Relay:
         return Stream(self, [self.sequence(i, p, seed) for i, (p, seed) in enumerate(zip(prompts, seeds))])
 
     def fork(
-        self, trace: Trace, at: int, *, call: int | None = None, write_call: bool | None = None,
+        self, trace: Trace, at: int, *, call: int | tuple[int, str] | None = None, write_call: bool | None = None,
         forbid: bool = False, seed: int | None = None, prompt: Prompt | None = None,
     ) -> Stream:  # fmt: skip
         """The relay from completion position ``at`` of a trace on: as it was before, with one thing changed.
 
         Args:
-            call: the student calls for so many tokens here. A resized call is a fork at its start with another n,
-                of the same teacher.
+            call: the student calls for so many tokens here. A resized call is a fork at its start with another n, of
+                the same teacher. Of several teachers, ``(n, name)`` asks one.
             write_call: write the command, or let the teacher take over silently; the relay's own way by default.
             forbid: the student's token at ``at`` must not come again, and no call may begin there or shortly after.
             seed: with the trace's own seed (the default), tokens after the change use the same random numbers.
@@ -291,8 +291,8 @@ class Relay:
         return Stream(self, sequences)
 
     def _forked(
-        self, index: int, trace: Trace, at: int, call: int | None = None, write_call: bool | None = None,
-        forbid: bool = False, seed: int | None = None, prompt: Prompt | None = None,
+        self, index: int, trace: Trace, at: int, call: int | tuple[int, str] | None = None,
+        write_call: bool | None = None, forbid: bool = False, seed: int | None = None, prompt: Prompt | None = None,
     ) -> Sequence:  # fmt: skip
         if not 0 <= at <= len(trace.completion_ids):
             raise ValueError(f"a trace of {len(trace.completion_ids)} tokens cannot be forked at {at}")
@@ -308,10 +308,12 @@ class Relay:
             if self.forbid_calls or sequence.turn == "done":
                 why = "calls are forbidden" if self.forbid_calls else "the answer ended"
                 raise ValueError(f"no call can be forced: {why}")
-            format_call(call)  # ValueError for a number that no command holds
-            asked = next((c.to for c in trace.calls if c.start == at), None)  # a call anew asks the same teacher
-            sequence.forced_call = (call, asked) if asked in getattr(self.teacher, "names", ()) else call
-            sequence.counted = True
+            n, name = call if isinstance(call, tuple) else (call, None)
+            format_call(n)  # ValueError for a number that no command holds
+            if name is None:  # a call anew asks the same teacher
+                asked = {c.to for c in trace.calls if c.start == at}
+                name = next((known for known in getattr(self.teacher, "names", ()) if known in asked), None)
+            sequence.forced_call, sequence.counted = n if name is None else (n, name), True
             if write_call is not None:
                 sequence.config = replace(sequence.config, write_call=write_call)
         return sequence

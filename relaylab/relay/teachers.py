@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol, runtime_checkable
 
@@ -262,3 +262,8 @@ class NamedTeachers:
         """The views that wait for an answer, by the teacher who was asked."""
         groups = [(name, [view for view in views if self._asked.get(view) == name]) for name in self.names]
         return [(name, own) for name, own in groups if own]
+
+
+def every_teacher(teachers: Iterable[Teacher]) -> list[Teacher]:
+    """The teachers, each ``NamedTeachers`` followed by those that it holds."""
+    return [one for t in teachers for one in (t, *(t.teachers.values() if isinstance(t, NamedTeachers) else ()))]

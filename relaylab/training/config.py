@@ -27,7 +27,7 @@ from relaylab.training import rewards
 from relaylab.training.configs import read_config
 from relaylab.training.rewards import Ratio
 
-NESTED = ("teacher_options", "lora", "call_curriculum")  # on a command line they are YAML
+NESTED = ("teacher_options", "lora", "call_curriculum", "teacher_size")  # on a command line they are YAML
 CAPS = ("max_calls", "max_call_tokens", "max_teacher_tokens", "fixed_call_tokens", "call_end")  # of both configs
 SHAPE = ("ratio", "bonus", "penalty", "exploration_cap", "rho_weight")  # of the reward ``difficulty_aware``
 COST = ("cost_weight", "teacher_size")  # of ``cost_aware``
@@ -85,7 +85,8 @@ class RelayGRPOConfig(GRPOConfig):
 
     Args:
         student: a name or folder. An adapter is trained further; a model gets a new one, unless ``full``.
-        teacher: names, folders, URLs or ``none``. The groups of a batch take several in turn.
+        teacher: names, folders, URLs or ``none``. The groups of a batch take several in turn. With names in one text,
+            ``"small=student large=teacher"``, the student chooses: ``<call to=small>n</call>``.
         teacher_options: of ``load_teacher``, such as ``temperature``, ``tokenizer``, ``quantize``.
         suites: the embedded suites that the problems are drawn from, in turn, by ``data_seed``.
         num_problems: of the suites (900 by default) or of the file (all by default).
@@ -93,7 +94,7 @@ class RelayGRPOConfig(GRPOConfig):
         question_field: the column of ``data`` with the question; by default the usual names.
         answer_field: the column of ``data`` with the answer.
         prompt_suffix: put after each question.
-        filter_threshold: train on problems that the first teacher solves at least so often; 0 trains on all.
+        filter_threshold: train on problems that the first teacher (the largest by name) solves so often; 0 is all.
         filter_samples: teacher answers a problem.
         filter_max_tokens: of such an answer.
         filter_batch_size: such answers at a time.
@@ -106,7 +107,7 @@ class RelayGRPOConfig(GRPOConfig):
         exploration_cap: the most that a wrong, helped answer of an unsolvable group gets; 1 is the paper's rho, 0 none.
         rho_weight: of rho in the reward of a right, helped answer; the paper has 1.
         cost_weight: of the reward ``cost_aware``: what an answer of the teacher alone costs, in right answers.
-        teacher_size: of the same: parameters of the teacher, in those of the student.
+        teacher_size: of the same: parameters of the teacher, in those of the student; by name if they have names.
         released_code: train as the authors' released code does, its faults included.
         mask_teacher: keep teacher tokens out of the loss; off only to see what happens.
         credit_calls: a command's tokens get its own advantage, from a fork without the call (``call_credits``).
@@ -167,7 +168,7 @@ class RelayGRPOConfig(GRPOConfig):
     exploration_cap: float = 1.0
     rho_weight: float = 1.0
     cost_weight: float = 0.1
-    teacher_size: float = 10.0
+    teacher_size: float | dict[str, float] | str = 10.0  # a text is YAML, as in TRL's settings
     released_code: bool = False
     mask_teacher: bool = True
     credit_calls: bool = False
@@ -197,10 +198,10 @@ class RelayGRPOConfig(GRPOConfig):
             setattr(self, setting.name, value := _typed(setting.name, value, hints[setting.name]))
             if value != default:
                 _honoured(setting.name)
-            _bounded(setting.name, value)
-        for name in ("student", "output_dir"):
-            if not getattr(self, name):
-                raise ValueError(f"a training run needs {name}")
+            for number in value.values() if setting.name == "teacher_size" and isinstance(value, dict) else [value]:
+                _bounded(setting.name, number)
+        if missing := [name for name in ("student", "output_dir") if not getattr(self, name)]:
+            raise ValueError(f"a training run needs {missing[0]}")
         self._check_batches()
         self._check_curriculum()
         self._check_reward()
@@ -210,7 +211,7 @@ class RelayGRPOConfig(GRPOConfig):
     @property
     def bound(self) -> dict[str, Any]:
         """The settings that decide a run; a folder is bound to them."""
-        names = {f.name for f in fields(self) if getattr(self, f.name) != _default(f)} | {*HONOURED, *_own_names()}
+        names = {f.name for f in fields(self) if getattr(self, f.name) != _default(f)} | {*HONOURED, *OWN}
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name in names - UNBOUND}
 
     @property
@@ -297,6 +298,9 @@ class RelayGRPOConfig(GRPOConfig):
                 raise ValueError(f"{name} does nothing for this reward; leave it out")
 
 
+OWN = tuple(RelayGRPOConfig.__annotations__)  # the relay's own settings
+
+
 def make_config(config: RelayGRPOConfig | str | Path | None = None, /, **settings: Any) -> RelayGRPOConfig:
     """The settings of a run from a config, a YAML file or the name of a shipped run; keywords win over it.
 
@@ -356,12 +360,8 @@ def _check_names(names: Any) -> None:
     for name in names:
         if name not in valid_names:
             hint = nearest(name, valid_names)
-            hint = hint if hint.startswith("did") else f"the relay's own are {', '.join(_own_names())}"
+            hint = hint if hint.startswith("did") else f"the relay's own are {', '.join(OWN)}"
             raise ValueError(f"unknown setting {name!r}; {hint}")
-
-
-def _own_names() -> list[str]:
-    return list(RelayGRPOConfig.__annotations__)
 
 
 def _default(setting: Field) -> Any:
@@ -371,7 +371,8 @@ def _default(setting: Field) -> Any:
 def _typed(name: str, value: Any, hint: Any) -> Any:
     """The value as the type of its setting, as YAML and argparse give it: 1e-3 and "1e-3" are the same number."""
     if isinstance(value, str) and name in NESTED:
-        value = read_yaml(value, name)
+        if isinstance(value := read_yaml(value, name), str):
+            raise ValueError(f"{name} is {value!r}; write a mapping as YAML, '{{name: value}}'")
     elif isinstance(value, os.PathLike):
         value = os.fspath(value)
     elif isinstance(value, str) and get_origin(hint) is list:
@@ -386,7 +387,7 @@ def _typed(name: str, value: Any, hint: Any) -> Any:
 
 def _honoured(name: str) -> None:
     refused = {start: reason for reason, starts in INSTEAD.items() for start in starts if name.startswith(start)}
-    if name in (*HONOURED, *_own_names()) or (name.startswith(HONOURED) and name not in refused):
+    if name in (*HONOURED, *OWN) or (name.startswith(HONOURED) and name not in refused):
         return
     reason = refused[max(refused, key=len)] if refused else "leave it out"
     raise ValueError(f"{name} does nothing in a relay run: {reason}")

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from relaylab import files
 from relaylab.relay.pair import problem_seed
-from relaylab.relay.teachers import NoTeacher, Teacher, TeacherOutput, TeacherView, complete
+from relaylab.relay.teachers import NamedTeachers, NoTeacher, Teacher, TeacherOutput, TeacherView, complete
 from relaylab.stopping import stop_signals
 from relaylab.tasks.grading import grade_problem
 from relaylab.tasks.suites import Problem, Step
@@ -148,6 +148,10 @@ def keep(rates: Sequence[Rate], threshold: float = 0.5) -> list[Problem]:
 def _check(teacher: Teacher, problems: Sequence[Problem], **numbers: int) -> None:
     if isinstance(teacher, NoTeacher):
         raise ValueError("there is no teacher to filter with; load one, or train on all problems")
+    if isinstance(teacher, NamedTeachers):
+        raise ValueError(
+            f"a pass rate is that of one teacher, and there are {', '.join(teacher.names)}; filter with one"
+        )
     if low := next((name for name, value in numbers.items() if value < 1), None):
         raise ValueError(f"{low} is {numbers[low]}; it must be at least 1")
     if numbers["samples"] > 1 and getattr(teacher, "temperature", None) == 0:

@@ -29,8 +29,8 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.utils import nanstd
 
 from relaylab.files import locked, own_code, replaced_folder
-from relaylab.relay.pair import load_teacher
-from relaylab.relay.teachers import NoTeacher, Teacher
+from relaylab.relay.pair import load_teacher, models_of
+from relaylab.relay.teachers import NamedTeachers, NoTeacher, Teacher, every_teacher
 from relaylab.stopping import stop_signals
 from relaylab.tasks.data import load_problems
 from relaylab.tasks.suites import Problem, mixture, problem_texts
@@ -86,9 +86,10 @@ def train(
     names = config.teacher if teachers is None else []
     if teachers is None:
         teachers = [_teacher(name, config.teacher_options or {}) for name in names]
+    _check_sizes(config.teacher_size, teachers)
     if problems is None:
         problems = _problems(config)
-    for teacher in teachers:
+    for teacher in every_teacher(teachers):
         probe = getattr(teacher, "probe", None)
         if probe and not (server := probe()).reachable:
             raise ValueError(f"the teacher {teacher.name} cannot be reached: {server.error}")
@@ -193,11 +194,12 @@ def _bound(
     """What decides a run: settings, the student's weights, teachers, and the texts of the problems."""
     texts = json.dumps(problem_texts(problems))
     told = ("name", "temperature", "top_p", "top_k")  # a teacher's own name holds no password
-    own = own_code(rewards.SCHEMES[config.reward], *teachers)
+    every = every_teacher(teachers)
+    own = own_code(rewards.SCHEMES[config.reward], *every)
     return config.bound | {
         "student_weights": weights_digest(config.student),
-        "teachers": [{name: getattr(teacher, name, None) for name in told} for teacher in teachers],
-        "teacher_weights": [weights_digest(name) for name in names],
+        "teachers": [{name: getattr(teacher, name, None) for name in told} for teacher in every],
+        "teacher_weights": [weights_digest(model) for name in names for model in models_of(name).values()],
         **({"own_code": own} if own else {}),
         "problems": len(problems),
         "problem_texts": hashlib.sha256(texts.encode(errors="surrogatepass")).hexdigest(),
@@ -209,6 +211,14 @@ def _teacher(name: str, options: dict[str, Any]) -> Teacher:
         return load_teacher(name, **(options if name != "none" else {}))
     except TypeError as error:
         raise ValueError(f"teacher_options: {error}") from None
+
+
+def _check_sizes(sizes: Any, teachers: Sequence[Teacher]) -> None:
+    """Sizes by name are for teachers of just these names."""
+    for teacher in teachers if isinstance(sizes, dict) else ():
+        if set(names := getattr(teacher, "names", ())) != set(sizes):
+            known = f"the teacher {teacher.name!r} has the names {', '.join(names) or '(none)'}"
+            raise ValueError(f"teacher_size has the names {', '.join(sizes) or '(none)'}; {known}")
 
 
 def _problems(config: RelayGRPOConfig) -> list[Problem]:
@@ -229,6 +239,11 @@ def _filtered(config: RelayGRPOConfig, teacher: Teacher, problems: Sequence[Prob
         return keep([rates[p.id] for p in problems], config.filter_threshold)
     if isinstance(teacher, NoTeacher):
         raise ValueError("a data filter needs a teacher, or a file of rates that one made (filter_rates)")
+    if isinstance(teacher, NamedTeachers):
+        if not isinstance(sizes := config.teacher_size, dict):
+            reason = f"a data filter asks the largest of {', '.join(teacher.names)}"
+            raise ValueError(f"{reason}: give teacher_size by name, or a file of rates that one made (filter_rates)")
+        teacher = teacher.teachers[max(sizes, key=lambda name: sizes[name])]
     if getattr(teacher, "temperature", 1.0) != 1.0:
         teacher = copy.copy(teacher)
         setattr(teacher, "temperature", 1.0)  # noqa: B010 - a pass rate is of samples

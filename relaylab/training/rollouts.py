@@ -20,7 +20,7 @@ from accelerate.utils import gather_object
 
 from relaylab.relay.pair import graded, problem_seed
 from relaylab.relay.relay import Relay
-from relaylab.relay.teachers import Message, Teacher
+from relaylab.relay.teachers import Message, NamedTeachers, Teacher
 from relaylab.tasks.suites import Problem
 from relaylab.trace import TEACHER, Call, Trace, TraceWriter
 from relaylab.training.config import RelayGRPOConfig
@@ -65,6 +65,7 @@ class Rollouts:
         self.stages = [
             (n, [Relay(policy.engine, t, config=caps, **options) for t in teachers]) for n, caps in config.stages
         ]
+        self.names = sorted({name for t in teachers if isinstance(t, NamedTeachers) for name in t.names})
         self._score = partial(score, **config.reward_options)
         self.credits: list[list[tuple[Call, float]]] = []
 
@@ -155,7 +156,7 @@ class Rollouts:
         rewards = {id(t): r for g, values in zip(usable, self._score(usable)) for t, r in zip(g, values)}
         failed = sum(c.status == "failed" for t in trace for c in t.calls) / len(trace)
         excluded = sum(t.stop == "excluded" for t in trace) / len(trace)
-        for name, value in (statistics(usable) | {"failed_calls": failed, "excluded": excluded}).items():
+        for name, value in (statistics(usable, self.names) | {"failed_calls": failed, "excluded": excluded}).items():
             log_metric(name, value)
         if forks is not None:
             self._credit(trace, usable, forks, log_metric)
@@ -206,8 +207,11 @@ def prompt_key(messages: Sequence[Message]) -> str:
     return json.dumps(messages, sort_keys=True)
 
 
-def statistics(groups: Sequence[Sequence[Trace]]) -> dict[str, float]:
-    """What is measured of a batch of rollouts: shares in 0..1, counts a rollout. Empty without a rollout."""
+def statistics(groups: Sequence[Sequence[Trace]], names: Sequence[str] = ()) -> dict[str, float]:
+    """What is measured of a batch of rollouts: shares in 0..1, counts a rollout. Empty without a rollout.
+
+    ``names``: of several teachers; ``calls_to_NAME`` is the share of the answered calls that this one answered.
+    """
     traces = [t for group in groups for t in group]
     if not traces:
         return {}
@@ -228,4 +232,5 @@ def statistics(groups: Sequence[Sequence[Trace]]) -> dict[str, float]:
     }
     if answered:
         measures["mean_n"] = fmean(c.delivered for c in answered)
+        measures |= {f"calls_to_{name}": fmean(c.to == name for c in answered) for name in names}
     return measures

@@ -29,8 +29,8 @@ from relaylab.call_tag import format_call
 from relaylab.engine.engine import Engine
 from relaylab.engine.load import load_engine
 from relaylab.files import bind_folder, check_config, check_replaceable, plain, read_json, replaced_folder, write_json
-from relaylab.relay.pair import Pair, load_teacher
-from relaylab.relay.teachers import NoTeacher, ScriptedTeacher, Teacher, TeacherOutput
+from relaylab.relay.pair import Pair, load_teacher, models_of
+from relaylab.relay.teachers import NamedTeachers, NoTeacher, ScriptedTeacher, Teacher, TeacherOutput
 from relaylab.stopping import stop_signals
 from relaylab.tasks.suites import Problem, problem_texts
 from relaylab.trace import Trace
@@ -158,7 +158,8 @@ def warmup(
         problems: whose responses are sampled.
         out: the folder of the warmed-up student; responses and a checkpoint are in ``OUT.work`` until it is there.
         check: other problems, to measure accuracy at temperature 1 before and, once the student is saved, after.
-        teacher: a name, folder or URL: it writes what the commands ask for (``warmup_data``).
+        teacher: a name, folder or URL: it writes what the commands ask for (``warmup_data``). Several, as in
+            ``"small=student large=teacher"``: each command names one.
         loss: ``distill``, or the paper's ``cross_entropy`` over the whole response.
         keep: of ``distill``: the weight of what the student knew (``distill_loss``).
         max_steps: optimiser steps.
@@ -180,7 +181,8 @@ def warmup(
     out = Path(out)
     free = ("out", "problems", "check", "progress", "device", "save_steps")  # these decide nothing, or are digested
     settings = {k: v for k, v in locals().items() if k not in ("free", *free)}
-    settings |= {"weights": [weights_digest(m) for m in (student, teacher) if m]}
+    teachers = models_of(str(teacher)) if teacher else {}
+    settings |= {"weights": [weights_digest(m) for m in (student, *teachers.values())]}
     config = plain(settings | {"problems": problem_texts(problems), "check": problem_texts(check)})
     check_apart(out, student)
     check_replaceable(out, marker=RECORD)
@@ -226,7 +228,7 @@ def warmup(
         zero = base_model(student) == str(student) and (lora or {}).get("init_lora_weights", True) in (True, "gaussian")
         reference = None if isinstance(model, PeftModel) and zero else copy.deepcopy(model)
         pad_id: Any = tokenizer.pad_token_id
-        tag = policy.engine.text.encode(format_call(1))[0]
+        tag = policy.engine.text.encode(format_call(1, next(iter(teachers), "") or None))[0]
         trainer = DistillTrainer(model, reference, pad_id, tag=tag, keep=keep, **options)
     else:
         trainer = SFTTrainer(model=model, **options)
@@ -253,7 +255,9 @@ def _measured(out: Path, config: Any, check: Sequence[Problem], seed: int, data:
     if check and record["result"].get("after") is None:
         engine = load_engine(out, **where)
         accuracy = _accuracy(engine, check, seed, data)
-        silent = ScriptedTeacher([TeacherOutput("", "error", error="only counting")])
+        silent: Teacher = ScriptedTeacher([TeacherOutput("", "error", error="only counting")])
+        if len(names := models_of(config["teacher"] or "")) > 1:
+            silent = NamedTeachers(dict.fromkeys(names, silent))
         calls = [len(t.calls) for t in _decoded(engine, silent, check, seed, data)]
         record["result"] |= {"after": accuracy, "calls": sum(calls) / len(calls)}
         write_json(out / RECORD, record)

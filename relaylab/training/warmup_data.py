@@ -4,7 +4,8 @@ Responses are sampled from the student itself, so that nothing but the commands 
 *token* positions and ask for n = d * 10**k tokens, d in 1..9, clipped to what is left. All other ids stay as sampled.
 
 With a ``teacher`` a response is what a relay will be: the teacher writes n tokens at the place of the command, without
-seeing one, and the student goes on from there. So the student also reads right results that it cannot write.
+seeing one, and the student goes on from there. So the student also reads right results that it cannot write. Of
+several teachers (``NamedTeachers``) each command names one, drawn evenly, and this one writes.
 """
 
 from __future__ import annotations
@@ -56,14 +57,15 @@ def insert_calls(
     last = len(ids) - 1  # the end token; no command stands after it
     count = rng.choices(range(len(counts)), counts)[0]
     places = rng.sample(range(last), min(count, last))
-    return _with_commands(ids, encode, {i: _draw_n(rng, exponents, numbers, last - i) for i in sorted(places)})
+    commands = {i: format_call(_draw_n(rng, exponents, numbers, last - i)) for i in sorted(places)}
+    return _with_commands(ids, encode, commands)
 
 
-def _with_commands(ids: Sequence[Any], encode: Callable[[str], list], asked: Mapping[int, int]) -> list:
-    """The tokens, with a command before each place of ``asked`` for its number of tokens."""
+def _with_commands(ids: Sequence[Any], encode: Callable[[str], list], commands: Mapping[int, str]) -> list:
+    """The tokens, with each command before its place."""
     out: list = []
     for i, token in enumerate(ids):
-        out += encode(format_call(asked[i])) if i in asked else []
+        out += encode(commands[i]) if i in commands else []
         out.append(token)
     return out
 
@@ -106,7 +108,7 @@ def help_at_random(
     """Responses anew, with silent calls at random tokens: the teacher writes n of them, and the student goes on.
 
     Args:
-        relay: student and teacher.
+        relay: student and teacher. Of several teachers each call is for one of them, drawn evenly.
         traces: responses of the student alone.
         rng, counts: see ``insert_calls``; a second call comes after the first one's answer.
         uniform: the share of places drawn evenly; the others are drawn by the student's entropy, if it is recorded.
@@ -114,6 +116,7 @@ def help_at_random(
         lengths: ``exponents`` and ``numbers`` of ``insert_calls``.
     """
     traces, wanted = list(traces), rng.choices(range(len(counts)), counts, k=len(traces))
+    names = getattr(relay.teacher, "names", ())
     for earlier in range(len(counts) - 1):
         places = {}
         for i, trace in enumerate(traces):
@@ -121,9 +124,10 @@ def help_at_random(
             last = len(trace.completion_ids) - 1  # the end token
             if wanted[i] > earlier and trace.stop == "end" and begin < last:
                 at = draw_place(rng, trace, begin, last, uniform, whole_words)
-                places[i] = at, _draw_n(rng, most=last - at, **lengths)
-        chosen, at, n = [traces[i] for i in places], [p[0] for p in places.values()], [p[1] for p in places.values()]
-        stream = relay.forks(chosen, at, call=n, write_call=False)
+                n = _draw_n(rng, most=last - at, **lengths)
+                places[i] = at, (n, rng.choice(names)) if names else n
+        chosen, at, call = [traces[i] for i in places], [p[0] for p in places.values()], [p[1] for p in places.values()]
+        stream = relay.forks(chosen, at, call=call, write_call=False)
         for _ in stream:
             pass
         for i, fork in zip(places, stream.traces):
@@ -198,7 +202,8 @@ def warmup_data(
     for trace in chosen:
         tokens, encode = _labelled(trace, min_token_prob), lambda text: [(i, i, 1) for i in student.text.encode(text)]
         if teacher:
-            row = _with_commands(tokens, encode, {call.start: call.requested or 0 for call in trace.calls})
+            commands = {call.start: format_call(call.requested or 0, call.to) for call in trace.calls}
+            row = _with_commands(tokens, encode, commands)
         else:
             row = insert_calls(tokens, encode, **drawing)
         ids, labels, command = map(list, zip(*[(i, NO_LOSS, 0) for i in trace.prompt_ids], *row))
