@@ -102,7 +102,8 @@ class Predict(Widget):
             fig.add_scatter(x=self.setup["at"], y=self.value, mode="lines+markers", **looks)
         elif drawn:
             along, across = ("x", "y") if drawn[0] == "x" else ("y", "x")
-            at: Any = self.value if self.setup["choices"] else scale * self.value
+            value: Any = self.value
+            at = value if self.setup["choices"] else scale * value
             line = {f"{along}ref": drawn, f"{across}ref": "paper", f"{along}0": at, f"{along}1": at}
             line |= {f"{across}0": 0, f"{across}1": 1, "line": {"dash": "dash", "color": GREY}}
             log = (
