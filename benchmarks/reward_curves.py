@@ -7,7 +7,7 @@
 The curves stand over the tokens that a training sampled, forks included, because forks cost tokens, too. Then each
 trained student answers test problems, greedily and with its own caps. A fork forbids each answered call. A call is
 needless if the answer is right with it and right without it. It writes ``curves.csv``, ``curves.html`` and
-``students.csv``, and with ``--picture figures/NAME`` the figure as SVG and its numbers (kaleido and a Chromium).
+``students.csv``, and with ``--picture docs/assets/NAME`` the figure as SVG and its numbers (kaleido and a Chromium).
 Intervals: 95 %, from a bootstrap over problems, with all seeds' answers to a problem drawn together.
 """
 
