@@ -97,6 +97,7 @@ def test_the_wheel_has_what_it_runs_and_nothing_else(archives):
         ".typed",
         ".js",
         ".css",
+        ".svg",
         ".csv",
         ".gz",
         ".json",
