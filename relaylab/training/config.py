@@ -94,7 +94,7 @@ class RelayGRPOConfig(GRPOConfig):
         question_field: the column of ``data`` with the question; by default the usual names.
         answer_field: the column of ``data`` with the answer.
         prompt_suffix: put after each question.
-        filter_threshold: train on problems that the first teacher (the largest by name) solves so often; 0 is all.
+        filter_threshold: train on what the first teacher (of several names the largest) solves at least so often.
         filter_samples: teacher answers a problem.
         filter_max_tokens: of such an answer.
         filter_batch_size: such answers at a time.
