@@ -26,6 +26,7 @@ import plotly.graph_objects as go
 from relaylab.evaluation.counterfactual import call_effects
 from relaylab.evaluation.stats import Interval, interval
 from relaylab.files import write_whole
+from relaylab.pages import write_svg
 from relaylab.relay.pair import load_pair
 from relaylab.tasks.suites import TAUGHT, problems
 from relaylab.trace import TEACHER
@@ -131,11 +132,7 @@ def main() -> None:
     fig = figure(rows)
     write_whole(args.out / "curves.html", html_page("What the trainings learn", show_figure(fig).html))
     if args.picture:
-        import kaleido
-
-        fig.update_layout(width=1000, template="relaylab_light")
-        size = {"format": "svg", "width": 1000, "height": fig.layout.height}
-        kaleido.write_fig_sync(fig, args.picture.with_suffix(".svg"), opts=size, kopts={"mathjax": False})
+        write_svg(fig, args.picture.with_suffix(".svg"))
         shutil.copy(args.out / "curves.csv", args.picture.with_suffix(".csv"))
     if args.count:
         found = []

@@ -141,8 +141,10 @@ class Process:
             torch.set_num_threads(threads)
 
     def is_local(self, name: str) -> bool:
-        """Whether a name is that of a model which is loaded here."""
-        return name != "none" and name not in self.own and not name.startswith(("http://", "https://"))
+        """Whether the model of this name is loaded here, or all of several teachers are."""
+        from relaylab.relay.pair import is_url, models_of
+
+        return name != "none" and name not in self.own and not any(map(is_url, models_of(name).values()))
 
 
 @dataclass
@@ -171,20 +173,23 @@ class Teachers(Models):
 
     def load(self, *, temperature: float = 0.0) -> Teacher:
         """The teacher. A server is probed, so that a command does not start on one that is down or misnamed."""
-        from relaylab.relay.pair import load_teacher
+        from relaylab.relay.pair import is_url, load_teacher, models_of
+        from relaylab.relay.teachers import every_teacher
 
         if own := self.own.get(self.teacher):
             return cast("Teacher", own() if inspect.isroutine(own) or inspect.isclass(own) else own)
-        local = self.is_local(self.teacher)
-        if (local or self.teacher == "none") and (self.tokenizer or self.teacher_model or self.chat_only):
+        served = all(map(is_url, models_of(self.teacher).values()))
+        if not served and (self.tokenizer or self.teacher_model or self.chat_only):
             raise ValueError("--tokenizer, --teacher-model and --chat-only are for a teacher behind a URL")
         mode = "chat_only" if self.chat_only else None
         options = given_only(model=self.teacher_model, tokenizer=self.tokenizer, mode=mode)
-        options |= self.keywords if local else {}
+        options |= self.keywords if self.is_local(self.teacher) else {}
         temperature = temperature if self.teacher_temperature is None else self.teacher_temperature
-        teacher: Any = load_teacher(self.teacher, temperature=temperature, **options)
-        if not local and self.teacher != "none" and not (server := teacher.probe()).reachable:
-            raise ConnectionError(f"the teacher does not answer: {server}")
+        teacher = load_teacher(self.teacher, temperature=temperature, **options)
+        for one in every_teacher([teacher]):
+            probe = getattr(one, "probe", None)
+            if probe and not (server := probe()).reachable:
+                raise ConnectionError(f"the teacher does not answer: {server}")
         return teacher
 
     def choose(self, student: str = "") -> None:

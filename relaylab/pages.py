@@ -128,6 +128,11 @@ def _add_pictures(book: Any) -> int:
     return len(found)
 
 
+def write_svg(fig: Any, path: Path) -> None:
+    """A Plotly figure as SVG on white, at the size of its layout; needs kaleido and a Chromium."""
+    path.write_bytes(asyncio.run(_draw([fig.to_json()]))[0])
+
+
 async def _draw(figures: list[str]) -> list[bytes]:
     """Figures, as JSON, as SVG on white."""
     import kaleido

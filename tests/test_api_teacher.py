@@ -24,6 +24,7 @@ from misbehaving_server import BEGIN, DROP, MARKS, OK, MisbehavingServer, Reply,
 
 from relaylab.engine.load import load_engine
 from relaylab.evaluation.score import SERVED, recorded, score_traces
+from relaylab.options import Teachers
 from relaylab.relay import api_model
 from relaylab.relay.api_chat_only import ALREADY, continuation
 from relaylab.relay.api_client import ServerError
@@ -694,6 +695,20 @@ def test_the_mode_is_named_and_never_taken_by_itself(server, connect):
     assert "mode='chat_only' (--chat-only)" in ask(teacher, "begun").error
     assert "(new turn); only --chat-only can use it" in str(teacher.probe())
     assert not server.requests
+
+
+def test_several_teachers_behind_urls_have_the_options_of_one(server):
+    server.completions, server.chat = False, "new turn"
+    named = Teachers(teacher=f"a={server.url}#m b={server.url}#m", chat_only=True)
+    assert not named.is_local(named.teacher)
+    teachers = named.load()
+    assert teachers.names == ("a", "b")
+    server.writes = "84*7=588 tiles."
+    assert [ask(teacher, "They lay 84*7=").approximate for teacher in teachers.teachers.values()] == [True, True]
+    with pytest.raises(ValueError, match="are for a teacher behind a URL"):
+        Teachers(teacher=f"a={server.url} b=student", chat_only=True).load()
+    with pytest.raises(ConnectionError, match="does not answer"):
+        Teachers(teacher=f"a={server.url}#m b=http://127.0.0.1:9/v1").load()
 
 
 def test_a_relay_cuts_to_n_of_the_students_tokens_and_marks_the_call(server, chat_only):

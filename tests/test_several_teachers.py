@@ -252,6 +252,8 @@ def test_what_cannot_work_is_refused(engines):
 def test_teachers_by_text(tmp_path, monkeypatch):
     text = "small=student large=teacher"
     assert (models_of(text), models_of("a=b")) == ({"small": "student", "large": "teacher"}, {"": "a=b"})
+    with pytest.raises(ValueError, match="'a=student a=teacher' has one twice"):
+        load_teacher("a=student a=teacher")
     teachers = load_teacher(text, temperature=0.5)
     assert (teachers.names, [t.temperature for t in teachers.teachers.values()]) == (("small", "large"), [0.5, 0.5])
     assert teachers.name.startswith("small=")

@@ -243,12 +243,19 @@ def _resume(
 def models_of(teacher: str) -> dict[str, str]:
     """The models of several teachers, by the names that a text gives them; of one, its own by the name ``""``.
 
+    Raises:
+        ValueError: for a name that stands twice.
+
     >>> models_of("small=student large=teacher"), models_of("teacher")
     ({'small': 'student', 'large': 'teacher'}, {'': 'teacher'})
     """
     parts = [part.partition("=") for part in teacher.split()]
-    several = len(parts) > 1 and all(equals for _, equals, _ in parts)
-    return {name: model for name, _, model in parts} if several else {"": teacher}
+    if len(parts) < 2 or not all(equals for _, equals, _ in parts):
+        return {"": teacher}
+    models = {name: model for name, _, model in parts}
+    if len(models) < len(parts):
+        raise ValueError(f"each teacher needs a name of its own; {teacher!r} has one twice")
+    return models
 
 
 def load_teacher(
@@ -268,7 +275,8 @@ def load_teacher(
     if name == "none":
         return NoTeacher()
     if len(models := models_of(name)) > 1:
-        return NamedTeachers({k: load_teacher(v, temperature=temperature, **options) for k, v in models.items()})
+        shared: dict[str, Any] = dict(model=model, tokenizer=tokenizer, temperature=temperature)
+        return NamedTeachers({k: load_teacher(v, **shared, **options) for k, v in models.items()})
     if is_url(name):
         from relaylab.relay.api_teacher import APITeacher  # the client is slow to import and seldom needed
 

@@ -104,13 +104,12 @@ class Predict(Widget):
             along, across = ("x", "y") if drawn[0] == "x" else ("y", "x")
             value: Any = self.value
             at = value if self.setup["choices"] else scale * value
-            line = {f"{along}ref": drawn, f"{across}ref": "paper", f"{along}0": at, f"{along}1": at}
-            line |= {f"{across}0": 0, f"{across}1": 1, "line": {"dash": "dash", "color": GREY}}
-            log = (
-                layout[f"{along}axis{drawn[1:]}"].type == "log"
-            )  # there a text stands at the logarithm, a line does not
+            log = layout[f"{along}axis{drawn[1:]}"].type == "log"
             if not log or at > 0:
-                fig.add_shape(type="line", **line)
+                line = {f"{along}ref": drawn, f"{along}0": at, f"{along}1": at}
+                line |= {f"{across}ref": "paper", f"{across}0": 0, f"{across}1": 1}
+                fig.add_shape(type="line", **line, line={"dash": "dash", "color": GREY})
+                # On a log axis a line stands at its number, and a text at the logarithm.
                 place |= {f"{along}ref": drawn, along: math.log10(at) if log else at}
                 place |= {"xanchor": "center"} if along == "x" else {}
         if not (drawn and self.setup["at"]):  # of a curve, the legend says what it is
