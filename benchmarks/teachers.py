@@ -6,8 +6,8 @@
 ``name`` goes on from a student that knows when to call. It answers training problems at temperature 1, each with a
 teacher that is drawn evenly. Each command in these responses gets the name of the teacher that answered. The commands
 are learned as in the warm-up by self-distillation (``distill_loss``). ``count`` reads traces with several teachers:
-calls and tokens are means of a response. FLOPs are those of ``costs_by_teacher``; *large alone* is an answer of the
-same length by the largest teacher.
+calls and tokens are means of a response, and a last table says whom the students of all files ask together. FLOPs are
+those of ``costs_by_teacher``; *large alone* is an answer of the same length by the largest teacher.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from datasets import Dataset
 from transformers import set_seed
@@ -30,6 +31,7 @@ from relaylab.cost import ModelPrices, Prices, alone, costs, usage
 from relaylab.cost_by_teacher import costs_by_teacher
 from relaylab.engine.engine import Engine
 from relaylab.engine.load import load_model, relay_defaults
+from relaylab.evaluation.stats import interval
 from relaylab.relay.config import RelayConfig
 from relaylab.relay.pair import Pair, load_teacher
 from relaylab.relay.teachers import NamedTeachers
@@ -68,7 +70,9 @@ def name(args: argparse.Namespace) -> None:
     model, tokenizer = load_model(args.student, device="cpu")
     student, reference = Engine(model, tokenizer, name=args.student), copy.deepcopy(model)
     pad_id: Any = tokenizer.pad_token_id
-    teachers: Any = load_teacher(args.teacher)
+    teachers = load_teacher(args.teacher)
+    if not isinstance(teachers, NamedTeachers):
+        raise SystemExit(f"--teacher {args.teacher!r} is one; write several with names, as {TEACHERS!r}")
     problems = list(islice(mixture(seed=3, suites=TAUGHT), args.count))
     caps: dict[str, Any] = relay_defaults(args.student) | {"max_tokens": 160}
     rows = named_rows(student, teachers, problems, caps, args.seed)
@@ -109,12 +113,29 @@ def counted(traces: list[Trace], student: str) -> pd.DataFrame:
     return table
 
 
+def together(tables: list[pd.DataFrame]) -> pd.DataFrame:
+    """One row per suite: whom several students ask. 95 %; all students' answers to a problem are drawn together."""
+    rows = []
+    for suite in tables[0]["suite"].unique():
+        own = [table[table["suite"] == suite] for table in tables]
+        a = {name: np.array([table[name] for table in own]) for name in own[0] if name != "suite"}  # (student, problem)
+        calls = {name: values for name, values in a.items() if name.startswith("calls to ")}
+        every, row = sum(calls.values()), {"suite": suite, "calls": int(sum(values.sum() for values in calls.values()))}
+        row["right %"] = str(interval(lambda i, right=a["right %"]: right[:, i].mean(), len(own[0])))
+        for name, to in calls.items():
+            share = lambda i, to=to, every=every: 100 * to[:, i].sum() / max(1, every[:, i].sum())  # noqa: E731
+            row[f"% of the {name}"] = str(interval(share, len(own[0]))) if every.sum() else "-"
+        rows.append(row)
+    return pd.DataFrame(rows).set_index("suite")
+
+
 def count(args: argparse.Namespace) -> None:
-    for path in args.traces:
-        table = counted(list(read_traces(path)), args.student)
+    tables = [counted(list(read_traces(path)), args.student) for path in args.traces]
+    for path, table in zip(args.traces, tables):
         means = table.groupby("suite", sort=False).mean()
         means.loc["all"] = table.drop(columns="suite").mean()
         print(f"{path}\n{means.round(2).to_string()}\n")
+    print(f"{len(tables)} together\n{together(tables).to_string()}")
 
 
 def main() -> None:

@@ -208,6 +208,13 @@ def test_04_says_what_each_reward_makes_of_six_attempts():
         assert paid[kind, "released code"][padded] < paid[kind, "released code"][short]
 
 
+def test_04_says_that_the_batch_s_spread_keeps_a_call_in_vain_small():
+    names = ("more-parameters", "cell-01", "cell-02", "cell-12", "batch-spread")
+    scope = run_cells("04", names, {"batch_problems, split": "2, split"})
+    assert len(scope["unsolvable"]) >= 2
+    assert scope["by_group"] > 3 * scope["by_batch"] > 0
+
+
 def test_05_says_how_the_teachers_rates_lie(tmp_path):
     """At both ends; those of convoy now and then between."""
     sampling = rl.load_teacher("lifelike/teacher", temperature=1.0)

@@ -97,7 +97,7 @@ def test_each_formula_of_the_method_stands_once_and_before_the_line_of_code_that
         "A_i": "(r - mean) / (spread + 1e-4)",
         r"\rho =": 't.source.count("t") / len(t.source)',
         "r =": "r - cost",
-        "r_i": "difficulty_aware(",
+        "r_i": "assert aware_by_hand == difficulty_aware(list(four.values()))",
         r"\hat p": "keep(rates, t)",
         r"L(\theta)": "(plain.exp() * (plain - kept)).sum(-1)",
         r"\text{pass@}k": "comb(samples - right, k) / comb(samples, k)",
