@@ -1,6 +1,6 @@
 """Runs of one training with several seeds each, side by side: their curves, and what their students do with calls.
 
-    relaylab train embedded/lifelike/relay --max_steps 240 --seed 1 --output_dir runs/plain-1    # and seeds 2 and 3
+    relaylab train embedded/relay --max_steps 240 --seed 1 --output_dir runs/plain-1    # and seeds 2 and 3
     python benchmarks/reward_curves.py plain=runs/plain-1,runs/plain-2,runs/plain-3 credit=runs/credit-1,... \
         --out runs/curves
 
@@ -120,7 +120,7 @@ def measures(tables: list[pd.DataFrame]) -> dict[str, Interval]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("arms", nargs="+", help="NAME=RUN,RUN,...: the runs of one training, a seed each")
-    parser.add_argument("--teacher", default="lifelike/teacher")
+    parser.add_argument("--teacher", default="teacher")
     parser.add_argument("--count", type=int, default=50, help="test problems of each of ten suites; 0 for curves alone")
     parser.add_argument("--out", type=Path, default=Path("runs/reward-curves"))
     parser.add_argument("--picture", type=Path, help="the figure as SVG and its numbers as CSV, without a suffix")

@@ -30,7 +30,7 @@ from relaylab.relay.pair import load_pair, problem_seed
 from relaylab.relay.sequence import Done, TokenEvent
 from relaylab.tasks.suites import SUITES, problem
 
-STUDENT = "relay-once"
+STUDENT = "relay"
 MALFORMED = [b"", b"{", b"[1]", b'{"model": 1}', b"\xff\xfe", b'{"model": "pair", "messages": "no"}', b"[" * 5000]
 QUESTIONS = [problem(suite, i).question for i in range(12) for suite in SUITES]
 

@@ -197,8 +197,8 @@ def resume(local: Pair, both: Pair, questions: list[Problem], folder: Path) -> N
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--student", default="lifelike/relay")
-    parser.add_argument("--teacher", default="lifelike/teacher")
+    parser.add_argument("--student", default="relay")
+    parser.add_argument("--teacher", default="teacher")
     parser.add_argument("--write", type=Path, help="write both as folders there, and no more")
     parser.add_argument("--student-url", help="of a running server, as URL or URL#model")
     parser.add_argument("--teacher-url")

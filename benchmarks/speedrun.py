@@ -1,8 +1,8 @@
 """The speedrun: wall time on two cores from the untouched student to a relay that closes the gap (docs/speedrun.md).
 
-    python benchmarks/speedrun.py embedded/lifelike/relay
+    python benchmarks/speedrun.py embedded/relay
     python benchmarks/speedrun.py my.yaml --warmup '{max_steps: 800}' --learning_rate 2e-3 --out runs/mine
-    python benchmarks/speedrun.py embedded/lifelike/relay --quick                # a look: minutes, and no record
+    python benchmarks/speedrun.py embedded/relay --quick                # a look: minutes, and no record
 
 RUN is a shipped run, or a YAML file of settings as for ``relaylab train``. The student that it begins with is trained
 first, and so on down to the untouched student: no other shipped weights are used. Further options are settings of RUN.
@@ -39,7 +39,7 @@ from relaylab.training.grpo import train
 from relaylab.training.warmup import warmup
 from relaylab.zoo.recipes import WARMUPS
 
-UNTOUCHED, TEACHER = "lifelike/student", "lifelike/teacher"
+UNTOUCHED, TEACHER = "student", "teacher"
 GAP, SHARE, SEEDS = 0.70, 0.05, 3  # at least, at most, at least
 HELD_BACK = 2000  # number of the first held-back problem of each suite, which no other benchmark uses
 # A look is the same in small.

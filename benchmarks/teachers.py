@@ -41,7 +41,7 @@ from relaylab.training.policy_model import save_student
 from relaylab.training.warmup import DistillTrainer
 from relaylab.training.warmup_data import NO_LOSS
 
-TEACHERS = "small=wordy/student large=lifelike/teacher"
+TEACHERS = "small=wordy/student large=teacher"
 
 
 def named_rows(
@@ -143,7 +143,7 @@ def main() -> None:
     commands = parser.add_subparsers(required=True)
     command = commands.add_parser("name")
     command.add_argument("--out", type=Path, required=True, help="folder of the student that names teachers")
-    command.add_argument("--student", default="lifelike/relay", help="a trained student")
+    command.add_argument("--student", default="relay", help="a trained student")
     command.add_argument("--teacher", default=TEACHERS, help="several, with names")
     command.add_argument("--count", type=int, default=480, help="training problems")
     command.add_argument("--steps", type=int, default=150)
@@ -152,7 +152,7 @@ def main() -> None:
     command.set_defaults(run=name)
     command = commands.add_parser("count")
     command.add_argument("traces", nargs="+", type=Path, help="files of traces with several teachers")
-    command.add_argument("--student", default="lifelike/student", help="the model whose size the student has")
+    command.add_argument("--student", default="student", help="the model whose size the student has")
     command.set_defaults(run=count)
     args = parser.parse_args()
     args.run(args)

@@ -175,7 +175,6 @@ def _filter(
     """The data filter of stage 2: how often does the teacher solve each problem?"""
     _check_output(out, questions.data, "--out", "--data")
     problems = questions.load(100, split="train")
-    teacher.choose()
     teacher.start(teacher.teacher)
     from relaylab.training.data_filter import keep, pass_rates
 
@@ -276,12 +275,12 @@ def _doctor(api: Annotated[str | None, option("The URL of a server to ask as wel
 @command(zoo_app, "list")
 def _zoo_list(everything: Annotated[bool, option("Further seeds and ablations, too.", "--all")] = False) -> None:
     """The embedded models with their sizes and scores."""
-    from relaylab.engine.load import MAIN, embedded, manifest
+    from relaylab.engine.load import embedded, manifest
 
-    names = [name for name in embedded() if everything or name.rpartition("/")[2] in MAIN]
+    names = [name for name in embedded() if everything or not ("-seed" in name or name.startswith("ablations/"))]
     console.print(zoo_table({name: manifest().get(name, {}) for name in names}))
     if hidden := len(embedded()) - len(names):
-        say(f"{hidden} more, further seeds and ablations, with --all")
+        say(f"{hidden} further seeds and ablations, with --all")
 
 
 @command(zoo_app, "train", resumes=True)

@@ -1,4 +1,5 @@
 """The embedded models of whoever names no others. A light module: ``relaylab --help`` loads it."""
 
-STUDENT = "lifelike/relay"  # the trained one
-UNTRAINED = "lifelike/student"
+STUDENT = "relay"  # the trained one
+UNTRAINED = "student"
+TEACHER = "teacher"

@@ -187,7 +187,7 @@ def _folder(runs: Path) -> Check:
 
 def _embedded() -> Check:
     sizes = {p.parent.name: p.stat().st_size / 1e6 for p in WEIGHTS.glob("*/*model.safetensors")}
-    missing = [name for name in ("student", "teacher", "warm", "relay") if name not in sizes]
+    missing = [name for name in ("student", "teacher", "warmup", "relay") if name not in sizes]
     detail = ", ".join([f"{len(sizes)} models, {sum(sizes.values()):.1f} MB", *(f"no {name}" for name in missing)])
     return Check(not missing, detail, f"relaylab zoo train {missing[0]}" if missing else "")
 

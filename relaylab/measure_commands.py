@@ -31,7 +31,6 @@ def evaluate_command(
 ) -> None:
     """Decode the same problems with every method: traces, a table and a summary."""
     problems = questions.load(None, seed=seed)
-    teacher.choose(student)
     teacher.start(student, teacher.teacher)
     from relaylab.evaluation.evaluate import evaluate
     from relaylab.evaluation.stats import summary
@@ -65,7 +64,6 @@ def calibrate_command(
 ) -> None:
     """Choose each trigger's threshold and call length on training problems, at budgets of teacher tokens."""
     problems = questions.load(20, split="train", seed=seed)
-    teacher.choose(student)
     teacher.start(student, teacher.teacher)
     from relaylab.evaluation.calibrate import calibrate
 

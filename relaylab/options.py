@@ -21,6 +21,7 @@ import typer
 from rich.console import Console
 
 from relaylab.call_tag import visible
+from relaylab.defaults import TEACHER
 from relaylab.relay.config import RelayConfig
 from relaylab.version import __version__
 
@@ -165,7 +166,7 @@ class Models(Process):
 class Teachers(Models):
     """The teacher, and how models are loaded and run."""
 
-    teacher: Annotated[str, option("An embedded name, a directory, a hub id, a URL, 'none'; else the student's.")] = ""
+    teacher: Annotated[str, option("An embedded name, a directory, a hub id, a URL, or 'none'.")] = TEACHER
     teacher_model: Annotated[str | None, option("The server's model; or write URL#model.")] = None
     tokenizer: Annotated[str | None, option("The model whose tokenizer the server uses.")] = None
     chat_only: Annotated[bool, option("The server only chats: ask for the continuation.", "--chat-only")] = False
@@ -192,12 +193,6 @@ class Teachers(Models):
                 raise ConnectionError(f"the teacher does not answer: {server}")
         return teacher
 
-    def choose(self, student: str = "") -> None:
-        """Without a name, the teacher is the one that an embedded student was trained with."""
-        from relaylab.engine.load import default_teacher
-
-        self.teacher = self.teacher or default_teacher(student)
-
 
 @dataclass
 class Pairs(Teachers):
@@ -208,12 +203,11 @@ class Pairs(Teachers):
 
     def pair(self, student: str) -> Pair:
         """The student and the teacher. The teacher comes first: a server that is down is noticed at once."""
-        from relaylab.relay.pair import load_pair, local_name
+        from relaylab.relay.pair import load_pair
 
         served = given_only(model=self.student_model, tokenizer=self.student_tokenizer)
         if served and self.is_local(student):
             raise ValueError("--student-model and --student-tokenizer are for a student behind a URL")
-        self.choose(str(local_name(student, **served)))
         self.start(student, self.teacher)
         return load_pair(student, self.load(), student_options=served, **self.keywords)
 

@@ -152,7 +152,7 @@ def gets_focus(lab: Lab, name: str) -> None:
 def test_start_answers_and_follows_a_change(start: Lab):
     playground, press = find(start, "playground"), start.page.keyboard.press
     runs = playground.locator(".rl-run")
-    assert "Run 1: lifelike/relay with lifelike/teacher. Correct" in playground.locator(".rl-status").inner_text()
+    assert "Run 1: relay with teacher. Correct" in playground.locator(".rl-status").inner_text()
     assert not playground.get_by_role("combobox", name="student").is_visible()  # the settings are folded
     assert "Call 1 asked for 6" in playground.inner_text()  # the first call is chosen
 

@@ -53,7 +53,7 @@ def right(text, problem):
 
 def slow_credits(traces, teachers, **caps):
     """Each call by itself: the student goes on from before the command, alone in its batch; reward 1[right] - rho."""
-    student = load_engine("warm", device="cpu")
+    student = load_engine("warmup", device="cpu")
 
     def reward(trace):
         return float(right(trace.text, trace.problem)) - trace.source.count("t") / len(trace.source)

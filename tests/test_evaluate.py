@@ -48,15 +48,15 @@ def evaluated(tmp_path_factory):
 
 def test_another_untrained_student_is_that_of_all_methods_that_name_none(tmp_path):
     methods = ["student", "plan", "teacher", "relay"]
-    table = run(tmp_path / "a", methods, 2, student="warm")
+    table = run(tmp_path / "a", methods, 2, student="warmup")
     traces = {m: list(read_traces(tmp_path / "a" / "traces" / "0" / f"{m}.jsonl")) for m in methods}
     assert {m: {t.student for t in found} for m, found in traces.items()} == {
-        "student": {"warm"}, "plan": {"warm"}, "teacher": {"warm"}, "relay": {"relay"}
+        "student": {"warmup"}, "plan": {"warmup"}, "teacher": {"warmup"}, "relay": {"relay"}
     }  # fmt: skip
     named = run(tmp_path / "b", ["student:student=warm"], 2)
     same = ["id", "correct", "tokens"]
     assert table.loc[table["method"] == "student", same].reset_index(drop=True).equals(named[same])
-    with pytest.raises(ValueError, match='student was "warm"'):
+    with pytest.raises(ValueError, match='student was "warmup"'):
         run(tmp_path / "a", methods, 2)
 
 
@@ -129,9 +129,9 @@ def test_the_table_agrees_with_the_traces(evaluated):
     out, table = evaluated
     assert len(table) == 8 * 5  # two students of one method
     assert set(table["method"]) == {"student", "relay", "teacher", "router:p=0.5"}
-    assert table[table["method"] == "relay"]["student"].unique().tolist() == ["relay", "warm"]
+    assert table[table["method"] == "relay"]["student"].unique().tolist() == ["relay", "warmup"]
     traces = {t.id: t for t in read_traces(out / "traces" / "0" / "relay student=warm.jsonl")}
-    for row in table[(table["method"] == "relay") & (table["student"] == "warm")].itertuples():
+    for row in table[(table["method"] == "relay") & (table["student"] == "warmup")].itertuples():
         t = traces[row.id]
         assert (row.correct, row.tokens, row.teacher_tokens) == (t.correct, len(t.completion_ids), t.count("t"))
         assert row.content_ratio == pytest.approx(t.content_ratio)
@@ -232,9 +232,12 @@ def test_another_model_of_the_same_name_is_refused(tmp_path):
     shutil.copytree(resolve("student"), mine)
     before = fingerprint_weights(mine)
     assert (
-        before == fingerprint_weights(resolve("student")) != fingerprint_weights("warm") != fingerprint_weights("relay")
+        before
+        == fingerprint_weights(resolve("student"))
+        != fingerprint_weights("warmup")
+        != fingerprint_weights("relay")
     )
-    assert fingerprint_weights(load_model("warm")[0]) == fingerprint_weights(load_model("warm")[0])
+    assert fingerprint_weights(load_model("warmup")[0]) == fingerprint_weights(load_model("warmup")[0])
     run(tmp_path / "out", ["student"], 1, student=str(mine))
     weights = mine / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4] + b"\x00\x00\x00\x3f")
@@ -245,10 +248,10 @@ def test_another_model_of_the_same_name_is_refused(tmp_path):
 
 def test_a_student_of_ones_own_that_can_call_is_the_relay(tmp_path):
     mine, untrained = tmp_path / "mine", tmp_path / "untrained"
-    shutil.copytree(resolve("lifelike/relay"), mine)
+    shutil.copytree(resolve("relay"), mine)
     shutil.copytree(resolve("student"), untrained)
-    table = run(tmp_path / "a", ["student", "relay"], 1, student=str(mine), teacher="lifelike/teacher")
-    named = run(tmp_path / "b", ["relay:student=lifelike/relay"], 1, teacher="lifelike/teacher")
+    table = run(tmp_path / "a", ["student", "relay"], 1, student=str(mine), teacher="teacher")
+    named = run(tmp_path / "b", ["relay:student=relay"], 1, teacher="teacher")
     own = table[table["method"] == "relay"]
     assert own["teacher_tokens"].tolist() == named["teacher_tokens"].tolist()
     assert own["teacher_tokens"].sum() > 0
@@ -268,7 +271,7 @@ def test_a_system_of_ones_own_whose_source_changed_is_refused(tmp_path, monkeypa
     evaluate_mine("pass\n")
     evaluate_mine("pass\n")
     with pytest.raises(ValueError, match=r"weights\.Mine was"):
-        evaluate_mine("student: str = 'warm'\n")
+        evaluate_mine("student: str = 'warmup'\n")
 
 
 def test_no_password_of_a_servers_address_is_written(tmp_path):

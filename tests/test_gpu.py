@@ -173,7 +173,7 @@ def test_a_relay_is_the_same_with_graphs_and_without(gpu, dtype):
     """The embedded pair, rows that come and go; in bfloat16 most rows, since a near tie may fall otherwise."""
     found = []
     for graphs in (True, False):
-        student, teacher = (load_engine(name, dtype=dtype, device=DEVICE) for name in ("warm", "teacher"))
+        student, teacher = (load_engine(name, dtype=dtype, device=DEVICE) for name in ("warmup", "teacher"))
         if not graphs:
             student._graphs = teacher._graphs = None
         asked = [problem(SUITES[i % len(SUITES)], i).question for i in range(48)]
@@ -192,7 +192,7 @@ def test_one_step_of_grpo(gpu, dtype, tmp_path):
     chosen = [p for s in SUITES[:3] for p in problems(s, 4, split="train")]
     teacher = load_teacher("teacher", dtype=dtype, device=DEVICE)
     out = train(
-        student="warm", output_dir=str(tmp_path / "run"), teachers=[teacher], problems=chosen, max_steps=2,
+        student="warmup", output_dir=str(tmp_path / "run"), teachers=[teacher], problems=chosen, max_steps=2,
         num_generations=4, per_device_train_batch_size=8, learning_rate=1e-3, disable_tqdm=True,
         dtype=str(dtype).removeprefix("torch."),
     )  # fmt: skip

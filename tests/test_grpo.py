@@ -29,7 +29,7 @@ from relaylab.training.rollouts import TeacherGone
 from relaylab.training.run_dir import RunDir, read_metrics
 
 SMALL = dict(
-    student="warm", max_steps=2, per_device_train_batch_size=8, num_generations=4, learning_rate=1e-3,
+    student="warmup", max_steps=2, per_device_train_batch_size=8, num_generations=4, learning_rate=1e-3,
     max_completion_length=48, save_steps=1, disable_tqdm=True, use_cpu=True, keep_rollouts=1,
 )  # fmt: skip
 
@@ -199,10 +199,10 @@ def test_a_run_leaves_metrics_rollouts_and_an_adapter_that_loads(run):
     assert metrics["call_ratio"][1] == pytest.approx(sum(t.call_ratio for t in traces) / 8)
     assert not (run / "checkpoints").exists()
     settings = json.loads((run / "student" / "adapter_config.json").read_text())
-    assert settings["base_model_name_or_path"] == "warm"
+    assert settings["base_model_name_or_path"] == "warmup"
     assert settings["target_modules"] == sorted(settings["target_modules"])
     assert json.loads((run / "student" / "relay_config.json").read_text()) == {"max_tokens": 48, "max_calls": 9}
-    trained, start = load_engine(run / "student", device="cpu"), load_engine("warm", device="cpu")
+    trained, start = load_engine(run / "student", device="cpu"), load_engine("warmup", device="cpu")
     ids = torch.arange(9)[None]
     with torch.no_grad():
         assert not torch.equal(trained.model(ids).logits, start.model(ids).logits)
@@ -335,7 +335,7 @@ torch.set_num_threads(1)
 from relaylab.tasks.suites import problems
 from relaylab.training.grpo import train
 out, count, batch, steps, per = sys.argv[1], *map(int, sys.argv[2:])
-train(student="warm", problems=problems("depot", count, split="train"), output_dir=out, max_steps=steps,
+train(student="warmup", problems=problems("depot", count, split="train"), output_dir=out, max_steps=steps,
       per_device_train_batch_size=batch, steps_per_generation=per, num_generations=4, learning_rate=1e-3,
       max_completion_length=40, save_steps=4, disable_tqdm=True, use_cpu=True, keep_rollouts=1)
 """

@@ -62,7 +62,7 @@ def test_01_says_what_a_command_breaks_and_what_entropy_shows_of_it():
     ):
         assert part in says
     easy = [p for suite in rl.SUITES if level_of(suite) == "easy" for p in rl.problems(suite, 5)]
-    pair = rl.load_pair("lifelike/student", "lifelike/teacher")
+    pair = rl.load_pair("student", "teacher")
     right = {}
     for place, silent in ((20, False), (30, False), (30, True)):
         rule = rl.CallAt({place: 4})
@@ -83,7 +83,7 @@ def test_01_says_what_a_command_breaks_and_what_entropy_shows_of_it():
 def test_02_says_that_the_warmed_up_student_asks_in_doubt_and_not_in_need():
     cells = sources("02")
     assert "several times as large where the student is unsure" in " ".join(cells["cell-41"].split())
-    pair = rl.load_pair("lifelike/warmup", "none")
+    pair = rl.load_pair("warmup", "none")
     text, asked, doubt, hard = pair.student.text, [], [], []
     for problem in rl.problems("tiles", 6, world="lifelike"):
         ids = text.encode(problem.solution)
@@ -105,7 +105,7 @@ def test_00_says_what_a_rule_of_one_line_finds_and_what_it_costs():
     says = " ".join(sources("00")["cell-27"].split())
     assert "a rule of one line finds that step" in says
     assert "calls at uncertain steps that the student would have got right" in says
-    pair, rule = rl.load_pair("warm", "teacher"), rl.CallWhenUnsure(0.6, 8, most=3)
+    pair, rule = rl.load_pair("warmup", "teacher"), rl.CallWhenUnsure(0.6, 8, most=3)
     hard = pair.decode(rl.problems("tiles", 6) + rl.problems("depot", 6), call_rule=rule, progress=False)
     assert sum(any(calls_at(t, {"product_2x2"})) for t in hard) >= 9
     medium = rl.problems("convoy", 8) + rl.problems("bakery", 8)
@@ -121,7 +121,7 @@ def test_02_says_what_a_warm_up_costs_and_that_it_does_not_teach_when():
     made = json.loads((HOME / "relaylab" / "zoo" / "weights" / "lifelike" / "warmup" / "training.json").read_text())
     assert "The warm-up has a cost" in cells["cell-29"]
     assert 0.85 < made["accuracy_after"] < made["accuracy_before"], "much of the loss is recovered"
-    pair = rl.load_pair("lifelike/warmup", "lifelike/teacher")
+    pair = rl.load_pair("warmup", "teacher")
     hard = [p for suite in ("tiles", "depot", "harvest") for p in rl.problems(suite, 8)]
     calling, forbidden = (
         pair.decode(hard, temperature=1.0, forbid_calls=banned, progress=False) for banned in (False, True)
@@ -217,7 +217,7 @@ def test_04_says_that_the_batch_s_spread_keeps_a_call_in_vain_small():
 
 def test_05_says_how_the_teachers_rates_lie(tmp_path):
     """At both ends; those of convoy now and then between."""
-    sampling = rl.load_teacher("lifelike/teacher", temperature=1.0)
+    sampling = rl.load_teacher("teacher", temperature=1.0)
     problems = [p for suite in ("depot", "convoy", "galaxy") for p in rl.problems(suite, 8, split="train")]
     rates = pass_rates(sampling, problems, tmp_path / "rates.jsonl", samples=6, max_tokens=160, progress=False)
     passed = {s: [r.rate for r in rates if r.problem.suite == s] for s in ("depot", "convoy", "galaxy")}
@@ -268,7 +268,7 @@ def test_11_says_where_students_of_one_recipe_agree():
     """On far more of the hard lines than of the others, of the lines in which one of them calls."""
     problems = [p for s in ("tiles", "depot", "measures", "convoy", "bakery") for p in rl.problems(s, 8)]
     lines = []
-    for name in ("lifelike/relay", "lifelike/relay-seed2"):
+    for name in ("relay", "relay-seed2"):
         calls = calls_frame(rl.load_pair(name).decode(problems, progress=False)).query("status == 'answered'")
         lines.append(set(zip(calls["trace"], calls["line"])))
     either, both = lines[0] | lines[1], lines[0] & lines[1]
@@ -337,7 +337,7 @@ def test_14_says_which_doubts_are_harmless_and_which_errors_have_little():
     scope = {"rl": rl, "re": re, "np": np}
     tree.body = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
     exec(compile(tree, "doubts", "exec"), scope)
-    student = rl.load_pair("lifelike/student", "none")
+    student = rl.load_pair("student", "none")
     problems = [p for suite in ("measures", "plots") for p in rl.problems(suite, 8)]
     traces = student.decode(problems, progress=False, record=True, max_tokens=160)
     turns = [scope["wrong_turn"](t) for t in traces]
@@ -351,12 +351,12 @@ def test_08_says_that_the_relay_calls_where_it_has_nothing_to_lose():
     """No hard product and no route is right where it would have called; quotients are the exception."""
     cells = sources("08")
     assert "it has nothing to lose" in " ".join(cells["there-says"].split())
-    relay = rl.load_pair("lifelike/relay")
+    relay = rl.load_pair("relay")
     alone = rl.Pair(relay.student, rl.NoTeacher(), relay.defaults)
     problems = [p for suite in ("tiles", "plots", "convoy") for p in rl.problems(suite, 8)]
-    scope = {"re": re, "pd": pd, "calls_frame": calls_frame, "relays": ["lifelike/relay"]}
+    scope = {"re": re, "pd": pd, "calls_frame": calls_frame, "relays": ["relay"]}
     for name, pair in (("helped", relay), ("free", alone)):
-        scope[name] = {"lifelike/relay": pair.decode(problems, progress=False)}
+        scope[name] = {"relay": pair.decode(problems, progress=False)}
     exec(cells["there"], scope)
     right = scope["by_place"]
     for kind in ("product_2x2", "route"):
@@ -371,17 +371,17 @@ def test_09_says_whom_the_lifelike_relay_can_use():
     says = sources("09")["lifelike-says"]
     assert "no help at all" in says
     assert "helps with the hard products" in says
-    relay = rl.load_pair("lifelike/relay", "none")
+    relay = rl.load_pair("relay", "none")
     problems = [p for suite in ("tiles", "plots") for p in rl.problems(suite, 8)]
     right = {}
-    for name in ("none", "lifelike/student", "teacher", "lifelike/teacher"):
+    for name in ("none", "student", "teacher", "teacher"):
         pair = rl.Pair(relay.student, rl.load_teacher(name), relay.defaults)
         traces = pair.decode(problems, progress=False)
         right[name] = [sum(bool(t.correct) for t in traces[k : k + 8]) for k in (0, 8)]
-    assert right["none"] == right["lifelike/student"] == [0, 0]
+    assert right["none"] == right["student"] == [0, 0]
     assert right["teacher"][0] >= 3
-    assert 0 < right["teacher"][1] < right["lifelike/teacher"][1], "routes that the student has begun"
-    assert min(right["lifelike/teacher"]) >= 5
+    assert 0 < right["teacher"][1] < right["teacher"][1], "routes that the student has begun"
+    assert min(right["teacher"]) >= 5
 
 
 def test_09_says_that_a_teacher_can_hurt_and_is_not_noticed():
@@ -425,9 +425,9 @@ def test_10_says_what_other_words_and_a_space_cost():
 
 def test_15_says_what_a_share_of_the_tokens_leaves_out(tmp_path):
     says = " ".join(" ".join(sources("15").values()).split())
-    relay, tiles = rl.load_pair("lifelike/relay"), [rl.problem("tiles", i) for i in range(8)]
+    relay, tiles = rl.load_pair("relay"), [rl.problem("tiles", i) for i in range(8)]
     assert "hand over one token costs as much reading as to hand over twenty" in says
-    student = rl.load_pair("lifelike/student")
+    student = rl.load_pair("student")
     told = [student.solve(tiles[0], call_rule=rl.CallAt({20: n}), write_call=False) for n in (1, 20)]
     short, long = (hand_offs(trace)[0] for trace in told)
     assert (short.new, short.again) == (long.new, long.again)
@@ -435,7 +435,7 @@ def test_15_says_what_a_share_of_the_tokens_leaves_out(tmp_path):
 
     assert "to write a few tokens, the teacher has to read everything before them" in says
     prices = Prices(student=ModelPrices(parameters=1.7e9), teacher=ModelPrices(parameters=8e9))
-    table = rl.evaluate(["teacher", "speculative"], tiles, tmp_path, student="lifelike/student", progress=False)
+    table = rl.evaluate(["teacher", "speculative"], tiles, tmp_path, student="student", progress=False)
     found = {path.stem: list(rl.read_traces(path)) for _, path in trace_files(tmp_path)}
     used = {name: usage(traces) for name, traces in found.items()}
     used["relay"] = usage(relay.decode(tiles, progress=False))

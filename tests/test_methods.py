@@ -130,14 +130,14 @@ def test_withdrawn_text_is_shown_and_read_back(run, tmp_path):
 @pytest.fixture(scope="module")
 def called(run):
     """Answers with written commands: a model that reads as a teacher does not see them."""
-    student = run.models.engine("warm")
+    student = run.models.engine("warmup")
     relay = Relay(student, run.models.teacher, call_rule=CallAt({5: 3, 20: 6}), max_tokens=50, record=True)
     return relay.run([p.question for p in run.problems[:2]])
 
 
 @torch.no_grad()
 def test_scores_are_those_of_the_model_over_the_text_without_commands(run, called):
-    teacher, student = run.models.teacher.engine, run.models.engine("warm")
+    teacher, student = run.models.teacher.engine, run.models.engine("warmup")
     frame = score_traces(teacher, called, against=student, topk=3, hidden=True)
     for k, trace in enumerate(called):
         own = [i for i, s in enumerate(trace.source) if s != "c"]

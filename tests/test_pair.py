@@ -223,7 +223,7 @@ def test_a_file_that_is_not_ours_is_left_alone(student, tmp_path, content):
 
 
 def test_another_model_of_the_same_name_is_refused(tmp_path):
-    for parent, name in (("a", "student"), ("b", "warm")):
+    for parent, name in (("a", "student"), ("b", "warmup")):
         shutil.copytree(embedded()["student"], tmp_path / parent / "mine")
         model = load_model(name)[0]
         model.save_pretrained(tmp_path / parent / "mine")
@@ -389,7 +389,7 @@ def test_rollouts_tell_conversations_that_end_alike_apart(student):
     prompts = {prompt_key(p.messages()): p for p in ask}
     assert len(prompts) == 3
     rows = [row["prompt"] for row in _order(list(prompts), 3, seed=0)]  # as TRL hands them over
-    config = make_config(student="warm", output_dir="runs/x")
+    config = make_config(student="warmup", output_dir="runs/x")
     rollouts = Rollouts(config, cast("PolicyModel", None), [], prompts, Path())
     twice = [messages for messages in rows for _ in range(2)]
     traces = rollouts.run(twice, 2, [pair(student).relay(**SHORT)], tag="0")

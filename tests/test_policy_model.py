@@ -43,14 +43,14 @@ def logits(model) -> torch.Tensor:
     ids=str,
 )  # fmt: skip
 def test_rollouts_and_the_saved_student_are_of_the_model_in_training(tmp_path, lora):
-    model, tokenizer = load_trainable("warm", device="cpu", lora=lora)
+    model, tokenizer = load_trainable("warmup", device="cpu", lora=lora)
     policy = PolicyModel(model, tokenizer)
     for _ in range(2):
         moved(model)
         policy.sync()
         assert torch.allclose(logits(policy.engine.model), logits(model), atol=1e-3)
     assert not any("lora" in n for n, _ in policy.engine.model.named_parameters())
-    save_student(model, tokenizer, "warm", tmp_path)
+    save_student(model, tokenizer, "warmup", tmp_path)
     assert torch.allclose(logits(load_engine(tmp_path, device="cpu").model), logits(model), atol=1e-3)
 
 
@@ -72,12 +72,12 @@ def test_rollouts_and_the_saved_student_are_of_the_model_in_training(tmp_path, l
 )
 def test_adapters_that_rollouts_could_not_follow_are_refused(lora, words):
     with pytest.raises(ValueError, match=words):
-        PolicyModel(*load_trainable("warm", device="cpu", lora=lora))
+        PolicyModel(*load_trainable("warmup", device="cpu", lora=lora))
 
 
 def adapter(folder, config):
-    model = get_peft_model(load_model("warm", device="cpu")[0], config)
-    model.peft_config["default"].base_model_name_or_path = "warm"
+    model = get_peft_model(load_model("warmup", device="cpu")[0], config)
+    model.peft_config["default"].base_model_name_or_path = "warmup"
     model.save_pretrained(folder, save_embedding_layers=False)
     return folder
 
@@ -95,7 +95,7 @@ def test_adapters_of_other_kinds_are_refused_as_students(tmp_path):
 @pytest.mark.parametrize("scale", [0.05, 1e-3])
 def test_whatever_moves_without_the_rollouts_is_seen_after_the_first_step(scale):
     """As a kind of adapter would that nobody here knows of: here a norm is trained besides."""
-    model, tokenizer = load_trainable("warm", device="cpu")
+    model, tokenizer = load_trainable("warmup", device="cpu")
     policy = PolicyModel(model, tokenizer)
     model.get_base_model().model.norm.weight.requires_grad_(True)
     moved(model, scale)
@@ -115,8 +115,8 @@ def test_what_excludes_each_other_is_named(tmp_path):
 
 
 def test_an_adapter_names_its_base_so_that_it_loads_from_anywhere(tmp_path, monkeypatch):
-    model, tokenizer = load_trainable("warm", full=True, device="cpu")
-    save_student(model, tokenizer, "warm", tmp_path / "base", RelayConfig(max_tokens=9, call_end="line"))
+    model, tokenizer = load_trainable("warmup", full=True, device="cpu")
+    save_student(model, tokenizer, "warmup", tmp_path / "base", RelayConfig(max_tokens=9, call_end="line"))
     caps = json.loads((tmp_path / "base" / "relay_config.json").read_text())
     assert caps == {"max_tokens": 9, "call_end": "line"}, "what is not the default"
     monkeypatch.chdir(tmp_path)
@@ -127,16 +127,16 @@ def test_an_adapter_names_its_base_so_that_it_loads_from_anywhere(tmp_path, monk
     for out in (tmp_path, tmp_path / "base", tmp_path / "tuned"):
         with pytest.raises(ValueError, match="holds the model"):
             check_apart(out, tmp_path / "tuned")
-    check_apart(tmp_path / "other", tmp_path / "tuned", "warm")
+    check_apart(tmp_path / "other", tmp_path / "tuned", "warmup")
 
 
 def test_a_saved_adapter_has_its_tokenizer_and_a_card_that_loads_it(tmp_path, monkeypatch):
-    save_student(*load_trainable("warm", full=True, device="cpu"), "warm", tmp_path / "mine")
-    for base, folder in (("warm", tmp_path / "over-embedded"), (tmp_path / "mine", tmp_path / "over-mine")):
+    save_student(*load_trainable("warmup", full=True, device="cpu"), "warmup", tmp_path / "mine")
+    for base, folder in (("warmup", tmp_path / "over-embedded"), (tmp_path / "mine", tmp_path / "over-mine")):
         model, tokenizer = load_trainable(base, device="cpu")
         moved(model)
         save_student(model, tokenizer, base, folder, RelayConfig(max_tokens=9))
-        assert (folder / "tokenizer.json").exists() == (base != "warm")
+        assert (folder / "tokenizer.json").exists() == (base != "warmup")
         monkeypatch.chdir(folder)
         with_relaylab, with_peft = re.findall("```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
         found: dict = {}
@@ -155,7 +155,8 @@ import sys, torch
 from pathlib import Path
 from relaylab.training.policy_model import load_trainable, save_student
 torch.manual_seed(0)
-save_student(*load_trainable("warm", device="cpu", lora={"exclude_modules": list("abcdef")}), "warm", Path(sys.argv[1]))
+excluded = {"exclude_modules": list("abcdef")}
+save_student(*load_trainable("warmup", device="cpu", lora=excluded), "warmup", Path(sys.argv[1]))
 """
 
 
@@ -179,7 +180,7 @@ def test_a_digest_tells_models_of_one_name_apart(tmp_path):
     one, two = weights_digest(tmp_path / "1"), weights_digest(tmp_path / "2")
     assert one != two
     assert one == weights_digest(tmp_path / "1")
-    assert weights_digest("warm") == weights_digest(resolve("warm"))
+    assert weights_digest("warmup") == weights_digest(resolve("warmup"))
     assert weights_digest("owner/name") is None
     large = tmp_path / "1" / "more.safetensors"
     for middle in (b"a", b"b"):

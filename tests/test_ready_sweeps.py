@@ -123,7 +123,7 @@ def test_warmup_alone_and_with_grpo_after_it(monkeypatch):
 
 
 def test_benchmarks_with_the_settings_of_a_file(monkeypatch, tmp_path):
-    settings = {"student": "warm", "num_problems": 4, "per_device_train_batch_size": 4, "num_generations": 2}
+    settings = {"student": "warmup", "num_problems": 4, "per_device_train_batch_size": 4, "num_generations": 2}
     settings |= {"suites": ["savings", "tiles"], "max_completion_length": 40, "max_calls": 1, "max_steps": 9}
     (tmp_path / "s.yaml").write_text(yaml.safe_dump(settings | {"learning_rate": 1e-3}))
     results = execute(

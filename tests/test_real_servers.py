@@ -1,7 +1,7 @@
 """A relay with its models on real servers: pytest -m real tests/test_real_servers.py (docs/serving.md).
 
 RELAYLAB_STUDENT_URL and RELAYLAB_TEACHER_URL are the addresses (``URL`` or ``URL#model``), in float32. What they serve
-is ``lifelike/relay`` and ``lifelike/teacher``, or the folders in RELAYLAB_STUDENT and RELAYLAB_TEACHER.
+is ``relay`` and ``teacher``, or the folders in RELAYLAB_STUDENT and RELAYLAB_TEACHER.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from relaylab.tasks.suites import ALL_SUITES, problem
 from relaylab.trace import Trace
 
 URLS = "RELAYLAB_STUDENT_URL", "RELAYLAB_TEACHER_URL"
-NAMES = os.environ.get("RELAYLAB_STUDENT", "lifelike/relay"), os.environ.get("RELAYLAB_TEACHER", "lifelike/teacher")
+NAMES = os.environ.get("RELAYLAB_STUDENT", "relay"), os.environ.get("RELAYLAB_TEACHER", "teacher")
 QUESTIONS = [problem(suite, i) for i in range(6) for suite in ALL_SUITES]
 
 pytestmark = [

@@ -81,7 +81,7 @@ def test_a_recipe_that_is_cut_short_keeps_the_first_of_its_stages():
 
 def test_a_run_of_stage_two_becomes_an_adapter(tmp_path, monkeypatch):
     settings = dict(
-        student="warm", teacher="none", reward="outcome", suites=["savings"], num_problems=4, max_steps=2,
+        student="warmup", teacher="none", reward="outcome", suites=["savings"], num_problems=4, max_steps=2,
         per_device_train_batch_size=4, num_generations=2, max_completion_length=16, disable_tqdm=True,
     )  # fmt: skip
     monkeypatch.setattr(recipes, "config_names", lambda: ["embedded/tiny"])
@@ -91,7 +91,7 @@ def test_a_run_of_stage_two_becomes_an_adapter(tmp_path, monkeypatch):
     names = {"README.md", "adapter_config.json", "adapter_model.safetensors", "relay_config.json", "training.json"}
     assert {p.name for p in (tmp_path / "out").iterdir()} == names
     assert json.loads((tmp_path / "out" / "training.json").read_text())["recipe"]["max_steps"] == 1
-    engine, warm = load_engine(tmp_path / "out", device="cpu"), load_engine("warm", device="cpu")
+    engine, warm = load_engine(tmp_path / "out", device="cpu"), load_engine("warmup", device="cpu")
     ids = torch.arange(9)[None]
     with torch.no_grad():
         assert engine.model(ids).logits.shape == warm.model(ids).logits.shape

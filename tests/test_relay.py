@@ -40,7 +40,7 @@ def random_engine(kind: str, seed: int) -> Engine:
 @pytest.fixture(scope="module")
 def engines():
     return {
-        "embedded": (load_engine("warm"), load_engine("teacher")),
+        "embedded": (load_engine("warmup"), load_engine("teacher")),
         "qwen3": (random_engine("qwen3", 0), random_engine("qwen3", 1)),
         "llama": (random_engine("llama", 0), random_engine("llama", 1)),
     }

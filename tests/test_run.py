@@ -17,7 +17,7 @@ from relaylab.training.data_filter import load_rates, pass_rates
 from relaylab.training.grpo import train
 from relaylab.training.run_dir import read_metrics
 
-NEEDED = {"student": "warm", "output_dir": "runs/x"}
+NEEDED = {"student": "warmup", "output_dir": "runs/x"}
 SUFFIX = r"Please reason step by step, and put your final answer within \boxed{}."
 
 
@@ -63,7 +63,7 @@ def test_a_teachers_size_is_a_number_or_a_mapping_in_all_of_them(tmp_path):
         "student: warm\noutput_dir: runs/x\nreward: cost_aware\nteacher_size: {small: 2, large: 1e1}\n"
     )
     settings, sizes = NEEDED | {"reward": "cost_aware"}, {"small": 2.0, "large": 10.0}
-    args = ["--output_dir", "runs/x", "--reward", "cost_aware", "--student", "warm"]
+    args = ["--output_dir", "runs/x", "--reward", "cost_aware", "--student", "warmup"]
     for config in (
         make_config(tmp_path / "c.yaml"),
         parse_config(tmp_path / "c.yaml"),
@@ -241,7 +241,7 @@ def test_the_filter_keeps_what_the_teacher_solves_half_of_the_time(tmp_path, tra
     chosen = [next(stream) for _ in range(18)]
     answers.update({p.question: p for p in chosen})
     teacher = ScriptedTeacher(solves)
-    options = dict(student="warm", num_problems=18, disable_tqdm=True)
+    options = dict(student="warmup", num_problems=18, disable_tqdm=True)
     train(teachers=[teacher], output_dir=tmp_path / "run", filter_threshold=0.5, filter_samples=4, **options)
     kept = {p.suite for p in trained[0][2]}
     assert "tiles" not in kept

@@ -33,7 +33,7 @@ NAME = "pair"
 
 @pytest.fixture(scope="module")
 def pair() -> Pair:
-    return load_pair("relay-once")
+    return load_pair("relay")
 
 
 @contextmanager
@@ -294,7 +294,7 @@ def test_other_paths_and_methods(serving):
     assert serving.post(GOOD, "/v1/embeddings").json()["error"]["message"].startswith("POST /v1/embeddings")
     assert httpx2.get(f"{serving.url}/v1/completions").status_code == 405
     model = serving.openai.models.list().data[0]
-    assert (model.id, model.max_model_len, model.student, model.teacher) == (NAME, 2048, "relay-once", "teacher")
+    assert (model.id, model.max_model_len, model.student, model.teacher) == (NAME, 2048, "relay", "teacher")
 
 
 def test_the_key_and_the_size_of_a_request(pair):

@@ -45,7 +45,7 @@ QUESTIONS = [p.question for p in PROBLEMS]
 
 @pytest.fixture(scope="module")
 def engines():
-    return load_engine("warm"), {"small": load_engine("student"), "large": load_engine("teacher")}
+    return load_engine("warmup"), {"small": load_engine("student"), "large": load_engine("teacher")}
 
 
 def several(engines) -> NamedTeachers:
@@ -259,11 +259,11 @@ def test_teachers_by_text(tmp_path, monkeypatch):
     assert teachers.name.startswith("small=")
     evaluate(["relay:student=warm"], PROBLEMS[:2], tmp_path, teacher=text, max_tokens=40, progress=False)
     weights = json.loads((tmp_path / "config.json").read_text())["weights"]
-    assert all(weights[name] == fingerprint_weights(name) for name in ("student", "teacher", "warm"))
+    assert all(weights[name] == fingerprint_weights(name) for name in ("student", "teacher", "warmup"))
     threads = []
     monkeypatch.setattr(torch, "set_num_threads", threads.append)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    Process().set_threads("warm", text)
+    Process().set_threads("warmup", text)
     assert threads == [1], "all of them are small"
 
 

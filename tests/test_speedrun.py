@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "benchmarks" / "speedrun.py"
-RUN = "embedded/lifelike/relay"
+RUN = "embedded/relay"
 
 
 @pytest.fixture(scope="module")
@@ -30,12 +30,12 @@ def arguments(run: str = RUN, **changed):
 
 
 def test_a_run_begins_with_the_untouched_student(speedrun, tmp_path):
-    assert speedrun.chain(RUN) == ["lifelike/warmup", RUN]
+    assert speedrun.chain(RUN) == ["warmup", RUN]
     further = tmp_path / "further.yaml"
-    further.write_text("student: lifelike/relay\nteacher: lifelike/teacher\n")
-    assert speedrun.chain(str(further)) == ["lifelike/warmup", RUN, str(further)]
-    assert speedrun.chain("embedded/lifelike/grpo") == ["embedded/lifelike/grpo"], "a run may do without a warm-up"
-    with pytest.raises(ValueError, match="'student'; a speedrun begins with lifelike/student"):
+    further.write_text("student: relay\nteacher: teacher\n")
+    assert speedrun.chain(str(further)) == ["warmup", RUN, str(further)]
+    assert speedrun.chain("embedded/grpo") == ["embedded/grpo"], "a run may do without a warm-up"
+    with pytest.raises(ValueError, match="'student'; a speedrun begins with student"):
         speedrun.chain("embedded/relay")
     further.write_text("student: somebody/else\n")
     with pytest.raises(ValueError, match="somebody/else"):

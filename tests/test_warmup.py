@@ -237,7 +237,7 @@ def test_wrong_responses_can_be_left_out_and_none_left_is_an_error(student):
 
 def test_a_few_steps_teach_the_command_and_say_what_they_cost(tmp_path):
     done = warmup(
-        "student", problems("savings", 120, split="train"), tmp_path / "warm", check=problems("savings", 16),
+        "student", problems("savings", 120, split="train"), tmp_path / "warmup", check=problems("savings", 16),
         max_steps=60, learning_rate=6e-3, full=True, counts=(0, 1), exponents=(0,), max_tokens=160, progress=False,
         device="cpu",
     )  # fmt: skip
@@ -246,15 +246,15 @@ def test_a_few_steps_teach_the_command_and_say_what_they_cost(tmp_path):
     assert done.calls > 0.1, "the untouched student never calls"
     assert "before" in str(done)
     assert (done.student / "model.safetensors").exists()
-    assert load_engine(done.student, device="cpu").name == "warm"
-    assert [p.name for p in tmp_path.iterdir()] == ["warm"]
+    assert load_engine(done.student, device="cpu").name == "warmup"
+    assert [p.name for p in tmp_path.iterdir()] == ["warmup"]
 
 
 QUICK = dict(max_steps=2, per_device_train_batch_size=4, max_tokens=160, progress=False, device="cpu")
 
 
 def test_interrupted_a_warm_up_goes_on_from_its_responses(tmp_path, monkeypatch):
-    chosen, out = problems("savings", 12, split="train"), tmp_path / "warm"
+    chosen, out = problems("savings", 12, split="train"), tmp_path / "warmup"
     whole = warmup("student", chosen, tmp_path / "whole", **QUICK)
     monkeypatch.setattr(module.SFTTrainer, "train", lambda self, **_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
@@ -277,7 +277,7 @@ def test_interrupted_a_warm_up_goes_on_from_its_responses(tmp_path, monkeypatch)
 def test_a_signal_ends_training_with_a_checkpoint_and_the_same_call_goes_on(
     tmp_path, monkeypatch, capsys, number, full
 ):
-    chosen, out = problems("savings", 12, split="train"), tmp_path / "warm"  # three steps an epoch
+    chosen, out = problems("savings", 12, split="train"), tmp_path / "warmup"  # three steps an epoch
     options = QUICK | {"max_steps": 7, "full": full, "loss": "distill" if full else "cross_entropy"}
     whole = warmup("student", chosen, tmp_path / "whole", **options)
 
@@ -315,21 +315,21 @@ def test_killed_in_training_the_same_call_goes_on_from_the_last_checkpoint(tmp_p
 
     monkeypatch.setattr(module.SFTTrainer, "training_step", counted)
     with pytest.raises(RuntimeError, match="killed"):
-        warmup("student", chosen, tmp_path / "warm", **options)
-    again = warmup("student", chosen, tmp_path / "warm", **options)
+        warmup("student", chosen, tmp_path / "warmup", **options)
+    again = warmup("student", chosen, tmp_path / "warmup", **options)
     assert len(steps) == 6 + 3, "steps 5 to 7 after the checkpoint of step 4"
     assert same_weights(whole.student, again.student, "model.safetensors")
 
 
 def test_the_student_is_saved_before_it_is_measured(tmp_path, monkeypatch):
-    chosen, out = problems("savings", 12, split="train"), tmp_path / "warm"
+    chosen, out = problems("savings", 12, split="train"), tmp_path / "warmup"
     options = QUICK | {"check": problems("savings", 4), "full": True}
     monkeypatch.setattr(module, "load_engine", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         warmup("student", chosen, out, **options)
     monkeypatch.undo()
     weights = (out / "model.safetensors").read_bytes()
-    assert load_engine(out, device="cpu").name == "warm"
+    assert load_engine(out, device="cpu").name == "warmup"
     monkeypatch.setattr(module.SFTTrainer, "train", None)  # only what is missing is done
     done = warmup("student", chosen, out, **options)
     assert (done.rows, done.before > 0.4, 0 <= done.after <= 1, done.calls >= 0) == (12, True, True, True)

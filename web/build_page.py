@@ -20,7 +20,8 @@ from typing import Any
 from onnx_model import qwen3_to_onnx
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from relaylab.engine.load import default_teacher, embedded, load_model, relay_defaults
+from relaylab.defaults import TEACHER
+from relaylab.engine.load import embedded, load_model, relay_defaults
 from relaylab.engine.supported import context_of, end_ids_of
 from relaylab.engine.token_text import fingerprint, prompt_text
 from relaylab.files import replaced_folder
@@ -30,7 +31,7 @@ from relaylab.views.theme import source
 from relaylab.views.widget import STYLE
 
 HERE = Path(__file__).parent
-PAIRS = ("lifelike/relay", "relay-once", "lifelike/student=none", "student=none")
+PAIRS = ("relay", "plain/relay", "student=none", "plain/student=none")
 PAGES = ("index.html", "page.js", "relay.js", "runtime.js")
 VIEWS = ("shared.js", "strip.js", "live.js", "counterfactual_view.js")
 # Its name in the package, and in the page. Not every server knows that .mjs is JavaScript.
@@ -86,11 +87,11 @@ def build(out: Path, pairs: list[str], count: int) -> None:
 def split_pair(pair: str) -> tuple[str, str]:
     """``STUDENT=TEACHER``, or a student with its default teacher.
 
-    >>> split_pair("lifelike/relay"), split_pair("student=none")
-    (('lifelike/relay', 'lifelike/teacher'), ('student', 'none'))
+    >>> split_pair("relay"), split_pair("student=none")
+    (('relay', 'teacher'), ('student', 'none'))
     """
     student, _, teacher = pair.partition("=")
-    return student, teacher or default_teacher(student)
+    return student, teacher or TEACHER
 
 
 def pack(data: bytes) -> bytes:

@@ -47,8 +47,6 @@ warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprec
 
 WEIGHTS = Path(__file__).parents[1] / "zoo" / "weights"
 MANIFEST = WEIGHTS / "manifest.json"
-# Those that `zoo list` shows, in any world. All others are further seeds and ablations.
-MAIN = {"student", "teacher", "teacher-small", "teacher-large", "warm", "warmup", "grpo", "relay"}
 RELAY_CONFIG = "relay_config.json"  # beside a trained student: the caps that it was trained with
 CONFIGS = ("config.json", "adapter_config.json")  # a directory with one of them is a model
 SAFE = {"use_safetensors": True, "trust_remote_code": False}
@@ -68,18 +66,9 @@ for text in texts:
 
 
 def embedded() -> dict[str, Path]:
-    """The embedded models by name; those of a world are named as ``lifelike/student``."""
+    """The embedded models by name. Those of another world than ``lifelike`` are named as ``plain/student``."""
     folders = sorted(p.parent for p in WEIGHTS.glob("**/*config.json") if p.name in CONFIGS)
     return {folder.relative_to(WEIGHTS).as_posix(): folder for folder in folders}
-
-
-def default_teacher(student: str | Path) -> str:
-    """The teacher that an embedded student was trained with: that of its world; ``teacher`` for any other student.
-
-    >>> default_teacher("lifelike/relay"), default_teacher("relay")
-    ('lifelike/teacher', 'teacher')
-    """
-    return "lifelike/teacher" if "/" in str(student) and str(student) in embedded() else "teacher"
 
 
 def resolve(name: str | Path) -> str:

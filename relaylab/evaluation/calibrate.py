@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from relaylab.defaults import UNTRAINED
-from relaylab.engine.load import default_teacher, fingerprint_weights
+from relaylab import defaults
+from relaylab.engine.load import fingerprint_weights
 from relaylab.evaluation.eval_run import EvalRun, ModelCache
 from relaylab.evaluation.systems import SYSTEMS, Citer, system
 from relaylab.evaluation.token_router import margins
@@ -34,7 +34,8 @@ QUANTILES = (0.8, 0.9, 0.95, 0.98, 0.99, 0.995)  # of the signal; a larger one c
 
 
 def calibrate(
-    problems: Sequence[Problem], out: str | Path, *, student: str = UNTRAINED, teacher: str | Teacher | None = None,
+    problems: Sequence[Problem], out: str | Path, *, student: str = defaults.UNTRAINED,
+    teacher: str | Teacher = defaults.TEACHER,
     router_problems: Sequence[Problem] = (), triggers: Sequence[str] = TRIGGERS, budgets: Sequence[float] = BUDGETS,
     lengths: Sequence[int] = LENGTHS, quantiles: Sequence[float] = QUANTILES, max_tokens: int = 160, seed: int = 0,
     batch_size: int = 128, progress: bool = True, **options: Any,
@@ -67,7 +68,6 @@ def calibrate(
     """
     if unknown := [t for t in triggers if not hasattr(SYSTEMS.get(t), "threshold")]:
         raise ValueError(f"{unknown[0]!r} has no threshold to calibrate; there are {', '.join(TRIGGERS)}")
-    teacher = default_teacher(student) if teacher is None else teacher
     models = ModelCache(teacher, router_problems, max_tokens, options, untrained=student)
     config = {"student": student, "weights": fingerprint_weights(student), "teacher": models.teacher.name}
     config |= {"seed": seed, "max_tokens": max_tokens, "problems": problem_texts(problems)}

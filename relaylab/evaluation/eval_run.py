@@ -76,8 +76,8 @@ class ModelCache:
         Raises:
             ValueError: for the trained model of a student that is not embedded.
 
-        >>> ModelCache(untrained="lifelike/student").model("relay"), ModelCache().model("relay")
-        ('lifelike/relay', 'relay')
+        >>> ModelCache(untrained="plain/student").model("relay"), ModelCache().model("relay")
+        ('plain/relay', 'relay')
         """
         world, slash, _ = self.untrained.rpartition("/")
         same_world = f"{world}{slash}{name}"

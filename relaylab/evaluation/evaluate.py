@@ -19,8 +19,8 @@ from typing import Any
 
 import pandas as pd
 
-from relaylab.defaults import UNTRAINED
-from relaylab.engine.load import default_teacher, fingerprint_weights
+from relaylab.defaults import TEACHER, UNTRAINED
+from relaylab.engine.load import fingerprint_weights
 from relaylab.evaluation.eval_run import EvalRun, ModelCache, without_secrets
 from relaylab.evaluation.stats import summary
 from relaylab.evaluation.systems import RelaySystem, System, system
@@ -37,7 +37,7 @@ KS = (2, 4, 8, 16, 32)  # of pass@k
 
 def evaluate(
     methods: Sequence[str], problems: Sequence[Problem], out: str | Path, *,
-    student: str = UNTRAINED, teacher: str | Teacher | None = None, config: RelayConfig | None = None,
+    student: str = UNTRAINED, teacher: str | Teacher = TEACHER, config: RelayConfig | None = None,
     samples: int = 1, seed: int = 0, training: Sequence[Problem] = (), batch_size: int = 64, suffix: str = "",
     shard: str | None = None, progress: bool = True, **options: Any,
 ) -> pd.DataFrame:  # fmt: skip
@@ -74,7 +74,6 @@ def evaluate(
     chosen = _chosen(methods)
     out = Path(out)
     questions, training = ([replace(p, question=p.prompt(suffix)) for p in part] for part in (problems, training))
-    teacher = default_teacher(student) if teacher is None else teacher
     models = ModelCache(teacher, training, config.max_tokens, options, untrained=student)
     name = teacher if isinstance(teacher, str) and not is_url(teacher) else models.teacher.name
     made_with = {"student": without_secrets(student), "teacher": name, **asdict(config), "samples": samples}
@@ -105,7 +104,7 @@ def variants(text: str) -> list[tuple[str, System]]:
     """The systems that a text names, one per student, each with the label that they share.
 
     >>> [(label, s.student) for label, s in variants("relay:student=relay+warm")]
-    [('relay', 'relay'), ('relay', 'warm')]
+    [('relay', 'relay'), ('relay', 'warmup')]
     """
     before, key, after = text.partition("student=")
     names, comma, rest = after.partition(",")

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from relaylab.engine.load import default_teacher, embedded, fingerprint_weights, load_engine
+from relaylab.defaults import TEACHER
+from relaylab.engine.load import embedded, fingerprint_weights, load_engine
 from relaylab.evaluation.calibrate import BUDGETS, calibrate
 from relaylab.evaluation.evaluate import evaluate
 from relaylab.evaluation.interventions import dials
@@ -28,6 +29,7 @@ from relaylab.relay.pair import Pair
 from relaylab.relay.relay import Relay
 from relaylab.relay.teachers import NoTeacher
 from relaylab.tasks.suites import TAUGHT, Problem, problems
+from relaylab.tasks.worlds import WORLDS
 
 QUICK: dict[str, Any] = dict(triggers=("entropy", "line", "probe"), lengths=(3, 8), quantiles=(0.8, 0.9, 0.95, 0.98))
 
@@ -37,18 +39,28 @@ def drawn(count: int, **options: Any) -> list[Problem]:
     return [p for suite in TAUGHT for p in problems(suite, count, **options)]
 
 
+def named(world: str, model: str) -> str:
+    """The name of an embedded model of a world.
+
+    >>> named("lifelike", "student"), named("plain", "student")
+    ('student', 'plain/student')
+    """
+    return model if world == "lifelike" else f"{world}/{model}"
+
+
 def students(world: str, kind: str) -> list[str]:
     """The embedded students of a world that were trained as ``kind`` (``relay``, ``grpo``), one for each seed.
 
     >>> students("lifelike", "relay")
-    ['lifelike/relay', 'lifelike/relay-seed2', 'lifelike/relay-seed3']
+    ['relay', 'relay-seed2', 'relay-seed3']
     """
-    return [name for name in embedded() if name == f"{world}/{kind}" or name.startswith(f"{world}/{kind}-seed")]
+    own = named(world, kind)
+    return [name for name in embedded() if name == own or name.startswith(f"{own}-seed")]
 
 
 def worlds() -> list[str]:
     """The worlds that have an embedded student."""
-    return [name.removesuffix("/student") for name in embedded() if name.endswith("/student")]
+    return [world for world in WORLDS if named(world, "student") in embedded()]
 
 
 def pair_of(world: str) -> tuple[str, str]:
@@ -58,18 +70,18 @@ def pair_of(world: str) -> tuple[str, str]:
         ValueError: where no student of this world is embedded.
 
     >>> pair_of("lifelike")
-    ('lifelike/student', 'lifelike/teacher')
+    ('student', 'teacher')
     """
-    if (student := f"{world}/student") not in embedded():
+    if (student := named(world, "student")) not in embedded():
         raise ValueError(f"no student of the world {world!r} is embedded; there are those of {', '.join(worlds())}")
-    return student, default_teacher(student)
+    return student, TEACHER
 
 
 def measure_dials(world: str, out: str | Path, *, per_suite: int = 20) -> dict[str, Any]:
     """h, c and the AUROCs of a world's untrained student, kept in ``out/dials.json``.
 
     Args:
-        world: of an embedded student ``WORLD/student``.
+        world: of an embedded student.
         out: the folder of the world.
         per_suite: problems of each suite.
 

@@ -69,16 +69,16 @@ class Names:
     free: str = "teacher-free"
     grpo: str = "grpo"
     citer: str = "citer"
-    simple: str = "relay:student=relay-simple"
-    no_filter: str = "relay:student=relay-no-filter"
-    no_bonus: str = "relay:student=relay-no-bonus"
-    no_exploration: str = "relay:student=relay-no-exploration"
+    simple: str = "relay:student=ablations/simple"
+    no_filter: str = "relay:student=ablations/no-filter"
+    no_bonus: str = "relay:student=ablations/no-bonus"
+    no_exploration: str = "relay:student=ablations/no-exploration"
     fixed: str = "fixed"
     weak: str = "relay:teacher=student"  # the relay with the untouched student as its teacher,
     small: str = "relay:teacher=teacher-small"  # with a smaller one than in training,
     strong: str = "relay:teacher=teacher-large"  # with a larger one
-    transfer: str = "relay:student=relay-six"  # trained without the suites ``unseen``
-    transfer_grpo: str = "grpo:student=grpo-six"
+    transfer: str = "relay:student=ablations/relay-six"  # trained without the suites ``unseen``
+    transfer_grpo: str = "grpo:student=ablations/grpo-six"
     unseen: tuple[str, ...] = ("sharing", "convoy", "harvest")
 
 

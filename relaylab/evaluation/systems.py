@@ -315,7 +315,7 @@ def _assisted(problem: Problem, student: Engine, teacher: Engine, run: EvalRun, 
 
 ALL = (
     StudentOnly("student"), StudentOnly("grpo", student="grpo"), StudentOnly("teacher-free", student="relay"),
-    TeacherOnly("teacher"), RelaySystem("relay"), RelaySystem("fixed", student="relay-fixed", n=20),
+    TeacherOnly("teacher"), RelaySystem("relay"), RelaySystem("fixed", student="ablations/fixed", n=20),
     Router("router"), Cascade("cascade"), TeacherFirst("plan"),
     EntropyCalls("entropy"), EntropyCalls("line", line=True), EntropyCalls("glimp", line=True, call_end="line"),
     EntropyCalls("offload", call_end="answer"), EntropyCalls("margin", margin=True, threshold=0.3),

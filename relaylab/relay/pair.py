@@ -17,10 +17,9 @@ from urllib.parse import unquote
 from tqdm.auto import tqdm
 
 from relaylab import files
-from relaylab.defaults import STUDENT
+from relaylab.defaults import STUDENT, TEACHER
 from relaylab.engine.engine import Engine
 from relaylab.engine.load import (
-    default_teacher,
     embedded,
     fingerprint_weights,
     load_end_ids,
@@ -315,7 +314,7 @@ def local_name(name: str | Path, *, model: str | None = None, tokenizer: str | N
 
 
 def load_pair(
-    student: str | Path = STUDENT, teacher: str | Path | Teacher | None = None, *,
+    student: str | Path = STUDENT, teacher: str | Path | Teacher = TEACHER, *,
     student_options: dict[str, Any] | None = None, teacher_options: dict[str, Any] | None = None, **options: Any,
 ) -> Pair:  # fmt: skip
     """Load a pair by names: embedded models, directories, hub ids, URLs; for the teacher also ``none`` or an object.
@@ -325,18 +324,17 @@ def load_pair(
 
     Args:
         student: as for ``load_student``.
-        teacher: as for ``load_teacher``; by default the one that an embedded student was trained with.
+        teacher: as for ``load_teacher``.
         student_options: for the student alone.
         teacher_options: for the teacher alone.
         options: ``device`` and ``dtype`` of the student and of a local teacher.
 
     >>> load_pair(teacher="none")
-    Pair(student='lifelike/relay', teacher='none')
+    Pair(student='relay', teacher='none')
     """
     shared = {} if is_url(str(student)) else options
     model = load_student(student, **shared | (student_options or {}))
     local = local_name(student, **student_options or {})
-    teacher = default_teacher(local) if teacher is None else teacher
     if isinstance(teacher, (str, Path)):
         shared = {} if is_url(str(teacher)) or teacher == "none" else options
         teacher = load_teacher(str(teacher), **shared | (teacher_options or {}))

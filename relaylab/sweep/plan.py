@@ -148,8 +148,8 @@ def helper_modules(notebook: Path) -> dict[str, str]:
 def label(value: Any) -> str:
     """The name of a value in tables and figures.
 
-    >>> label("warm"), label(0.5), label([0, 1])
-    ('warm', '0.5', '[0, 1]')
+    >>> label("warmup"), label(0.5), label([0, 1])
+    ('warmup', '0.5', '[0, 1]')
     """
     return value if isinstance(value, str) else json.dumps(value, default=str)
 

@@ -129,7 +129,7 @@ class RelayGRPOConfig(GRPOConfig):
     Raises:
         ValueError: for a setting of a wrong type or size, and for one that a relay run cannot honour.
 
-    >>> RelayGRPOConfig(student="warm", output_dir="runs/x", learning_rate="1e-3", max_calls=2).learning_rate
+    >>> RelayGRPOConfig(student="warmup", output_dir="runs/x", learning_rate="1e-3", max_calls=2).learning_rate
     0.001
     """
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import traitlets as t
 
-from relaylab.defaults import STUDENT
+from relaylab.defaults import STUDENT, TEACHER
 from relaylab.relay.config import RelayConfig
 from relaylab.tasks.suites import SUITES, Problem, level_of, problem
 from relaylab.views.live_view import ALTERNATIVES, LiveView, Run
@@ -60,9 +60,9 @@ class Playground(LiveView):
         keep: int = 6,
         **settings: Any,
     ):
-        from relaylab.engine.load import default_teacher, embedded
+        from relaylab.engine.load import embedded
 
-        names = sorted(embedded(), key=lambda name: (name not in (STUDENT, default_teacher(STUDENT)), name))
+        names = sorted(embedded(), key=lambda name: (name not in (STUDENT, TEACHER), name))
         self._students = _by_name("student", students or [n for n in names if not _is_teacher(n)])
         self._teachers = _by_name("teacher", teachers or [*filter(_is_teacher, names), "none"])
         self._suites = {suite: level_of(suite) for suite in suites}

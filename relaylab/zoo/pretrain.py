@@ -59,20 +59,28 @@ class Recipe:
 # Trained on from the models of no world, with the suites that have misconceptions.
 _WORLD: dict[str, Any] = dict(suites=ALL_SUITES, learning_rate=2e-3)
 _STUDENT: dict[str, Any] = _WORLD | dict(
-    base="student", textbook=True, drills=(0.3, 0.3, 0.3), weights={"product_2x2": 0.3, "copy": 2.0}
+    base="base/student", textbook=True, drills=(0.3, 0.3, 0.3), weights={"product_2x2": 0.3, "copy": 2.0}
 )
 RECIPES = {
-    "student": Recipe(4500, 1),
-    "teacher": Recipe(4000, 2, width=128, layers=4),
-    "teacher-small": Recipe(3000, 3, width=80, layers=3),
-    "teacher-large": Recipe(3000, 4, width=160, layers=4),
-    "lifelike/student": Recipe(1500, 11, worlds=("lifelike",), **_STUDENT),
+    "base/student": Recipe(4500, 1),
+    "base/teacher": Recipe(4000, 2, width=128, layers=4),
+    "base/teacher-small": Recipe(3000, 3, width=80, layers=3),
+    "base/teacher-large": Recipe(3000, 4, width=160, layers=4),
+    "student": Recipe(1500, 11, worlds=("lifelike",), **_STUDENT),
     "plain/student": Recipe(1500, 12, worlds=("plain",), **_STUDENT),
     "wordy/student": Recipe(1500, 13, worlds=("wordy",), **_STUDENT),
     "stubborn/student": Recipe(1500, 14, worlds=("stubborn",), **_STUDENT),
-    "lifelike/teacher": Recipe(
-        550, 15, width=128, layers=4, base="teacher", worlds=("lifelike", "lifelike", "lifelike", "plain"),
+    "teacher": Recipe(
+        550, 15, width=128, layers=4, base="base/teacher", worlds=("lifelike", "lifelike", "lifelike", "plain"),
         drills=(0.2, 0.2, 0.2), **_WORLD,
+    ),
+    "teacher-small": Recipe(
+        550, 16, width=80, layers=3, base="base/teacher-small", worlds=("lifelike", "lifelike", "lifelike", "plain"),
+        drills=(0.2, 0.2, 0.2), **_WORLD,
+    ),
+    # Larger, trained for longer, and in one wording only.
+    "teacher-large": Recipe(
+        1000, 17, width=160, layers=4, base="base/teacher-large", drills=(0.2, 0.2, 0.2), **_WORLD
     ),
 }  # fmt: skip
 
@@ -197,7 +205,7 @@ def _loss(model: Qwen3ForCausalLM, ids: torch.Tensor, labels: torch.Tensor) -> t
 
 
 def pretrain(
-    recipe: Recipe, tokenizer: Any, work: Path, *, base: str | None = None, device: str = "cpu", save_every: int = 200
+    recipe: Recipe, tokenizer: Any, work: Path, *, base: Path | None = None, device: str = "cpu", save_every: int = 200
 ) -> dict[str, Any]:
     """Train one embedded model and save it to ``work/model``. Interrupted, the same call goes on from its checkpoint.
 

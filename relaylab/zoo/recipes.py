@@ -1,8 +1,8 @@
 """How each embedded model is made, by name: what ``relaylab zoo train`` runs.
 
-``student`` and the teachers are trained from scratch and trained on into the worlds. ``warm`` and ``lifelike/warmup``
-are students after stage 1. Each run of ``configs/ablations.yaml`` is a run of stage 2 whose adapter has its name.
-``warm-six`` is not shipped: a warm-up without three of the suites, which forgets them (docs/results.md).
+The bases are trained from scratch and are not shipped. Students and teachers are trained on from them, into a world.
+A ``warmup`` is a student after stage 1. Each run of ``configs/ablations.yaml`` is a run of stage 2 whose adapter has
+its name.
 """
 
 from __future__ import annotations
@@ -16,38 +16,23 @@ from typing import Any
 
 import torch
 
-from relaylab.engine.load import load_tokenizer, resolve
+from relaylab.engine.load import load_tokenizer
 from relaylab.files import bind_folder, check_replaceable, replaced_folder, write_json
 from relaylab.tasks.suites import ALL_SUITES, SUITES, mixture, problems
 from relaylab.training.configs import config_names, read_config
 from relaylab.zoo.pretrain import RECIPES, Recipe, pretrain, train_tokenizer
 
 RECORD = "training.json"  # in each embedded model's folder: how it was made
-# Why all weights: the student has never seen the tokens of the tags, which stand at log-probability -30. An adapter of
-# the layers can only lift them together with every other token that it never saw. Why correct responses alone: nearly
-# half of the mixture is beyond this student, and learning its own random digits by heart costs it what it can do. Why n
-# in 4..24: answers have 75 tokens, and d * 10**k knows no number between 10 and 20 (docs/trials.md).
-WARMUP: dict[str, Any] = dict(
-    loss="cross_entropy", num_problems=6000, data_seed=3, temperature=0.7, keep_correct=True,
-    numbers=list(range(4, 25)), max_steps=700, learning_rate=6e-3, seed=0,
-)  # fmt: skip
-# Why min_token_prob: without it the warm-up costs the student most of the products that it knew and the sums of large
-# numbers that follow them. It can hardly read a number after a tag then (docs/trials.md). Wrong responses may stay.
-SURE = WARMUP | dict(num_problems=24000, keep_correct=False, min_token_prob=0.5, max_steps=2000)
-SIX = ("savings", "shopping", "bakery", "tiles", "depot", "galaxy")  # of each level some, and no quotients
 # Self-distillation forgets little, so every response is learned from, right or wrong, as it was sampled. Half of the
 # commands stand where the student is unsure: from there GRPO finds the token that needs help. Why whole words: a call
 # behind the first digit of a product comes too late when that digit is wrong (docs/trials.md).
 DISTILLED: dict[str, Any] = dict(
-    student="lifelike/student", teacher="lifelike/teacher", suites=list(ALL_SUITES), num_problems=6000, data_seed=3,
+    student="student", teacher="teacher", suites=list(ALL_SUITES), num_problems=6000, data_seed=3,
     numbers=list(range(3, 21)), uniform=0.5, max_steps=1500, learning_rate=3e-3, seed=0,
 )  # fmt: skip
 WARMUPS = {
-    "warm": WARMUP,
-    "warm-sure": SURE,
-    "warm-six": WARMUP | {"suites": list(SIX)},
-    "lifelike/warmup": DISTILLED | {"whole_words": True},
-    "lifelike/warmup-cross-entropy": DISTILLED | {"loss": "cross_entropy"},
+    "warmup": DISTILLED | {"whole_words": True},
+    "ablations/warmup-cross-entropy": DISTILLED | {"loss": "cross_entropy"},
     **{f"{world}/warmup": DISTILLED | {"student": f"{world}/student"} for world in ("plain", "wordy", "stubborn")},
 }
 
@@ -92,7 +77,11 @@ def make(name: str, out: str | Path, *, device: str = "cpu", steps: int | None =
 
 
 def _pretrained(work: Path, device: str, recipe: dict[str, Any]) -> dict[str, Any]:
-    base = resolve(recipe["base"]) if recipe["base"] else None
+    base = None
+    if recipe["base"]:  # beside the model: several are trained on from it
+        base = work.with_name(recipe["base"].replace("/", "-"))
+        if not base.exists():
+            make(recipe["base"], base, device=device)
     tokenizer: Any = load_tokenizer(base) if base else train_tokenizer(recipe["vocabulary"])
     return pretrain(Recipe(**recipe), tokenizer, work, base=base, device=device)
 
@@ -101,8 +90,8 @@ def _warmed(work: Path, device: str, recipe: dict[str, Any]) -> dict[str, Any]:
     from relaylab.training.warmup import warmup  # TRL takes seconds to import
 
     options = dict(recipe)
-    student = options.pop("student", "student")
-    stream = mixture(seed=options.pop("data_seed"), suites=tuple(options.pop("suites", SUITES)))
+    student = options.pop("student")
+    stream = mixture(seed=options.pop("data_seed"), suites=tuple(options.pop("suites")))
     chosen = list(islice(stream, options.pop("num_problems")))
     check = [p for s in SUITES[:4] for p in problems(s, 100)]  # those that the student solves alone
     warmed = warmup(student, chosen, work / "warmed", check=check, full=True, max_tokens=160, device=device, **options)

@@ -9,6 +9,7 @@ from typing import Any
 
 from scipy.stats import binomtest
 
+from relaylab import defaults
 from relaylab.engine import load as zoo
 from relaylab.engine.engine import Engine
 from relaylab.files import read_json, write_json
@@ -23,10 +24,10 @@ REQUIRED = (
     ("student", "easy", "at least", 0.85),
     ("student", "hard", "below", 0.25),
     ("teacher", "easy", "at least", 0.95),
-    ("teacher", "hard", "at least", 0.95),
+    ("teacher", "hard", "at least", 0.90),
     ("teacher", "beyond", "below", 0.30),
 )
-MAX_BYTES = 14_000_000  # of all embedded models together: they travel with the package
+MAX_BYTES = 10_000_000  # of all embedded models together: they travel with the package
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,18 +49,13 @@ def percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.1f} %"
 
 
-def suites_for(name: str) -> tuple[str, ...]:
-    """The suites that an embedded model was trained on: those of a world know the misconceptions too."""
-    return ALL_SUITES if "/" in name else SUITES
-
-
-def suite_scores(engine: Engine, *, count: int = 200, suites: Sequence[str] = SUITES) -> dict[str, dict[str, int]]:
+def suite_scores(engine: Engine, *, count: int = 200, suites: Sequence[str] = ALL_SUITES) -> dict[str, dict[str, int]]:
     """``relay_scores`` of a model alone: sampled at temperature 1, calls forbidden."""
     return relay_scores(engine, NoTeacher(), RelayConfig(temperature=1.0, max_tokens=160), count=count, suites=suites)
 
 
 def relay_scores(
-    engine: Engine, teacher: Teacher, config: RelayConfig, *, count: int = 200, suites: Sequence[str] = SUITES
+    engine: Engine, teacher: Teacher, config: RelayConfig, *, count: int = 200, suites: Sequence[str] = ALL_SUITES
 ) -> dict[str, dict[str, int]]:
     """Of each suite: how many of its first ``count`` test problems are right, all tokens, and the teacher's."""
     if count < 1:
@@ -87,8 +83,8 @@ def write_manifest(*, count: int) -> None:
         if entry.get("sha256") == checksum and entry.get("scored_with") == command:
             entries[name] = entry
             continue
-        engine, suites = zoo.load_engine(name), suites_for(name)
-        scores = suite_scores(engine, count=count, suites=suites)
+        engine = zoo.load_engine(name)
+        scores = suite_scores(engine, count=count)
         entries[name] = {
             "sha256": checksum,
             "parameters": engine.model.num_parameters(),
@@ -98,10 +94,10 @@ def write_manifest(*, count: int) -> None:
             "scores": {s: {"level": level_of(s), "right": n["right"], "count": count} for s, n in scores.items()},
         }
         if (path / "relay_config.json").exists():  # trained to call: with the teacher it is another
-            teacher = load_teacher(zoo.default_teacher(name))
+            teacher = load_teacher(defaults.TEACHER)
             entries[name]["relay_scored_with"] = f"the same command  (greedy, with {teacher.name}, caps as in training)"
             config = RelayConfig(**read_json(path / "relay_config.json"))
-            entries[name]["relay_scores"] = relay_scores(engine, teacher, config, count=count, suites=suites)
+            entries[name]["relay_scores"] = relay_scores(engine, teacher, config, count=count)
     write_json(zoo.MANIFEST, entries)
 
 
@@ -120,7 +116,7 @@ def verify(*, count: int) -> list[Finding]:
         verdict = "differs from the manifest" if name in changed else "as in the manifest"
         findings.append(Finding(name not in changed, f"{name}: checksum {verdict}"))
         if count:
-            scores = suite_scores(zoo.load_engine(name), count=count, suites=suites_for(name))
+            scores = suite_scores(zoo.load_engine(name), count=count)
             before = entries[name].get("scores", {})
             findings += [
                 _compared(f"{name}: {suite}", suite, score, before.get(suite)) for suite, score in scores.items()
