@@ -63,7 +63,7 @@ def trainings() -> Iterator[Try]:
         "max_steps": ("x", 1.5, 1e30),
         "teacher_options": ("{speed: 1}",), "per_device_train_batch_size": (0,), "num_problems": (10**9,),
         "temperature": ("nan", 0), "learning_rate": ("inf",), "beta": ("nan",), "max_completion_length": ("x",),
-        "call_curriculum": (3,), "filter_threshold": ("true",), "student": ("null",), "seed": ("x",),
+        "filter_threshold": ("true",), "student": ("null",), "seed": ("x",),
         "keep_rollouts": (-1,),
         "hub_token": ("hf_" + "a" * 26,), "save_strategy": ("epoch",), "top_p": (0.5,), "use_vllm": ("true",),
         "teacher": (DEAD,), "use_liger_kernel": ("true",), "max_stepps": (3,),

@@ -100,7 +100,7 @@ def rows(count: int, r: random.Random, check: Check) -> None:
 
 def relays(count: int, r: random.Random, check: Check) -> None:
     """The embedded pair at any temperature, with caps, calls of its own and of a rule."""
-    student, teacher = load_engine("warm"), load_engine("teacher")
+    student, teacher = load_engine("warmup"), load_engine("teacher")
     seen = dict.fromkeys(["calls", "teacher tokens", "compared with the slow relay", "alone"], 0)
     for begin in range(0, count, BATCH):
         size = min(BATCH, count - begin)

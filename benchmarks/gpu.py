@@ -267,7 +267,7 @@ def memory(bench: Bench) -> None:
             grpo.train(
                 name, teachers=[teacher], problems=chosen, student=str(student), output_dir=str(out), max_steps=2,
                 max_completion_length=length, filter_threshold=0.0, keep_rollouts=0, save_steps=10, disable_tqdm=True,
-                use_cpu=bench.args.device == "cpu", call_curriculum=None,
+                use_cpu=bench.args.device == "cpu",
             )  # fmt: skip
             lines = read_metrics(out).to_dict("records")
         grpo.Relay = usual

@@ -1,13 +1,13 @@
 """One GRPO step with relay rollouts against TRL's own step with plain generation of the same number of tokens.
 
     B="python benchmarks/grpo_step.py --threads 2"
-    $B                                                                    # any calls, at the beginning of a training
-    $B --student warm-sure --settings embedded/relay-once --stage 0       # the first step of that training
-    $B --student relay-once --settings embedded/relay-once                # and its last
+    $B                                                # any calls, after the warm-up
+    $B --student warmup --settings embedded/relay     # the first step of this training
+    $B --student relay --settings embedded/relay      # and its last
 
 16 prompts x 8 rollouts of exactly 128 completion tokens in both (nobody may stop early), LoRA on the student, the
 teacher in the same process; beta 0.01, so both compute the reference too. With ``--settings`` rollouts have the caps
-of a stage of that training. The two are measured in turn, each time in a new trainer whose first step is not counted.
+of that training. The two are measured in turn, each time in a new trainer whose first step is not counted.
 Seconds are TRL's own ``step_time``.
 """
 
@@ -20,6 +20,7 @@ import platform
 import tempfile
 from dataclasses import asdict
 from statistics import median
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -44,11 +45,11 @@ class Endless(PolicyModel):
         self.engine.end_ids = frozenset()
 
 
-def caps_of(settings: str | None, stage: int) -> dict[str, int]:
-    """Those of a stage of a training, but for the length of an answer."""
+def caps_of(settings: str | None) -> dict[str, Any]:
+    """Those of a training, but for the length of an answer."""
     if settings is None:
         return {}
-    caps = asdict(make_config(settings, output_dir="none").stages[stage][1])
+    caps = asdict(make_config(settings, output_dir="none").relay)
     return {name: caps[name] for name in CAPS}
 
 
@@ -105,20 +106,17 @@ def plain_step(student: str, steps: int) -> list[float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--student", default="warm")
+    parser.add_argument("--student", default="warmup")
     parser.add_argument("--settings", help="of a training, whose caps hold")
-    parser.add_argument("--stage", type=int, default=-1, help="of that training; -1 is its last")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=3, help="counted steps of each in a round")
     args = parser.parse_args()
-    if args.stage != -1 and args.settings is None:
-        parser.error("--stage is one of a training; name its --settings")
     torch.set_num_threads(args.threads)
     logging.set_verbosity_error()
     pairs, written = [], []
     for _ in range(args.rounds):
-        ours, teacher = relay_step(args.student, caps_of(args.settings, args.stage), args.steps)
+        ours, teacher = relay_step(args.student, caps_of(args.settings), args.steps)
         pairs.append((median(ours), median(plain_step(args.student, args.steps))))
         written.append(teacher)
     ratios = sorted(a / b for a, b in pairs)

@@ -44,7 +44,7 @@ GAP, SHARE, SEEDS = 0.70, 0.05, 3  # at least, at most, at least
 HELD_BACK = 2000  # number of the first held-back problem of each suite, which no other benchmark uses
 # A look is the same in small.
 QUICK_WARMUP = {"num_problems": 48, "max_steps": 4}
-QUICK_GRPO = {"num_problems": 22, "max_steps": 4, "per_device_train_batch_size": 32, "call_curriculum": None}
+QUICK_GRPO = {"num_problems": 22, "max_steps": 4, "per_device_train_batch_size": 32}
 
 
 class Clock(TrainerCallback):

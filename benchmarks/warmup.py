@@ -1,8 +1,9 @@
 """What a warm-up leaves of what a student could do: probabilities of the right tokens in worked solutions.
 
-    python benchmarks/warmup.py student warm warm-sure
+    python benchmarks/warmup.py plain/student plain/warmup
 
 At temperature 1, on test problems of the embedded suites. The student reads the solution; nothing is decoded.
+The plain world has one wording for each line, so there *after* shows whether the student copies the product.
 *easy*: the digits of the result of a step that the untouched student does well. *product*, *quotient*: those of the
 hard steps. *after*: all that follows the line of a hard product, if the product is right. *after a call*: the same
 with ``<call>8</call>`` in front of the product, as if a teacher had written it.
@@ -52,8 +53,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("students", nargs="+", help="names or folders")
     parser.add_argument("--count", type=int, default=50, help="test problems a suite")
+    parser.add_argument("--world", default="plain", help="of the solutions that are read")
     args = parser.parse_args()
-    chosen = [p for s in SUITES if s != "galaxy" for p in problems(s, args.count)]
+    chosen = [p for s in SUITES if s != "galaxy" for p in problems(s, args.count, world=args.world)]
     print("| student |", " | ".join(f"{c} %" for c in COLUMNS), "|\n" + "|---" * (len(COLUMNS) + 1) + "|")
     for name in args.students:
         engine, values = load_engine(name), defaultdict(list)

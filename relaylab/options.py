@@ -241,7 +241,6 @@ class Warmup:
     temperature: Annotated[float, option("At which responses are sampled.", min=0)] = 1.0
     samples: Samples = 1
     keep_correct: Annotated[bool, option("Leave wrong responses out.")] = False
-    min_token_prob: Annotated[float, option("Do not learn less probable tokens.", min=0, max=1)] = 0.0
     uniform: Annotated[float, option("The share of even places of commands; else by entropy.", min=0, max=1)] = 1.0
     whole_words: Annotated[bool, option("With a teacher: no command inside a word or a number.")] = False
     max_tokens: MaxTokens = 512
@@ -257,7 +256,7 @@ class Warmup:
 class Questions:
     """Which questions, and how they are put."""
 
-    suite: Annotated[list[str] | None, option("An embedded suite, 'all', or 'lifelike'; may be repeated.")] = None
+    suite: Annotated[list[str] | None, option("An embedded suite, 'all', or 'lifelike' (all but galaxy); may be repeated.")] = None
     benchmark: Annotated[list[str] | None, option("A benchmark, such as gsm8k; may be repeated.")] = None
     data: Annotated[Path | None, option("A JSONL, JSON or CSV file; with --benchmark, its file or a folder.")] = None
     limit: Annotated[int | None, option("Problems of each suite or benchmark, or of the file.", min=1)] = None
@@ -278,7 +277,7 @@ class Questions:
         """The problems, without the suffix: ``default`` of them if there is no ``--limit``."""
         from relaylab.tasks.benchmarks import load_benchmark
         from relaylab.tasks.data import load_problems
-        from relaylab.tasks.suites import SUITES, TAUGHT, problems
+        from relaylab.tasks.suites import ALL_SUITES, TAUGHT, problems
 
         limit = self.limit or default
         if bool(self.suite) + bool(self.benchmark or self.data) != 1:
@@ -286,7 +285,7 @@ class Questions:
         if (self.question_field or self.answer_field) and (self.benchmark or not self.data):
             raise ValueError("--question-field and --answer-field are for --data without --benchmark")
         if self.suite:
-            groups = {"all": SUITES, "lifelike": TAUGHT}
+            groups = {"all": ALL_SUITES, "lifelike": TAUGHT}
             self.suite = [one for name in self.suite for one in groups.get(name, (name,))]
             return [p for s in self.suite for p in problems(s, limit or 200, split=split, seed=seed)]
         if self.benchmark:

@@ -146,11 +146,11 @@ def same(left: list[Trace], right: list[Trace]) -> None:
 )
 def test_greedy_answers_are_those_of_the_relay_in_this_process(pairs, options):
     local, remote = pairs
-    decode = {"max_tokens": 90, "progress": False} | options
+    decode = {"max_tokens": 120, "progress": False} | options
     expected = local.decode(QUESTIONS, **decode)
     same(remote.decode(QUESTIONS, **decode), expected)
     if not options:
-        assert sum(len(t.answered) for t in expected) > 2, "the student calls"
+        assert sum(len(t.answered) for t in expected) >= 2, "the student calls"
 
 
 def test_log_probabilities_are_those_of_the_server(pairs):
@@ -202,7 +202,7 @@ def test_both_models_on_servers(pairs, served):
         ModelServer(second, "teacher")
         with APITeacher(second.url, "teacher", tokenizer=local.student.tokenizer, retries=1) as teacher:
             served.server.script()
-            both = Pair(remote.student, teacher).decode(QUESTIONS, max_tokens=90, progress=False)
+            both = Pair(remote.student, teacher, local.defaults).decode(QUESTIONS, max_tokens=90, progress=False)
     finally:
         second.stop()
     expected = local.decode(QUESTIONS, max_tokens=90, progress=False)

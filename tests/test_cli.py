@@ -402,8 +402,8 @@ def test_the_zoo_is_listed_and_verified_with_any_manifest(relaylab, tmp_path, mo
         result = relaylab("zoo", "list")
         assert result.code == 0
         assert {"student", "teacher", "warmup", "relay"} <= (shown := set(result.out.split()))
-        assert not {"relay-simple", "relay-seed2"} & shown
-        assert {"relay-simple", "relay-seed2"} <= set(relaylab("zoo", "list", "--all").out.split())
+        assert not {"ablations/simple", "relay-seed2"} & shown
+        assert {"ablations/simple", "relay-seed2"} <= set(relaylab("zoo", "list", "--all").out.split())
         assert [cell for cell in ("1,234", "90.0 %") if cell in result.out] == cells
     monkeypatch.setattr("relaylab.zoo.verify.verify", lambda count: [])
     assert relaylab("zoo", "verify", "--count", 0).code == 0

@@ -43,7 +43,7 @@ def run(out, methods=("student", "relay", "teacher"), count=4, **options):
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory):
     out = tmp_path_factory.mktemp("evaluated")
-    return out, run(out, ["student", "relay:student=relay+warm", "teacher", "router:p=0.5"])
+    return out, run(out, ["student", "relay:student=relay+warmup", "teacher", "router:p=0.5"])
 
 
 def test_another_untrained_student_is_that_of_all_methods_that_name_none(tmp_path):
@@ -53,7 +53,7 @@ def test_another_untrained_student_is_that_of_all_methods_that_name_none(tmp_pat
     assert {m: {t.student for t in found} for m, found in traces.items()} == {
         "student": {"warmup"}, "plan": {"warmup"}, "teacher": {"warmup"}, "relay": {"relay"}
     }  # fmt: skip
-    named = run(tmp_path / "b", ["student:student=warm"], 2)
+    named = run(tmp_path / "b", ["student:student=warmup"], 2)
     same = ["id", "correct", "tokens"]
     assert table.loc[table["method"] == "student", same].reset_index(drop=True).equals(named[same])
     with pytest.raises(ValueError, match='student was "warmup"'):
@@ -81,7 +81,7 @@ def test_the_configuration_belongs_to_the_folder(tmp_path):
         ({"methods": ["magic"]}, "no method"),
         ({"methods": []}, "no method to evaluate"),
         ({"methods": ["student", "student"]}, "'student' is named twice"),
-        ({"methods": ["relay", "relay:student=relay+warm"]}, "'relay' is named twice"),
+        ({"methods": ["relay", "relay:student=relay+warmup"]}, "'relay' is named twice"),
         ({"methods": ["student", "student:student=student"]}, "named twice"),
         ({"methods": ["relay:student=no-such"]}, "no model 'no-such'"),
     ],
@@ -94,7 +94,7 @@ def test_nothing_is_written_for_a_call_that_cannot_work(tmp_path, options, messa
 
 def test_texts_name_variants():
     assert [label for label, _ in variants("relay:student=a+b,n=3")] == ["relay:n=3"] * 2
-    assert [label for label, _ in variants("relay:student=warm")] == ["relay:student=warm"]
+    assert [label for label, _ in variants("relay:student=warmup")] == ["relay:student=warmup"]
 
 
 @given(st.integers(1, 40), st.data())
@@ -130,7 +130,7 @@ def test_the_table_agrees_with_the_traces(evaluated):
     assert len(table) == 8 * 5  # two students of one method
     assert set(table["method"]) == {"student", "relay", "teacher", "router:p=0.5"}
     assert table[table["method"] == "relay"]["student"].unique().tolist() == ["relay", "warmup"]
-    traces = {t.id: t for t in read_traces(out / "traces" / "0" / "relay student=warm.jsonl")}
+    traces = {t.id: t for t in read_traces(out / "traces" / "0" / "relay student=warmup.jsonl")}
     for row in table[(table["method"] == "relay") & (table["student"] == "warmup")].itertuples():
         t = traces[row.id]
         assert (row.correct, row.tokens, row.teacher_tokens) == (t.correct, len(t.completion_ids), t.count("t"))

@@ -250,21 +250,6 @@ def test_a_call_can_be_for_the_rest_of_its_line(tmp_path, teacher):
     assert json.loads((student / "relay_config.json").read_text())["call_end"] == "line"
 
 
-def test_the_caps_of_the_first_steps_give_way_to_others(tmp_path, teacher):
-    curriculum = [{"steps": 1, "fixed_call_tokens": 5}, {"steps": 2, "max_call_tokens": 3}]
-    settings = dict(call_curriculum=curriculum, max_calls=0, max_steps=4)
-    short_run(tmp_path / "run", teacher, **settings)
-    granted = [
-        [(c.requested, c.granted) for t in rollouts(tmp_path / "run", step) for c in t.calls if c.end < 40]
-        for step in range(4)
-    ]
-    assert all(n == 5 for _, n in granted[0] if n)
-    for step in (1, 2):
-        assert all(n == min(requested, 3) for requested, n in granted[step] if n)
-    assert [any(n for _, n in step) for step in granted] == [True, True, True, False]
-    assert short_run(tmp_path / "run", teacher, **settings).exists(), "the same settings, read again"
-
-
 def test_problems_that_cannot_be_trained_on_are_named(tmp_path, teacher):
     for problems_, words in (([], "no problems"), (some_problems(1) * 2, "the same question")):
         with pytest.raises(ValueError, match=words):

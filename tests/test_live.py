@@ -24,7 +24,7 @@ from relaylab.views.theme import NO_MATH
 
 VIEW = "application/vnd.jupyter.widget-view+json"
 HOSTILE = "</pre><script>alert(1)</script>\x1b[31m\u202e"
-TILES = problem("tiles", 0)
+TILES, TASK = problem("tiles", 0), problem("measures", 5)
 FREE = "What is 2+2?"
 
 
@@ -35,15 +35,15 @@ def pair():
 
 @pytest.fixture(scope="module")
 def original(pair):
-    """Two calls: the student's command for 21 tokens begins at token 33, for 20 at token 61."""
-    trace = pair.solve(TILES)
-    assert [(c.start, c.end, c.requested) for c in trace.calls] == [(33, 40, 21), (61, 68, 20)]
+    """Two calls: the student's command for 10 tokens begins at token 21, for 6 at token 52. Both end with a line."""
+    trace = pair.solve(TASK)
+    assert [(c.start, c.end, c.requested) for c in trace.calls] == [(21, 28, 10), (52, 58, 6)]
     return trace
 
 
 @pytest.fixture
 def playground(pair):
-    return Playground(students=[pair.student], teachers=[pair.teacher, "none"], suites=["savings", "tiles"])
+    return Playground(students=[pair.student], teachers=[pair.teacher, "none"], suites=["savings", "tiles", "measures"])
 
 
 def send(view, do, **more):
@@ -65,18 +65,18 @@ def test_the_playground_writes_what_the_pair_would_and_grades_it(playground, ori
     assert playground.picked["question"] == TILES.question  # the first hard suite
     sent = []
     monkeypatch.setattr(playground, "_send", lambda message, buffers=None: sent.append(message["state"]))
-    assert playground.ask(TILES.question).wait(60)
+    assert playground.ask(playground.pick("measures", 5).question).wait(60)
     assert sent[-1].keys() >= {"busy", "message", "runs", "live"}  # its end reaches the page as one message
     (trace,) = playground.traces
     assert (trace.completion_ids, trace.source) == (original.completion_ids, original.source)
     assert trace.logprobs == pytest.approx(original.logprobs, abs=1e-4)
-    assert (trace.correct, trace.problem["id"]) == (True, TILES.id)
+    assert (trace.correct, trace.problem["id"]) == (True, TASK.id)
     (shown,) = playground.runs
     assert (shown["heading"], shown["outcome"]) == ("Run 1: relay with teacher", "right")
     assert shown["how"] == "at most 256 tokens, greedy"
     assert "".join(shown["pieces"]) == original.text
     assert (playground.live, playground.busy, playground.failed) == ({}, False, False)
-    summary = "92 tokens, 2 calls, call ratio 44.6 %, ended by the student"
+    summary = "96 tokens, 2 calls, call ratio 8.3 %, ended by the student"
     assert (shown["summary"], playground.message) == (summary, f"Run 1: relay with teacher. Correct, {summary}.")
 
 
@@ -125,7 +125,7 @@ def test_what_is_wrong_with_a_message_is_said_and_nothing_runs(playground, messa
 
 
 def test_stop_ends_the_answer_and_keeps_it_ungraded(playground, original):
-    playground.ask(TILES, pace=50)
+    playground.ask(TASK, pace=50)
     until(lambda: len(playground.live.get("source", "")) >= 3)
     assert playground.busy
     assert playground.runs == []
@@ -138,7 +138,7 @@ def test_stop_ends_the_answer_and_keeps_it_ungraded(playground, original):
     assert not playground.busy
     assert "interrupted" in playground.message
     assert not playground._students["relay"].slots  # its caches were given back
-    assert playground.ask(TILES).wait(60)
+    assert playground.ask(TASK).wait(60)
     assert playground.traces[1].completion_ids == original.completion_ids
 
 
@@ -146,7 +146,7 @@ def test_it_grows_in_steps_and_not_a_message_a_token(playground):
     grown = []
     playground.observe(lambda change: grown.append(len(change.new.get("source", ""))), "live")
     began = time.monotonic()
-    assert playground.ask(TILES, pace=100).wait(60)
+    assert playground.ask(TASK, pace=100).wait(60)
     assert 3 <= len(grown) <= (time.monotonic() - began) / live_view.INTERVAL + 2
     assert grown[:-1] == sorted(grown[:-1])
     assert grown[-1] == 0  # nothing is being written any more
@@ -154,7 +154,7 @@ def test_it_grows_in_steps_and_not_a_message_a_token(playground):
 
 def test_one_answer_at_a_time_in_all_views(playground, original, pair):
     what_if = CounterfactualView(original, pair)
-    playground.ask(TILES, pace=20)
+    playground.ask(TASK, pace=20)
     with pytest.raises(RuntimeError, match="another answer is being written"):
         what_if.fork(at=10, call=3)
     send(playground, "ask", question="q")
@@ -170,7 +170,7 @@ def test_an_error_on_the_way_is_shown_as_text(pair):
         raise ValueError(f"broken {HOSTILE}")
 
     playground = Playground(students=[pair.student, "nobody"], teachers=[ScriptedTeacher(broken)], suites=[])
-    assert playground.ask(TILES).wait(60)
+    assert playground.ask(TASK).wait(60)
     assert playground.message == "ValueError: broken </pre><script>alert(1)</script>\\x1b[31m\\u202e"
     assert (playground.failed, playground.busy) == (True, False)
     assert (playground.traces[0].stop, playground.traces[0].calls[0].status) == ("interrupted", "interrupted")
@@ -205,7 +205,7 @@ def test_bad_settings_and_names_are_refused(options, said):
 
 
 def test_alternatives_are_what_the_student_would_have_written(pair, original):
-    trace = pair.solve(TILES, alternatives=3)
+    trace = pair.solve(TASK, alternatives=3)
     assert (trace.completion_ids, trace.logprobs) == (original.completion_ids, original.logprobs)
     for i, (likely, logprob) in enumerate(zip(trace.alternatives, trace.logprobs)):
         if likely is None:
@@ -256,25 +256,25 @@ def test_a_forced_call_forks_from_the_very_prefix(pair, original):
 
 def test_a_call_is_resized_at_any_of_its_tokens(pair, original):
     what_if = CounterfactualView(original, pair)
-    for at in (61, 64, 68):  # the command's first token, one within, the answer's first
+    for at in (52, 55, 58):  # the command's first token, one within, the answer's first
         send(what_if, "fork", at=at, call=4, of=0)
         assert what_if.wait(60)
     assert not what_if.failed
     texts = {trace.text for trace in what_if.traces[1:]}
     assert len(texts) == 1
-    assert [(c.start, c.requested) for c in what_if.traces[1].calls][:2] == [(33, 21), (61, 4)]
-    assert what_if.runs[1]["heading"] == "Fork 1: call 2 asks for 4, not 20"
+    assert [(c.start, c.requested) for c in what_if.traces[1].calls][:2] == [(21, 10), (52, 4)]
+    assert what_if.runs[1]["heading"] == "Fork 1: call 2 asks for 4, not 6"
     assert what_if.runs[1]["calls"][1]["requested"] == 4
 
 
 def test_a_forbidden_call_is_not_made_and_a_fork_can_be_forked(pair, original):
     what_if = CounterfactualView(original, pair)
-    send(what_if, "fork", at=70, forbid=True, of=0)  # a token of the second answer
+    send(what_if, "fork", at=60, forbid=True, of=0)  # a token of the second answer
     assert what_if.wait(60)
     fork = what_if.traces[1]
-    assert fork.completion_ids[:61] == original.completion_ids[:61]
-    assert fork.completion_ids[61] != original.completion_ids[61]
-    assert not [c for c in fork.calls if 61 <= c.start < 69]
+    assert fork.completion_ids[:52] == original.completion_ids[:52]
+    assert fork.completion_ids[52] != original.completion_ids[52]
+    assert not [c for c in fork.calls if 52 <= c.start < 59]
     assert what_if.runs[1]["heading"] == "Fork 1: call 2 forbidden"
     assert what_if.fork(at=62, call=2, of=1).wait(60)
     assert what_if.traces[2].completion_ids[:62] == fork.completion_ids[:62]
@@ -292,7 +292,7 @@ def test_a_forbidden_call_is_not_made_and_a_fork_can_be_forked(pair, original):
         (dict(at=3, call=2, forbid=True), "exactly one of them"),
         (dict(at=3, call=0), "call is 0; it must be a whole number of tokens"),
         (dict(at=3, call=2.5), "call is 2.5"),
-        (dict(at=92, call=2), "at is 92; the trace has tokens 0 to 91"),
+        (dict(at=96, call=2), "at is 96; the trace has tokens 0 to 95"),
         (dict(at="3", call=2), "at is '3'"),
         (dict(at=3, forbid=True), "token 4 belongs to no call"),
         (dict(at=3, call=2, of=1), "no trace number 1; they are numbered 0 to 0"),
@@ -339,14 +339,14 @@ def test_the_record_is_an_output_of_its_own_and_is_brought_up_to_date(pair, orig
     assert widget[VIEW]["model_id"] == playground.model_id
     assert widget["text/html"] == ""  # what a page shows that cannot run it
     assert record.text == "Playground: no question has been asked yet"
-    playground.ask(TILES).wait(60)
+    playground.ask(problem("depot", 0)).wait(60)  # its call is for 17 tokens
     (record, again) = updated[-1]
     assert again["display_id"] == more["display_id"] == playground.mark
     html = record._repr_mimebundle_()["text/html"]
     assert html.count("<h4>") == 1
     assert html.startswith(f'<div class="{NO_MATH}"')  # a dollar stays a dollar
     assert "<script" not in html
-    assert "&lt;script&gt;alert" in re.sub("<[^>]*>", "", html)
+    assert "&lt;script&gt;a" in re.sub("<[^>]*>", "", html)
     assert not re.search("[\x1b\u202e]", html)
     # Also where a notebook keeps the widget's state, the export has the record.
     outputs = [nbformat.v4.new_output("display_data", data) for data in (widget, {"text/html": html})]
@@ -375,19 +375,21 @@ playground
 playground.ask(task).wait()
 ---
 what_if = CounterfactualView(playground.traces[0], pair)
-what_if.fork(at=61, call=4).wait()
+what_if.fork(at=what_if.traces[0].calls[0].start, call=4).wait()
 what_if
 ---
 rl.result(runs=len(playground.traces), tokens=len(what_if.traces[1].source), hostile={HOSTILE!r})
 """
 
 
-def test_an_executed_notebook_and_its_export_show_what_was_found(tmp_path, pair, original):
+def test_an_executed_notebook_and_its_export_show_what_was_found(tmp_path):
     book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c.strip()) for c in LESSON.split("---")])
     nbformat.write(book, tmp_path / "lesson.ipynb")
     record = execute(tmp_path / "lesson.ipynb", tmp_path / "out")
     assert record["status"] == "done", record["error"]
-    forked = [*pair.relay(record=True).fork(original, 61, call=4)][-1].trace
+    pair = load_pair("relay")
+    first = pair.solve(TILES)
+    forked = [*pair.relay(record=True).fork(first, first.calls[0].start, call=4)][-1].trace
     assert record["values"]["tokens"] == len(forked.source)
     done = nbformat.read(tmp_path / "out" / "lesson.ipynb", 4)
     assert "widgets" not in done.metadata
@@ -395,8 +397,8 @@ def test_an_executed_notebook_and_its_export_show_what_was_found(tmp_path, pair,
     assert not re.search(r"widget-(view|state)\+json", page)
     # The playground stands in the first cell and was asked in the second: its record came later, into the first.
     assert page.index("<h4>Run 1: relay with teacher</h4>") < page.index("<h4>Original</h4>")
-    assert "<h4>Fork 1: call 2 asks for 4, not 20</h4>" in page
+    assert f"<h4>Fork 1: call 1 asks for 4, not {first.calls[0].requested}</h4>" in page
     assert page.count('<b class="rl-good">✓ correct</b> (reference 2870)') >= 2
     strips = [re.sub("<[^>]*>", "", s) for s in re.findall(r'<pre[^>]* class="rl-strip".*?</pre>', page, re.DOTALL)]
     assert len(strips) == 3
-    assert all("82*35=2870" in s for s in strips[:2])
+    assert all("82*35=" in s and "2870." in s for s in strips[:2])

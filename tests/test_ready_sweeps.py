@@ -73,22 +73,22 @@ def test_each_varies_what_it_says():
     assert swapped["teacher > none"] == "none"
     assert levels("teacher-swap", "teacher")["smaller > teacher"] == "teacher-small"
     assert swapped["smaller > teacher"] == "teacher"
-    assert levels("warmup", "numbers")["k in 0..1"] is None
-    assert levels("warmup", "keep_correct")["wrong responses too"] is False
+    assert levels("warmup", "numbers")["k in 0..3, the paper's"] is None
+    assert levels("warmup", "keep_correct")["right responses alone"] is True
     assert set(levels("group-size", "per_device_train_batch_size").values()) == {None}, "as many rollouts per step"
 
 
 def test_the_shared_rates_are_of_the_problems_that_quick_trains_on():
     from itertools import islice
 
-    from relaylab.tasks.suites import mixture
+    from relaylab.tasks.suites import ALL_SUITES, mixture
 
     rates = {r.problem.id: r for r in load_rates(SWEEPS / "rates.jsonl")}
     parameters = read_plan(SWEEPS / "filter.yaml").points[0].parameters
-    trained = list(islice(mixture(seed=0), parameters["num_problems"]))
+    trained = list(islice(mixture(seed=0, suites=ALL_SUITES), parameters["num_problems"]))
     assert all(rates[p.id].problem == p for p in trained)
-    kept = [len(keep([rates[p.id] for p in trained], t)) for t in (0.0, 0.25, 0.5, 0.75, 0.9)]
-    assert kept[0] == len(trained) == 360
+    kept = [len(keep([rates[p.id] for p in trained], t)) for t in (0.0, 0.5, 0.9)]
+    assert kept[0] == len(trained) == 440
     assert sorted(set(kept), reverse=True) == kept, "every threshold leaves other problems"
 
 
@@ -107,7 +107,7 @@ def test_qwen3_asks_for_a_gpu_and_for_settings_that_there_are():
 
 
 def test_relay_with_filter_rank_and_another_teacher(monkeypatch):
-    values = dict(filter_threshold=0.9, filter_rates="rates.jsonl", num_problems=27, lora_rank=2)
+    values = dict(filter_threshold=0.9, filter_rates="rates.jsonl", num_problems=33, lora_rank=2)
     values |= dict(decoding_teacher="none", lr_scheduler_type="linear")
     results = execute("relay.ipynb", monkeypatch, **SMALL, **values)
     assert results["accuracy"] == results["alone"]

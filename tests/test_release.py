@@ -160,7 +160,7 @@ def test_lab_serves_the_copied_lessons(relaylab):
 
 def test_solve_relays_with_the_shipped_weights(relaylab):
     question = problem("tiles", 0)
-    trace = json.loads(relaylab("solve", question.question, "--student", "relay-once", "--json"))
+    trace = json.loads(relaylab("solve", question.question, "--student", "relay", "--json"))
     assert re.search(r"\\boxed\{(\d+)\}", "".join(trace["pieces"]))[1] == question.answer
     assert trace["calls"][0]["delivered"] > 0
 

@@ -9,7 +9,7 @@ import pytest
 from trl import TrlParser
 
 from relaylab.relay.teachers import NamedTeachers, ScriptedTeacher, TeacherOutput
-from relaylab.tasks.suites import mixture
+from relaylab.tasks.suites import ALL_SUITES, mixture
 from relaylab.training import grpo as module
 from relaylab.training.config import RelayGRPOConfig, make_config, parse_config
 from relaylab.training.configs import config_names, read_config
@@ -53,14 +53,14 @@ def test_python_yaml_and_the_command_line_are_one_thing(tmp_path):
     for config in configs:
         assert config.bound == configs[0].bound
         assert (config.learning_rate, config.max_calls, config.lora, config.seed) == (1e-3, None, {"r": 4}, 1)
-        assert (config.teacher, config.filter_threshold, config.max_steps) == (["teacher"], 0.5, 300)
+        assert (config.teacher, config.filter_threshold, config.max_steps) == (["teacher"], 0.5, 400)
     assert make_config(configs[0], max_steps=3).max_steps == 3
     assert parse_config(file, ["--teacher", "none", "teacher", "--no_mask_teacher"]).teacher[0] == "none"
 
 
 def test_a_teachers_size_is_a_number_or_a_mapping_in_all_of_them(tmp_path):
     (tmp_path / "c.yaml").write_text(
-        "student: warm\noutput_dir: runs/x\nreward: cost_aware\nteacher_size: {small: 2, large: 1e1}\n"
+        "student: warmup\noutput_dir: runs/x\nreward: cost_aware\nteacher_size: {small: 2, large: 1e1}\n"
     )
     settings, sizes = NEEDED | {"reward": "cost_aware"}, {"small": 2.0, "large": 10.0}
     args = ["--output_dir", "runs/x", "--reward", "cost_aware", "--student", "warmup"]
@@ -93,7 +93,6 @@ def test_a_teachers_size_is_a_number_or_a_mapping_in_all_of_them(tmp_path):
         (dict(max_completion_length="x"), "max_completion_length is 'x'"),
         (dict(student=5), "student is 5"),
         (dict(teacher=5), "teacher is 5"),
-        (dict(call_curriculum=3), "call_curriculum is 3"),
         (dict(lora="[1"), "lora: not YAML"),
         (dict(reward="best"), "no reward 'best'"),
         # sizes
@@ -106,9 +105,6 @@ def test_a_teachers_size_is_a_number_or_a_mapping_in_all_of_them(tmp_path):
         (dict(per_device_train_batch_size=12), "it must be a multiple of num_generations, 8"),
         (dict(gradient_accumulation_steps=2, steps_per_generation=3), "a multiple of gradient_accumulation_steps, 2"),
         (dict(steps_per_generation=3), "max_steps is 200; it must be a multiple of the steps on a batch"),
-        (dict(call_curriculum=[{"steps": 999}]), "the steps of call_curriculum are more than max_steps"),
-        (dict(call_curriculum=[{"max_calls": 1}]), "needs its steps"),
-        (dict(call_curriculum=[{"steps": 1, "n": 1}]), r"unknown \['n'\] in call_curriculum"),
         (dict(suites=["tile"]), r"unknown suites \['tile'\]"),
         # what TRL would take, and a relay run cannot honour
         (dict(reward="simple", cost_weight=0.3), "cost_weight does nothing for this reward"),
@@ -178,15 +174,12 @@ def test_a_file_that_cannot_be_is_named(tmp_path, text, words):
 
 
 def test_a_config_for_trl_has_what_the_relay_decides(tmp_path):
-    curriculum = [{"steps": 4, "max_completion_length": 90, "call_end": "line"}, {"steps": 4, "fixed_call_tokens": 5}]
     shape = dict(per_device_train_batch_size=8, gradient_accumulation_steps=2, steps_per_generation=4)
-    config = make_config(**NEEDED, **shape, max_completion_length=50, call_curriculum=curriculum, max_calls=2)
+    config = make_config(**NEEDED, **shape, max_completion_length=50, call_end="line", max_calls=2)
     assert (config.steps_per_batch, config.prompts_per_batch) == (2, 4)
-    caps = [(steps, caps.max_tokens, caps.max_calls, caps.fixed_call_tokens) for steps, caps in config.stages]
-    assert caps == [(4, 90, None, None), (4, 50, None, 5), (200, 50, 2, None)]
-    assert [caps.call_end for _, caps in config.stages] == ["line", "tokens", "tokens"]
+    assert (config.relay.max_tokens, config.relay.max_calls, config.relay.call_end) == (50, 2, "line")
     args = config.trl_config(tmp_path / "c", bf16=False)
-    assert (args.output_dir, args.max_completion_length, args.steps_per_generation) == (str(tmp_path / "c"), 90, 4)
+    assert (args.output_dir, args.max_completion_length, args.steps_per_generation) == (str(tmp_path / "c"), 50, 4)
     assert (args.logging_steps, args.beta, args.use_bias_correction_kl, args.shuffle_dataset) == (1, 0.01, False, False)
     assert make_config(**NEEDED, num_iterations=4, save_steps=4).steps_per_batch == 4
 
@@ -222,7 +215,7 @@ def test_problems_are_those_of_the_suites_in_turn(tmp_path, trained):
     train("embedded/grpo", output_dir=tmp_path / "run", num_problems=18, max_steps=3)
     ((config, teachers, problems),) = trained
     assert (config.max_steps, config.seed, [t.name for t in teachers]) == (3, 1, ["none"])
-    stream = mixture(seed=1)
+    stream = mixture(seed=1, suites=ALL_SUITES)
     assert problems == [next(stream) for _ in range(18)]
     assert all(p.id.split("-")[1] == "train" for p in problems)
 
@@ -271,7 +264,7 @@ def test_the_filter_keeps_what_the_teacher_solves_half_of_the_time(tmp_path, tra
 
 def test_a_run_from_a_file(tmp_path):
     (tmp_path / "c.yaml").write_text(
-        "student: warm\nteacher: none\nreward: outcome\nsuites: [savings]\nnum_problems: 4\nmax_steps: 1\n"
+        "student: warmup\nteacher: none\nreward: outcome\nsuites: [savings]\nnum_problems: 4\nmax_steps: 1\n"
         "per_device_train_batch_size: 4\nnum_generations: 2\nmax_completion_length: 24\nuse_cpu: true\n"
     )
     out = train(parse_config(tmp_path / "c.yaml", ["--output_dir", str(tmp_path / "run"), "--seed", "5"]))

@@ -20,8 +20,8 @@ from relaylab.evaluation.scorecard import (
     random_router,
     scorecard,
 )
-from relaylab.tasks.suites import SUITES
-from relaylab.zoo.recipes import SIX
+from relaylab.tasks.suites import ALL_SUITES
+from relaylab.training.configs import read_config
 
 METHOD = Path(__file__).parents[2] / "shared" / "method.md"
 LEVELS = ["easy"] * 20 + ["hard"] * 20
@@ -132,7 +132,7 @@ def test_every_claim_has_an_answer_and_the_figures_are_the_definitions(table):
     assert {name: ours[name].value for name in expected} == pytest.approx(expected)
     assert "2 students of relay" in ours["relay-above-grpo"].note
     assert ours["grpo-above-base"].verdict == "does not"
-    missing = {"filter-accuracy": "relay-no-filter", "swap-peak": "relay:teacher=teacher-large"}
+    missing = {"filter-accuracy": "ablations/no-filter", "swap-peak": "relay:teacher=teacher-large"}
     assert all(label in ours[name] for name, label in missing.items())
     # 20 of 40 problems differ by 1 or 0.5: the spread is that of the differences.
     assert 50 < ours["free-hard"].low < 75 < ours["free-hard"].high < 100
@@ -158,14 +158,15 @@ def test_a_peak_is_over_the_best_of_the_other_teachers(table):
 
 def test_transfer_counts_the_suites_that_training_never_saw():
     suites = ["savings"] * 20 + ["sharing"] * 5 + ["convoy"] * 5 + ["harvest"] * 10
-    right = {"student": [1] * 20 + [0] * 20, "relay:student=relay-six": [0] * 20 + [1] * 15 + [0] * 5}
-    right |= {"grpo:student=grpo-six": [1] * 25 + [0] * 15}
+    right = {"student": [1] * 20 + [0] * 20, "relay:student=ablations/relay-six": [0] * 20 + [1] * 15 + [0] * 5}
+    right |= {"grpo:student=ablations/grpo-six": [1] * 25 + [0] * 15}
     table = pd.concat(rows(name, values, 0.1) for name, values in right.items()).assign(suite=suites * 3)
     ours = measured(table, Names())
     assert ours["transfer-base"].value == pytest.approx(75.0)
     assert ours["transfer-grpo"].value == pytest.approx(50.0)
     assert "20 problems" in ours["transfer-base"].note
-    assert set(SIX) == set(SUITES) - set(Names().unseen), "which six-suite students are not trained on"
+    six = read_config("embedded/ablations/relay-six")["suites"]
+    assert set(six) == set(ALL_SUITES) - set(Names().unseen), "which six-suite students are not trained on"
 
 
 # The card -------------------------------------------------------------------------------------------------------------

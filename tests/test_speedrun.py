@@ -35,8 +35,8 @@ def test_a_run_begins_with_the_untouched_student(speedrun, tmp_path):
     further.write_text("student: relay\nteacher: teacher\n")
     assert speedrun.chain(str(further)) == ["warmup", RUN, str(further)]
     assert speedrun.chain("embedded/grpo") == ["embedded/grpo"], "a run may do without a warm-up"
-    with pytest.raises(ValueError, match="'student'; a speedrun begins with student"):
-        speedrun.chain("embedded/relay")
+    with pytest.raises(ValueError, match="'plain/student'; a speedrun begins with student"):
+        speedrun.chain("embedded/plain/relay")
     further.write_text("student: somebody/else\n")
     with pytest.raises(ValueError, match="somebody/else"):
         speedrun.chain(str(further))

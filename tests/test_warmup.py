@@ -86,30 +86,6 @@ def test_rows_are_the_students_own_responses_with_commands(student):
     assert len(warmup_data(student, chosen, samples=2, max_tokens=160, progress=False)) > len(data)
 
 
-def test_what_the_student_was_not_sure_of_is_read_and_not_learned(student):
-    chosen = problems("tiles", 12, split="train")
-    options = dict(max_tokens=160, progress=False, temperature=1.0)
-    whole = warmup_data(student, chosen, counts=(1,), **options)
-    sure = warmup_data(student, chosen, counts=(1,), min_token_prob=0.5, **options)
-    assert sure["input_ids"] == whole["input_ids"]
-    left_out = 0
-    for row, other in zip(sure, whole):
-        ids = torch.tensor([row["input_ids"]])
-        with torch.no_grad():
-            p = student.model(ids).logits[0, :-1].float().softmax(-1).gather(-1, ids[0, 1:, None])[:, 0].tolist()
-        for label, learned, probability in zip(row["labels"][1:], other["labels"][1:], p):
-            if abs(probability - 0.5) > 1e-3:
-                assert label == (learned if probability > 0.5 else -100)
-                left_out += label != learned
-    assert left_out > 12, "the product of two numbers that it cannot do has some such digit in nearly every response"
-    called = warmup_data(student, chosen, counts=(0, 1), min_token_prob=1.0, **options)
-    for row in called:  # the command itself is learned, whatever the student was sure of
-        learned = [i for i, label in zip(row["input_ids"], row["labels"]) if label != -100]
-        assert find_calls(student.tokenizer.decode(learned))[0].n >= 1
-    with pytest.raises(ValueError, match=r"min_token_prob is 1\.5"):
-        warmup_data(student, chosen, min_token_prob=1.5, **options)
-
-
 def test_a_teacher_writes_what_the_commands_ask_for(student):
     """Against transformers: the teacher's greedy tokens after the text so far, which holds no command."""
     teacher = load_teacher("teacher")

@@ -63,7 +63,10 @@ class Pair:
 
     def relay(self, config: RelayConfig | None = None, **options: Any) -> Relay:
         """A ``Relay`` of this pair. ``options`` are those of ``Relay`` and the fields of ``RelayConfig`` by name."""
-        return Relay(self.student, self.teacher, config, **(options if config else self.defaults | options))
+        own = {} if config else dict(self.defaults)
+        if options.get("fixed_call_tokens"):
+            own["call_end"] = "tokens"  # not the line that the student was trained with
+        return Relay(self.student, self.teacher, config, **own | options)
 
     def solve(
         self, question: str | Problem | list[Message], *, seed: int = 0, system: str | None = None,

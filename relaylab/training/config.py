@@ -27,7 +27,7 @@ from relaylab.training import rewards
 from relaylab.training.configs import read_config
 from relaylab.training.rewards import Ratio
 
-NESTED = ("teacher_options", "lora", "call_curriculum", "teacher_size")  # on a command line they are YAML
+NESTED = ("teacher_options", "lora", "teacher_size")  # on a command line they are YAML
 CAPS = ("max_calls", "max_call_tokens", "max_teacher_tokens", "fixed_call_tokens", "call_end")  # of both configs
 SHAPE = ("ratio", "bonus", "penalty", "exploration_cap", "rho_weight")  # of the reward ``difficulty_aware``
 COST = ("cost_weight", "teacher_size")  # of ``cost_aware``
@@ -117,7 +117,6 @@ class RelayGRPOConfig(GRPOConfig):
         max_teacher_tokens: teacher tokens a rollout.
         fixed_call_tokens: grant every call so many tokens, whatever it asks for.
         call_end: a call ends after its ``tokens``, or with the ``line`` or the ``answer``, whatever it asks for.
-        call_curriculum: other caps for the first steps, one mapping a stage: ``steps``, and any of the caps.
         on_failure: of a teacher: ``exclude`` the rollout from its group, ``carry_on`` alone, or ``raise``.
         max_excluded: stop, resumable, when a larger share of a batch was excluded.
         decode_batch_size: rollouts decoded together.
@@ -179,7 +178,6 @@ class RelayGRPOConfig(GRPOConfig):
     max_teacher_tokens: int | None = None
     fixed_call_tokens: int | None = None
     call_end: CallEnd = "tokens"
-    call_curriculum: list[dict[str, Any]] | None = None
     on_failure: OnFailure = "exclude"
     max_excluded: float = 0.5
     decode_batch_size: int = 128
@@ -203,7 +201,6 @@ class RelayGRPOConfig(GRPOConfig):
         if missing := [name for name in ("student", "output_dir") if not getattr(self, name)]:
             raise ValueError(f"a training run needs {missing[0]}")
         self._check_batches()
-        self._check_curriculum()
         self._check_reward()
         if unknown := set(self.suites) - set(ALL_SUITES):
             raise ValueError(f"unknown suites {sorted(unknown)}; there are {', '.join(ALL_SUITES)}")
@@ -230,18 +227,8 @@ class RelayGRPOConfig(GRPOConfig):
 
     @property
     def relay(self) -> RelayConfig:
-        """The caps of a rollout, after the curriculum; a student that is trained with them is decoded with them."""
+        """The caps of a rollout; a student that is trained with them is decoded with them."""
         return RelayConfig(max_tokens=self.max_completion_length, **{name: getattr(self, name) for name in CAPS})
-
-    @property
-    def stages(self) -> list[tuple[int, RelayConfig]]:
-        """(optimiser steps, caps) of the curriculum, and of all that follows."""
-        stages = []
-        for stage in self.call_curriculum or ():
-            caps = {k: v for k, v in stage.items() if k in CAPS}
-            length = stage.get("max_completion_length", self.max_completion_length)
-            stages.append((stage["steps"], RelayConfig(max_tokens=length, **caps)))
-        return [*stages, (self.max_steps, self.relay)]
 
     @property
     def reward_options(self) -> dict[str, Any]:
@@ -256,7 +243,6 @@ class RelayGRPOConfig(GRPOConfig):
         settings = {f.name: getattr(self, f.name) for f in fields(GRPOConfig) if f.init}
         settings |= {
             "output_dir": str(checkpoints),
-            "max_completion_length": max(caps.max_tokens for _, caps in self.stages),
             "bf16": bf16 if self.bf16 is None else self.bf16,  # float32 weights would fill caches of another type
             "data_seed": None,  # the order of prompts is drawn beforehand
             "shuffle_dataset": False,
@@ -277,16 +263,6 @@ class RelayGRPOConfig(GRPOConfig):
         ):
             if value % divisor:
                 raise ValueError(f"{name} is {value}; it must be a multiple of {of}, {divisor}")
-
-    def _check_curriculum(self) -> None:
-        caps, steps = {"steps", "max_completion_length", *CAPS}, self.steps_per_batch
-        for stage in self.call_curriculum or ():
-            if unknown := set(stage) - caps:
-                raise ValueError(f"unknown {sorted(unknown)} in call_curriculum; there are {', '.join(sorted(caps))}")
-            if not isinstance(n := stage.get("steps"), int) or n < 1 or n % steps:
-                raise ValueError(f"a stage of call_curriculum needs its steps, a multiple of {steps}; {stage} has none")
-        if sum(count for count, _ in self.stages[:-1]) > self.max_steps:
-            raise ValueError(f"the steps of call_curriculum are more than max_steps, which is {self.max_steps}")
 
     def _check_reward(self) -> None:
         if self.reward not in rewards.SCHEMES:

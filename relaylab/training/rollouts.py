@@ -11,7 +11,6 @@ import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import accumulate
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -62,9 +61,7 @@ class Rollouts:
         options: dict[str, Any] = dict(
             temperature=config.temperature, on_failure=config.on_failure, batch_size=config.decode_batch_size
         )
-        self.stages = [
-            (n, [Relay(policy.engine, t, config=caps, **options) for t in teachers]) for n, caps in config.stages
-        ]
+        self.relays = [Relay(policy.engine, t, config=config.relay, **options) for t in teachers]
         self.names = sorted({name for t in teachers if isinstance(t, NamedTeachers) for name in t.names})
         self._score = partial(score, **config.reward_options)
         self.credits: list[list[tuple[Call, float]]] = []
@@ -81,8 +78,7 @@ class Rollouts:
                 f"the batch is not whole groups of {size}: make the rollouts of a process a multiple of it"
             )
         self.policy.sync()
-        relays = self._relays(step)
-        traces = self.run(prompts, size, relays, tag=str(step), first=process * len(prompts) // size)
+        traces = self.run(prompts, size, tag=str(step), first=process * len(prompts) // size)
         self._keep(traces, step, process)
         self._check_teacher(traces, trainer)
         trained = [rolled_back(t) for t in traces] if self.config.released_code else traces
@@ -98,28 +94,20 @@ class Rollouts:
             "env_mask": [mask + [0] * extra for mask, extra in zip(masks, more)],
             "trace": traces,
             "group": [i // size for i in range(len(prompts))],
-        } | ({"forks": self._forks(traces, prompts, size, relays)} if self.config.credit_calls else {})
+        } | ({"forks": self._forks(traces, prompts, size)} if self.config.credit_calls else {})
 
-    def _relays(self, step: int) -> Sequence[Relay]:
-        """Those of the stage that an optimiser step belongs to."""
-        ends = accumulate(count for count, _ in self.stages)
-        return next((relays for end, (_, relays) in zip(ends, self.stages) if step < end), self.stages[-1][1])
-
-    def run(
-        self, prompts: Sequence[list[Message]], size: int, relays: Sequence[Relay], *, tag: str, first: int = 0
-    ) -> list[Trace]:
-        """The graded traces of some prompts, in order.
+    def run(self, prompts: Sequence[list[Message]], size: int, *, tag: str, first: int = 0) -> list[Trace]:
+        """The graded traces of some prompts, in order. The groups take the teachers in turn.
 
         Args:
             prompts: each stands ``size`` times in a row.
             size: rollouts a group.
-            relays: the groups take them in turn.
             tag: tells batches apart.
             first: the number of the first group in its batch; a rollout is the same however many processes share it.
         """
         traces: dict[int, Trace] = {}
-        for k, relay in enumerate(relays):
-            places = [i for i in range(len(prompts)) if i // size % len(relays) == k]
+        for k, relay in enumerate(self.relays):
+            places = [i for i in range(len(prompts)) if i // size % len(self.relays) == k]
             names = [f"{first + i // size}/{i % size}" for i in places]
             seeds = [problem_seed(self.config.seed, f"{tag}/{name}") for name in names]
             for i, name, trace in zip(places, names, relay.run([prompts[i] for i in places], seeds=seeds)):
@@ -128,13 +116,11 @@ class Rollouts:
                 trace.id = f"{problem.id}/{name}"
         return [traces[i] for i in range(len(prompts))]
 
-    def _forks(
-        self, traces: list[Trace], prompts: Sequence[list[Message]], size: int, relays: Sequence[Relay]
-    ) -> Forks:
+    def _forks(self, traces: list[Trace], prompts: Sequence[list[Message]], size: int) -> Forks:
         """The answered calls with a command, each with the graded fork in which it is forbidden."""
         forks: Forks = [[] for _ in traces]
-        for k, relay in enumerate(relays):
-            own = [i for i, t in enumerate(traces) if i // size % len(relays) == k and t.stop != "excluded"]
+        for k, relay in enumerate(self.relays):
+            own = [i for i, t in enumerate(traces) if i // size % len(self.relays) == k and t.stop != "excluded"]
             calls = [(i, c) for i in own for c in traces[i].answered if c.start < c.end]
             stream = relay.forks([traces[i] for i, _ in calls], [c.start for _, c in calls], forbid=True)
             for _ in stream:

@@ -10,7 +10,6 @@ several teachers (``NamedTeachers``) each command names one, drawn evenly, and t
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -143,7 +142,6 @@ def warmup_data(
     samples: int = 1,
     temperature: float = 1.0,
     keep_correct: bool = False,
-    min_token_prob: float = 0.0,
     counts: Sequence[float] = (0.5, 0.35, 0.15),
     exponents: Sequence[int] = (0, 1, 2, 3),
     numbers: Sequence[int] | None = None,
@@ -167,7 +165,6 @@ def warmup_data(
         samples: responses of each problem.
         temperature: at which they are sampled.
         keep_correct: leave wrong responses out.
-        min_token_prob: tokens of a smaller probability, at temperature 1, are read and not learned (label -100).
         counts, exponents, numbers: see ``insert_calls``.
         max_tokens: of a response.
         prompt_suffix: put after each question.
@@ -180,14 +177,12 @@ def warmup_data(
         responses: a folder that keeps the responses; interrupted, the same call goes on from them.
 
     Raises:
-        ValueError: where no response is left, for a probability that is none, and for places without a teacher.
+        ValueError: where no response is left, and for places without a teacher.
     """
-    if not 0 <= min_token_prob <= 1:
-        raise ValueError(f"min_token_prob is {min_token_prob}; it must be a probability, 0 to learn every token")
     if not 0 <= uniform <= 1 or (uniform < 1 and not teacher):
         raise ValueError(f"uniform is {uniform}; it is a share of the places, and needs a teacher where it is below 1")
     options: dict[str, Any] = dict(temperature=temperature, max_tokens=max_tokens, batch_size=decode_batch_size)
-    options |= {"record": min_token_prob > 0 or uniform < 1}
+    options |= {"record": uniform < 1}
     problems, pair, traces = with_suffix(problems, prompt_suffix), Pair(student, NoTeacher()), list[Trace]()
     for k in range(samples):
         out = None if responses is None else responses / f"responses-{k}.jsonl"
@@ -200,7 +195,7 @@ def warmup_data(
         chosen = [trace for trace in chosen if trace.stop in ("end", "teacher_end")]
     rows = []
     for trace in chosen:
-        tokens, encode = _labelled(trace, min_token_prob), lambda text: [(i, i, 1) for i in student.text.encode(text)]
+        tokens, encode = _labelled(trace), lambda text: [(i, i, 1) for i in student.text.encode(text)]
         if teacher:
             commands = {call.start: format_call(call.requested or 0, call.to) for call in trace.calls}
             row = _with_commands(tokens, encode, commands)
@@ -215,12 +210,9 @@ def warmup_data(
     return Dataset.from_list(rows)
 
 
-def _labelled(trace: Trace, min_token_prob: float) -> list[tuple[int, int, int]]:
+def _labelled(trace: Trace) -> list[tuple[int, int, int]]:
     """The tokens of a response: id, label, and 0 as it is none of a command. The teacher's have no loss."""
-    least = math.log(min_token_prob) if min_token_prob else -math.inf
-    logprobs = trace.logprobs or [0.0] * len(trace.completion_ids)
-    learned = [s != TEACHER and (p or 0.0) >= least for s, p in zip(trace.source, logprobs)]
-    return [(i, i if ok else NO_LOSS, 0) for i, ok in zip(trace.completion_ids, learned)]
+    return [(i, NO_LOSS if s == TEACHER else i, 0) for i, s in zip(trace.completion_ids, trace.source)]
 
 
 def collate(rows: Sequence[dict[str, list[int]]], pad_id: int) -> dict[str, torch.Tensor]:

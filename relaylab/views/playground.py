@@ -10,7 +10,7 @@ import traitlets as t
 
 from relaylab.defaults import STUDENT, TEACHER
 from relaylab.relay.config import RelayConfig
-from relaylab.tasks.suites import SUITES, Problem, level_of, problem
+from relaylab.tasks.suites import ALL_SUITES, Problem, level_of, problem
 from relaylab.views.live_view import ALTERNATIVES, LiveView, Run
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Playground(LiveView):
         *,
         students: Sequence[str | Path | Engine] | None = None,
         teachers: Sequence[str | Teacher] | None = None,
-        suites: Sequence[str] = SUITES,
+        suites: Sequence[str] = ALL_SUITES,
         keep: int = 6,
         **settings: Any,
     ):
@@ -109,7 +109,7 @@ class Playground(LiveView):
             ValueError: The question is empty, a name is not among the choices, or a setting is bad.
             RuntimeError: Another answer is being written.
         """
-        from relaylab.engine.load import load_engine
+        from relaylab.engine.load import load_engine, relay_defaults
         from relaylab.relay.pair import Pair, load_teacher, notice
 
         task = question if isinstance(question, Problem) else self._problems.get(question.strip())
@@ -122,7 +122,9 @@ class Playground(LiveView):
         config = {name: values[name] for name in (*LIMITS, "temperature")}
 
         def begin(run: Run) -> Stream:
-            pair = Pair(_loaded(self._students, student, load_engine), _loaded(self._teachers, teacher, load_teacher))
+            engine = _loaded(self._students, student, load_engine)
+            trained = relay_defaults(engine.source) if engine.source else {}
+            pair = Pair(engine, _loaded(self._teachers, teacher, load_teacher), trained)
             run.relay = pair.relay(**config, alternatives=ALTERNATIVES)
             return run.relay.stream([text], seeds=[values["seed"]])
 

@@ -64,7 +64,7 @@ def make(name: str, out: str | Path, *, device: str = "cpu", steps: int | None =
     elif name in WARMUPS:
         recipe, train, model = WARMUPS[name] | ({"max_steps": steps} if steps else {}), _warmed, "warmed"
     else:
-        recipe = {"seed": 0} | read_config(f"embedded/{name}") | (_shortened(name, steps) if steps else {})
+        recipe = {"seed": 0} | read_config(f"embedded/{name}") | ({"max_steps": steps} if steps else {})
         train, model = _trained, "run/student"
     work = bind_folder(out.with_name(f"{out.name}.work"), recipe)
     results = train(work, device, recipe)
@@ -97,15 +97,6 @@ def _warmed(work: Path, device: str, recipe: dict[str, Any]) -> dict[str, Any]:
     warmed = warmup(student, chosen, work / "warmed", check=check, full=True, max_tokens=160, device=device, **options)
     print(warmed)
     return dict(rows=warmed.rows, accuracy_before=warmed.before, accuracy_after=warmed.after, calls=warmed.calls)
-
-
-def _shortened(name: str, steps: int) -> dict[str, Any]:
-    """What gives the first ``steps`` steps of a run of stage 2."""
-    stages: list[dict[str, Any]] = []
-    for stage in read_config(f"embedded/{name}").get("call_curriculum", []):
-        if left := steps - sum(s["steps"] for s in stages):
-            stages.append(stage | {"steps": min(stage["steps"], left)})
-    return {"max_steps": steps} | ({"call_curriculum": stages} if stages else {})
 
 
 def _trained(work: Path, device: str, recipe: dict[str, Any]) -> dict[str, Any]:
