@@ -256,7 +256,7 @@ class Warmup:
 class Questions:
     """Which questions, and how they are put."""
 
-    suite: Annotated[list[str] | None, option("An embedded suite, 'all', or 'lifelike' (all but galaxy); may be repeated.")] = None
+    suite: Annotated[list[str] | None, option("A suite, 'all', or 'lifelike' (all but galaxy); repeatable.")] = None
     benchmark: Annotated[list[str] | None, option("A benchmark, such as gsm8k; may be repeated.")] = None
     data: Annotated[Path | None, option("A JSONL, JSON or CSV file; with --benchmark, its file or a folder.")] = None
     limit: Annotated[int | None, option("Problems of each suite or benchmark, or of the file.", min=1)] = None

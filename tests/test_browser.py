@@ -37,7 +37,7 @@ from relaylab.views.playground import Playground
 from relaylab.views.reward_lab import reward_lab
 
 pair = rl.load_pair("relay")
-task = rl.problem("tiles", 0)""",
+task = rl.problem("measures", 5)  # with two calls""",
     """playground = Playground(
     students=[pair.student, "student"], teachers=[pair.teacher, "none"], suites=["savings", "tiles"]
 )
@@ -479,7 +479,7 @@ def test_the_counterfactual(lab: Lab):
         for name in ("Force a call here", "Let this call ask for n tokens instead", "Forbid this call")
     )
     assert force.is_disabled()
-    assert tokens.count() == 92
+    assert tokens.count() == 96
 
     # By the keyboard: one token has the tab stop, arrows move it, Enter chooses.
     assert runs.nth(0).locator("[role=option][tabindex='0']").count() == 1
@@ -487,7 +487,7 @@ def test_the_counterfactual(lab: Lab):
     for key in ("ArrowRight", "Shift+ArrowRight", "ArrowLeft", "Enter"):
         lab.page.keyboard.press(key)
     assert tokens.evaluate_all("(all) => all.findIndex((e) => e.ariaSelected === 'true')") == 10
-    assert "Chosen in Original: token 11 of 92 · student" in view.inner_text()
+    assert "Chosen in Original: token 11 of 96 · student" in view.inner_text()
     assert force.is_enabled()
     assert forbid.is_disabled()
     lab.page.keyboard.press("Control+A")  # the focus is in the field for n
@@ -502,15 +502,15 @@ def test_the_counterfactual(lab: Lab):
     assert fork.evaluate_all(before) == tokens.evaluate_all(before)
 
     # By the mouse: a call of the student, resized and forbidden.
-    tokens.nth(62).click()
+    tokens.nth(55).click()
     assert chosen.count() == 1
-    assert "Call 2 asked for 20" in view.inner_text()
+    assert "Call 2 asked for 6" in view.inner_text()
     assert (force.is_disabled(), change.is_enabled()) == (True, True)
     n = view.get_by_role("spinbutton")
-    assert n.input_value() == "20"
+    assert n.input_value() == "6"
     n.fill("4")
     change.click()
-    says(lab, view, "Fork 2: call 2 asks for 4, not 20.")
+    says(lab, view, "Fork 2: call 2 asks for 4, not 6.")
     forbid.click()
     says(lab, view, "Fork 3: call 2 forbidden.")
     assert runs.count() == 4
@@ -614,7 +614,7 @@ def test_what_is_saved_shows_the_runs_without_a_kernel_and_pictures(lab: Lab, fo
     lab.save()
     saved = nbformat.read(folder / "live.ipynb", 4)
     page = HTMLExporter().from_notebook_node(saved)[0]
-    for heading in ("Run 1: relay with teacher", "Original", "Fork 2: call 2 asks for 4, not 20"):
+    for heading in ("Run 1: relay with teacher", "Original", "Fork 2: call 2 asks for 4, not 6"):
         assert f"<h4>{heading}</h4>" in page
     assert not re.search(r"widget-(view|state)\+json", page)
     lab.screenshots(SCREENSHOTS, {name: find(lab, name) for name in OWN})

@@ -45,7 +45,7 @@ def pair() -> Any:
 @pytest.fixture(scope="module")
 def trace(pair: Any) -> Trace:
     """Two calls, with what the student would have written and what the teacher thinks of it."""
-    (seen,) = recorded(pair.teacher, [pair.solve(problem("tiles", 0), alternatives=5)], against=pair.student)
+    (seen,) = recorded(pair.teacher, [pair.solve(problem("measures", 5), alternatives=5)], against=pair.student)
     return seen
 
 
@@ -92,7 +92,7 @@ def test_what_the_student_would_have_written_is_there_by_mouse_and_by_keys(trace
         assert [line.rsplit(" ", 3 if line.endswith("✓") else 2)[0] for line in by_mouse[k]] == shown
 
     # A command is among them where it begins, and marked as what was written.
-    assert [call.start for call in trace.calls] == [33, 61]
+    assert [call.start for call in trace.calls] == [21, 52]
     for call in trace.calls:
         assert by_mouse[call.start][0].startswith("<call> ")
         assert by_mouse[call.start][0].endswith(" % ✓")
