@@ -20,7 +20,8 @@ from relaylab.training import grpo as module
 from relaylab.training.grpo import CallCreditTrainer
 from relaylab.training.run_dir import read_metrics
 
-CREDIT = dict(credit_calls=True, max_calls=2, max_completion_length=100, reward="simple", ratio="paper")
+STUDENT, SEED = "relay", 1
+CREDIT = dict(credit_calls=True, max_calls=2, max_completion_length=130, reward="simple", ratio="paper")
 
 
 class CapturedCredit(Captured, CallCreditTrainer):
@@ -35,7 +36,7 @@ def teacher():
 def captured(monkeypatch, out, teachers, **settings):
     monkeypatch.setattr(module, "CallCreditTrainer", CapturedCredit)
     monkeypatch.setattr("test_grpo.some_problems", lambda: problems("tiles", 4, split="train"))
-    short_run(out, teachers, **{"seed": 1, "beta": 0.0} | CREDIT | settings)
+    short_run(out, teachers, **{"seed": SEED, "beta": 0.0, "student": STUDENT} | CREDIT | settings)
     return CapturedCredit.last, rollouts(out)
 
 
@@ -53,7 +54,7 @@ def right(text, problem):
 
 def slow_credits(traces, teachers, **caps):
     """Each call by itself: the student goes on from before the command, alone in its batch; reward 1[right] - rho."""
-    student = load_engine("warmup", device="cpu")
+    student = load_engine(STUDENT, device="cpu")
 
     def reward(trace):
         return float(right(trace.text, trace.problem)) - trace.source.count("t") / len(trace.source)
@@ -74,7 +75,7 @@ def slow_credits(traces, teachers, **caps):
 def test_advantages_equal_those_of_one_fork_after_another(monkeypatch, tmp_path, teacher, scale):
     teachers = [ScriptedTeacher(calling), teacher]
     trainer, traces = captured(monkeypatch, tmp_path / "run", teachers, scale_rewards=scale)
-    credits, rewards = slow_credits(traces, teachers, max_calls=2, max_tokens=100)
+    credits, rewards = slow_credits(traces, teachers, max_calls=2, max_tokens=130)
     every = [credit for spans in credits for credit in spans.values()]
     assert max(every) > 0.5 > 0 > min(every), "one call made its answer right, others only cost"
     for number, (trace, row, spans) in enumerate(zip(traces, rows(trainer, traces), credits)):

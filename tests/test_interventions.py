@@ -19,7 +19,7 @@ PROBLEMS = problems("tiles", 6) + problems("savings", 3)
 
 @pytest.fixture(scope="module")
 def pair():
-    student, teacher = (load_engine(name, device="cpu") for name in ("student", "teacher"))
+    student, teacher = (load_engine(name, device="cpu") for name in ("plain/student", "teacher"))
     return Relay(student, LocalTeacher(teacher), max_tokens=160)
 
 

@@ -80,7 +80,10 @@ def test_a_pair_without_its_numbers_is_named(table, chosen, dials):
 
 
 def test_an_unknown_world_is_refused():
-    with pytest.raises(ValueError, match="no student of the world 'formal' is embedded; there are those of lifelike"):
+    with pytest.raises(
+        ValueError,
+        match="no student of the world 'formal' is embedded; there are those of plain, wordy, stubborn, lifelike",
+    ):
         pair_of("formal")
 
 

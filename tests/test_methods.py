@@ -34,10 +34,13 @@ METHODS = {
 }
 
 
+TRAINING = problems("tiles", 3, split="train")
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     chosen = problems("tiles", 2) + problems("savings", 1)
-    folder, models = tmp_path_factory.mktemp("run"), ModelCache(training=problems("tiles", 3, split="train"))
+    folder, models = tmp_path_factory.mktemp("run"), ModelCache(training=TRAINING, untrained="plain/student")
     return EvalRun(models, chosen, folder, RelayConfig(max_tokens=90), batch_size=3, progress=False)
 
 

@@ -226,7 +226,7 @@ def test_several_teachers_of_any_kind_and_speed(engines):
     assert (slow.requests, both.name) == ([("", 3)], "slow=s quick=q")
     mixed = NamedTeachers({"script": ScriptedTeacher(["12 "]), "large": LocalTeacher(engines[1]["large"])})
     assert mixed.fingerprint is None
-    relay = Relay(engines[0], mixed, max_tokens=40, call_rule=lambda s: {3: (4, "large"), 12: 3}.get(s.position))
+    relay = Relay(engines[0], mixed, max_tokens=40, call_rule=lambda s: {3: (4, "large"), 30: 3}.get(s.position))
     events = list(relay.stream(QUESTIONS[:2]))
     closed = [e.call for e in events if isinstance(e, CallClosed)]
     assert {(c.to, c.teacher) for c in closed} == {("large", engines[1]["large"].name), ("script", "script")}
@@ -257,7 +257,7 @@ def test_teachers_by_text(tmp_path, monkeypatch):
     teachers = load_teacher(text, temperature=0.5)
     assert (teachers.names, [t.temperature for t in teachers.teachers.values()]) == (("small", "large"), [0.5, 0.5])
     assert teachers.name.startswith("small=")
-    evaluate(["relay:student=warm"], PROBLEMS[:2], tmp_path, teacher=text, max_tokens=40, progress=False)
+    evaluate(["relay:student=warmup"], PROBLEMS[:2], tmp_path, teacher=text, max_tokens=40, progress=False)
     weights = json.loads((tmp_path / "config.json").read_text())["weights"]
     assert all(weights[name] == fingerprint_weights(name) for name in ("student", "teacher", "warmup"))
     threads = []

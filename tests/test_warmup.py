@@ -236,7 +236,7 @@ def test_interrupted_a_warm_up_goes_on_from_its_responses(tmp_path, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         warmup("student", chosen, out, **QUICK)
     assert not out.exists()
-    assert len(list(read_traces(tmp_path / "warm.work" / "responses-0.jsonl"))) == 12
+    assert len(list(read_traces(tmp_path / "warmup.work" / "responses-0.jsonl"))) == 12
     monkeypatch.undo()
     sampled = []
     monkeypatch.setattr(Relay, "sequence", lambda *args: sampled.append(args))
