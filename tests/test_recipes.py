@@ -90,12 +90,14 @@ def test_a_run_of_stage_two_becomes_an_adapter(tmp_path, monkeypatch):
 
 
 def test_pretraining_resumes_to_the_same_weights_and_replaces_only_what_is_ours(tmp_path, monkeypatch):
-    tiny = replace(pretrain.RECIPES["student"], width=16, layers=1, heads=2, batch=4, steps=4)
-    monkeypatch.setitem(recipes.RECIPES, "student", tiny)
+    for name in ("base/student", "student"):
+        tiny = replace(pretrain.RECIPES[name], width=16, layers=1, heads=2, batch=4, steps=4)
+        monkeypatch.setitem(recipes.RECIPES, name, tiny)
     tokenizer = embedded_tokenizer()
     monkeypatch.setattr(recipes, "train_tokenizer", lambda vocabulary: tokenizer)
     monkeypatch.setattr(recipes, "pretrain", partial(pretrain.pretrain, save_every=2))
     make("student", tmp_path / "whole")
+    base = checksum(tmp_path / "base-student")
     steps = iter(range(3))
     loss = pretrain._loss
 
@@ -111,7 +113,9 @@ def test_pretraining_resumes_to_the_same_weights_and_replaces_only_what_is_ours(
     monkeypatch.setattr(pretrain, "_loss", loss)
     make("student", tmp_path / "killed")
     whole, killed = (checksum(tmp_path / name) for name in ("whole", "killed"))
-    assert whole == killed
+    assert whole == killed != base == checksum(tmp_path / "base-student"), "trained on from one base"
+    make("student", tmp_path / "short", steps=2)
+    assert not {p.name for p in tmp_path.iterdir()} - {"whole", "killed", "short", "base-student"}
     make("student", tmp_path / "killed")  # once more in its place
     assert checksum(tmp_path / "killed") == whole
     (tmp_path / "thesis").mkdir()

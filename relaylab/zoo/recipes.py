@@ -10,6 +10,7 @@ from __future__ import annotations
 import shutil
 import time
 from dataclasses import asdict
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,8 @@ def make(name: str, out: str | Path, *, device: str = "cpu", steps: int | None =
 
     Args:
         name: one of ``recipes()``.
-        out: its folder; a model that was made so before is replaced once the new one is whole.
+        out: its folder; a model that was made so before is replaced once the new one is whole. What a model is trained
+            on from is made beside it first, such as ``base-student``, unless it is there.
         device: ``cpu`` or ``cuda``.
         steps: fewer steps than the recipe's, for a try.
 
@@ -60,7 +62,8 @@ def make(name: str, out: str | Path, *, device: str = "cpu", steps: int | None =
     out, started = Path(out), time.monotonic()
     check_replaceable(out, marker=RECORD)
     if name in RECIPES:
-        recipe, train, model = asdict(RECIPES[name]) | ({"steps": steps} if steps else {}), _pretrained, "model"
+        recipe, model = asdict(RECIPES[name]) | ({"steps": steps} if steps else {}), "model"
+        train = partial(_pretrained, steps=steps)
     elif name in WARMUPS:
         recipe, train, model = WARMUPS[name] | ({"max_steps": steps} if steps else {}), _warmed, "warmed"
     else:
@@ -76,12 +79,12 @@ def make(name: str, out: str | Path, *, device: str = "cpu", steps: int | None =
     shutil.rmtree(work)
 
 
-def _pretrained(work: Path, device: str, recipe: dict[str, Any]) -> dict[str, Any]:
+def _pretrained(work: Path, device: str, recipe: dict[str, Any], *, steps: int | None) -> dict[str, Any]:
     base = None
-    if recipe["base"]:  # beside the model: several are trained on from it
-        base = work.with_name(recipe["base"].replace("/", "-"))
+    if recipe["base"]:  # beside the model, as several are trained on from it; a try makes a short one of its own
+        base = work / "base" if steps else work.with_name(recipe["base"].replace("/", "-"))
         if not base.exists():
-            make(recipe["base"], base, device=device)
+            make(recipe["base"], base, device=device, steps=steps)
     tokenizer: Any = load_tokenizer(base) if base else train_tokenizer(recipe["vocabulary"])
     return pretrain(Recipe(**recipe), tokenizer, work, base=base, device=device)
 
