@@ -103,7 +103,7 @@ def evaluate(
 def variants(text: str) -> list[tuple[str, System]]:
     """The systems that a text names, one per student, each with the label that they share.
 
-    >>> [(label, s.student) for label, s in variants("relay:student=relay+warm")]
+    >>> [(label, s.student) for label, s in variants("relay:student=relay+warmup")]
     [('relay', 'relay'), ('relay', 'warmup')]
     """
     before, key, after = text.partition("student=")

@@ -19,7 +19,7 @@ def config_names() -> list[str]:
     """The names of the shipped runs.
 
     >>> config_names()[0]
-    'embedded/grpo'
+    'embedded/ablations/fixed'
     """
     return sorted(_shipped())
 
@@ -30,8 +30,8 @@ def read_config(name: str | Path) -> dict[str, Any]:
     Raises:
         ValueError: for a name of neither, a broken file, and runs that extend each other in a circle.
 
-    >>> read_config("embedded/relay-no-bonus")["bonus"], read_config("embedded/relay-no-bonus")["max_steps"]
-    (1.0, 300)
+    >>> read_config("embedded/ablations/no-bonus")["bonus"], read_config("embedded/ablations/no-bonus")["max_steps"]
+    (1.0, 400)
     """
     settings = _read(Path(name)) if Path(name).is_file() else {"extends": str(name)}
     seen: list[Any] = []
