@@ -186,7 +186,8 @@ def _folder(runs: Path) -> Check:
 
 
 def _embedded() -> Check:
-    sizes = {p.parent.name: p.stat().st_size / 1e6 for p in WEIGHTS.glob("*/*model.safetensors")}
+    files = WEIGHTS.rglob("*model.safetensors")
+    sizes = {p.parent.relative_to(WEIGHTS).as_posix(): p.stat().st_size / 1e6 for p in files}
     missing = [name for name in ("student", "teacher", "warmup", "relay") if name not in sizes]
     detail = ", ".join([f"{len(sizes)} models, {sum(sizes.values()):.1f} MB", *(f"no {name}" for name in missing)])
     return Check(not missing, detail, f"relaylab zoo train {missing[0]}" if missing else "")

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,19 +48,17 @@ def percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.1f} %"
 
 
-def suite_scores(engine: Engine, *, count: int = 200, suites: Sequence[str] = ALL_SUITES) -> dict[str, dict[str, int]]:
+def suite_scores(engine: Engine, *, count: int) -> dict[str, dict[str, int]]:
     """``relay_scores`` of a model alone: sampled at temperature 1, calls forbidden."""
-    return relay_scores(engine, NoTeacher(), RelayConfig(temperature=1.0, max_tokens=160), count=count, suites=suites)
+    return relay_scores(engine, NoTeacher(), RelayConfig(temperature=1.0, max_tokens=160), count=count)
 
 
-def relay_scores(
-    engine: Engine, teacher: Teacher, config: RelayConfig, *, count: int = 200, suites: Sequence[str] = ALL_SUITES
-) -> dict[str, dict[str, int]]:
+def relay_scores(engine: Engine, teacher: Teacher, config: RelayConfig, *, count: int) -> dict[str, dict[str, int]]:
     """Of each suite: how many of its first ``count`` test problems are right, all tokens, and the teacher's."""
     if count < 1:
         raise ValueError(f"count is {count}; a score needs at least one problem")
     scores = {}
-    for suite in suites:
+    for suite in ALL_SUITES:
         traces = Pair(engine, teacher).decode(problems(suite, count), config=config, batch_size=100, progress=False)
         right, tokens = sum(bool(t.correct) for t in traces), sum(len(t.completion_ids) for t in traces)
         written = sum(t.count(TEACHER) for t in traces)
