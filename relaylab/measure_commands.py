@@ -83,6 +83,9 @@ def map_command(
     count: Annotated[int, option("Test problems of each suite.", min=1)] = 200,
     training: Annotated[int, option("Training problems of each suite; as many for h and c.", min=1)] = 20,
     quick: Annotated[bool, option("A look: three triggers, few candidates.")] = False,
+    models: Annotated[
+        Path | None, option("Folder of models by `zoo train`, as MODELS/h2c1-relay; else shipped.")
+    ] = None,
     measured: Annotated[Path | None, option("JSON of other pairs: name -> what dials.json has of a world.")] = None,
 ) -> None:
     """Which way of asking for help wins in which world, at 2, 5 and 10 % teacher tokens."""
@@ -95,9 +98,11 @@ def map_command(
     from relaylab.views.theme import html_page, show_figure
 
     others, found, frontiers = read_json(measured) if measured else {}, {}, []
-    for name in world or maps.worlds():
-        dials = maps.measure_dials(name, out / name, per_suite=training)
-        table, chosen = maps.measure_world(name, out / name, count=count, per_suite=training, quick=quick)
+    for name in world or maps.worlds(models):
+        dials = maps.measure_dials(name, out / name, per_suite=training, models=models)
+        table, chosen = maps.measure_world(
+            name, out / name, count=count, per_suite=training, quick=quick, models=models
+        )
         found[name] = dials, maps.winners(table, chosen)
         write_table(maps.at_budgets(table, chosen), out / name / "methods.csv")
         frontier = accuracy_against_share(table).update_layout(

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from relaylab.evaluation.method_map import worlds
 from relaylab.sweep.notebook import check_values, code_cells, read_parameters
 from relaylab.sweep.plan import read_plan
 from relaylab.tasks.benchmarks import benchmark
+from relaylab.tasks.worlds import find_world
 from relaylab.training.configs import read_config
 from relaylab.training.data_filter import keep, load_rates
 
@@ -36,7 +38,7 @@ def execute(name, monkeypatch, **values):
 
 
 def test_they_are_these_and_plan_in_both_sizes():
-    assert {p.stem for p in SWEEPS.glob("*.yaml")} == {*READY, "shards"}
+    assert {p.stem for p in SWEEPS.glob("*.yaml")} == {*READY, "map", "shards"}
     for name in READY:
         sizes = yaml.safe_load((SWEEPS / f"{name}.yaml").read_text())["sizes"]
         assert list(sizes) == ["quick", "full"]
@@ -47,7 +49,7 @@ def test_they_are_these_and_plan_in_both_sizes():
         assert not {p.key for p in quick.points} & {p.key for p in full.points}
 
 
-@pytest.mark.parametrize("name", [*READY, "shards"])
+@pytest.mark.parametrize("name", [*READY, "map", "shards"])
 def test_what_is_collected_is_what_the_notebook_hands_over(name):
     plan = read_plan(SWEEPS / f"{name}.yaml")
     tree = ast.parse("\n".join(source for _, source in code_cells(plan.notebook)))
@@ -59,7 +61,7 @@ def test_what_is_collected_is_what_the_notebook_hands_over(name):
 def test_the_docs_table_counts_their_points():
     rows = re.findall(r"^\| `([\w-]+)\.yaml` \| (\d+) \|", (ROOT / "docs" / "sweeps.md").read_text(), re.MULTILINE)
     assert {name: int(count) for name, count in rows} == {
-        name: len(read_plan(SWEEPS / f"{name}.yaml").points) for name in (*READY, "shards")
+        name: len(read_plan(SWEEPS / f"{name}.yaml").points) for name in (*READY, "map", "shards")
     }
 
 
@@ -149,3 +151,16 @@ def test_shards_merge_to_what_one_process_gives(monkeypatch, tmp_path, task):
     for name in tables:
         whole = (tmp_path / "one" / name).read_bytes()
         assert sorted((tmp_path / "parts" / name).read_bytes().splitlines()) == sorted(whole.splitlines())
+
+
+def test_the_map_of_a_grid_is_sixteen_worlds(monkeypatch, tmp_path):
+    quick, full = (read_plan(SWEEPS / "map.yaml", size) for size in ("quick", "full"))
+    assert sorted(quick.factors["world"]) == sorted(worlds())
+    dials = {(world.choices, world.misconceptions) for world in map(find_world, full.factors["world"])}
+    assert dials == {(h, c) for h in range(4) for c in (0, 1, 2, 4)}
+    assert {p.parameters["models"] for p in full.points} == {"../runs/grid"}
+    monkeypatch.setattr("relaylab.evaluation.method_map.TAUGHT", ("savings", "tiles", "measures"))
+    found = execute("map.ipynb", monkeypatch, world="plain", out=str(tmp_path), count=1, training=1, quick=True)
+    assert found["relay"] >= found["student"]
+    assert 0 <= found["h"] <= 1
+    assert found["best_10"].split()[0] in {"student", "relay", "entropy", "line", "probe", "teacher-free"}

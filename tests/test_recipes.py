@@ -13,7 +13,9 @@ import torch
 from safetensors.torch import load_file
 
 from relaylab.engine.load import checksum, embedded, embedded_tokenizer, load_engine
+from relaylab.evaluation.method_map import pair_of, students, worlds
 from relaylab.relay.config import RelayConfig
+from relaylab.tasks.suites import problems
 from relaylab.training.config import make_config
 from relaylab.training.configs import read_config
 from relaylab.training.policy_model import adapter_card
@@ -80,6 +82,8 @@ def test_a_run_of_stage_two_becomes_an_adapter(tmp_path, monkeypatch):
     monkeypatch.setattr(recipes, "read_config", lambda name: dict(settings))
     make("tiny", tmp_path / "out", steps=1)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
+    weights = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    assert {w.dtype for w in weights.values()} == {torch.bfloat16}
     names = {"README.md", "adapter_config.json", "adapter_model.safetensors", "relay_config.json", "training.json"}
     assert {p.name for p in (tmp_path / "out").iterdir()} == names
     assert json.loads((tmp_path / "out" / "training.json").read_text())["recipe"]["max_steps"] == 1
@@ -123,3 +127,29 @@ def test_pretraining_resumes_to_the_same_weights_and_replaces_only_what_is_ours(
     with pytest.raises(ValueError, match="relaylab did not make it"):
         make("student", tmp_path / "thesis")
     assert [p.name for p in (tmp_path / "thesis").iterdir()] == ["text"]
+
+
+def test_a_world_by_its_dials_gets_its_models_one_from_the_other(tmp_path, monkeypatch):
+    for name in ("base/student", "student"):
+        tiny = replace(pretrain.RECIPES[name], width=16, layers=1, heads=2, batch=4, steps=2)
+        monkeypatch.setitem(recipes.RECIPES, name, tiny)
+    tokenizer = embedded_tokenizer()
+    monkeypatch.setattr(recipes, "train_tokenizer", lambda vocabulary: tokenizer)
+    small = {"num_problems": 4, "max_steps": 1, "per_device_train_batch_size": 4, "num_generations": 2}
+    small |= {"filter_threshold": 0.0, "max_completion_length": 16, "disable_tqdm": True}
+    monkeypatch.setattr(recipes, "read_config", lambda name: read_config(name) | small)
+    monkeypatch.setitem(recipes.WARMUPS, "warmup", recipes.DISTILLED | {"num_problems": 8, "max_steps": 1})
+    monkeypatch.setattr(recipes, "problems", lambda suite, count: problems(suite, 1))
+    make("h2c1/relay", tmp_path / "h2c1-relay")
+    made = ["base-student", "h2c1-relay", "h2c1-student", "h2c1-warmup"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == made
+    recipe = {name: json.loads((tmp_path / name / "training.json").read_text())["recipe"] for name in made}
+    assert recipe["h2c1-student"]["worlds"] == ["h2c1"]
+    assert recipe["h2c1-warmup"]["student"] == "h2c1/student"
+    assert recipe["h2c1-relay"]["rho_weight"] == 2.0, "it is the relay of the lifelike world, elsewhere"
+    adapter = json.loads((tmp_path / "h2c1-relay" / "adapter_config.json").read_text())
+    assert adapter["base_model_name_or_path"] == str(tmp_path / "h2c1-warmup")
+    assert worlds(tmp_path) == ["h2c1"]
+    assert students("h2c1", "relay", tmp_path) == [str(tmp_path / "h2c1-relay")]
+    with pytest.raises(ValueError, match=r"no student of the world 'h3c4' is in .*; of: h2c1"):
+        pair_of("h3c4", tmp_path)

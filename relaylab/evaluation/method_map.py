@@ -48,42 +48,55 @@ def named(world: str, model: str) -> str:
     return model if world == "lifelike" else f"{world}/{model}"
 
 
-def students(world: str, kind: str) -> list[str]:
-    """The embedded students of a world that were trained as ``kind`` (``relay``, ``grpo``), one for each seed.
+def students(world: str, kind: str, models: Path | None = None) -> list[str]:
+    """The students of a world that were trained as ``kind`` (``student``, ``relay``, ``grpo``), one for each seed.
+
+    Args:
+        world: its name, or its dials, as ``h2c1``.
+        kind: see above.
+        models: a folder of models that ``relaylab zoo train`` made, as ``models/h2c1-relay``; without it, the embedded.
 
     >>> students("lifelike", "relay")
     ['relay', 'relay-seed2', 'relay-seed3']
     """
     own = named(world, kind)
-    return [name for name in embedded() if name == own or name.startswith(f"{own}-seed")]
+    if models is None:
+        return [name for name in embedded() if name == own or name.startswith(f"{own}-seed")]
+    made = models.glob(f"{own.replace('/', '-')}*/training.json")
+    return sorted(str(file.parent) for file in made)
 
 
-def worlds() -> list[str]:
-    """The worlds that have an embedded student."""
-    return [world for world in WORLDS if named(world, "student") in embedded()]
+def worlds(models: Path | None = None) -> list[str]:
+    """The worlds that have a student: those of ``WORLDS``, and in a folder those by dials, too."""
+    dials = sorted({p.name.partition("-")[0] for p in models.glob("h?c?-student")}) if models else []
+    return [world for world in [*WORLDS, *dials] if students(world, "student", models)]
 
 
-def pair_of(world: str) -> tuple[str, str]:
+def pair_of(world: str, models: Path | None = None) -> tuple[str, str]:
     """The untrained student of a world, and its teacher.
 
     Raises:
-        ValueError: where no student of this world is embedded.
+        ValueError: where this world has no student.
 
     >>> pair_of("lifelike")
     ('student', 'teacher')
     """
-    if (student := named(world, "student")) not in embedded():
-        raise ValueError(f"no student of the world {world!r} is embedded; there are those of {', '.join(worlds())}")
-    return student, TEACHER
+    if not (found := students(world, "student", models)):
+        there = ", ".join(worlds(models)) or "none"
+        raise ValueError(
+            f"no student of the world {world!r} is {f'in {models}' if models else 'embedded'}; of: {there}"
+        )
+    return found[0], TEACHER
 
 
-def measure_dials(world: str, out: str | Path, *, per_suite: int = 20) -> dict[str, Any]:
+def measure_dials(world: str, out: str | Path, *, per_suite: int = 20, models: Path | None = None) -> dict[str, Any]:
     """h, c and the AUROCs of a world's untrained student, kept in ``out/dials.json``.
 
     Args:
-        world: of an embedded student.
+        world: of a student.
         out: the folder of the world.
         per_suite: problems of each suite.
+        models: as in ``students``.
 
     Returns:
         The fields of ``Dials``, and of its intervals theirs.
@@ -91,7 +104,7 @@ def measure_dials(world: str, out: str | Path, *, per_suite: int = 20) -> dict[s
     Raises:
         ValueError: for an unknown world, and where ``out`` is of other models or problems.
     """
-    path, (student, teacher) = Path(out) / "dials.json", pair_of(world)
+    path, (student, teacher) = Path(out) / "dials.json", pair_of(world, models)
     weights = [fingerprint_weights(student), fingerprint_weights(teacher)]
     config = plain({"student": student, "teacher": teacher, "weights": weights, "per_suite": per_suite})
     if path.exists():
@@ -115,20 +128,22 @@ def measure_world(
     count: int = 200,
     per_suite: int = 20,
     quick: bool = False,
+    models: Path | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """All methods of one world on the same test problems. Interrupted, the same call goes on.
 
     Args:
-        world: of the embedded students.
+        world: of a student.
         out: the folder of the world.
         count: test problems of each suite.
         per_suite: training problems of each suite to calibrate on, and problems for h and c.
         quick: calibrate three triggers with few candidates.
+        models: as in ``students``.
 
     Returns:
         The table of the evaluation, and one row for each trigger and budget (``calibrate``).
     """
-    out, (student, teacher) = Path(out), pair_of(world)
+    out, (student, teacher) = Path(out), pair_of(world, models)
     training = drawn(per_suite, split="train", seed=7)
     options: dict[str, Any] = dict(student=student, teacher=teacher)
     chosen = calibrate(
@@ -136,9 +151,9 @@ def measure_world(
         **QUICK if quick else {},
     )  # fmt: skip
     methods = ["student", "teacher", *([] if quick else ["steer"])]  # steer sets its threshold itself
-    if relays := students(world, "relay"):
+    if relays := students(world, "relay", models):
         methods += [f"relay:student={'+'.join(relays)}", f"teacher-free:student={'+'.join(relays)}"]
-    if plain := students(world, "grpo"):
+    if plain := students(world, "grpo", models):
         methods.append(f"student:student={'+'.join(plain)}")
     table = evaluate(
         [*methods, *chosen["method"].drop_duplicates()], drawn(count), out / "evaluation", training=training,

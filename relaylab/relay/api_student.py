@@ -69,7 +69,7 @@ class APIStudent(APIModel):
 
     ours: ClassVar = APIModel.ours | {
         "stop", "stop_token_ids", "include_stop_str_in_output", "return_token_ids", "logit_bias", "logprobs", "top_p",
-        "top_k", "skip_special_tokens",
+        "top_k", "skip_special_tokens", "return_tokens", "n_probs",
     }  # fmt: skip
 
     def __init__(
@@ -183,21 +183,24 @@ class APISteps:
     def _body(self, s: Row) -> dict[str, Any]:
         """The request that goes on with a sequence."""
         student, config, slot, at = self._student, s.config, s.slot, len(s.ids)
+        server = student.server
         if s.banned and s.banned[0] == at:
             slot.banned = np.flatnonzero(s.forbidden()).tolist()
         once, ahead = bool(slot.banned), AHEAD if self._relay.written_rule else s.room
         # Requests of one seed at one place must not draw the same numbers if the first one drew what may not come.
         draw = (s.seed * 1_000_003 + 2 * at + once) % 2**31
-        body = student.extra_body | {
-            "model": student.server.model, "prompt": list(slot.ids), "temperature": config.temperature, "seed": draw,
+        # A server may have settings of its own, such as those of the model's ``generation_config.json``.
+        plain = {"min_p": 0.0, "repetition_penalty": 1.0}
+        body = plain | student.extra_body | {
+            "model": server.model, "prompt": list(slot.ids), "temperature": config.temperature, "seed": draw,
+            "top_p": config.top_p, "top_k": config.top_k or -1,
             "max_tokens": 1 if once else min(s.room, ahead, student.context + 1 - len(slot.ids)),
             "stop": [FORBIDDEN.decode() if config.forbid_calls else CLOSE], "include_stop_str_in_output": True,
             "stop_token_ids": sorted(student.end_ids), "return_token_ids": True,
             "skip_special_tokens": False,  # a tag may be one; the server looks for it in the text
         }  # fmt: skip
-        body |= {"top_p": config.top_p} if config.top_p < 1 else {}
-        body |= {"top_k": config.top_k} if config.top_k else {}
-        body |= {"logprobs": 1} if self._relay.record else {}
+        body |= {"return_tokens": True, "repeat_penalty": 1.0} if server.llama_cpp else {}
+        body |= {"n_probs" if server.llama_cpp else "logprobs": 1} if self._relay.record else {}
         return body | ({"logit_bias": {str(i): NEVER for i in slot.banned}} if once else {})
 
     def _ask(self, body: dict[str, Any]) -> Answer | ServerError:
@@ -206,7 +209,7 @@ class APISteps:
         try:
             if time.monotonic() < student._rest:
                 raise ServerError(student._absent)
-            return student._client.ask("/completions", body)
+            return student._client.ask(student.server.path, body)
         except BaseException as error:
             return student._failure(error)
 

@@ -8,6 +8,7 @@ know. So each request here has an answer that could not have come about otherwis
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -38,6 +39,7 @@ class ServerProbe:
     template: bool = False  # it puts a chat template of its own around the text, which is no continuation
     token_prompts: bool = False  # /completions takes token ids
     token_ids: bool = False  # it returns those that it wrote
+    path: str = "/completions"  # where it does so; llama.cpp has an address of its own
     # What it makes of a chat that ends in the beginning of an answer. "repeats": its answers hold this beginning again.
     prefix: Literal["new text", "repeats", "new turn", "refused"] = "refused"
     no_thinking: bool = False  # its chats take enable_thinking=False
@@ -48,6 +50,11 @@ class ServerProbe:
     @property
     def reachable(self) -> bool:
         return self.error is None
+
+    @property
+    def llama_cpp(self) -> bool:
+        """Token ids go to llama.cpp's own address, whose fields have other names."""
+        return self.path != "/completions"
 
     @property
     def continues(self) -> bool:
@@ -73,7 +80,7 @@ class ServerProbe:
 
 
 def probe_server(client: APIClient, model: str | None, tokenizer: Any, temperature: float) -> ServerProbe:
-    """Find out what a server can do, in at most eight small requests.
+    """Find out what a server can do, in at most nine small requests.
 
     Args:
         client: of the server.
@@ -121,6 +128,12 @@ def _probe(client: APIClient, model: str | None, tokenizer: Any, temperature: fl
     ids = tokenizer.encode(TEXT) if tokenizer else [5, 6, 7]
     by_ids = text and answer("/completions", prompt=ids)
     with_ids = text and answer("/completions", prompt=TEXT, return_token_ids=True)
+    path, entry = "/completions", listed.get(model, {})
+    if by_ids and entry.get("owned_by") == "llamacpp":
+        own = client.url.removesuffix("/v1") + "/completion"
+        with suppress(ServerError):  # a proxy may not let it through
+            if (reply := answer(own, prompt=TEXT, return_tokens=True)) and reply.ids:
+                path, with_ids = own, reply
     # A template adds the same to both texts. A count that does not grow leaves out what the server had in a cache.
     one, two = (seen.prompt or 0 if seen else 0 for seen in (text, twice))
     template = one < two and 2 * one - two > TEMPLATE_TOKENS
@@ -146,12 +159,12 @@ def _probe(client: APIClient, model: str | None, tokenizer: Any, temperature: fl
     ours = None if begins is None else 0 <= begins < 3
     if ours and with_ids and with_ids.ids:
         ours = tokenizer.text_ids(with_ids) is not None
-    context = listed.get(model, {}).get("max_model_len")
+    context = entry.get("max_model_len") or (entry.get("meta") or {}).get("n_ctx")
     return ServerProbe(
         client.url, None, tuple(listed), model, completions=text is not None and not template, template=template,
         # A server may also take the list's text, or every id for a prompt of its own: then it counts otherwise.
         token_prompts=by_ids is not None and by_ids.prompt in (None, len(ids)),
-        token_ids=bool(with_ids and with_ids.ids), prefix=prefix, no_thinking=no_thinking, begins=begins,
+        token_ids=bool(with_ids and with_ids.ids), path=path, prefix=prefix, no_thinking=no_thinking, begins=begins,
         context=context if type(context) is int else None, tokenizer=ours,
     )  # fmt: skip
 

@@ -205,7 +205,7 @@ def _loss(model: Qwen3ForCausalLM, ids: torch.Tensor, labels: torch.Tensor) -> t
 
 
 def pretrain(
-    recipe: Recipe, tokenizer: Any, work: Path, *, base: Path | None = None, device: str = "cpu", save_every: int = 200
+    recipe: Recipe, tokenizer: Any, work: Path, *, base: str | None = None, device: str = "cpu", save_every: int = 200
 ) -> dict[str, Any]:
     """Train one embedded model and save it to ``work/model``. Interrupted, the same call goes on from its checkpoint.
 
@@ -263,8 +263,7 @@ def pretrain(
                 checkpoint.with_suffix(".tmp").replace(checkpoint)
         if step == recipe.steps:
             stop.clear()  # it came too late
-    # Stored in half the space; the scores are those of the rounded weights.
-    model.eval().to(torch.bfloat16).save_pretrained(work / "model")
+    model.eval().save_pretrained(work / "model")
     tokenizer.save_pretrained(work / "model")
     seconds = round(seconds + time.monotonic() - started)
     return {"seconds": seconds, "parameters": model.num_parameters(), "losses": losses}
