@@ -57,6 +57,57 @@ def write(names: dict[str, str], out: Path) -> None:
         print(f"{out / role}: {name}, heads of {head}{' padded' if head < LEAST else ''}")
 
 
+def write_gguf(folder: Path) -> None:
+    """The model of a folder as GGUF in float32, for llama.cpp: Qwen2 or Qwen3 with a byte-level tokenizer of theirs.
+
+    llama.cpp's own converter knows tokenizers by their digest, and refuses those of the embedded models.
+    """
+    import gguf  # pip install gguf
+
+    model, tokenizer = load_model(folder, device="cpu", dtype=torch.float32)
+    config, file = model.config, folder / "model.gguf"
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    out = gguf.GGUFWriter(file, config.model_type)
+    out.add_context_length(config.max_position_embeddings)
+    out.add_embedding_length(config.hidden_size)
+    out.add_block_count(config.num_hidden_layers)
+    out.add_feed_forward_length(config.intermediate_size)
+    out.add_head_count(config.num_attention_heads)
+    out.add_head_count_kv(config.num_key_value_heads)
+    out.add_key_length(head)
+    out.add_value_length(head)
+    out.add_layer_norm_rms_eps(config.rms_norm_eps)
+    out.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    added, vocabulary = tokenizer.added_tokens_decoder, tokenizer.get_vocab()
+    tokens = [f"[unused {i}]" for i in range(config.vocab_size)]
+    for token, i in vocabulary.items():
+        tokens[i] = token
+    kinds = gguf.TokenType
+    out.add_tokenizer_model("gpt2")
+    out.add_tokenizer_pre("qwen2")
+    out.add_token_list(tokens)
+    out.add_token_types([
+        kinds.CONTROL if i in added else kinds.NORMAL if token in vocabulary else kinds.UNUSED
+        for i, token in enumerate(tokens)
+    ])  # fmt: skip
+    merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
+    out.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in merges])
+    out.add_eos_token_id(tokenizer.eos_token_id)
+    out.add_add_bos_token(False)
+    if tokenizer.chat_template:
+        out.add_chat_template(tokenizer.chat_template)
+    arch = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == config.model_type)
+    names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
+    for key, value in model.state_dict().items():
+        if key != "lm_head.weight" or not config.tie_word_embeddings:
+            out.add_tensor(names.get_name(key, (".weight", ".bias")), value.numpy())
+    out.write_header_to_file()
+    out.write_kv_data_to_file()
+    out.write_tensors_to_file()
+    out.close()
+    print(file)
+
+
 def padded(model: Any) -> Any:
     """A Qwen3 with heads four times as large that computes the same.
 
@@ -200,6 +251,7 @@ def main() -> None:
     parser.add_argument("--student", default="relay")
     parser.add_argument("--teacher", default="teacher")
     parser.add_argument("--write", type=Path, help="write both as folders there, and no more")
+    parser.add_argument("--gguf", action="store_true", help="with --write: also as GGUF, for llama.cpp")
     parser.add_argument("--student-url", help="of a running server, as URL or URL#model")
     parser.add_argument("--teacher-url")
     parser.add_argument("--count", type=int, default=72, help="questions whose answers are compared")
@@ -210,7 +262,10 @@ def main() -> None:
     args = parser.parse_args()
     names = {"student": args.student, "teacher": args.teacher}
     if args.write:
-        return write(names, args.write)
+        write(names, args.write)
+        for role in names if args.gguf else ():
+            write_gguf(args.write / role)
+        return
     if not (args.student_url and args.teacher_url):
         parser.error("give --student-url and --teacher-url, or --write")
     load = f"{os.getloadavg()[0]:.0f}" if hasattr(os, "getloadavg") else "unknown"  # Windows has none

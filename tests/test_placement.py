@@ -69,6 +69,13 @@ def test_the_delegated_step_is_the_one_with_the_largest_share():
     assert (row["step"], row["kind"], row["share"], row["suite"]) == (1, None, 1.0, None)
 
 
+def test_a_misconception_is_a_kind_of_its_own():
+    steps = [dict(step) for step in relayed().problem["steps"]]
+    steps[1]["trap"] = "fact"
+    row = calls_frame([relayed((TEXT.index("705."), 2), problem={"steps": steps})]).iloc[0]
+    assert (row["step"], row["kind"]) == (1, "fact")
+
+
 def test_an_unanswered_call_is_a_row_and_makes_no_later_call_a_second_one():
     trace = relayed((2, 3), (20, 4))
     trace.source = trace.source.replace("ttt", "sss", 1)

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binomtest
 
-from relaylab.evaluation.learning import answer_text, result_digits
+from relaylab.evaluation.learning import answer_text, kind_of_step, result_digits
 from relaylab.trace import STUDENT, TEACHER, Call, Trace, to_frame
 
 # Where in its line a call begins: at its start; in words; before or within a sum or product; right before the result;
@@ -37,8 +37,8 @@ def calls_frame(traces: Sequence[Trace]) -> pd.DataFrame:
     """One row per call, answered or not, in the order of the traces (``CALL_COLUMNS``).
 
     ``first``: no answered call came before. ``position`` is ``start`` / ``tokens``. ``step`` and ``kind``: the step of
-    whose result's digits the teacher writes the largest ``share``, the earliest of equals. ``results`` counts the steps
-    of whose result it writes at least half.
+    whose result's digits the teacher writes the largest ``share``, the earliest of equals (``kind_of_step``).
+    ``results`` counts the steps of whose result it writes at least half.
 
     >>> t = Trace("q", [1], [1, 2, 3, 4, 5], "scttt", ["7*8=", "<call>3</call>", "5", "6", "."],
     ...           [Call(1, 2, 3, 3, 3, 3)], problem={"steps": [{"kind": "product", "result": 56, "expression": "7*8"}]})
@@ -53,12 +53,13 @@ def calls_frame(traces: Sequence[Trace]) -> pd.DataFrame:
         first = trace.answered[0].start if trace.answered else tokens
         for k, (call, at) in enumerate(zip(trace.calls, begins)):
             step, share, results = _delegated(call, digits, len(steps) or None)
+            kind = kind_of_step(steps[step]) if steps and step is not None else None
             rows.append((
                 number, trace.id, trace.problem.get("suite"), trace.problem.get("level"), trace.correct, trace.student,
                 k, call.start <= first, call.forced, call.status, call.finish_reason, call.teacher,
                 call.start, tokens, call.start / max(1, tokens), text.count("\n", 0, at),
                 text.rstrip("\n").count("\n") + 1, place(text, at), call.requested, call.granted, call.delivered,
-                call_outcome(call), step, steps[step]["kind"] if steps and step is not None else None, share, results,
+                call_outcome(call), step, kind, share, results,
             ))  # fmt: skip
     frame = pd.DataFrame(rows, columns=list(CALL_COLUMNS))
     frame["place"] = pd.Categorical(frame["place"], categories=PLACES)

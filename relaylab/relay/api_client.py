@@ -20,7 +20,6 @@ from collections.abc import Callable, Collection
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from types import NoneType
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl, quote, unquote, urlsplit, urlunsplit
 
@@ -93,7 +92,6 @@ class Answer:
     def parse(cls, data: Any) -> Answer:
         """As ``read``, with any text or none."""
         data = data if isinstance(data, dict) else {}
-        data = _from_llama_cpp(data) if "stop_type" in data else data
         choices, usage = data.get("choices"), data.get("usage")
         if data.get("error") or (choices is None and data.keys() & {"message", "detail"}):
             raise ServerError(f"the server answered with an error: {_words(data)}", passing=True)
@@ -111,7 +109,7 @@ class Answer:
         stopped = next((str(choices[0][name]) for name in ("stop_reason", "matched_stop") if name in choices[0]), None)
         logprobs = choices[0].get("logprobs")
         logprobs = logprobs.get("token_logprobs") if isinstance(logprobs, dict) else None
-        if not isinstance(logprobs, list) or not all(type(p) in (float, int, NoneType) for p in logprobs):
+        if not isinstance(logprobs, list) or not all(p is None or type(p) in (float, int) for p in logprobs):
             logprobs = None
         has_text = isinstance(text, str)
         return cls(text if has_text else "", finish, ids, written, prompt, stopped, logprobs, has_text)
@@ -367,18 +365,6 @@ def _parse(data: bytes) -> Any:
         return fields | {"choices": [{"text": text, "finish_reason": reason}]}
     except (ValueError, TypeError, AttributeError, RecursionError):
         raise ServerError("the server's answer is not JSON", passing=True) from None
-
-
-def _from_llama_cpp(data: dict[str, Any]) -> dict[str, Any]:
-    """A completion of llama.cpp's own route as one of vLLM, with the ids. Tokens of a stop string have no logprobs."""
-    ids, likely = data.get("tokens"), data.get("completion_probabilities")
-    choice = {"text": data.get("content"), "token_ids": ids, "finish_reason": data["stop_type"]}
-    if isinstance(likely, list) and isinstance(ids, list):
-        known = [entry.get("logprob") for entry in likely if isinstance(entry, dict)]
-        choice["logprobs"] = {"token_logprobs": known + [None] * (len(ids) - len(known))}
-    choice |= {"stop_reason": data["stopping_word"]} if data.get("stopping_word") else {}
-    counts = {"completion_tokens": data.get("tokens_predicted"), "prompt_tokens": data.get("tokens_evaluated")}
-    return {"choices": [choice], "usage": counts}
 
 
 def _words(body: Any) -> str:

@@ -22,7 +22,7 @@ from relaylab.relay.api_client import Answer, ServerError
 from relaylab.relay.api_model import APIModel
 from relaylab.relay.sequence import Event
 from relaylab.relay.sequence import Sequence as Row
-from relaylab.relay.server_probe import ServerProbe
+from relaylab.relay.server_probe import ServerProbe, read_completion
 
 if TYPE_CHECKING:
     from relaylab.relay.relay import Relay
@@ -196,10 +196,10 @@ class APISteps:
             "top_p": config.top_p, "top_k": config.top_k or -1,
             "max_tokens": 1 if once else min(s.room, ahead, student.context + 1 - len(slot.ids)),
             "stop": [FORBIDDEN.decode() if config.forbid_calls else CLOSE], "include_stop_str_in_output": True,
-            "stop_token_ids": sorted(student.end_ids), "return_token_ids": True,
+            "stop_token_ids": sorted(student.end_ids), **server.wants_ids,
             "skip_special_tokens": False,  # a tag may be one; the server looks for it in the text
         }  # fmt: skip
-        body |= {"return_tokens": True, "repeat_penalty": 1.0} if server.llama_cpp else {}
+        body |= {"repeat_penalty": 1.0} if server.llama_cpp else {}
         body |= {"n_probs" if server.llama_cpp else "logprobs": 1} if self._relay.record else {}
         return body | ({"logit_bias": {str(i): NEVER for i in slot.banned}} if once else {})
 
@@ -209,7 +209,7 @@ class APISteps:
         try:
             if time.monotonic() < student._rest:
                 raise ServerError(student._absent)
-            return student._client.ask(student.server.path, body)
+            return student._client.ask(student.server.path, body, read=read_completion)
         except BaseException as error:
             return student._failure(error)
 

@@ -16,13 +16,14 @@ import math
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal, get_args
 
 from relaylab.engine.token_text import fingerprint
 from relaylab.relay.api_chat_only import SPARE, approximate, instruction
 from relaylab.relay.api_client import Answer, ServerError
 from relaylab.relay.api_model import APIModel
-from relaylab.relay.server_probe import CONTINUE, CUT, NO_THINKING, ServerProbe
+from relaylab.relay.server_probe import CONTINUE, CUT, NO_THINKING, ServerProbe, read_completion
 from relaylab.relay.teachers import Message, Scores, TeacherOutput, TeacherView
 
 Mode = Literal["auto", "completions", "chat", "chat_only"]
@@ -145,13 +146,13 @@ class APITeacher(APIModel):
             raise ServerError(f"the sequence's {len(ids)} tokens fill the teacher's context of {server.context}")
         body = {"model": server.model, "max_tokens": n, "temperature": self.temperature, "seed": view.seed % 2**31}
         if tokenizer and server.token_ids:
-            body["return_token_ids"] = True
+            body |= server.wants_ids
         # 2) The prompt, in one of three ways.
         path, begun, by_chat = "/completions", view.text, self._by_chat(server)
         if view.raw and self.mode == "auto" and server.completions:
             by_chat = False
         if ids and server.token_prompts and not by_chat:
-            body["prompt"] = ids
+            path, body["prompt"] = server.path, ids
         else:
             if tokenizer:
                 begun = tokenizer.decode(written) if CUT in begun else begun
@@ -171,10 +172,11 @@ class APITeacher(APIModel):
         # 3) The answer, as much of it as was asked for.
         if view.line and self._tells_stops:
             body["stop"] = ["\n"]
-        answer = self._client.ask(path, body | self.extra_body)
+        ask = partial(self._client.ask, path, read=read_completion)
+        answer = ask(body | self.extra_body)
         if "stop" in body and answer.finish == "stop" and answer.stopped is None:  # at a line's end, or at its own?
             self._tells_stops = False  # from now on whole answers are asked for, and cut by the relay
-            answer = self._client.ask(path, {k: v for k, v in body.items() if k != "stop"} | self.extra_body)
+            answer = ask({k: v for k, v in body.items() if k != "stop"} | self.extra_body)
         elif answer.stopped == "\n":
             answer = replace(answer, text=answer.text + "\n", finish="length")
             line = tokenizer.decode(answer.ids, skip_special_tokens=True) if tokenizer and answer.ids else ""

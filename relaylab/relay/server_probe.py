@@ -57,6 +57,11 @@ class ServerProbe:
         return self.path != "/completions"
 
     @property
+    def wants_ids(self) -> dict[str, bool]:
+        """The field that asks for the ids of what is written."""
+        return {"return_tokens" if self.llama_cpp else "return_token_ids": True}
+
+    @property
     def continues(self) -> bool:
         """Its chats continue a begun answer."""
         return self.prefix in ("new text", "repeats")
@@ -104,7 +109,7 @@ def _probe(client: APIClient, model: str | None, tokenizer: Any, temperature: fl
         """None if the server refuses."""
         body |= {"model": model, "max_tokens": LIMIT, "temperature": temperature}
         try:
-            reply = client.ask(path, body, read=Answer.parse if "messages" in body else Answer.read)
+            reply = client.ask(path, body, read=Answer.parse if "messages" in body else read_completion)
             if reply.has_text:
                 return reply
             raise ServerError("this server's chat answers hold no text; perhaps it reasons first", status=REFUSALS[0])
@@ -159,7 +164,8 @@ def _probe(client: APIClient, model: str | None, tokenizer: Any, temperature: fl
     ours = None if begins is None else 0 <= begins < 3
     if ours and with_ids and with_ids.ids:
         ours = tokenizer.text_ids(with_ids) is not None
-    context = entry.get("max_model_len") or (entry.get("meta") or {}).get("n_ctx")
+    meta = entry.get("meta")
+    context = entry.get("max_model_len") or (meta.get("n_ctx") if isinstance(meta, dict) else None)
     return ServerProbe(
         client.url, None, tuple(listed), model, completions=text is not None and not template, template=template,
         # A server may also take the list's text, or every id for a prompt of its own: then it counts otherwise.
@@ -167,6 +173,20 @@ def _probe(client: APIClient, model: str | None, tokenizer: Any, temperature: fl
         token_ids=bool(with_ids and with_ids.ids), path=path, prefix=prefix, no_thinking=no_thinking, begins=begins,
         context=context if type(context) is int else None, tokenizer=ours,
     )  # fmt: skip
+
+
+def read_completion(data: Any) -> Answer:
+    """As ``Answer.read``, and what llama.cpp's own address gives. There, tokens of a stop string have no logprobs."""
+    if not isinstance(data, dict) or "stop_type" not in data:
+        return Answer.read(data)
+    ids, likely = ([] if not isinstance(data.get(k), list) else data[k] for k in ("tokens", "completion_probabilities"))
+    known = [entry.get("logprob") if isinstance(entry, dict) else "" for entry in likely]
+    choice = {
+        "text": data.get("content"), "finish_reason": data["stop_type"], "stop_reason": data.get("stopping_word"),
+        "token_ids": ids, "logprobs": {"token_logprobs": known + [None] * (len(ids) - len(known))},
+    }  # fmt: skip
+    counts = {"completion_tokens": data.get("tokens_predicted"), "prompt_tokens": data.get("tokens_evaluated")}
+    return Answer.read({"choices": [choice], "usage": counts})
 
 
 def _models(client: APIClient) -> dict[str, dict[str, Any]]:

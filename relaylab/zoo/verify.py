@@ -26,7 +26,8 @@ REQUIRED = (
     ("teacher", "hard", "at least", 0.90),
     ("teacher", "beyond", "below", 0.30),
 )
-MAX_BYTES = 11_000_000  # of all embedded models together: they travel with the package
+MAX_BYTES = 8_000_000  # of all weights together: they travel with the package
+DIALS = "dials.json"  # beside an untrained student: what `relaylab map --count 50 --training 10` measured of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +78,9 @@ def write_manifest(*, count: int) -> None:
     before, entries = zoo.manifest(), dict[str, Any]()
     for name, path in zoo.embedded().items():
         checksum, entry = zoo.checksum(path), before.get(name, {})
+        dials = {"dials": read_json(path / DIALS)["dials"]} if (path / DIALS).exists() else {}
         if entry.get("sha256") == checksum and entry.get("scored_with") == command:
-            entries[name] = entry
+            entries[name] = entry | dials
             continue
         engine = zoo.load_engine(name)
         scores = suite_scores(engine, count=count)
@@ -89,6 +91,7 @@ def write_manifest(*, count: int) -> None:
             **read_json(path / "training.json"),
             "scored_with": command,
             "scores": {s: {"level": level_of(s), "right": n["right"], "count": count} for s, n in scores.items()},
+            **dials,
         }
         if (path / "relay_config.json").exists():  # trained to call: with the teacher it is another
             teacher = load_teacher(defaults.TEACHER)
@@ -131,8 +134,8 @@ def required(entries: dict[str, dict[str, Any]]) -> list[Finding]:
             ok &= score is not None and (score >= bound if relation == "at least" else score < bound)
             texts.append(f"{suite} {percent(score)}")
         findings.append(Finding(ok, f"{name}: {level} suites {relation} {percent(bound)}: {', '.join(texts)}"))
-    size = sum(file.stat().st_size for file in zoo.WEIGHTS.rglob("*") if file.is_file())
-    text = f"all models together below {MAX_BYTES / 1e6:.0f} MB: {size / 1e6:.1f} MB"
+    size = sum(file.stat().st_size for file in zoo.WEIGHTS.rglob("*.safetensors"))
+    text = f"all weights together below {MAX_BYTES / 1e6:.0f} MB: {size / 1e6:.1f} MB"
     return [*findings, Finding(size < MAX_BYTES, text)]
 
 
