@@ -50,7 +50,7 @@ def interleaved(a: Callable[[], object], b: Callable[[], object], rounds: int) -
 
 
 def generate(engine: Engine, contexts: list[list[int]], n: int) -> list[list[int]]:
-    """n tokens a row by ``model.generate``, greedy, end tokens ignored; contexts left-padded."""
+    """n tokens per row by ``model.generate``, greedy, end tokens ignored; contexts left-padded."""
     width = max(map(len, contexts))
     ids = torch.tensor([[0] * (width - len(c)) + c for c in contexts], device=engine.device)
     mask = torch.tensor([[0] * (width - len(c)) + [1] * len(c) for c in contexts], device=engine.device)

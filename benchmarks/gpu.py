@@ -292,7 +292,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--max-tokens", type=int, help="of a rollout, in place of the settings'")
-    parser.add_argument("--bandwidth", type=float, default=4.8e12, help="bytes a second; an H200's")
+    parser.add_argument("--bandwidth", type=float, default=4.8e12, help="bytes per second; an H200's")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tiny", action="store_true", help="tiny models, to see whether it runs")
     args = parser.parse_args()

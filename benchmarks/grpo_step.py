@@ -65,7 +65,7 @@ class Times(TrainerCallback):
 
 
 def relay_step(student: str, caps: dict[str, int], steps: int) -> tuple[list[float], float]:
-    """Seconds of each counted step, and the mean of teacher tokens a rollout."""
+    """Seconds of each counted step, and the mean of teacher tokens per rollout."""
     times, module.PolicyModel = Times(), Endless
     chosen = [p for s in SUITES for p in problems(s, 8, split="train")]
     teacher = load_teacher("teacher")

@@ -94,7 +94,7 @@ def main() -> None:
     parser.add_argument("--untouched", default="student")
     parser.add_argument("--teacher", default="teacher")
     parser.add_argument("--suites", nargs="+", default=list(SUITES))
-    parser.add_argument("--count", type=int, default=100, help="test problems a suite")
+    parser.add_argument("--count", type=int, default=100, help="test problems per suite")
     parser.add_argument("--start", type=int, default=0, help="of a suite: the number of its first problem")
     parser.add_argument("--settings", default="embedded/relay", help="of the training; its caps hold here too")
     parser.add_argument("--out", type=Path, help="traces; runs/learning and the name of the settings")

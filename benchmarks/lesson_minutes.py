@@ -1,7 +1,7 @@
 """How long a lesson takes: `python benchmarks/lesson_minutes.py`. The guide's table has these numbers.
 
-Words at 180 a minute, 3 seconds a line of code, 25 seconds an output, one minute a prediction and its field. Exercises
-are not counted, since they have minutes of their own; nor are import lines and what stands in a lesson's last cell.
+Words at 180 per minute, 3 seconds per line of code, 25 seconds per output, one minute per prediction and its field.
+Exercises are not counted, since they have minutes of their own; nor are import lines and a lesson's last cell.
 """
 
 from __future__ import annotations

@@ -203,7 +203,7 @@ def answers(path: Path, who: str, engine: Engine, tests: list[Problem], max_toke
     traces = pair.decode(tests, out=path, record=True, max_tokens=max_tokens, batch_size=34)
     ended, high = mean([t.stop == "end" for t in traces]), np.concatenate([t.entropies for t in traces]) > 0.6
     print(f"{who}: right {mean([bool(t.correct) for t in traces])}, ended {ended},")
-    print(f"    {high.size / len(traces):.0f} tokens an answer, {100 * high.mean():.1f} % of them above 0.6 nats;")
+    print(f"    {high.size / len(traces):.0f} tokens per answer, {100 * high.mean():.1f} % of them above 0.6 nats;")
     print(f"    {time.time() - began:.0f} s", flush=True)
 
 

@@ -36,7 +36,7 @@ from relaylab.views.theme import html_page, register_templates, show_figure, wit
 PANELS = {
     "accuracy": ("right (% of rollouts)", 100.0),
     "call_ratio": ("teacher tokens (% of a rollout)", 100.0),
-    "calls": ("answered calls a rollout", 1.0),
+    "calls": ("answered calls per rollout", 1.0),
     "mean_n": ("tokens delivered a call", 1.0),
 }
 BIN = 0.25  # million tokens
@@ -110,7 +110,7 @@ def measures(tables: list[pd.DataFrame]) -> dict[str, Interval]:
     return {
         "right": interval(lambda i: a["right"][:, i].mean(), len(tables[0])),
         "teacher tokens": share("teacher", "tokens"),
-        "calls an answer": interval(lambda i: a["calls"][:, i].mean(), len(tables[0])),
+        "calls per answer": interval(lambda i: a["calls"][:, i].mean(), len(tables[0])),
         "asked n": share("asked", "calls"),
         "delivered": share("delivered", "calls"),
         "needless calls": share("needless", "calls"),

@@ -52,7 +52,7 @@ def measured(engine: Engine, problem: Problem) -> Iterator[tuple[str, float]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("students", nargs="+", help="names or folders")
-    parser.add_argument("--count", type=int, default=50, help="test problems a suite")
+    parser.add_argument("--count", type=int, default=50, help="test problems per suite")
     parser.add_argument("--world", default="plain", help="of the solutions that are read")
     args = parser.parse_args()
     chosen = [p for s in SUITES if s != "galaxy" for p in problems(s, args.count, world=args.world)]

@@ -179,7 +179,7 @@ class Trace:
 
     @property
     def mean_n(self) -> float | None:
-        """Mean delivered tokens an answered call, or None without one."""
+        """Mean delivered tokens per answered call, or None without one."""
         calls = self.answered
         return sum(c.delivered for c in calls) / len(calls) if calls else None
 
@@ -271,7 +271,7 @@ class TraceWriter(LineWriter):
 
 
 def to_dataset(traces: Iterable[Trace]) -> datasets.Dataset:
-    """A ``datasets.Dataset`` with one row a trace; what is nested is JSON text, so that any mix fits."""
+    """A ``datasets.Dataset`` with one row per trace; what is nested is JSON text, so that any mix fits."""
     import datasets
 
     rows = [data | {k: json.dumps(data.get(k)) for k in NESTED} for data in (t.to_dict() for t in traces)]
@@ -286,7 +286,7 @@ def from_dataset(dataset: datasets.Dataset) -> Iterator[Trace]:
 
 
 def to_frame(traces: Iterable[Trace]) -> pandas.DataFrame:
-    """A tidy pandas frame, one row a trace: identity, outcome, and the counts that analyses start from."""
+    """A tidy pandas frame, one row per trace: identity, outcome, and the counts that analyses start from."""
     import pandas
 
     return pandas.DataFrame(

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from functools import partial
+from typing import Any
 
 import openai
 import pytest
@@ -38,19 +39,22 @@ load_engine = functools.cache(engines.load_engine)
 class ModelServer:
     """A model behind completions as vLLM has them: every token runs the whole text anew, without cache or batch.
 
-    ``gives``: extra facts of its dialect. ``token_ids`` keep the stop string and the end token.
+    ``token_ids`` keep the stop string and the end token. With ``llama_cpp`` it answers as llama.cpp was seen to: ids at
+    ``/completion`` alone, no stop string in the text, no log-probabilities of its tokens.
     """
 
     def __init__(self, server: MisbehavingServer, name: str, before: Callable[[Request], Reply | None] | None = None):
         engine = load_engine(name)
         self.model, self.tokenizer, self.ends = engine.model, engine.tokenizer, set(engine.end_ids)
         self.server, self.lock, self.obeys_bias, self.trims = server, threading.Lock(), True, False
+        self.llama_cpp = False
         self.before = before or (lambda request: None)
         server.models, server.context, server.rule = [name], 512, self.answer
 
     def answer(self, request: Request) -> Reply | None:
         if request.path.endswith("/models"):
-            return None
+            model = {"id": self.server.models[0], "owned_by": "llamacpp", "meta": {"n_ctx": self.server.context}}
+            return Reply(body={"data": [model]}) if self.llama_cpp else None
         if (reply := self.before(request)) is not None:
             return reply
         if "chat" in request.path:
@@ -58,11 +62,15 @@ class ModelServer:
         body = request.body
         prompt = body["prompt"]
         ids = self.tokenizer(prompt, add_special_tokens=False)["input_ids"] if isinstance(prompt, str) else prompt
+        if self.llama_cpp:  # it writes as much as there is room for
+            body["max_tokens"] = max(1, min(body["max_tokens"], self.server.context - len(ids)))
         if len(ids) + body["max_tokens"] > self.server.context:
             return Reply(status=400, body={"error": {"message": "longer than the context"}})
         with self.lock, torch.no_grad():
             written, logprobs, reason = self.write(list(ids), body)
         text = self.tokenizer.decode([i for i in written if i not in self.ends])
+        if self.llama_cpp:
+            return self.as_llama_cpp(request, len(ids), written, logprobs, reason, text)
         choice = {"index": 0, "text": text, "finish_reason": reason, "stop_reason": None}
         if body.get("return_token_ids"):
             choice["token_ids"] = written[:-1] if self.trims and reason == "stop" else written
@@ -71,6 +79,23 @@ class ModelServer:
         return Reply(
             body={"choices": [choice], "usage": {"prompt_tokens": len(ids), "completion_tokens": len(written)}}
         )
+
+    def as_llama_cpp(
+        self, request: Request, prompt: int, written: list[int], logprobs: list[float], reason: str, text: str
+    ) -> Reply:
+        stop = next((s for s in request.body.get("stop", ()) if s in text), "")
+        text = text.partition(stop)[0] if stop else text
+        if request.path != "/completion":
+            counts = {"prompt_tokens": prompt, "completion_tokens": len(written)}
+            return Reply(body={"choices": [{"index": 0, "text": text, "finish_reason": reason}], "usage": counts})
+        body: dict[str, Any] = {"content": text, "stopping_word": stop, "tokens_predicted": len(written)}
+        body |= {"tokens_evaluated": prompt, "stop_type": "limit" if reason == "length" else "word" if stop else "eos"}
+        body["tokens"] = written if request.body.get("return_tokens") else []
+        if request.body.get("n_probs"):
+            hidden = len(self.tokenizer(stop, add_special_tokens=False)["input_ids"])
+            kept = list(zip(written, logprobs))[: len(written) - hidden]
+            body["completion_probabilities"] = [{"id": i, "logprob": p} for i, p in kept]
+        return Reply(body=body)
 
     def write(self, ids: list[int], body: dict) -> tuple[list[int], list[float], str]:
         written, logprobs = [], []
@@ -86,7 +111,7 @@ class ModelServer:
                 token = int(logits.argmax())
             written.append(token)
             logprobs.append(float(raw[token]))
-            if token in self.ends | set(body.get("stop_token_ids", ())):
+            if token in self.ends | set(() if self.llama_cpp else body.get("stop_token_ids", ())):
                 return written, logprobs, "stop"
             if any(stop in self.tokenizer.decode(written) for stop in body.get("stop", ())):
                 return written, logprobs, "stop"
@@ -153,16 +178,38 @@ def test_greedy_answers_are_those_of_the_relay_in_this_process(pairs, options):
         assert sum(len(t.answered) for t in expected) >= 2, "the student calls"
 
 
-def test_log_probabilities_are_those_of_the_server(pairs):
+LLAMA_CPP = pytest.mark.parametrize("llama_cpp", [False, True], ids=["vLLM", "llama.cpp"])
+
+
+@pytest.mark.parametrize("options", [{}, {"forbid_calls": True}, {"call_rule": CallEvery(9, 3)}], ids=str)
+def test_greedy_answers_behind_llama_cpp(pairs, served, options):
+    served.llama_cpp = True
+    same(*(pair.decode(QUESTIONS, max_tokens=120, progress=False, **options) for pair in reversed(pairs)))
+    assert {r.path for r in served.server.requests if "include_stop_str_in_output" in r.body} == {"/completion"}
+
+
+def test_llama_cpp_behind_a_proxy_that_hides_its_own_address(pairs, served):
+    served.llama_cpp = True
+    served.before = lambda request: Reply(status=403, body="no") if request.path == "/completion" else None
+    with pytest.raises(ServerError, match="a student needs the ids of what it writes, which"):
+        pairs[1].relay()
+
+
+@LLAMA_CPP
+def test_log_probabilities_are_those_of_the_server(pairs, served, llama_cpp):
+    served.llama_cpp = llama_cpp
     local, remote = (pair.decode(QUESTIONS[:2], max_tokens=60, record=True, progress=False) for pair in pairs)
     for a, b in zip(local, remote, strict=True):
         assert b.entropies is None
         for source, left, right in zip(a.source, a.logprobs, b.logprobs, strict=True):
-            assert right is None if source == "t" else abs(left - right) < 1e-4
+            hidden = source == "t" or (llama_cpp and source == "c")
+            assert (hidden and right is None) or abs(left - right) < 1e-4
 
 
-def test_a_prompt_that_fills_the_context(served, pairs):
+@LLAMA_CPP
+def test_a_prompt_that_fills_the_context(served, pairs, llama_cpp):
     local, remote = pairs
+    served.llama_cpp = llama_cpp
     served.server.context = 130
     for trace in remote.decode(QUESTIONS[:2], max_tokens=500, progress=False):
         assert trace.stop in ("context", "end", "teacher_end")
@@ -195,11 +242,13 @@ def test_where_a_call_is_forbidden_the_student_wanted_one(pairs, served):
     assert all(b["max_tokens"] == 1 for b in biased)
 
 
-def test_both_models_on_servers(pairs, served):
+@LLAMA_CPP
+def test_both_models_on_servers(pairs, served, llama_cpp):
     local, remote = pairs
+    served.llama_cpp = llama_cpp
     second = MisbehavingServer()
     try:
-        ModelServer(second, "teacher")
+        ModelServer(second, "teacher").llama_cpp = llama_cpp
         with APITeacher(second.url, "teacher", tokenizer=local.student.tokenizer, retries=1) as teacher:
             served.server.script()
             both = Pair(remote.student, teacher, local.defaults).decode(QUESTIONS, max_tokens=90, progress=False)

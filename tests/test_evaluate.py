@@ -221,6 +221,7 @@ def test_answers_of_a_failing_teacher_are_missing_and_no_wrong_ones(tmp_path):
         table = run(tmp_path / "all", ["student", "teacher"], teacher=Failing(""))
     assert excluded_methods(table) == ["teacher"]
     columns_of = {c.header: [*c.cells] for c in method_table(summary(table)).columns}
+    assert columns_of["excluded"] == ["0", "8"]
     assert columns_of["95 % interval"][-1] == columns_of["correct"][-1] == "-"  # and not nan %
     assert np.isnan(summary(table).set_index("method").loc["teacher", "accuracy"])
     table = run(tmp_path / "some", ["teacher"], teacher=Failing("no such word"))  # the same call tries them again

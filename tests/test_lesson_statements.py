@@ -245,7 +245,7 @@ def test_06_says_of_exploration_what_its_sweep_shows():
         rows = list(csv.DictReader(file))
     schemes = ("difficulty-aware", "no exploration")
     calls = [sorted(float(row["calls"]) for row in rows if row["reward scheme"] == name) for name in schemes]
-    pattern = r"makes ([\d.]+) to ([\d.]+) calls an answer.*?and ([\d.]+) to ([\d.]+) without"
+    pattern = r"makes ([\d.]+) to ([\d.]+) calls per answer.*?and ([\d.]+) to ([\d.]+) without"
     said = re.search(pattern, " ".join(sources("06")["surprises"].split()))
     assert said
     ends = [values[k] for values in calls for k in (0, -1)]
@@ -285,7 +285,7 @@ def test_11_says_where_students_of_one_recipe_agree():
         calls = calls_frame(rl.load_pair(name).decode(problems, progress=False)).query("status == 'answered'")
         lines.append(set(zip(calls["trace"], calls["line"])))
     either, both = lines[0] | lines[1], lines[0] & lines[1]
-    hard = {(k, i) for k, p in enumerate(problems) for i, step in enumerate(p.steps) if step.kind in HARD_KINDS}
+    hard = {(k, i) for k, p in enumerate(problems) for i, step in enumerate(p.steps) if step.trap or step.hard}
     agreed = [np.mean([line in both for line in some]) for some in (either & hard, either - hard)]
     assert agreed[0] > agreed[1] + 0.2
 

@@ -70,4 +70,6 @@ def test_log_probabilities_are_those_of_this_process(pairs):
     local, remote = (pairs[name].decode(QUESTIONS, record=True, progress=False) for name in ("local", "student"))
     for a, b in zip(local, remote, strict=True):
         for source, left, right in zip(a.source, a.logprobs, b.logprobs, strict=True):
-            assert right is None if source == "t" else left == pytest.approx(right, abs=1e-3)
+            # llama.cpp has none of the tokens of a stop string, which ends a command.
+            hidden = source == "t" or (source == "c" and right is None)
+            assert right is None if hidden else left == pytest.approx(right, abs=1e-3)

@@ -1,4 +1,4 @@
-"""A step of decoding, one token a sequence, as a CUDA graph.
+"""A step of decoding, one token per sequence, as a CUDA graph.
 
 Such a step is hundreds of small kernels, and calling them from Python takes several times what they take to run. A
 graph is captured once and launches them all. It is bound to shapes and addresses. So rows and columns are rounded up,

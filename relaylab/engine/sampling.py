@@ -48,7 +48,7 @@ def sample(
     top_k: Sequence[int] = (),
     forbidden: dict[int, np.ndarray] | None = None,
 ) -> list[int]:
-    """One token a row from logits (B, V): the most probable where the temperature is 0, else by inverting the CDF.
+    """One token per row from logits (B, V): the most probable where the temperature is 0, else by inverting the CDF.
 
     ``forbidden`` maps rows of the batch to bool arrays (V') of tokens that must not come, V' <= V; what lies beyond V'
     (the padding of an embedding matrix) is forbidden there too.

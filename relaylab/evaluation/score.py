@@ -1,4 +1,4 @@
-"""What a model thinks of text that others wrote: ``score_traces`` reads traces and gives one row a token.
+"""What a model thinks of text that others wrote: ``score_traces`` reads traces and gives one row per token.
 
 A teacher reads the text as in a relay, without commands. The student's entropy beside the divergence of the two is the
 map of TIP (2604.14084): low entropy with a high divergence is a confident error.

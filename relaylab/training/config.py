@@ -95,7 +95,7 @@ class RelayGRPOConfig(GRPOConfig):
         answer_field: the column of ``data`` with the answer.
         prompt_suffix: put after each question.
         filter_threshold: train on what the first teacher (of several names the largest) solves at least so often.
-        filter_samples: teacher answers a problem.
+        filter_samples: teacher answers per problem.
         filter_max_tokens: of such an answer.
         filter_batch_size: such answers at a time.
         filter_seed: of the answers. Runs that differ in ``seed`` alone train on the same problems.
@@ -112,9 +112,9 @@ class RelayGRPOConfig(GRPOConfig):
         mask_teacher: keep teacher tokens out of the loss; off only to see what happens.
         credit_calls: a command's tokens get its own advantage, from a fork without the call (``call_credits``).
         max_completion_length: tokens of a rollout in all, commands included.
-        max_calls: answered calls a rollout; None is no cap.
+        max_calls: answered calls per rollout; None is no cap.
         max_call_tokens: teacher tokens that one call may be granted.
-        max_teacher_tokens: teacher tokens a rollout.
+        max_teacher_tokens: teacher tokens per rollout.
         fixed_call_tokens: grant every call so many tokens, whatever it asks for.
         call_end: a call ends after its ``tokens``, or with the ``line`` or the ``answer``, whatever it asks for.
         on_failure: of a teacher: ``exclude`` the rollout from its group, ``carry_on`` alone, or ``raise``.

@@ -69,7 +69,7 @@ def pass_rates(
         teacher: at a temperature, unless ``samples`` is 1.
         problems: with ids that differ.
         out: the file of rates; it gets every problem as soon as it is done.
-        samples: answers a problem, each with a seed of its own.
+        samples: answers per problem, each with a seed of its own.
         max_tokens: the teacher's own, of an answer. One that is cut there is graded all the same.
         prompt_suffix: put after each question, on a line of its own.
         seed: of the answers.

@@ -39,7 +39,7 @@ class TeacherGone(RuntimeError):
 
 
 class Rollouts:
-    """Relay rollouts of one run. ``credits`` holds (call, credit) of the last batch, a list a rollout.
+    """Relay rollouts of one run. ``credits`` holds (call, credit) of the last batch, a list per rollout.
 
     Args:
         config: of the run.
@@ -101,7 +101,7 @@ class Rollouts:
 
         Args:
             prompts: each stands ``size`` times in a row.
-            size: rollouts a group.
+            size: rollouts per group.
             tag: tells batches apart.
             first: the number of the first group in its batch; a rollout is the same however many processes share it.
         """
@@ -134,7 +134,7 @@ class Rollouts:
         self, trace: list[Trace], group: list[int], log_metric: Callable[[str, float], None],
         forks: Forks | None = None, **_: Any,
     ) -> list:  # fmt: skip
-        """TRL's reward function: one number a rollout, None for one that a teacher's failure excluded."""
+        """TRL's reward function: one number per rollout, None for one that a teacher's failure excluded."""
         groups: dict[int, list[Trace]] = {}
         for number, t in zip(group, trace, strict=True):
             groups.setdefault(number, []).append(t)

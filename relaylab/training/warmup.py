@@ -126,7 +126,7 @@ class Warmed:
         if self.before is None or self.after is None:
             return text
         change = f"accuracy alone {100 * self.before:.1f} % before, {100 * self.after:.1f} % after"
-        return f"{text}\n{change}, {self.calls:.2f} calls a response"
+        return f"{text}\n{change}, {self.calls:.2f} calls per response"
 
 
 def warmup(

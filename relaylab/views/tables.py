@@ -37,9 +37,9 @@ def trace_table(traces: Iterable[Trace]) -> Table:
 
 def method_table(summary: Any) -> Table:
     """One row per method. ``summary``: of ``evaluation.stats.summary``."""
-    table = text_table(
-        "method", "correct", "95 % interval", "teacher tokens", "calls a response", "gap recovered", "excluded"
-    )
+    excluded = ["excluded"] if summary["excluded"].any() else []
+    table = text_table("method", "correct", "95 % interval", "teacher tokens", "calls", "gap recovered", *excluded)
+    table.columns[2].no_wrap, table.caption = True, "calls per response"
     for row in summary.itertuples():
         cells = [
             f"{100 * row.accuracy:.1f} %",
@@ -49,7 +49,7 @@ def method_table(summary: Any) -> Table:
             f"{100 * row.gap:.1f} %",
         ]
         numbers = ("-" if "nan" in cell else cell for cell in cells)  # where every answer is excluded, there is none
-        table.add_row(Text(visible(row.method)), *numbers, str(row.excluded or 0))
+        table.add_row(Text(visible(row.method)), *numbers, *[str(row.excluded or 0)][: len(excluded)])
     return table
 
 

@@ -68,7 +68,7 @@ def relay_scores(engine: Engine, teacher: Teacher, config: RelayConfig, *, count
 
 
 def write_manifest(*, count: int) -> None:
-    """Checksums, recipes and scores, on ``count`` >= 1 problems a suite, of all embedded models.
+    """Checksums, recipes and scores, on ``count`` >= 1 problems per suite, of all embedded models.
 
     A model whose files and count are those of the manifest keeps its scores.
     """
@@ -105,7 +105,7 @@ def verify(*, count: int) -> list[Finding]:
     """Check the checksums, the manifest's scores against what is required of the pair, and fresh scores.
 
     Args:
-        count: test problems a suite to score anew; 0 scores none. A fresh score is wrong where an exact binomial test
+        count: test problems per suite to score anew; 0 scores none. A fresh score is wrong where an exact binomial test
             against the manifest's accuracy gives p < 0.001.
     """
     entries, models, changed, findings = zoo.manifest(), zoo.embedded(), zoo.changed(), []
