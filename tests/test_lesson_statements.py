@@ -27,6 +27,7 @@ from relaylab.memory import GB, QWEN3, shipped
 from relaylab.tasks.suites import ALL_SUITES, level_of
 from relaylab.tasks.worlds import HARD_KINDS
 from relaylab.training.data_filter import pass_rates
+from relaylab.views.atlas import read_labelled
 from relaylab.views.theme import ROLES
 
 HOME = Path(__file__).parents[1]
@@ -606,3 +607,17 @@ def test_14_says_which_number_decides_who_wins():
     assert "The cross is a real pretrained pair" in says
     (real,) = json.loads((HOME / "notebooks" / "measured" / "real_pair.json").read_text("utf-8")).values()
     assert real["harmless"]["low"] > 0.5
+
+
+def test_11_says_that_the_place_of_a_call_comes_first():
+    """Most calls stand in words at the start, and one of ten before a result; within 32 steps six of ten do."""
+    text = " ".join(sources("11")["movie-found"].split())
+    assert "one of ten right before a result. Within 32 steps it is six of ten" in text
+    rolled, at_step = read_labelled(HOME / "notebooks" / "measured" / "rollouts")
+    calls = calls_frame(rolled).query("status == 'answered'")
+    places = calls.groupby(calls["trace"].map(lambda k: int(at_step[k])))["place"]
+    before = places.agg(lambda found: (found == "before result").mean())
+    assert places.agg(lambda found: (found == "words").mean())[0] > 0.5
+    assert round(10 * before[0]) == 1
+    assert round(10 * before[32]) == 6
+    assert before.loc[32:].min() >= 0.5, "and it stays there"
