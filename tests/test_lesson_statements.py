@@ -24,6 +24,7 @@ from relaylab.evaluation.learning import calls_at
 from relaylab.evaluation.placement import calls_frame
 from relaylab.evaluation.table import trace_files
 from relaylab.memory import GB, QWEN3, shipped
+from relaylab.sweep.results import effects, read_results
 from relaylab.tasks.suites import ALL_SUITES, level_of
 from relaylab.tasks.worlds import HARD_KINDS
 from relaylab.training.data_filter import pass_rates
@@ -251,6 +252,20 @@ def test_06_says_of_exploration_what_its_sweep_shows():
     assert said
     ends = [values[k] for values in calls for k in (0, -1)]
     assert [float(number) for number in said.groups()] == pytest.approx(ends, abs=0.0051)
+
+
+def test_06_says_what_the_end_of_a_call_costs():
+    """After 20 steps no end of a call is more accurate than another; twenty tokens cost three times as many as five."""
+    says = " ".join(sources("06")["sweep-read"].split())
+    assert "no end of a call is more accurate than another" in says
+    assert "twenty tokens per call cost three times as many of the teacher's tokens as five" in says
+    path = HOME / "notebooks" / "measured" / "fixed-n.csv"
+    found = effects(*read_results(path, collect=["accuracy", "teacher_share"])).set_index(["result", "level"])
+    others = found.loc["accuracy"].query("level != against")
+    assert len(others) == 4
+    assert not ((others["difference_low"] > 0) | (others["difference_high"] < 0)).any()
+    shares = found.loc["teacher_share", "mean"]
+    assert round(shares["20 tokens"] / shares["5 tokens"]) == 3
 
 
 def test_06_says_where_help_is_not_needed_and_where_it_is_in_vain():

@@ -135,7 +135,7 @@ def required(entries: dict[str, dict[str, Any]]) -> list[Finding]:
             texts.append(f"{suite} {percent(score)}")
         findings.append(Finding(ok, f"{name}: {level} suites {relation} {percent(bound)}: {', '.join(texts)}"))
     size = sum(file.stat().st_size for file in zoo.WEIGHTS.rglob("*.safetensors"))
-    text = f"all weights together below {MAX_BYTES / 1e6:.0f} MB: {size / 1e6:.1f} MB"
+    text = f"all weights together below {MAX_BYTES / 1e6:.0f} MB: {size / 1e6:.2f} MB"
     return [*findings, Finding(size < MAX_BYTES, text)]
 
 
