@@ -5,6 +5,7 @@
     vllm serve runs/served/teacher --served-model-name teacher --dtype float32 --port 8002 --enforce-eager
     python benchmarks/servers.py --student-url http://127.0.0.1:8001/v1 --teacher-url http://127.0.0.1:8002/v1
 
+For llama.cpp, write with ``--gguf`` and serve DIR/student/model.gguf. Caches of keys and values must be float32, too.
 With ``--resume FOLDER`` it decodes into that folder, no more. Kill a server meanwhile, start it again, and run the same
 command again: every row has to be as in this process.
 
@@ -23,6 +24,8 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -32,7 +35,9 @@ import torch
 from relaylab.engine.engine import Engine
 from relaylab.engine.load import RELAY_CONFIG, load_model, resolve
 from relaylab.relay.api_client import APIClient
+from relaylab.relay.call_rules import CallEvery
 from relaylab.relay.pair import Pair, load_pair, load_student
+from relaylab.relay.server_probe import read_completion
 from relaylab.relay.students import Student
 from relaylab.relay.teachers import NoTeacher
 from relaylab.tasks.suites import ALL_SUITES, Problem, problem
@@ -40,6 +45,7 @@ from relaylab.trace import Trace
 
 LEAST = 32  # the smallest attention heads that vLLM's kernels for a CPU take
 PIECE = 8  # tokens of a request, where an answer is written in pieces
+Clock = Callable[[], float]
 
 
 def write(names: dict[str, str], out: Path) -> None:
@@ -191,21 +197,28 @@ def compare(local: Pair, pairs: dict[str, Pair], questions: list[Problem]) -> di
 # Speed --------------------------------------------------------------------------------------------------------------
 
 
-def speed(pair: Pair, questions: list[Problem], rows: int) -> float:
+def processor(pids: list[int]) -> float:
+    """The processor's time of this process and of others, in seconds. Linux alone numbers the clocks so."""
+    return time.process_time() + sum(time.clock_gettime(~pid << 3 | 2) for pid in pids)
+
+
+def speed(pair: Pair, questions: list[Problem], rows: int, clock: Clock) -> float:
     """Tokens a second of a relay."""
-    started = time.perf_counter()
+    started = clock()
     traces = pair.decode(questions, progress=False, batch_size=rows)
-    return sum(len(t.completion_ids) for t in traces) / (time.perf_counter() - started)
+    return sum(len(t.completion_ids) for t in traces) / (clock() - started)
 
 
-def speeds(cases: dict[str, tuple[Pair, Pair]], questions: list[Problem], batches: list[int], rounds: int) -> list:
-    """Each case on servers and in this process, in turn."""
+def speeds(
+    cases: dict[str, tuple[Pair, Pair]], questions: list[Problem], batches: list[int], rounds: int, clock: Clock
+) -> list:
+    """Each case on servers and in this process, in turn. Each round has questions that no cache has seen."""
     table = []
-    for rows in batches:
-        some = questions[: max(4, rows)]
-        for name, (local, remote) in cases.items():
-            speed(remote, some[:rows], rows), speed(local, some[:rows], rows)
-            pairs = [(speed(remote, some, rows), speed(local, some, rows)) for _ in range(rounds)]
+    for name, (local, remote) in cases.items():
+        fresh = iter(questions)
+        for rows in batches:
+            parts = [list(islice(fresh, max(4, rows))) for _ in range(rounds + 1)]
+            pairs = [tuple(speed(pair, part, rows, clock) for pair in (remote, local)) for part in parts][1:]
             ratios = sorted(a / b for a, b in pairs)
             on_servers, in_process = (median(values) for values in zip(*pairs))
             table.append({
@@ -219,13 +232,14 @@ def speeds(cases: dict[str, tuple[Pair, Pair]], questions: list[Problem], batche
 
 def handoff(student: Any, prompt: list[int], rounds: int, tokens: int = 64) -> dict[str, float]:
     """What it costs to go on in another request: so many tokens in one request, and in pieces. A call needs two."""
-    client, model = APIClient(student.probe().url), student.probe().model
+    server = student.probe()
+    client = APIClient(server.url)
 
     def written(piece: int) -> float:
         ids, started = list(prompt), time.perf_counter()
         while len(ids) < len(prompt) + tokens:
-            body = {"model": model, "prompt": ids, "max_tokens": piece, "temperature": 0.0, "ignore_eos": True}
-            ids += client.ask("/completions", body | {"return_token_ids": True}).ids or []
+            body = {"model": server.model, "prompt": ids, "max_tokens": piece, "temperature": 0.0, "ignore_eos": True}
+            ids += client.ask(server.path, body | server.wants_ids, read=read_completion).ids or []
         return time.perf_counter() - started
 
     written(tokens), written(PIECE)
@@ -256,7 +270,11 @@ def main() -> None:
     parser.add_argument("--teacher-url")
     parser.add_argument("--count", type=int, default=72, help="questions whose answers are compared")
     parser.add_argument("--resume", type=Path, help="a folder to decode into, and no more")
+    parser.add_argument("--every", type=int, help="call for 4 tokens after so many: for a student that never calls")
+    parser.add_argument("--max-tokens", type=int, help="of an answer")
     parser.add_argument("--rows", type=int, nargs="*", default=[1, 8, 64])
+    parser.add_argument("--cases", nargs="*", default=["relay", "student alone", "teacher alone"])
+    parser.add_argument("--pid", type=int, nargs="*", help="of the servers here: speed by processor time, with theirs")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, help="a JSON file for all numbers")
     args = parser.parse_args()
@@ -271,12 +289,16 @@ def main() -> None:
     load = f"{os.getloadavg()[0]:.0f}" if hasattr(os, "getloadavg") else "unknown"  # Windows has none
     machine = f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, load {load}"
     print(machine)
-    questions = [problem(ALL_SUITES[i % len(ALL_SUITES)], i // len(ALL_SUITES)) for i in range(max(args.count, 64))]
+    count = max(args.count, (args.rounds + 1) * sum(max(4, rows) for rows in args.rows))
+    questions = [problem(ALL_SUITES[i % len(ALL_SUITES)], i // len(ALL_SUITES)) for i in range(count)]
     options = {
         "student_options": {"tokenizer": args.student},
         "teacher_options": {"tokenizer": args.teacher, "concurrency": 256},
     }
     local, both = load_pair(args.student, args.teacher), load_pair(args.student_url, args.teacher_url, **options)
+    settings = {"call_rule": CallEvery(args.every, 4)} if args.every else {}
+    settings |= {"max_tokens": args.max_tokens} if args.max_tokens else {}
+    local.defaults, both.defaults = local.defaults | settings, both.defaults | settings
     if args.resume:
         return resume(local, both, questions[: args.count], args.resume)
     pairs = {
@@ -284,7 +306,8 @@ def main() -> None:
         "student on a server": Pair(both.student, local.teacher, local.defaults),
         "teacher on a server": Pair(local.student, both.teacher, local.defaults),
     }
-    report: dict[str, Any] = {"machine": machine, "equal": compare(local, pairs, questions[: args.count])}
+    report: dict[str, Any] = {"machine": machine}
+    report["equal"] = compare(local, pairs, questions[: args.count]) if args.count else {}
     alone: Callable[[Student], Pair] = lambda model: Pair(model, NoTeacher(), local.defaults)  # noqa: E731
     served = load_student(args.teacher_url, tokenizer=args.teacher)
     cases = {
@@ -292,7 +315,9 @@ def main() -> None:
         "student alone": (alone(local.student), alone(both.student)),
         "teacher alone": (alone(local.teacher.engine), alone(served)),
     }
-    report["speed"] = speeds(cases, questions, args.rows, args.rounds) if args.rounds else []
+    cases = {name: pairs for name, pairs in cases.items() if name in args.cases}
+    clock = partial(processor, args.pid) if args.pid else time.perf_counter
+    report["speed"] = speeds(cases, questions, args.rows, args.rounds, clock) if args.rounds else []
     for name, model in (("student", both.student), ("teacher", served)) if args.rounds else ():
         report[f"request of the {name}"] = cost = handoff(model, model.prompt_ids(questions[0].messages()), args.rounds)
         print(f"another request of the {name}: " + "{ms:.1f} ms, as long as {tokens:.1f} tokens of {token_ms:.1f} ms "
