@@ -268,6 +268,26 @@ def test_06_says_what_the_end_of_a_call_costs():
     assert round(shares["20 tokens"] / shares["5 tokens"]) == 3
 
 
+def test_06_says_what_the_filter_saves():
+    says = " ".join(sources("06")["sweep-read"].split())
+    assert "at 0.9 it takes half of the teacher's tokens that it takes without one, and solves more alone" in says
+    path = HOME / "notebooks" / "measured" / "filter.csv"
+    found = effects(*read_results(path, collect=["accuracy", "teacher_share", "alone"])).set_index(["result", "level"])
+    share, alone, right = (found.loc[name] for name in ("teacher_share", "alone", "accuracy"))
+    assert share.loc["0.9", "mean"] / share.loc["0.0", "mean"] == pytest.approx(0.5, abs=0.05)
+    assert share.loc["0.9", "difference_high"] < 0 < alone.loc["0.9", "difference_low"]
+    assert right.loc["0.9", "difference_low"] < 0 < right.loc["0.9", "difference_high"]
+
+
+def test_09_says_who_matters_more_in_its_sweep():
+    says = " ".join(sources("09")["swap-read"].split())
+    assert "Both students have 65 % with the smaller teacher, and 71 to 72 % with the usual one" in says
+    right = pd.read_csv(HOME / "notebooks" / "measured" / "teacher-swap.csv").groupby("teachers")["accuracy"].mean()
+    assert {round(100 * right[f"{name} > smaller"]) for name in ("teacher", "smaller")} == {65}
+    assert round(100 * right["smaller > teacher"]) == 71
+    assert round(100 * right["teacher > teacher"]) == 72
+
+
 def test_06_says_where_help_is_not_needed_and_where_it_is_in_vain():
     says = " ".join(" ".join(sources("06").values()).split())
     assert "In the first three suites the student needs no help. In *galaxy* the teacher cannot help" in says
