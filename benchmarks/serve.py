@@ -137,8 +137,9 @@ async def load(url: str, seconds: float, clients: int, expected: dict) -> None:
 
 def in_process(pair, questions: list[str], rows: int) -> tuple[float, float, float]:
     """Tokens a second, the same by time of the processor, and the median seconds from a free place to a first token."""
+    started, cpu = time.perf_counter(), time.process_time()
     stream = pair.relay(batch_size=rows).stream(questions, seeds=[problem_seed(0, "question-0")] * len(questions))
-    begun, cpu = time.perf_counter(), time.process_time()
+    begun = time.perf_counter()
     free, begun_rows, waits = deque([begun] * rows), set(), []
     for event in stream:
         if isinstance(event, TokenEvent) and event.row not in begun_rows:
@@ -146,7 +147,7 @@ def in_process(pair, questions: list[str], rows: int) -> tuple[float, float, flo
             waits.append(time.perf_counter() - free.popleft())
         elif isinstance(event, Done):
             free.append(time.perf_counter())
-    seconds, cpu = time.perf_counter() - begun, time.process_time() - cpu
+    seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
     tokens = sum(len(t.completion_ids) for t in stream.traces)
     return tokens / seconds, tokens / cpu, statistics.median(waits)
 

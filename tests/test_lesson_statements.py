@@ -627,17 +627,16 @@ def test_answers_that_once_passed_are_wrong(name, answer):
 
 
 def test_14_says_which_number_decides_who_wins():
-    """h: below a half a rule on doubts wins at 5 %, above it something trained; and two relays spend more than that."""
+    """h: below a half a rule on doubts wins at 5 %, above it the relay; and one relay spends more than that."""
     says = " ".join(sources("14")["which-number"].split())
     assert "It is *h*." in says
-    assert "Two of them spend more than 5 %" in says
+    assert "That of the stubborn world spends 8 %, so it cannot win here" in says
     where = pd.read_csv(HOME / "notebooks" / "measured" / "map.csv")
     within = where[where["budget"] == 0.05].set_index("world")
     few, most = within[within["h"] < 0.5], within[within["h"] > 0.5]
     assert len(few) == len(most) == 2
     assert set(few["winner"]) <= {"entropy", "margin"}
-    assert most.loc["lifelike", "winner"] == "relay"
-    assert most.loc["wordy", "winner"] == "r2r"
+    assert set(most["winner"]) == {"relay"}
     assert few["c"].max() > most["c"].max() > few["c"].min(), "c does not decide"
     assert "The cross is a real pretrained pair" in says
     (real,) = json.loads((HOME / "notebooks" / "measured" / "real_pair.json").read_text("utf-8")).values()

@@ -6,8 +6,11 @@ import pandas as pd
 import pytest
 
 from relaylab.cli import main
-from relaylab.evaluation.method_map import compared, draw_map, measure_dials, pair_of, students, winners
+from relaylab.engine.load import embedded, fingerprint_weights, manifest
+from relaylab.evaluation.method_map import compared, draw_map, measure_dials, pair_of, students, winners, worlds
+from relaylab.files import read_json
 from relaylab.views.method_map import map_figure
+from relaylab.zoo.verify import DIALS
 
 PROBLEMS = 40
 
@@ -106,3 +109,11 @@ def test_the_command_measures_a_world_and_keeps_it(tmp_path, monkeypatch, capsys
     assert "lifelike" in page
     with pytest.raises(ValueError, match="per_suite"):
         measure_dials("lifelike", tmp_path / "map" / "lifelike", per_suite=2)
+
+
+def test_the_published_dials_are_of_the_shipped_models():
+    for world in worlds():
+        student, teacher = pair_of(world)
+        record = read_json(embedded()[student] / DIALS)
+        assert record["config"]["weights"] == [fingerprint_weights(student), fingerprint_weights(teacher)]
+        assert manifest()[student]["dials"] == record["dials"]

@@ -207,22 +207,24 @@ class Server:
     async def _events(
         self, rows: list[Row], updates: asyncio.Queue, reply: Reply, prompt_tokens: int | None
     ) -> AsyncIterator[str]:
-        index = {row: i for i, row in enumerate(rows)}
-        for i in range(len(rows)):
-            yield _event(reply.chunk(i, "", first=True))
-        ended = 0
+        index, ended = {row: i for i, row in enumerate(rows)}, 0
+        events = [_event(reply.chunk(i, "", first=True)) for i in range(len(rows))]
         while ended < len(rows):
             row, text = await updates.get()
             try:
                 _check(row)
             except Refusal as refusal:
-                yield _event(refusal.body)
+                yield "".join([*events, _event(refusal.body)])
                 return
             ended += text is None
-            yield _event(reply.chunk(index[row], text or "", row.trace if text is None else None))
+            end = {"text": row.rest, "trace": row.trace} if text is None else {"text": text}
+            events.append(_event(reply.chunk(index[row], **end)))
+            if updates.empty() and ended < len(rows):  # what is ready together is sent together
+                yield "".join(events)
+                events.clear()
         if prompt_tokens is not None:
-            yield _event(reply.usage_chunk(usage_of([row.trace for row in rows if row.trace], prompt_tokens)))
-        yield "data: [DONE]\n\n"
+            events.append(_event(reply.usage_chunk(usage_of([row.trace for row in rows if row.trace], prompt_tokens))))
+        yield "".join([*events, "data: [DONE]\n\n"])
 
     # Errors and metrics -----------------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import count, groupby
 
 from relaylab.call_tag import settled, strip_calls
 from relaylab.engine.engine import Engine
@@ -42,11 +42,11 @@ class VisibleText:
     """
 
     def __init__(self, stop: list[str] | None = None):
-        self.text, self.stopped, self._stop = "", False, stop or []
+        self.text, self.stopped, self.stop = "", False, stop or []
         self._open = ""  # the student's last text, which may still become part of a command
 
     def add(self, piece: str, teacher: bool = False) -> None:
-        """The text of a token. What the teacher writes is never a command."""
+        """The text of some tokens. What the teacher writes is never a command."""
         if teacher:
             self.end()
             self._show(piece)
@@ -63,7 +63,7 @@ class VisibleText:
         """Characters of ``text`` that no stop string will take away."""
         if self.stopped:
             return len(self.text)
-        begun = (k for s in self._stop for k in range(1, len(s)) if self.text.endswith(s[:k]))
+        begun = (k for s in self.stop for k in range(1, len(s)) if self.text.endswith(s[:k]))
         return len(self.text) - max(begun, default=0)
 
     def _settle(self, length: int) -> None:
@@ -75,7 +75,7 @@ class VisibleText:
             return
         begin = len(self.text)
         self.text += text
-        found = (self.text.find(s, max(0, begin - len(s) + 1)) for s in self._stop)
+        found = (self.text.find(s, max(0, begin - len(s) + 1)) for s in self.stop)
         if (cut := min((at for at in found if at >= 0), default=-1)) >= 0:
             self.text, self.stopped = self.text[:cut], True
 
@@ -87,7 +87,7 @@ class Row:
     Args:
         sequence: not begun yet.
         text: what its reader sees of it.
-        send: gets each new text in the event loop, and None at the end.
+        send: gets each new text in the event loop, and None at the end, which may have a ``rest``.
         stream: send texts as they come. If False, only the end is sent.
     """
 
@@ -102,7 +102,19 @@ class Row:
     first: float | None = None  # when its first token came
     sent: int = 0  # characters
     flushed: float = 0.0
+    unread: list[TokenEvent] = field(default_factory=list)  # tokens that ``text`` does not hold yet
     last: str = ""  # the text of its last token
+
+    @property
+    def rest(self) -> str:
+        """The text that was not sent."""
+        return self.text.text[self.sent :]
+
+    def read(self) -> None:
+        """Take what was written into the text; many tokens at once cost hardly more than one."""
+        for teacher, events in groupby(self.unread, lambda event: event.source == "t"):
+            self.text.add("".join(event.text for event in events), teacher)
+        self.unread.clear()
 
 
 class Worker:
@@ -202,9 +214,10 @@ class Worker:
         if isinstance(event, TokenEvent):
             row = self.live[event.row]
             row.first, row.last = row.first or time.perf_counter(), event.text
-            row.text.add(event.text, teacher=event.source == "t")
+            row.unread.append(event)
         elif isinstance(event, Done):
             row, trace = self.live[event.row], event.trace
+            row.read()
             if trace.pieces:  # half a character at the end is written once it is known to be the end
                 row.text.add(trace.pieces[-1][len(row.last) :], teacher=trace.source[-1] == "t")
             row.text.end()
@@ -219,14 +232,15 @@ class Worker:
     def _end(self, row: Row, error: str | None) -> None:
         self.live.pop(row.sequence.index, None)
         row.error = error
-        if row.stream and not error and row.sent < len(row.text.text):
-            self._outbox.append((row, row.text.text[row.sent :]))
         self._outbox.append((row, None))
 
     def _flush(self) -> None:
         now = time.perf_counter()
         for row in self.live.values():
-            if row.stream and now - row.flushed >= FLUSH_SECONDS and (ready := row.text.ready) > row.sent:
+            due = row.stream and now - row.flushed >= FLUSH_SECONDS
+            if row.unread and (due or row.text.stop):
+                row.read()
+            if due and (ready := row.text.ready) > row.sent:
                 self._outbox.append((row, row.text.text[row.sent : ready]))
                 row.sent, row.flushed = ready, now
         if self._outbox:

@@ -55,20 +55,18 @@ def method_table(summary: Any) -> Table:
 
 def zoo_table(manifest: Mapping[str, Mapping[str, Any]]) -> Table:
     """One row per embedded model, with its scores in the manifest."""
-    table = text_table("model", "parameters", "alone", "relay", "teacher tokens", "h, c", "AUROC")
+    table = text_table("model", "size", "alone", "relay", "teacher", "h, c")
     table.caption = (
-        "right answers to test problems: alone at temperature 1 without calls, the relay greedy; h: harmless share of "
-        "uncertain tokens, c: confident share of decisive ones, AUROC of the entropy for these (docs/results.md)"
+        "right answers to test problems: alone at temperature 1 without calls, the relay greedy; its teacher tokens; "
+        "h: harmless share of uncertain tokens, c: confident share of decisive ones (docs/results.md)"
     )
     for name, entry in manifest.items():
         scores, relayed = list(entry.get("scores", {}).values()), list(entry.get("relay_scores", {}).values())
         cells = [_percent(*(sum(s[k] for s in group) for k in ("right", "count"))) for group in (scores, relayed)]
-        teacher = _percent(*(sum(s[k] for s in relayed) for k in ("teacher", "tokens")))
-        place = ["-", "-"]
-        if dials := entry.get("dials"):
-            place = [f"{dials['harmless']['value']:.2f}, {dials['confident']['value']:.2f}", f"{dials['entropy']:.2f}"]
-        parameters = f"{entry['parameters']:,}" if "parameters" in entry else "-"
-        table.add_row(name, parameters, *cells, teacher, *place)
+        cells.append(_percent(*(sum(s[k] for s in relayed) for k in ("teacher", "tokens"))))
+        dials = [f"{entry['dials'][k]['value']:.2f}" for k in ("harmless", "confident")] if "dials" in entry else ["-"]
+        size = f"{entry['parameters'] / 1e6:.2f} M" if "parameters" in entry else "-"
+        table.add_row(name, size, *cells, ", ".join(dials))
     return table
 
 
