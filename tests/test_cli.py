@@ -394,9 +394,14 @@ def test_the_zoo_is_listed_and_verified_with_any_manifest(relaylab, tmp_path, mo
     result = relaylab("zoo", "verify", "--count", 0)
     assert result.code == 1
     assert "WRONG student: not in the manifest" in result.out
-    made = [{"parameters": 1234, "scores": {"savings": {"level": "easy", "right": 9, "count": n}}} for n in (0, 10)]
+    dials = {"harmless": {"value": 0.345}, "confident": {"value": 0.678}}
+    made = [
+        {"parameters": 1230000, "dials": dials, "scores": {"savings": {"level": "easy", "right": 9, "count": n}}}
+        for n in (0, 10)
+    ]
+    words = ["1.23 M", "0.34, 0.68", "90.0 %"]
     manifests = [None, {}, {"student": {}}, *({"student": entry} for entry in made)]
-    for manifest, cells in zip(manifests, ([], [], [], ["1,234"], ["1,234", "90.0 %"])):
+    for manifest, cells in zip(manifests, ([], [], [], words[:2], words)):
         if manifest is not None:
             zoo.MANIFEST.write_text(json.dumps(manifest))
         result = relaylab("zoo", "list")
@@ -404,7 +409,7 @@ def test_the_zoo_is_listed_and_verified_with_any_manifest(relaylab, tmp_path, mo
         assert {"student", "teacher", "warmup", "relay"} <= (shown := set(result.out.split()))
         assert not {"ablations/simple", "relay-seed2"} & shown
         assert {"ablations/simple", "relay-seed2"} <= set(relaylab("zoo", "list", "--all").out.split())
-        assert [cell for cell in ("1,234", "90.0 %") if cell in result.out] == cells
+        assert [cell for cell in words if cell in result.out] == cells
     monkeypatch.setattr("relaylab.zoo.verify.verify", lambda count: [])
     assert relaylab("zoo", "verify", "--count", 0).code == 0
 
