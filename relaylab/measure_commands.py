@@ -90,6 +90,7 @@ def map_command(
 ) -> None:
     """Which way of asking for help wins in which world, at 2, 5 and 10 % teacher tokens."""
     from relaylab.evaluation import method_map as maps
+    from relaylab.evaluation.frontier import frontiers
     from relaylab.evaluation.stats import summary
     from relaylab.evaluation.table import write_table
     from relaylab.files import read_json, write_whole
@@ -97,7 +98,7 @@ def map_command(
     from relaylab.views.method_map import map_figure
     from relaylab.views.theme import html_page, show_figure
 
-    others, found, frontiers = read_json(measured) if measured else {}, {}, []
+    others, found, planes = read_json(measured) if measured else {}, {}, []
     for name in world or maps.worlds(models):
         dials = maps.measure_dials(name, out / name, per_suite=training, models=models)
         table, chosen = maps.measure_world(
@@ -105,16 +106,17 @@ def map_command(
         )
         found[name] = dials, maps.winners(table, chosen)
         write_table(maps.at_budgets(table, chosen), out / name / "methods.csv")
-        frontier = accuracy_against_share(table).update_layout(
-            title_text=f"Accuracy against the teacher's share: {name}"
-        )
-        frontiers.append(frontier.update_xaxes(range=[-0.5, 12]))  # the teacher alone stands at 100 %
+        plane = accuracy_against_share(table).update_layout(title_text=f"Accuracy against the teacher's share: {name}")
+        planes.append(plane.update_xaxes(range=[-0.5, 12]))  # the teacher alone stands at 100 %
         say(f"{name}: h {dials['harmless']['value']:.2f}, c {dials['confident']['value']:.2f}")
         console.print(method_table(summary(table)))
         print(maps.compared(table, chosen).round(3).to_string(index=False))
+        whole = frontiers(table, maps.family)
+        write_table(whole, out / name / "frontier.csv")
+        print(whole.round(3).to_string(index=False))
     drawn = maps.draw_map(found)
     write_table(drawn, out / "map.csv")
-    figures = "".join(show_figure(fig).html for fig in (map_figure(drawn, others), *frontiers))
+    figures = "".join(show_figure(fig).html for fig in (map_figure(drawn, others), *planes))
     write_whole(out / "map.html", html_page("When learning to call pays", figures, "report.css"))
     print(drawn.drop(columns=["low", "high", "gap_low", "gap_high"]).round(3).to_string(index=False))
     say(f"the map is {out / 'map.html'}")
