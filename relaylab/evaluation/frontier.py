@@ -79,8 +79,8 @@ def frontiers(
     drawn = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=RESAMPLES)
     counts = np.vstack([np.ones(n), drawn])
     accuracy = pd.DataFrame(counts @ right[known].to_numpy() / n, columns=right.columns)
-    shares = pd.DataFrame(counts @ written[known].to_numpy(), columns=right.columns)
-    shares /= counts @ length[known].to_numpy()
+    tokens = counts @ written[known].to_numpy(), counts @ length[known].to_numpy()
+    shares = pd.DataFrame(tokens[0] / tokens[1], columns=right.columns)
     missing = accuracy["teacher"] - accuracy["student"]
     if missing[0] <= 0:
         raise ValueError("the teacher is not better than the student; there is no gap to recover")
@@ -89,7 +89,7 @@ def frontiers(
     rows = []
     for name in dict.fromkeys(map(family, right.columns)):
         own = [method for method in right.columns if family(method) == name]
-        points = np.stack([shares[own], recovered[own].fillna(0)], axis=-1)  # (resamples, methods, 2)
+        points = np.stack([shares.loc[:, own], recovered.loc[:, own].fillna(0)], axis=-1)  # (resamples, methods, 2)
         found = [hull([tuple(point) for point in some]) for some in points]
         figures = {"area": [area(corners, limit) for corners in found]}
         figures |= {f"price_{100 * gap:.0f}": [price(corners, gap) for corners in found] for gap in gaps}

@@ -78,6 +78,7 @@ def make(name: str, out: str | Path, *, device: str = "cpu", steps: int | None =
         ValueError: for a name without a recipe, and where ``out`` holds something else.
     """
     recipe, out, started = _recipe(name), Path(out), time.monotonic()
+    short: dict[str, Any]
     check_replaceable(out, marker=RECORD)
     if "width" in recipe:
         short, train, model = {"steps": steps}, partial(_pretrained, steps=steps), "model"
@@ -88,7 +89,7 @@ def make(name: str, out: str | Path, *, device: str = "cpu", steps: int | None =
     recipe = recipe | (short if steps else {})
     work = bind_folder(out.with_name(f"{out.name}.work"), recipe)
     # 1) What it is trained on from: an embedded model, or one beside it. A try makes a short one of its own.
-    base = recipe.get("base") or recipe.get("student")
+    base: str | None = recipe.get("base") or recipe.get("student")
     if base and base not in embedded():
         source = work / "base" if steps else out.with_name(base.replace("/", "-"))
         if not source.exists():
@@ -124,7 +125,7 @@ def _pretrained(
 def _warmed(work: Path, device: str, recipe: dict[str, Any], student: str | None) -> dict[str, Any]:
     from relaylab.training.warmup import warmup  # TRL takes seconds to import
 
-    options = recipe | {"student": student}
+    options: dict[str, Any] = recipe | {"student": student}
     stream = mixture(seed=options.pop("data_seed"), suites=tuple(options.pop("suites")))
     chosen = list(islice(stream, options.pop("num_problems")))
     check = [p for s in SUITES[:4] for p in problems(s, 100)]  # those that the student solves alone
@@ -146,6 +147,6 @@ def _trained(work: Path, device: str, recipe: dict[str, Any], student: str | Non
     from relaylab.training.grpo import train
     from relaylab.training.run_dir import read_metrics
 
-    train(output_dir=work / "run", use_cpu=device == "cpu", **recipe | {"student": student})
+    train(output_dir=work / "run", use_cpu=device == "cpu", **recipe | dict[str, Any](student=student))
     last = read_metrics(work / "run").tail(10)[["reward", "accuracy", "call_ratio", "calls"]].mean()
     return {"last_10_steps": {k: round(float(v), 4) for k, v in last.items()}}
