@@ -168,7 +168,7 @@ def test_the_rollouts_that_ship_are_a_training(tmp_path):
     folder = Path(__file__).parents[1] / "notebooks" / "measured" / "rollouts"
     assert sum(file.stat().st_size for file in folder.iterdir()) <= 300_000
     traces, steps = read_labelled(folder)
-    assert sorted(set(steps)) == list(range(0, max(steps) + 1, 8))
+    assert sorted(set(steps)) == list(range(0, max(steps) + 1, 16))
     assert all(t.temperature == 1 and t.correct is not None for t in traces)
     assert "Call atlas" in atlas(traces, by=steps, name="training step", movie=True).text
 

@@ -273,7 +273,7 @@ def test_a_training_is_a_movie(later: Lab):
     first = row.inner_text()
     slider.focus()
     page.keyboard.press("ArrowRight")
-    assert where.inner_text() == slider.get_attribute("aria-valuetext") == "training step 8"
+    assert where.inner_text() == slider.get_attribute("aria-valuetext") == "training step 16"
     assert row.inner_text() != first
     assert movie.get_by_role("combobox", name="training step").input_value() == "1"  # the filter goes along
     page.keyboard.press("End")

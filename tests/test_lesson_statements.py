@@ -40,7 +40,7 @@ def sources(number: str) -> dict[str, str]:
 
 
 def test_00_says_where_the_student_is_unsure():
-    """At the wrong digit of the product, and at the one before it; two of the teacher's tokens mend it."""
+    """At the wrong digit of the product, and at the one before it; three of the teacher's tokens mend it."""
     cells = sources("00")
     wanted = re.search(r"(\d+)·(\d+) = 3552.*hard product: (\d+)", cells["cell-13"], re.S)
     assert wanted
@@ -57,14 +57,14 @@ def test_00_says_where_the_student_is_unsure():
     wrong = next(k for k, (a, b) in enumerate(zip(guessed, "3552"), 1) if a != b)
     assert before == [guessed[:wrong], guessed[: wrong - 1]], "the wrong digit, and the one before it"
 
-    assert "Two tokens were enough" in cells["cell-19"]
+    assert "Three tokens were enough" in cells["cell-19"]
     pair = rl.load_pair("plain/warmup", "teacher")
     helped = pair.solve(question, call_rule=rl.CallWhenUnsure(0.6, 8, most=3))
     start, right_at = helped.answered[0].start, {}
-    for n in (1, 2):
+    for n in (2, 3):
         *_, done = pair.relay(record=True).fork(helped, start, call=n)
         right_at[n] = done.trace.text.endswith("\\boxed{3552}.")
-    assert right_at == {1: False, 2: True}
+    assert right_at == {2: False, 3: True}
 
 
 def test_01_says_what_a_command_breaks_and_what_entropy_shows_of_it():
@@ -161,13 +161,15 @@ def test_02_says_what_a_warm_up_costs_and_that_it_does_not_teach_when():
 
 def test_02_says_which_warm_ups_give_dependent_groups():
     says = " ".join(sources("02")["sweep-read"].split())
-    assert "the paper's long calls, and a call in *every* answer" in says
+    assert "6 to 11 %: the paper's long calls, the paper's loss, right responses alone, and a call in *every*" in says
     sweep = pd.read_csv(HOME / "notebooks" / "measured" / "warmup.csv").groupby("warm-up").mean(numeric_only=True)
-    two = ["k in 0..3, the paper's", "a call in all"]
-    assert sweep.loc[two, "dependent"].min() > 1.5 * sweep["dependent"].drop(two).max(), "far more"
-    assert sweep["alone"].idxmin() == two[1]
-    assert sweep.loc[two[1], "alone"] < 0.6 * sweep["alone"].drop(two[1]).median(), "half of its accuracy"
-    assert sweep.loc[two, "teacher_share"].min() > 1.7 * sweep["teacher_share"].drop(two).median()
+    assert len(sweep) == 7
+    costly = ["cross-entropy, the paper's", "a call in all"]
+    four = [*costly, "k in 0..3, the paper's", "right responses alone"]
+    assert sweep.loc[four, "dependent"].min() == pytest.approx(0.06, abs=0.005)
+    assert sweep.loc[four, "dependent"].max() == pytest.approx(0.11, abs=0.005)
+    assert sweep["dependent"].drop(four).max() < 0.02, "next to none"
+    assert set(sweep["alone"].nsmallest(2).index) == set(costly)
     wanted = {sweep["accuracy"].idxmax(), sweep["alone"].idxmax(), sweep["dependent"].idxmax()}
     assert len(wanted) > 1, "no warm-up is the best in every column"
 

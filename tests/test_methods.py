@@ -170,10 +170,10 @@ def test_scores_are_those_of_the_model_over_the_text_without_commands(run, calle
     assert [*from_dataset(to_dataset([first, called[0]]))] == [first, called[0]]
     assert recorded(teacher, called)[0].divergences is None
     own = score_traces(student, called, commands=True)
-    known = [p for t in called for p in t.logprobs if p is not None]
-    assert own["logprob"].to_numpy()[: len(called[0].logprobs)] == pytest.approx(
-        known[: len(called[0].logprobs)], abs=1e-4
-    )
+    mine = own.loc[own["trace"] == 0, "logprob"]
+    known = [(a, b) for a, b in zip(mine, called[0].logprobs) if b is not None]  # the student reads no last tokens
+    assert len(known) > 40
+    assert [a for a, _ in known] == pytest.approx([b for _, b in known], abs=1e-4)
 
 
 def test_a_hand_off_reads_nothing_again_that_was_scored(run, called):

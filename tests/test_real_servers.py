@@ -1,7 +1,7 @@
 """A relay with its models on real servers: pytest -m real tests/test_real_servers.py (docs/serving.md).
 
 RELAYLAB_STUDENT_URL and RELAYLAB_TEACHER_URL are the addresses (``URL`` or ``URL#model``), in float32. What they serve
-is ``relay`` and ``teacher``, or the folders in RELAYLAB_STUDENT and RELAYLAB_TEACHER.
+is ``relay`` and ``teacher``, or the folders in RELAYLAB_STUDENT and RELAYLAB_TEACHER. vLLM and llama.cpp were tried.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""``APIStudent``: a student behind an OpenAI-compatible server, such as vLLM. Everything goes as token ids.
+"""``APIStudent``: a student behind an OpenAI-compatible server: vLLM or llama.cpp. Everything goes as token ids.
 
 A turn is one request: the prompt and the answer so far, up to ``</call>`` or the end. The server's prefix cache makes
 it cost what is new. What a request writes is taken token by token, as if it had been written here. Where a call is
