@@ -84,3 +84,10 @@ def test_traces_without_entropies_are_refused(pair, traces):
     bare = Pair(pair.student, NoTeacher()).decode(problems("tiles", 1), temperature=0.0, max_tokens=160, progress=False)
     with pytest.raises(ValueError, match="tiles-test-0-0' lacks entropies"):
         interventions(bare, pair, [[0]], progress=False)
+
+
+def test_a_student_whose_answers_never_end_has_no_dials():
+    student = load_engine("student")
+    cut = Relay(student, NoTeacher(), max_tokens=3).run(["What is 1+1?"])
+    with pytest.raises(ValueError, match="no answer ended"):
+        dials(cut, Relay(student, NoTeacher()))

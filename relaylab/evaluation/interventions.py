@@ -110,8 +110,12 @@ def dials(traces: Sequence[Trace], relay: Relay, *, n: int = 8, seed: int = 0, p
         n: tokens of the teacher.
         seed: of the draws, four uncertain tokens of each trace for h.
         progress: show bars.
+
+    Raises:
+        ValueError: where no answer ended.
     """
-    traces = [t for t in traces if t.stop == "end"]
+    if not (traces := [t for t in traces if t.stop == "end"]):
+        raise ValueError("no answer ended within its limit of tokens; h and c are of answers that end")
     uncertain = interventions(traces, relay, uncertain_places(traces, seed=seed), n=n, progress=progress)
     everywhere = [[] if t.correct else range(len(t.completion_ids) - 1) for t in traces]
     forks = interventions(traces, relay, everywhere, n=n, progress=progress)
