@@ -27,9 +27,9 @@ from relaylab.engine.engine import Engine
 from relaylab.engine.load import load_engine
 from relaylab.evaluation.calibrate import calibrate
 from relaylab.evaluation.eval_run import EvalRun, ModelCache
-from relaylab.evaluation.interventions import COLUMNS, auroc, dials_of, interventions, uncertain_places
+from relaylab.evaluation.interventions import COLUMNS, auroc_interval, dials_of, interventions, uncertain_places
 from relaylab.evaluation.score import recorded, score_traces
-from relaylab.evaluation.stats import mean, paired
+from relaylab.evaluation.stats import mean, paired, share
 from relaylab.evaluation.systems import SYSTEMS, system
 from relaylab.files import bind_folder, plain, write_json, write_whole
 from relaylab.relay.local_teacher import LocalTeacher
@@ -130,14 +130,17 @@ def cells(out: Path, traces: list[Trace], relay: Relay, seed: int) -> None:
 def told(frame: pd.DataFrame) -> None:
     """Of each length: what stays, weighted to all tokens; and which signal knows where an intervention matters."""
     for n, rows in frame.groupby("n"):
-        high, changed = rows["entropy"] > 0.6, ~rows["same"].astype(bool).to_numpy()
-        same = [np.average(rows["same"][part], weights=rows["weight"][part]) for part in (high, ~high)]
-        known = [auroc(rows[name].to_numpy(float), changed) for name in ("entropy", "divergence")]
-        wrong = ~rows["before"].astype(bool)
-        print(f"n={n}: unchanged above 0.6 nats {same[0]:.2f}, below {same[1]:.2f}")
-        print(f"    AUROC of a change: entropy {known[0]:.2f}, divergence {known[1]:.2f}")
-        mended, broken = int(rows["mended"].sum()), int(rows["broken"].sum())
-        print(f"    mended {mended} of {wrong.sum()}, broken {broken} of {(~wrong).sum()}")
+        rows = rows.assign(kept=rows["same"].astype(float) * rows["weight"], right=rows["before"].astype(bool))
+        for where, part in (("above", rows[rows["entropy"] > 0.6]), ("below", rows[rows["entropy"] <= 0.6])):
+            sums = part.groupby("trace")[["kept", "weight"]].sum()
+            print(f"n={n}: unchanged {where} 0.6 nats {share(sums['kept'], sums['weight'])}, {len(part)} tokens")
+        changed = ~rows["same"].astype(bool).to_numpy()
+        for name in ("entropy", "divergence"):
+            known = auroc_interval(rows[name].to_numpy(float), changed, rows["trace"].to_numpy())
+            print(f"    AUROC of a change by {name}: {known}, {changed.sum()} changes")
+        for what, part in (("mended", rows[~rows["right"]]), ("broken", rows[rows["right"]])):
+            sums = part.groupby("trace")[what].agg(["sum", "size"])
+            print(f"    {what} {sums['sum'].sum()} of {len(part)}: {share(sums['sum'], sums['size'])}")
 
 
 def dials(out: Path, traces: list[Trace], relay: Relay, wrong: int, seed: int) -> None:
@@ -173,10 +176,10 @@ def rule(out: Path, tests: list[Problem], pair: rl.Pair, alone: list[Trace]) -> 
 
 
 def triggers(out: Path, tests: list[Problem], asked: argparse.Namespace) -> None:
-    """Triggers at budgets: thresholds chosen on 36 training questions, silently; on the test questions also written."""
+    """Triggers at budgets: thresholds of 108 training questions, silently; on the test questions also written."""
     options = {"dtype": getattr(torch, asked.dtype)}
     models = ModelCache(str(asked.teacher), options=options, untrained=str(asked.student))
-    training, chosen = suite_questions(range(100, 112), "train"), []
+    training, chosen = suite_questions(range(100, 136), "train"), []
     for trigger, quantiles in QUANTILES.items():
         chosen.append(calibrate(
             training, out / f"calibrated-{trigger}", student=models.untrained, teacher=models.teacher, lengths=(4,),
@@ -201,9 +204,11 @@ def answers(path: Path, who: str, engine: Engine, tests: list[Problem], max_toke
     """A model alone."""
     began, pair = time.time(), rl.Pair(engine, rl.NoTeacher())
     traces = pair.decode(tests, out=path, record=True, max_tokens=max_tokens, batch_size=34)
-    ended, high = mean([t.stop == "end" for t in traces]), np.concatenate([t.entropies for t in traces]) > 0.6
-    print(f"{who}: right {mean([bool(t.correct) for t in traces])}, ended {ended},")
-    print(f"    {high.size / len(traces):.0f} tokens per answer, {100 * high.mean():.1f} % of them above 0.6 nats;")
+    high = [int((np.array(t.entropies, float) > 0.6).sum()) for t in traces]
+    frame = pd.DataFrame([(bool(t.correct), t.stop == "end", len(t.completion_ids)) for t in traces], dtype=float)
+    right, ended, lengths = (frame[k] for k in frame)
+    print(f"{who}: right {mean(right)}, ended {mean(ended)}, tokens per answer {mean(lengths)},")
+    print(f"    of them above 0.6 nats {share(np.array(high), lengths)}")
     print(f"    {time.time() - began:.0f} s", flush=True)
 
 

@@ -22,7 +22,8 @@ import sys
 import time
 from collections import Counter, deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from itertools import product
 
 import httpx2
 
@@ -36,13 +37,15 @@ QUESTIONS = [problem(suite, i).question for i in range(12) for suite in SUITES]
 
 
 @contextmanager
-def server(*options: str) -> Iterator[tuple[subprocess.Popen, str]]:
-    """``relaylab serve`` in a process of its own, and its address."""
+def server(*options: str, code: str | None = None) -> Iterator[tuple[subprocess.Popen, str]]:
+    """``relaylab serve`` in a process of its own, and its address. ``code``: the folder of another relaylab."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "relaylab", "serve", "--name", "pair", "--port", str(port), *options]
-    process, url = subprocess.Popen(command, stdout=subprocess.DEVNULL), f"http://127.0.0.1:{port}"
+    path = os.environ | ({"PYTHONPATH": code} if code else {})
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=path, cwd=code)
+    url = f"http://127.0.0.1:{port}"
     try:
         while True:
             try:
@@ -175,15 +178,17 @@ async def over_http(url: str, questions: list[str], clients: int, stream: bool) 
     return tokens / seconds, tokens / cpu, statistics.median(firsts) if stream else float("nan")
 
 
-def speed(url: str, pair, rounds: int, clients: int, count: int) -> None:
+def speed(urls: dict[str, str], pair, rounds: int, clients: int, count: int) -> None:
     questions = (QUESTIONS * (count // len(QUESTIONS) + 1))[:count]
     in_process(pair, questions[: 2 * clients], clients)
-    asyncio.run(over_http(url, questions[: 2 * clients], clients, True))
+    for url in urls.values():
+        asyncio.run(over_http(url, questions[: 2 * clients], clients, True))
     ratios: dict[str, list[float]] = {}
     for _ in range(rounds):
         ours, ours_cpu, ours_first = in_process(pair, questions, clients)
-        for name, stream in (("whole answers", False), ("streams", True)):
-            theirs, theirs_cpu, first = asyncio.run(over_http(url, questions, clients, stream))
+        for code, kind in product(urls, ("whole answers", "streams")):
+            name, stream = code + kind, kind == "streams"
+            theirs, theirs_cpu, first = asyncio.run(over_http(urls[code], questions, clients, stream))
             ratios.setdefault(f"{name}, tokens/s", []).append(theirs / ours)
             ratios.setdefault(f"{name}, tokens per second of the processor", []).append(theirs_cpu / ours_cpu)
             times = f"; first token {1000 * first:.0f} ms, in process {1000 * ours_first:.0f} ms" if stream else ""
@@ -223,6 +228,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="of the comparison of speed")
     parser.add_argument("--rows", type=int, default=16, help="clients and rows of that comparison")
     parser.add_argument("--count", type=int, default=128, help="answers of a round")
+    parser.add_argument(
+        "--against", help="the folder of another relaylab, such as a git worktree: compare with it, too"
+    )
     parser.add_argument("--kill", action="store_true", help="kill a teacher behind a URL")
     options = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -256,7 +264,12 @@ def main() -> None:
                 time.sleep(0.2)
             print("after: ", leaks(gauges(url)))
         if options.rounds:
-            speed(url, pair, options.rounds, options.rows, options.count)
+            with ExitStack() as other:
+                urls = {"": url}
+                if code := options.against:
+                    again = server("--student", STUDENT, "--max-batch", "32", code=code)
+                    urls["before, "] = other.enter_context(again)[1]
+                speed(urls, pair, options.rounds, options.rows, options.count)
         asyncio.run(stop(url, process, expected[keys[0]], keys[0][0]))
 
 

@@ -7,7 +7,16 @@ import pandas as pd
 import pytest
 
 from relaylab.engine.load import load_engine
-from relaylab.evaluation.interventions import HIGH, auroc, confident, decisive, dials, harmless, interventions
+from relaylab.evaluation.interventions import (
+    HIGH,
+    auroc,
+    auroc_interval,
+    confident,
+    decisive,
+    dials,
+    harmless,
+    interventions,
+)
 from relaylab.relay.local_teacher import LocalTeacher
 from relaylab.relay.pair import Pair, graded
 from relaylab.relay.relay import Relay
@@ -71,13 +80,32 @@ def test_auroc_counts_pairs():
     assert np.isnan(auroc(score, np.zeros(60, bool)))
 
 
+def test_the_interval_of_an_auroc_draws_answers():
+    """Ten copies of each token say no more than one: the interval is that of the answers."""
+    rng = np.random.default_rng(1)
+    answer = np.repeat(np.arange(12), 5)
+    label = rng.random(60) < 0.3
+    score = rng.normal(size=60) + label + rng.normal(size=12)[answer]
+    once = auroc_interval(score, label, answer)
+    tenfold = auroc_interval(np.repeat(score, 10), np.repeat(label, 10), np.repeat(answer, 10))
+    assert once.value == pytest.approx(auroc(score, label))
+    assert (tenfold.low, tenfold.high) == pytest.approx((once.low, once.high))
+    assert once.low < once.value < once.high
+    # An independent one: numpy's own percentiles over drawn answers
+    drawn = [np.concatenate([np.flatnonzero(answer == k) for k in rng.integers(0, 12, 12)]) for _ in range(2000)]
+    values = [auroc(score[some], label[some]) for some in drawn]
+    assert np.percentile(values, [2.5, 97.5]) == pytest.approx([once.low, once.high], abs=0.03)
+    assert np.isnan(auroc_interval(score, np.zeros(60, bool), answer).low)
+
+
 def test_the_dials_of_the_plain_pair(pair, traces):
     measured = dials(traces, pair, progress=False)
     assert measured.confident.value == 0, "the plain student is unsure wherever it is wrong"
     assert measured.decisive == sum(not t.correct for t in traces), "the teacher mends each of these"
     entropies = np.concatenate([t.entropies for t in traces])
     assert measured.high_share == pytest.approx((entropies > HIGH).mean())
-    assert measured.entropy > 0.9
+    assert measured.entropy.low <= measured.entropy.value <= measured.entropy.high
+    assert measured.entropy.value > 0.9
 
 
 def test_traces_without_entropies_are_refused(pair, traces):

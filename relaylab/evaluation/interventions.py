@@ -17,12 +17,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import mannwhitneyu
+from scipy.stats import rankdata
 from tqdm.auto import tqdm
 
 from relaylab.engine.engine import Engine
 from relaylab.evaluation.counterfactual import graded_forks
-from relaylab.evaluation.stats import Interval, mean
+from relaylab.evaluation.stats import NAN, Interval, interval, mean
 from relaylab.evaluation.token_router import fit_probe, margins
 from relaylab.relay.relay import Relay
 from relaylab.tasks.grading import extract_boxed
@@ -94,9 +94,9 @@ class Dials:
     harmless: Interval  # h
     confident: Interval  # c
     high_share: float  # tokens above 0.6 nats, of all
-    entropy: float  # AUROC of the student's entropy,
-    margin: float  # of the difference between its two largest probabilities,
-    probe: float  # of a linear probe on its hidden state, on problems that it was not trained on
+    entropy: Interval  # AUROC of the student's entropy,
+    margin: Interval  # of the difference between its two largest probabilities,
+    probe: Interval  # of a linear probe on its hidden state, on problems that it was not trained on
     decisive: int  # wrong answers with a decisive token
 
 
@@ -153,14 +153,16 @@ def dials_of(
     y, entropy = (np.concatenate([a[m] for a, m in zip(arrays, keep)]) for arrays in (labels, entropies))
     margin = np.concatenate([s[0][m] for s, m in zip(signals, keep)])
     states = torch.cat([s[1][torch.from_numpy(m)] for s, m in zip(signals, keep)])
-    half = np.concatenate([np.full(m.sum(), k % 2) for k, m in enumerate(keep)]).astype(bool)
+    answer = np.concatenate([np.full(m.sum(), k) for k, m in enumerate(keep)])
+    half = answer % 2 == 1
     train, labelled = torch.from_numpy(~half), torch.from_numpy(y).float()
     probe = fit_probe(states, labelled, train, width=0, seed=seed)(states)[:, 0].detach().numpy()
     high_share = float((np.concatenate(entropies) > HIGH).mean())
-    return Dials(
-        harmless(uncertain, seed=seed), confident(forks, seed=seed), high_share,
-        auroc(entropy, y), auroc(-margin, y), auroc(probe[half], y[half]), len(found),
-    )  # fmt: skip
+    known = (
+        auroc_interval(score[tokens], y[tokens], answer[tokens], seed=seed)
+        for score, tokens in ((entropy, half | ~half), (-margin, half | ~half), (probe, half))
+    )
+    return Dials(harmless(uncertain, seed=seed), confident(forks, seed=seed), high_share, *known, len(found))
 
 
 def auroc(score: np.ndarray, label: np.ndarray) -> float:
@@ -171,5 +173,19 @@ def auroc(score: np.ndarray, label: np.ndarray) -> float:
     """
     if label.all() or not label.any():
         return float("nan")
-    u = mannwhitneyu(score[label], score[~label]).statistic
-    return float(u / (label.sum() * (~label).sum()))
+    positive = label.sum()
+    u = rankdata(score)[label].sum() - positive * (positive + 1) / 2
+    return float(u / (positive * (~label).sum()))
+
+
+def auroc_interval(score: np.ndarray, label: np.ndarray, answer: np.ndarray, *, seed: int = 0) -> Interval:
+    """``auroc`` with its interval; the bootstrap draws answers. ``answer`` says which one each token is of."""
+    if np.isnan(auroc(score, label)):
+        return Interval(NAN, NAN, NAN)
+    tokens = [np.flatnonzero(answer == k) for k in np.unique(answer)]
+
+    def of_answers(drawn: np.ndarray) -> float:
+        some = np.concatenate([tokens[k] for k in drawn])
+        return float(np.nan_to_num(auroc(score[some], label[some]), nan=0.5))  # a draw without a label knows nothing
+
+    return interval(of_answers, len(tokens), seed=seed)

@@ -101,7 +101,6 @@ class Row:
     submitted: float = field(default_factory=time.perf_counter)
     first: float | None = None  # when its first token came
     sent: int = 0  # characters
-    flushed: float = 0.0
     unread: list[TokenEvent] = field(default_factory=list)  # tokens that ``text`` does not hold yet
     last: str = ""  # the text of its last token
 
@@ -134,6 +133,7 @@ class Worker:
         self.waiting, self.live = deque[Row](), dict[int, Row]()
         self._changed, self._closing = threading.Condition(), False
         self._outbox: list[tuple[Row, str | None]] = []
+        self._flushed = 0.0
         self._remote = not (isinstance(relay.teacher, LocalTeacher) and isinstance(relay.student, Engine))
         self._thread = threading.Thread(target=self._run, name="relaylab-relay", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -236,13 +236,15 @@ class Worker:
 
     def _flush(self) -> None:
         now = time.perf_counter()
+        if due := now - self._flushed >= FLUSH_SECONDS:  # for all rows at once, which wakes the event loop less often
+            self._flushed = now
         for row in self.live.values():
-            due = row.stream and now - row.flushed >= FLUSH_SECONDS
-            if row.unread and (due or row.text.stop):
+            sends = row.stream and (due or not row.sent)
+            if row.unread and (sends or row.text.stop):
                 row.read()
-            if due and (ready := row.text.ready) > row.sent:
+            if sends and (ready := row.text.ready) > row.sent:
                 self._outbox.append((row, row.text.text[row.sent : ready]))
-                row.sent, row.flushed = ready, now
+                row.sent = ready
         if self._outbox:
             outbox, self._outbox = self._outbox, []
             assert self._loop is not None
