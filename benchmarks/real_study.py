@@ -38,8 +38,11 @@ from relaylab.tasks.benchmarks import load_benchmark
 from relaylab.tasks.suites import Problem, Split
 from relaylab.trace import TEACHER, Trace, TraceWriter
 
-SUITES = ("savings", "shopping", "sharing")  # those that a 1.5B can do
-SHOTS = (("savings", 0), ("shopping", 0), ("sharing", 1))  # training problems
+SHOTS = {"savings": 0, "shopping": 0, "sharing": 1}  # suites that a 1.5B can do, and a training problem of each
+INSTRUCTION = (
+    "Solve the problem in short lines, one line for each event, as in 'What it is: 12+34=46.' Write no other text. The "
+    "last line is: The answer is \\boxed{number}."
+)
 ENTROPY = (-1, 0.05, 0.6, 1.2, np.inf)  # edges of the cells, nats of the student's entropy
 DIVERGENCE = (-1, 0.05, 0.5, 2, np.inf)  # and of KL(student || teacher)
 LENGTHS = (1, 4, 16)  # tokens of an intervention
@@ -54,17 +57,22 @@ QUANTILES = dict.fromkeys(("entropy", "margin"), (0.97, 0.98, 0.99, 0.995, 0.998
 STEPS = ("questions", "answers", "cells", "dials", "rule", "triggers", "gsm8k")
 
 
-def with_shots(problem: Problem, shots: Sequence[tuple[str, str]]) -> Problem:
+def with_shots(problem: Problem, shots: Sequence[tuple[str, str]], instruction: str = "") -> Problem:
     """The problem behind solved ones, as a conversation."""
     turns = [({"role": "user", "content": q}, {"role": "assistant", "content": a}) for q, a in shots]
-    return replace(problem, history=tuple(message for turn in turns for message in turn))
+    system = [{"role": "system", "content": instruction}] if instruction else []
+    return replace(problem, history=(*system, *(message for turn in turns for message in turn)))
 
 
-def suite_questions(indices: Sequence[int], split: Split = "test") -> list[Problem]:
-    """Problems of the plain world, those with these indices of each suite."""
-    solved = [rl.problem(suite, i, split="train", world="plain") for suite, i in SHOTS]
-    shots = [(p.question, p.solution) for p in solved]
-    return [with_shots(rl.problem(s, i, split=split, world="plain"), shots) for s in SUITES for i in indices]
+def suite_questions(suites: Sequence[str], indices: Sequence[int], split: Split = "test") -> list[Problem]:
+    """Problems of the plain world, those with these indices of each suite; a solved one of each stands before them.
+
+    One solved problem alone does not set the style. An instruction does the rest then.
+    """
+    solved = [rl.problem(suite, SHOTS[suite], split="train", world="plain") for suite in suites]
+    shots, instruction = [(p.question, p.solution) for p in solved], INSTRUCTION if len(suites) == 1 else ""
+    problems = (rl.problem(s, i, split=split, world="plain") for s in suites for i in indices)
+    return [with_shots(p, shots, instruction) for p in problems]
 
 
 def write_questions(path: Path, some: Sequence[Problem]) -> None:
@@ -179,7 +187,7 @@ def triggers(out: Path, tests: list[Problem], asked: argparse.Namespace) -> None
     """Triggers at budgets: thresholds of 108 training questions, silently; on the test questions also written."""
     options = {"dtype": getattr(torch, asked.dtype)}
     models = ModelCache(str(asked.teacher), options=options, untrained=str(asked.student))
-    training, chosen = suite_questions(range(100, 136), "train"), []
+    training, chosen = suite_questions(asked.suites, range(100, 136), "train"), []
     for trigger, quantiles in QUANTILES.items():
         chosen.append(calibrate(
             training, out / f"calibrated-{trigger}", student=models.untrained, teacher=models.teacher, lengths=(4,),
@@ -218,7 +226,9 @@ def main() -> None:
     parser.add_argument("--teacher", type=Path, required=True)
     parser.add_argument("--benchmarks", type=Path, help="a folder with gsm8k.jsonl and gsm8k_train.jsonl")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--count", type=int, default=34, help="questions of each of three suites")
+    parser.add_argument("--suites", nargs="+", default=list(SHOTS), choices=SHOTS)
+    parser.add_argument("--count", type=int, default=34, help="test questions of each suite")
+    parser.add_argument("--train", type=int, default=100, help="training questions of each suite")
     parser.add_argument("--wrong", type=int, default=24, help="wrong answers that are forked at every token")
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -230,10 +240,13 @@ def main() -> None:
     made_by = {k: str(v) for k, v in vars(asked).items() if k not in ("out", "threads", "only", "benchmarks")}
     bind_folder(asked.out, plain(made_by))
     torch.set_num_threads(asked.threads)
-    tests = suite_questions(range(asked.count))
+    tests = suite_questions(asked.suites, range(asked.count))
     if "questions" in asked.only:
         write_questions(asked.out / "test.jsonl", tests)
-        write_questions(asked.out / "train.jsonl", [p for i in range(200, 300) for p in suite_questions([i], "train")])
+        write_questions(
+            asked.out / "train.jsonl",
+            [p for i in range(200, 200 + asked.train) for p in suite_questions(asked.suites, [i], "train")],
+        )
     if not {*asked.only} - {"questions"}:
         return
     student, large = (load_engine(path, dtype=getattr(torch, asked.dtype)) for path in (asked.student, asked.teacher))

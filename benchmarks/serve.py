@@ -3,6 +3,7 @@
     python benchmarks/serve.py --seconds 120                  # 64 clients, one of three leaves or sends nonsense
     python benchmarks/serve.py --seconds 0 --rounds 5         # 16 clients against the relay in this process
     python benchmarks/serve.py --seconds 0 --rounds 0 --kill  # the teacher is a second server, and is killed
+    python benchmarks/serve.py --seconds 0 --student DIR --teacher DIR --dtype bfloat16 --max-tokens 64 --count 32
 
 The server is a process of its own. Rounds of serving and of the relay in this process alternate.
 """
@@ -26,12 +27,12 @@ from contextlib import ExitStack, contextmanager
 from itertools import product
 
 import httpx2
+import torch
 
 from relaylab.relay.pair import load_pair, problem_seed
 from relaylab.relay.sequence import Done, TokenEvent
 from relaylab.tasks.suites import SUITES, problem
 
-STUDENT = "relay"
 MALFORMED = [b"", b"{", b"[1]", b'{"model": 1}', b"\xff\xfe", b'{"model": "pair", "messages": "no"}', b"[" * 5000]
 QUESTIONS = [problem(suite, i).question for i in range(12) for suite in SUITES]
 
@@ -223,6 +224,10 @@ async def stop(url: str, process: subprocess.Popen, text: str, question: str) ->
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--student", default="relay")
+    parser.add_argument("--teacher", default="teacher")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--max-tokens", type=int, help="of an answer")
     parser.add_argument("--seconds", type=float, default=60, help="of load by all kinds of clients")
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3, help="of the comparison of speed")
@@ -237,24 +242,27 @@ def main() -> None:
     if options.kill:
         teacher_options = "--student", "teacher", "--teacher", "none", "--max-tokens", "256"
         with server(*teacher_options) as (teacher, address):
-            relay = "--student", STUDENT, "--teacher", f"{address}/v1", "--max-batch", "16"
+            relay = "--student", options.student, "--teacher", f"{address}/v1", "--max-batch", "16"
             with server(*relay) as (_, url):
                 asyncio.run(kill_teacher(url, teacher, options.rows))
     if not (options.seconds or options.rounds):
         return
-    pair, expected = load_pair(STUDENT), {}
-    for temperature in (0.0, 1.0):
+    pair, expected = load_pair(options.student, options.teacher, dtype=getattr(torch, options.dtype)), {}
+    pair.defaults |= {"max_tokens": options.max_tokens} if options.max_tokens else {}
+    for temperature in (0.0, 1.0) if options.seconds else (0.0,):
         for seed in range(2 if options.seconds else 1):
-            for question in QUESTIONS[::3]:
+            for question in QUESTIONS[::3] if options.seconds else QUESTIONS[:1]:
                 expected[question, temperature, seed] = ""
     keys = list(expected)
-    for temperature in (0.0, 1.0):
+    for temperature in dict.fromkeys(temperature for _, temperature, _ in keys):
         mine = [key for key in keys if key[1] == temperature]
         traces = pair.relay(temperature=temperature).run(
             [question for question, *_ in mine], seeds=[problem_seed(seed, "question-0") for *_, seed in mine]
         )
         expected |= {key: trace.teacher_view for key, trace in zip(mine, traces)}
-    with server("--student", STUDENT, "--max-batch", "32") as (process, url):
+    models = ["--student", options.student, "--teacher", options.teacher, "--dtype", options.dtype, "--max-batch", "32"]
+    models += ["--max-tokens", str(options.max_tokens)] if options.max_tokens else []
+    with server(*models) as (process, url):
         if options.seconds:
             asyncio.run(load(url, 5, 8, expected))  # memory grows to its size
             print("before:", leaks(gauges(url)))
@@ -267,7 +275,7 @@ def main() -> None:
             with ExitStack() as other:
                 urls = {"": url}
                 if code := options.against:
-                    again = server("--student", STUDENT, "--max-batch", "32", code=code)
+                    again = server(*models, code=code)
                     urls["before, "] = other.enter_context(again)[1]
                 speed(urls, pair, options.rounds, options.rows, options.count)
         asyncio.run(stop(url, process, expected[keys[0]], keys[0][0]))

@@ -158,11 +158,15 @@ def dials_of(
     train, labelled = torch.from_numpy(~half), torch.from_numpy(y).float()
     probe = fit_probe(states, labelled, train, width=0, seed=seed)(states)[:, 0].detach().numpy()
     high_share = float((np.concatenate(entropies) > HIGH).mean())
-    known = (
-        auroc_interval(score[tokens], y[tokens], answer[tokens], seed=seed)
-        for score, tokens in ((entropy, half | ~half), (-margin, half | ~half), (probe, half))
-    )
-    return Dials(harmless(uncertain, seed=seed), confident(forks, seed=seed), high_share, *known, len(found))
+    every = np.ones(len(y), bool)
+
+    def known(score: np.ndarray, tokens: np.ndarray) -> Interval:
+        return auroc_interval(score[tokens], y[tokens], answer[tokens], seed=seed)
+
+    return Dials(
+        harmless(uncertain, seed=seed), confident(forks, seed=seed), high_share,
+        known(entropy, every), known(-margin, every), known(probe, half), len(found),
+    )  # fmt: skip
 
 
 def auroc(score: np.ndarray, label: np.ndarray) -> float:
