@@ -19,11 +19,13 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch.nn.utils.rnn import pad_sequence
+from tqdm.auto import tqdm
 
 from relaylab.call_tag import format_call
 from relaylab.engine.engine import Engine
 from relaylab.relay.pair import Pair
 from relaylab.relay.relay import Relay
+from relaylab.relay.sequence import Done
 from relaylab.relay.teachers import NoTeacher, Teacher
 from relaylab.tasks.suites import Problem
 from relaylab.trace import TEACHER, Trace
@@ -102,6 +104,7 @@ def help_at_random(
     counts: Sequence[float],
     uniform: float = 1.0,
     whole_words: bool = False,
+    progress: bool = False,
     **lengths: Any,
 ) -> list[Trace]:
     """Responses anew, with silent calls at random tokens: the teacher writes n of them, and the student goes on.
@@ -112,6 +115,7 @@ def help_at_random(
         rng, counts: see ``insert_calls``; a second call comes after the first one's answer.
         uniform: the share of places drawn evenly; the others are drawn by the student's entropy, if it is recorded.
         whole_words: no place inside a word or a number.
+        progress: show a bar.
         lengths: ``exponents`` and ``numbers`` of ``insert_calls``.
     """
     traces, wanted = list(traces), rng.choices(range(len(counts)), counts, k=len(traces))
@@ -127,7 +131,7 @@ def help_at_random(
                 places[i] = at, (n, rng.choice(names)) if names else n
         chosen, at, call = [traces[i] for i in places], [p[0] for p in places.values()], [p[1] for p in places.values()]
         stream = relay.forks(chosen, at, call=call, write_call=False)
-        for _ in stream:
+        for _ in tqdm((e for e in stream if isinstance(e, Done)), "helping", len(chosen), disable=not progress):
             pass
         for i, fork in zip(places, stream.traces):
             traces[i] = fork
@@ -191,7 +195,7 @@ def warmup_data(
     drawing: dict[str, Any] = dict(rng=random.Random(seed), counts=counts, exponents=exponents, numbers=numbers)
     if teacher:
         relay = Relay(student, teacher, on_failure="raise", **options)
-        chosen = help_at_random(relay, chosen, uniform=uniform, whole_words=whole_words, **drawing)
+        chosen = help_at_random(relay, chosen, uniform=uniform, whole_words=whole_words, progress=progress, **drawing)
         chosen = [trace for trace in chosen if trace.stop in ("end", "teacher_end")]
     rows = []
     for trace in chosen:
