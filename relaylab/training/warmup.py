@@ -58,20 +58,21 @@ def distill_loss(
     the weight of the second. At 1 their sum is the divergence. A larger one forgets less, and calls as often.
 
     Args:
-        logits: of the student in training for ``batch``, (B, T, V).
-        reference: of the untouched student for the rows of ``batch`` without commands, (B, T', V).
+        logits: of the student in training for the last L of the T columns of ``batch``, (B, L, V).
+        reference: of the untouched student for the rows of ``batch`` without commands, from the same column on.
         batch: from ``collate``.
         tag: the first token of a command.
         keep: see above.
     """
-    labels, command = batch["labels"][:, 1:], batch["command"][:, 1:].bool()
+    begin = batch["labels"].shape[1] - logits.shape[1]
+    labels, command = batch["labels"][:, begin + 1 :], batch["command"][:, begin + 1 :].bool()
     learned, logits = labels != NO_LOSS, logits[:, :-1]
     # 1) The commands: what the untouched student never writes.
     new = learned & command
     loss = torch.nn.functional.cross_entropy(logits[new].float(), labels[new], reduction="sum")
     # 2) Everything else: token t of the row is token k of the row without commands, predicted at k - 1.
     kept = learned & ~command
-    k = (1 - batch["command"]).cumsum(1)[:, 1:] - 1
+    k = (1 - batch["command"]).cumsum(1)[:, begin + 1 :] - 1 - begin
     row = torch.arange(len(k), device=k.device)[:, None].expand_as(k)
     target = reference[row[kept], k[kept] - 1].float().log_softmax(-1)
     logp = logits[kept].float().log_softmax(-1)
@@ -95,20 +96,23 @@ class DistillTrainer(SFTTrainer):
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The mean of ``distill_loss`` over the tokens that are learned."""
-        plain = without_commands(inputs, self.pad_id)
-        reference = self._untouched(plain)
-        outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)
-        learned = (inputs["labels"][:, 1:] != NO_LOSS).sum() if num_items_in_batch is None else num_items_in_batch
+        learned = inputs["labels"][:, 1:] != NO_LOSS
+        begin = int(learned.any(0).int().argmax())  # before it stand prompts alone, whose logits nobody needs
+        reference = self._untouched(without_commands(inputs, self.pad_id), begin)
+        read = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+        outputs = model(**read, use_cache=False, logits_to_keep=inputs["labels"].shape[1] - begin)
+        learned = learned.sum() if num_items_in_batch is None else num_items_in_batch
         loss = distill_loss(outputs.logits, reference, inputs, **self.weights) / learned
         return (loss, outputs) if return_outputs else loss
 
     @torch.no_grad()
-    def _untouched(self, plain: dict[str, torch.Tensor]) -> torch.Tensor:
+    def _untouched(self, plain: dict[str, torch.Tensor], begin: int) -> torch.Tensor:
+        options: Any = plain | {"use_cache": False, "logits_to_keep": plain["input_ids"].shape[1] - begin}
         if self.frozen is not None:
-            return self.frozen(**plain, use_cache=False).logits
+            return self.frozen(**options).logits
         policy: Any = self.accelerator.unwrap_model(self.model)
         with policy.disable_adapter():
-            return policy(**plain, use_cache=False).logits
+            return policy(**options).logits
 
 
 @dataclass(frozen=True, slots=True)
