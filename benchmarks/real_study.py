@@ -184,10 +184,10 @@ def rule(out: Path, tests: list[Problem], pair: rl.Pair, alone: list[Trace]) -> 
 
 
 def triggers(out: Path, tests: list[Problem], asked: argparse.Namespace) -> None:
-    """Triggers at budgets: thresholds of 108 training questions, silently; on the test questions also written."""
+    """Triggers at budgets: thresholds of 36 training questions, silently; on the test questions also written."""
     options = {"dtype": getattr(torch, asked.dtype)}
     models = ModelCache(str(asked.teacher), options=options, untrained=str(asked.student))
-    training, chosen = suite_questions(asked.suites, range(100, 136), "train"), []
+    training, chosen = suite_questions(asked.suites, range(100, 112), "train"), []
     for trigger, quantiles in QUANTILES.items():
         chosen.append(calibrate(
             training, out / f"calibrated-{trigger}", student=models.untrained, teacher=models.teacher, lengths=(4,),
