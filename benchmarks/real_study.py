@@ -51,9 +51,10 @@ CHUNK = 64  # interventions that are kept together
 MAX_TOKENS = 128
 GSM8K_TOKENS = 400
 # Where triggers may call: quantiles of their signal, at every token or at the first ones of lines
-QUANTILES = dict.fromkeys(("entropy", "margin"), (0.97, 0.98, 0.99, 0.995, 0.998)) | {
+QUANTILES = dict.fromkeys(("entropy", "margin", "r2r"), (0.97, 0.98, 0.99, 0.995, 0.998)) | {
     "line": (0.6, 0.7, 0.8, 0.9, 0.95)
 }
+UNBOUND = ("out", "threads", "only", "benchmarks", "triggers")  # they decide no answer
 STEPS = ("questions", "answers", "cells", "dials", "rule", "triggers", "gsm8k")
 
 
@@ -184,14 +185,18 @@ def rule(out: Path, tests: list[Problem], pair: rl.Pair, alone: list[Trace]) -> 
 
 
 def triggers(out: Path, tests: list[Problem], asked: argparse.Namespace) -> None:
-    """Triggers at budgets: thresholds of 36 training questions, silently; on the test questions also written."""
-    options = {"dtype": getattr(torch, asked.dtype)}
-    models = ModelCache(str(asked.teacher), options=options, untrained=str(asked.student))
-    training, chosen = suite_questions(asked.suites, range(100, 112), "train"), []
-    for trigger, quantiles in QUANTILES.items():
+    """Triggers at budgets: thresholds of 36 training questions, silently; on the test questions also written.
+
+    The router ``r2r`` learns from other training questions before.
+    """
+    options, chosen = {"dtype": getattr(torch, asked.dtype)}, []
+    training, learned = (suite_questions(asked.suites, some, "train") for some in (range(100, 112), range(140, 174)))
+    models = ModelCache(str(asked.teacher), learned, MAX_TOKENS, options, untrained=str(asked.student), keep=out)
+    for trigger in asked.triggers:
         chosen.append(calibrate(
             training, out / f"calibrated-{trigger}", student=models.untrained, teacher=models.teacher, lengths=(4,),
-            triggers=(trigger,), quantiles=quantiles, max_tokens=MAX_TOKENS, batch_size=36, **options,
+            triggers=(trigger,), quantiles=QUANTILES[trigger], max_tokens=MAX_TOKENS, batch_size=36, routers=out,
+            router_problems=learned if trigger == "r2r" else (), **options,
         ))  # fmt: skip
     calibrated = pd.concat(chosen)
     calibrated.to_csv(out / "thresholds.csv", index=False)
@@ -232,12 +237,13 @@ def main() -> None:
     parser.add_argument("--wrong", type=int, default=24, help="wrong answers that are forked at every token")
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--triggers", nargs="+", default=list(QUANTILES), choices=QUANTILES)
     parser.add_argument("--only", nargs="+", default=STEPS, choices=STEPS)
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     if "gsm8k" in asked.only and asked.only is not STEPS and not asked.benchmarks:
         parser.error("gsm8k needs --benchmarks: a folder with gsm8k.jsonl and gsm8k_train.jsonl")
-    made_by = {k: str(v) for k, v in vars(asked).items() if k not in ("out", "threads", "only", "benchmarks")}
+    made_by = {k: str(v) for k, v in vars(asked).items() if k not in UNBOUND}
     bind_folder(asked.out, plain(made_by))
     torch.set_num_threads(asked.threads)
     tests = suite_questions(asked.suites, range(asked.count))

@@ -6,7 +6,9 @@ import random
 from dataclasses import replace
 
 import pytest
+import torch
 
+from relaylab.evaluation import eval_run
 from relaylab.evaluation.eval_run import EvalRun, ModelCache
 from relaylab.evaluation.systems import SYSTEMS, confidence, system
 from relaylab.evaluation.token_router import train_token_router
@@ -149,6 +151,21 @@ def test_labels_have_files_of_their_own_and_hold_no_password(run):
 def test_bad_texts_are_named(text, message):
     with pytest.raises(ValueError, match=message):
         system(text)
+
+
+def test_a_router_is_trained_once_and_kept(models, tmp_path, monkeypatch):
+    training = models.training[:8]
+    first = ModelCache(training=training, max_tokens=130, keep=tmp_path).router("student", top=5)
+    assert [p.suffix for p in tmp_path.iterdir()] == [".safetensors"]
+    monkeypatch.setattr(eval_run, "train_token_router", None)  # a second training would fail
+    kept = ModelCache(training=training, max_tokens=130, keep=tmp_path).router("student", top=5)
+    size = kept.net[0].in_features - 5
+    hidden, logits = torch.randn(20, size), torch.randn(20, 60)
+    assert torch.equal(kept.probability(hidden, logits), first.probability(hidden, logits))
+    assert kept.needs == first.needs
+    assert kept.threshold_for(0.9) == first.threshold_for(0.9)
+    with pytest.raises(TypeError):  # of other problems it is another router
+        ModelCache(training=training[1:], max_tokens=130, keep=tmp_path).router("student", top=5)
 
 
 def test_a_teacher_far_away_cannot_be_looked_into(run, models, tmp_path):

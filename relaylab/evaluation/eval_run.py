@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from relaylab.engine.engine import Engine
-from relaylab.engine.load import embedded, relay_defaults
-from relaylab.evaluation.token_router import TokenRouter, train_token_router
+from relaylab.engine.load import embedded, fingerprint_weights, relay_defaults
+from relaylab.evaluation.token_router import TokenRouter, kept_router, train_token_router
 from relaylab.files import Item
 from relaylab.relay.call_rules import CallRule
 from relaylab.relay.config import CallEnd, RelayConfig
@@ -21,7 +21,7 @@ from relaylab.relay.local_teacher import LocalTeacher
 from relaylab.relay.pair import Pair, is_url, load_student, load_teacher, local_name
 from relaylab.relay.students import Student
 from relaylab.relay.teachers import NoTeacher, Teacher
-from relaylab.tasks.suites import Problem
+from relaylab.tasks.suites import Problem, problem_texts
 from relaylab.trace import Trace, TraceWriter
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ class ModelCache:
     max_tokens: int = 512  # of the answers that it learns from
     options: dict[str, Any] = field(default_factory=dict)  # device and dtype of local models
     untrained: str = "student"  # answers as ``student``; see ``model`` for ``relay`` and ``grpo``
+    keep: Path | None = None  # a folder for trained routers
     _made: dict[tuple, Any] = field(default_factory=dict, repr=False)
 
     def _once(self, key: tuple, make: Callable[[], Item]) -> Item:
@@ -107,9 +108,21 @@ class ModelCache:
         if not self.training:
             raise ValueError("the token router (citer) learns from training problems; give some")
         models = self.engine(student), self.local_teacher("citer")
-        options = {"max_tokens": self.max_tokens, "width": 0 if linear else 64, "top": top}
-        key = "router", student, linear, top
-        return self._once(key, lambda: train_token_router(*models, self.training, **options))
+        options: dict[str, Any] = {"max_tokens": self.max_tokens, "width": 0 if linear else 64, "top": top}
+
+        def trained() -> TokenRouter:
+            return train_token_router(*models, self.training, **options)
+
+        def kept() -> TokenRouter:
+            if self.keep is None:
+                return trained()
+            weights = [fingerprint_weights(engine.model) for engine in (models[0], models[1].engine)]
+            config = options | {"weights": weights, "problems": problem_texts(self.training)}
+            router = kept_router(self.keep, config, trained)
+            router.net.to(models[0].device)
+            return router
+
+        return self._once(("router", student, linear, top), kept)
 
     def line_entropies(self, student: str) -> list[float]:
         """Logarithms of the entropies at the beginnings of lines, in a student's answers to the training problems."""

@@ -39,7 +39,7 @@ def evaluate(
     methods: Sequence[str], problems: Sequence[Problem], out: str | Path, *,
     student: str = UNTRAINED, teacher: str | Teacher = TEACHER, config: RelayConfig | None = None,
     samples: int = 1, seed: int = 0, training: Sequence[Problem] = (), batch_size: int = 64, suffix: str = "",
-    shard: str | None = None, progress: bool = True, **options: Any,
+    shard: str | None = None, routers: Path | None = None, progress: bool = True, **options: Any,
 ) -> pd.DataFrame:  # fmt: skip
     """Decode the problems with every system; the same call resumes, and more methods may be added to a folder.
 
@@ -56,6 +56,7 @@ def evaluate(
         batch_size: rows decoded together.
         suffix: put after each question, training questions included.
         shard: ``i/n`` decodes that part of the problems and writes no table. The call without it merges the parts.
+        routers: the folder that keeps trained routers; by default ``out``.
         progress: show bars.
         options: fields of ``RelayConfig``, which override ``config``; device and dtype of local models.
 
@@ -80,6 +81,7 @@ def evaluate(
     made_with |= {"seed": seed, "training": _digest(training), "suffix": suffix, "problems": [p.id for p in problems]}
     made_with |= {"problem_texts": _digest(problems), "weights": _weights(models, [s for _, s in chosen])}
     _bind(out, made_with)
+    models.keep = routers or out
     rows = []
     for j in range(samples):
         folder = out / "traces" / str(seed + j)

@@ -145,7 +145,7 @@ def measure_world(
     """
     out, (student, teacher) = Path(out), pair_of(world, models)
     training = drawn(per_suite, split="train", seed=7)
-    options: dict[str, Any] = dict(student=student, teacher=teacher)
+    options: dict[str, Any] = dict(student=student, teacher=teacher, routers=out)
     chosen = calibrate(
         drawn(per_suite, split="train", seed=8), out / "thresholds", router_problems=training, **options,
         **QUICK if quick else {},

@@ -7,15 +7,21 @@ the student goes on from its own token to the end, alone. The position needed th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from relaylab.engine.engine import Engine
+from relaylab.files import plain, write_whole
 from relaylab.relay.call_rules import StepState
 from relaylab.relay.config import RelayConfig
 from relaylab.relay.local_teacher import LocalTeacher
@@ -96,6 +102,23 @@ def train_token_router(
     )  # fmt: skip
 
 
+def kept_router(folder: Path, config: dict[str, Any], train: Callable[[], TokenRouter]) -> TokenRouter:
+    """The router that was trained with this ``config``, from a file in ``folder``; trained now if there is none."""
+    digest = hashlib.blake2b(json.dumps(plain(config), sort_keys=True).encode(), digest_size=8).hexdigest()
+    path = folder / f"router-{digest}.safetensors"
+    if not path.exists():
+        router = train()
+        record = {f.name: getattr(router, f.name) for f in fields(router) if f.name != "net"}
+        write_whole(path, save(router.net.state_dict(), {"router": json.dumps(record)}))
+        return router
+    with safe_open(path, "pt") as file:
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+        record = json.loads(file.metadata()["router"])
+    net = _net(weights["0.weight"].shape[1], config["width"])
+    net.load_state_dict(weights)
+    return TokenRouter(net.eval(), **record)
+
+
 def margins(logits: Tensor) -> np.ndarray:
     """(T,): the largest probability less the second largest, of logits (T, V)."""
     best = logits.softmax(-1).topk(2).values
@@ -118,11 +141,10 @@ def fit_probe(states: Tensor, labels: Tensor, train: Tensor, *, width: int = 64,
         width: of the hidden layer; 0 for a linear classifier.
         seed: of the initial weights.
     """
-    size, device = states.shape[1], states.device
+    device = states.device
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        layers = [nn.Linear(size, width), nn.GELU(), nn.Linear(width, 1)] if width else [nn.Linear(size, 1)]
-        net = nn.Sequential(*layers).to(device)
+        net = _net(states.shape[1], width).to(device)
     mean, std = states[train].mean(0), states[train].std(0) + 1e-6
     x, y = (states[train] - mean) / std, labels.to(device)[train]
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2, weight_decay=1e-2)
@@ -131,11 +153,16 @@ def fit_probe(states: Tensor, labels: Tensor, train: Tensor, *, width: int = 64,
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    first: Any = layers[0]
+    first: Any = net[0]
     with torch.no_grad():  # fold the scaling into the first layer
         first.bias -= first.weight @ (mean / std)
         first.weight /= std
     return net.eval()
+
+
+def _net(size: int, width: int) -> nn.Sequential:
+    layers = [nn.Linear(size, width), nn.GELU(), nn.Linear(width, 1)] if width else [nn.Linear(size, 1)]
+    return nn.Sequential(*layers)
 
 
 def _labels(
