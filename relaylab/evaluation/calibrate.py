@@ -74,7 +74,7 @@ def calibrate(
     config |= {"seed": seed, "max_tokens": max_tokens, "problems": problem_texts(problems)}
     config |= {"router_problems": problem_texts(router_problems)}
     folder = bind_folder(out, plain(config))
-    models.keep = routers or folder
+    models.keep, models.progress = routers or folder, progress
     run = EvalRun(models, problems, folder, RelayConfig(max_tokens=max_tokens), seed, batch_size, progress=False)
     alone = run.traces(SYSTEMS["student"])
     candidates = [

@@ -50,6 +50,7 @@ class ModelCache:
     options: dict[str, Any] = field(default_factory=dict)  # device and dtype of local models
     untrained: str = "student"  # answers as ``student``; see ``model`` for ``relay`` and ``grpo``
     keep: Path | None = None  # a folder for trained routers
+    progress: bool = True  # show bars while one is trained
     _made: dict[tuple, Any] = field(default_factory=dict, repr=False)
 
     def _once(self, key: tuple, make: Callable[[], Item]) -> Item:
@@ -111,7 +112,7 @@ class ModelCache:
         options: dict[str, Any] = {"max_tokens": self.max_tokens, "width": 0 if linear else 64, "top": top}
 
         def trained() -> TokenRouter:
-            return train_token_router(*models, self.training, **options)
+            return train_token_router(*models, self.training, progress=self.progress, **options)
 
         def kept() -> TokenRouter:
             if self.keep is None:

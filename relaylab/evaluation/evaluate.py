@@ -81,7 +81,7 @@ def evaluate(
     made_with |= {"seed": seed, "training": _digest(training), "suffix": suffix, "problems": [p.id for p in problems]}
     made_with |= {"problem_texts": _digest(problems), "weights": _weights(models, [s for _, s in chosen])}
     _bind(out, made_with)
-    models.keep = routers or out
+    models.keep, models.progress = routers or out, progress
     rows = []
     for j in range(samples):
         folder = out / "traces" / str(seed + j)

@@ -19,6 +19,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
 from relaylab.engine.engine import Engine
 from relaylab.files import plain, write_whole
@@ -27,6 +28,7 @@ from relaylab.relay.config import RelayConfig
 from relaylab.relay.local_teacher import LocalTeacher
 from relaylab.relay.pair import Pair, problem_seed
 from relaylab.relay.relay import Relay
+from relaylab.relay.sequence import Done
 from relaylab.relay.teachers import NoTeacher
 from relaylab.tasks.grading import grade_problem
 from relaylab.tasks.suites import Problem
@@ -71,7 +73,7 @@ class TokenRouter:
 
 def train_token_router(
     student: Engine, teacher: LocalTeacher, problems: Sequence[Problem], *, max_tokens: int = 512, width: int = 64,
-    top: int = 0, seed: int = 0, batch_size: int = 64,
+    top: int = 0, seed: int = 0, batch_size: int = 64, progress: bool = True,
 ) -> TokenRouter:  # fmt: skip
     """Train a router on problems, which should be training problems.
 
@@ -84,13 +86,14 @@ def train_token_router(
         top: it sees so many of the largest logits, too.
         seed: random seed.
         batch_size: rows decoded together.
+        progress: show bars.
 
     Raises:
         ValueError: for different tokenizers, or if the teacher solves none of the problems.
     """
     if student.text.fingerprint != teacher.fingerprint:
         raise ValueError("a token router compares tokens: student and teacher must have one tokenizer")
-    states, labels, groups = _labels(student, teacher, problems, max_tokens, batch_size, seed, top)
+    states, labels, groups = _labels(student, teacher, problems, max_tokens, batch_size, seed, top, progress)
     held = torch.tensor([problem_seed(seed, p) % 10 == 0 for p in groups], device=states.device)
     net = fit_probe(states, labels.float(), ~held, width=width, seed=seed)
     with torch.no_grad():
@@ -167,10 +170,10 @@ def _net(size: int, width: int) -> nn.Sequential:
 
 def _labels(
     student: Engine, teacher: LocalTeacher, problems: Sequence[Problem], max_tokens: int, batch_size: int, seed: int,
-    top: int,
+    top: int, progress: bool,
 ) -> tuple[Tensor, Tensor, list[str]]:  # fmt: skip
     """Features (positions, H + top), labels (positions,) and the problem of each position."""
-    options = {"max_tokens": max_tokens, "batch_size": batch_size, "progress": False}
+    options = {"max_tokens": max_tokens, "batch_size": batch_size, "progress": progress}
     # 1) the teacher's right answers
     worked = [t for t in Pair(teacher.engine, NoTeacher()).decode(problems, seed=seed, **options) if t.correct]
     if not worked:
@@ -187,7 +190,7 @@ def _labels(
     # 3) greedy forks: their first token is the student's own
     relay = Relay(student, NoTeacher(), RelayConfig(max_tokens=max_tokens), batch_size=batch_size)
     stream = relay.forks([trace for _, trace, _ in forks], [at for _, _, at in forks])
-    for _ in stream:
+    for _ in tqdm((e for e in stream if isinstance(e, Done)), "labelling", len(forks), disable=not progress):
         pass
     by_id = {p.id: p for p in problems}
     for (place, trace, _), alone in zip(forks, stream.traces, strict=True):
