@@ -234,7 +234,7 @@ def main() -> None:
     parser.add_argument("--suites", nargs="+", default=list(SHOTS), choices=SHOTS)
     parser.add_argument("--count", type=int, default=34, help="test questions of each suite")
     parser.add_argument("--train", type=int, default=100, help="training questions of each suite")
-    parser.add_argument("--wrong", type=int, default=24, help="wrong answers that are forked at every token")
+    parser.add_argument("--wrong", type=int, default=48, help="wrong answers that are forked at every token")
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--triggers", nargs="+", default=list(QUANTILES), choices=QUANTILES)
