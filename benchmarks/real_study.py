@@ -39,10 +39,6 @@ from relaylab.tasks.suites import Problem, Split
 from relaylab.trace import TEACHER, Trace, TraceWriter
 
 SHOTS = {"savings": 0, "shopping": 0, "sharing": 1}  # suites that a 1.5B can do, and a training problem of each
-INSTRUCTION = (
-    "Solve the problem in short lines, one line for each event, as in 'What it is: 12+34=46.' Write no other text. The "
-    "last line is: The answer is \\boxed{number}."
-)
 ENTROPY = (-1, 0.05, 0.6, 1.2, np.inf)  # edges of the cells, nats of the student's entropy
 DIVERGENCE = (-1, 0.05, 0.5, 2, np.inf)  # and of KL(student || teacher)
 LENGTHS = (1, 4, 16)  # tokens of an intervention
@@ -58,22 +54,17 @@ UNBOUND = ("out", "threads", "only", "benchmarks", "triggers")  # they decide no
 STEPS = ("questions", "answers", "cells", "dials", "rule", "triggers", "gsm8k")
 
 
-def with_shots(problem: Problem, shots: Sequence[tuple[str, str]], instruction: str = "") -> Problem:
+def with_shots(problem: Problem, shots: Sequence[tuple[str, str]]) -> Problem:
     """The problem behind solved ones, as a conversation."""
     turns = [({"role": "user", "content": q}, {"role": "assistant", "content": a}) for q, a in shots]
-    system = [{"role": "system", "content": instruction}] if instruction else []
-    return replace(problem, history=(*system, *(message for turn in turns for message in turn)))
+    return replace(problem, history=tuple(message for turn in turns for message in turn))
 
 
-def suite_questions(suites: Sequence[str], indices: Sequence[int], split: Split = "test") -> list[Problem]:
-    """Problems of the plain world, those with these indices of each suite; a solved one of each stands before them.
-
-    One solved problem alone does not set the style. An instruction does the rest then.
-    """
-    solved = [rl.problem(suite, SHOTS[suite], split="train", world="plain") for suite in suites]
-    shots, instruction = [(p.question, p.solution) for p in solved], INSTRUCTION if len(suites) == 1 else ""
-    problems = (rl.problem(s, i, split=split, world="plain") for s in suites for i in indices)
-    return [with_shots(p, shots, instruction) for p in problems]
+def suite_questions(indices: Sequence[int], split: Split = "test") -> list[Problem]:
+    """Problems of the plain world, those with these indices of each suite."""
+    solved = [rl.problem(suite, i, split="train", world="plain") for suite, i in SHOTS.items()]
+    shots = [(p.question, p.solution) for p in solved]
+    return [with_shots(rl.problem(s, i, split=split, world="plain"), shots) for s in SHOTS for i in indices]
 
 
 def write_questions(path: Path, some: Sequence[Problem]) -> None:
@@ -190,7 +181,7 @@ def triggers(out: Path, tests: list[Problem], asked: argparse.Namespace) -> None
     The router ``r2r`` learns from other training questions before.
     """
     options, chosen = {"dtype": getattr(torch, asked.dtype)}, []
-    training, learned = (suite_questions(asked.suites, some, "train") for some in (range(100, 112), range(140, 174)))
+    training, learned = (suite_questions(some, "train") for some in (range(100, 112), range(140, 174)))
     models = ModelCache(str(asked.teacher), learned, MAX_TOKENS, options, untrained=str(asked.student), keep=out)
     for trigger in asked.triggers:
         chosen.append(calibrate(
@@ -231,9 +222,7 @@ def main() -> None:
     parser.add_argument("--teacher", type=Path, required=True)
     parser.add_argument("--benchmarks", type=Path, help="a folder with gsm8k.jsonl and gsm8k_train.jsonl")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--suites", nargs="+", default=list(SHOTS), choices=SHOTS)
-    parser.add_argument("--count", type=int, default=34, help="test questions of each suite")
-    parser.add_argument("--train", type=int, default=100, help="training questions of each suite")
+    parser.add_argument("--count", type=int, default=34, help="questions of each of three suites")
     parser.add_argument("--wrong", type=int, default=48, help="wrong answers that are forked at every token")
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -246,13 +235,10 @@ def main() -> None:
     made_by = {k: str(v) for k, v in vars(asked).items() if k not in UNBOUND}
     bind_folder(asked.out, plain(made_by))
     torch.set_num_threads(asked.threads)
-    tests = suite_questions(asked.suites, range(asked.count))
+    tests = suite_questions(range(asked.count))
     if "questions" in asked.only:
         write_questions(asked.out / "test.jsonl", tests)
-        write_questions(
-            asked.out / "train.jsonl",
-            [p for i in range(200, 200 + asked.train) for p in suite_questions(asked.suites, [i], "train")],
-        )
+        write_questions(asked.out / "train.jsonl", [p for i in range(200, 300) for p in suite_questions([i], "train")])
     if not {*asked.only} - {"questions"}:
         return
     student, large = (load_engine(path, dtype=getattr(torch, asked.dtype)) for path in (asked.student, asked.teacher))

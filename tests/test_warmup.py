@@ -190,6 +190,11 @@ def test_an_adapter_switched_off_is_the_untouched_student(tmp_path, batch, monke
         plain = without_commands(inputs, self.pad_id)
         expected = load_engine("student").model(**plain).logits[:, 9:]
         seen.append((self._untouched(plain, 9) - expected).abs().max().item())
+        loss = DistillTrainer.compute_loss(self, model, inputs)
+        with torch.no_grad():  # the loss of all logits, those of the prompts among them
+            logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
+            whole = distill_loss(logits, self._untouched(plain, 0), inputs, **self.weights)
+        assert loss.item() * (inputs["labels"][:, 1:] >= 0).sum().item() == pytest.approx(whole.item(), rel=1e-4)
         return DistillTrainer.compute_loss(self, model, inputs, **options)
 
     checked = type("Checked", (DistillTrainer,), {"compute_loss": compare})

@@ -38,7 +38,7 @@ def calibrate(
     teacher: str | Teacher = defaults.TEACHER,
     router_problems: Sequence[Problem] = (), triggers: Sequence[str] = TRIGGERS, budgets: Sequence[float] = BUDGETS,
     lengths: Sequence[int] = LENGTHS, quantiles: Sequence[float] = QUANTILES, max_tokens: int = 160, seed: int = 0,
-    batch_size: int = 128, routers: Path | None = None, progress: bool = True, **options: Any,
+    batch_size: int = 128, routers: str | Path | None = None, progress: bool = True, **options: Any,
 ) -> pd.DataFrame:  # fmt: skip
     """Choose each trigger's threshold and call length at each budget. Interrupted, the same call goes on.
 
@@ -74,7 +74,7 @@ def calibrate(
     config |= {"seed": seed, "max_tokens": max_tokens, "problems": problem_texts(problems)}
     config |= {"router_problems": problem_texts(router_problems)}
     folder = bind_folder(out, plain(config))
-    models.keep, models.progress = routers or folder, progress
+    models.keep, models.progress = Path(routers or folder), progress
     run = EvalRun(models, problems, folder, RelayConfig(max_tokens=max_tokens), seed, batch_size, progress=False)
     alone = run.traces(SYSTEMS["student"])
     candidates = [

@@ -39,7 +39,7 @@ def evaluate(
     methods: Sequence[str], problems: Sequence[Problem], out: str | Path, *,
     student: str = UNTRAINED, teacher: str | Teacher = TEACHER, config: RelayConfig | None = None,
     samples: int = 1, seed: int = 0, training: Sequence[Problem] = (), batch_size: int = 64, suffix: str = "",
-    shard: str | None = None, routers: Path | None = None, progress: bool = True, **options: Any,
+    shard: str | None = None, routers: str | Path | None = None, progress: bool = True, **options: Any,
 ) -> pd.DataFrame:  # fmt: skip
     """Decode the problems with every system; the same call resumes, and more methods may be added to a folder.
 
@@ -81,7 +81,7 @@ def evaluate(
     made_with |= {"seed": seed, "training": _digest(training), "suffix": suffix, "problems": [p.id for p in problems]}
     made_with |= {"problem_texts": _digest(problems), "weights": _weights(models, [s for _, s in chosen])}
     _bind(out, made_with)
-    models.keep, models.progress = routers or out, progress
+    models.keep, models.progress = Path(routers or out), progress
     rows = []
     for j in range(samples):
         folder = out / "traces" / str(seed + j)
