@@ -162,7 +162,8 @@ def check(plan: Plan, out: Path, seen: dict[str, int]) -> None:
         raise RuntimeError(f"{len(plan.points)} points were planned, and {len(now)} are there")
     if again := [key for key, when in seen.items() if now[key] != when]:
         raise RuntimeError(f"{again} were finished, and were executed again")
-    if half := [p.name for p in (out / "points").iterdir() if {f.name for f in p.iterdir()} != names]:
+    there = {p.name: {f.name for f in p.iterdir()} for p in (out / "points").iterdir()}
+    if half := {key: sorted(files) for key, files in there.items() if files != names}:
         raise RuntimeError(f"{half} are not whole")
 
 

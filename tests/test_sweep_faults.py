@@ -83,6 +83,17 @@ def test_killed_drivers_and_workers_leave_nothing_half_and_nothing_is_done_twice
         assert (out / name).read_bytes() == (undisturbed / name).read_bytes()
 
 
+def test_half_a_record_of_a_killed_process_goes_when_the_point_runs_again(tmp_path):
+    plan, out = read_plan(write(tmp_path, "seeds: 1\n")), tmp_path / "out"
+    home = out / "points" / plan.points[0].key
+    home.mkdir(parents=True)
+    for name in (".result.json.a1b2", ".failure.json.c3d4", ".result.jsonl"):
+        (home / name).write_text('{"status": "do')
+    run(plan, out)
+    names = {file.name for file in home.iterdir()}
+    assert names == {"n.ipynb", "result.json", "log.txt", ".result.jsonl"}, "the last is nobody's record"
+
+
 def test_the_check_of_killed_sweeps_sees_what_it_is_for(tmp_path):
     plan, out = read_plan(write(tmp_path, "seeds: 2\n")), tmp_path / "out"
     run(plan, out)

@@ -216,7 +216,8 @@ def execute(
     values = check_values(parameters or {}, read_parameters(notebook))
     folder.mkdir(parents=True, exist_ok=True)
     for name in (DONE, FAILED):
-        (folder / name).unlink(missing_ok=True)
+        for file in (folder / name, *folder.glob(f".{name}.*")):  # the second: a process died while it wrote the first
+            file.unlink(missing_ok=True)
     began, error = time.monotonic(), None
     with (
         tempfile.TemporaryDirectory(prefix="relaylab-") as scratch,
