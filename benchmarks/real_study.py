@@ -155,6 +155,11 @@ def dials(out: Path, traces: list[Trace], relay: Relay, wrong: int, seed: int) -
     print(json.dumps(found | {"interventions": len(uncertain) + len(forks)}, indent=1))
 
 
+def teacher_share(traces: Sequence[Trace]) -> str:
+    tokens = np.array([(t.count(TEACHER), len(t.completion_ids)) for t in traces])
+    return f"teacher tokens {share(tokens[:, 0], tokens[:, 1])}"
+
+
 def rule(out: Path, tests: list[Problem], pair: rl.Pair, alone: list[Trace]) -> None:
     """4 tokens of the teacher above 1.2 nats, on the test questions, silent and written. A fifth is for the player."""
     for how, write in (("silent", False), ("written", True)):
@@ -164,10 +169,7 @@ def rule(out: Path, tests: list[Problem], pair: rl.Pair, alone: list[Trace]) -> 
         )  # fmt: skip
         right, before = (pd.Series({t.id: float(bool(t.correct)) for t in some}) for some in (traces, alone))
         before = before[right.index]  # a file has answers in the order in which they ended
-        share = sum(t.count(TEACHER) for t in traces) / sum(len(t.completion_ids) for t in traces)
-        print(
-            f"{how}: right {mean(right)}, minus the student {paired(right, before)}, {100 * share:.1f} % teacher tokens"
-        )
+        print(f"{how}: right {mean(right)}, minus the student {paired(right, before)}, {teacher_share(traces)}")
         print(f"    mended {int((right > before).sum())}, broken {int((right < before).sum())}", flush=True)
         shared = pair.teacher.fingerprint == pair.student.text.fingerprint
         if shared and not write:
@@ -198,9 +200,8 @@ def triggers(out: Path, tests: list[Problem], asked: argparse.Namespace) -> None
         for how in (method, f"{method},write=1") if method.startswith("entropy") else (method,):
             traces = run.traces(system(how))
             right = np.array([float(bool(t.correct)) for t in traces])
-            share = sum(t.count(TEACHER) for t in traces) / sum(len(t.completion_ids) for t in traces)
             mended, broken = int((right > alone).sum()), int((right < alone).sum())
-            print(f"{how}: right {mean(right)}, {100 * share:.1f} % teacher tokens, minus the student")
+            print(f"{how}: right {mean(right)}, {teacher_share(traces)}, minus the student")
             print(f"    {paired(right, alone)}; mended {mended}, broken {broken}", flush=True)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal, get_args
 
 import openai
 import pytest
@@ -36,25 +36,32 @@ QUESTIONS = [p for suite in ("tiles", "savings") for p in problems(suite, 2)]
 load_engine = functools.cache(engines.load_engine)
 
 
+Kind = Literal["vLLM", "SGLang", "llama.cpp"]
+
+
 class ModelServer:
     """A model behind completions as vLLM has them: every token runs the whole text anew, without cache or batch.
 
-    ``token_ids`` keep the stop string and the end token. With ``llama_cpp`` it answers as llama.cpp was seen to: ids at
-    ``/completion`` alone, no stop string in the text, no log-probabilities of its tokens.
+    ``token_ids`` keep the stop string and the end token. ``kind``: it answers as this server was seen to. llama.cpp
+    has ids at ``/completion`` alone, no stop string in the text, no log-probabilities of its tokens. SGLang gives
+    log-probabilities after temperature and bias, keeps some tokens of its context, and hears no seed.
     """
 
     def __init__(self, server: MisbehavingServer, name: str, before: Callable[[Request], Reply | None] | None = None):
         engine = load_engine(name)
         self.model, self.tokenizer, self.ends = engine.model, engine.tokenizer, set(engine.end_ids)
         self.server, self.lock, self.obeys_bias, self.trims = server, threading.Lock(), True, False
-        self.llama_cpp = False
+        self.kind: Kind = "vLLM"
         self.before = before or (lambda request: None)
         server.models, server.context, server.rule = [name], 512, self.answer
 
     def answer(self, request: Request) -> Reply | None:
         if request.path.endswith("/models"):
-            model = {"id": self.server.models[0], "owned_by": "llamacpp", "meta": {"n_ctx": self.server.context}}
-            return Reply(body={"data": [model]}) if self.llama_cpp else None
+            model = {"id": self.server.models[0], "owned_by": self.kind.replace(".", "").lower()}
+            model |= (
+                {"meta": {"n_ctx": self.server.context}} if self.llama_cpp else {"max_model_len": self.server.context}
+            )
+            return Reply(body={"data": [model]})
         if (reply := self.before(request)) is not None:
             return reply
         if "chat" in request.path:
@@ -64,6 +71,10 @@ class ModelServer:
         ids = self.tokenizer(prompt, add_special_tokens=False)["input_ids"] if isinstance(prompt, str) else prompt
         if self.llama_cpp:  # it writes as much as there is room for
             body["max_tokens"] = max(1, min(body["max_tokens"], self.server.context - len(ids)))
+        if self.kind == "SGLang":  # its own limits
+            body["max_tokens"] = max(1, min(body["max_tokens"], self.server.context - 2 - len(ids)))
+            if len(ids) > self.server.context - 7:
+                return Reply(status=400, body={"error": {"message": "Input length exceeds the maximum allowed length"}})
         if len(ids) + body["max_tokens"] > self.server.context:
             return Reply(status=400, body={"error": {"message": "longer than the context"}})
         with self.lock, torch.no_grad():
@@ -79,6 +90,10 @@ class ModelServer:
         return Reply(
             body={"choices": [choice], "usage": {"prompt_tokens": len(ids), "completion_tokens": len(written)}}
         )
+
+    @property
+    def llama_cpp(self) -> bool:
+        return self.kind == "llama.cpp"
 
     def as_llama_cpp(
         self, request: Request, prompt: int, written: list[int], logprobs: list[float], reason: str, text: str
@@ -99,12 +114,14 @@ class ModelServer:
 
     def write(self, ids: list[int], body: dict) -> tuple[list[int], list[float], str]:
         written, logprobs = [], []
-        luck = torch.Generator().manual_seed(body.get("seed", 0))
+        luck = torch.Generator().manual_seed(0 if self.kind == "SGLang" else body.get("seed", 0))
         while len(written) < body["max_tokens"]:
             logits = self.model(input_ids=torch.tensor([ids + written])).logits[0, -1].float()
             raw = torch.log_softmax(logits, -1)
             for i, bias in (body.get("logit_bias") or {}).items() if self.obeys_bias else ():
                 logits[int(i)] += bias
+            if self.kind == "SGLang":
+                raw = torch.log_softmax(logits / (body["temperature"] or 1), -1)
             if heat := body["temperature"]:
                 token = int(torch.multinomial(torch.softmax(logits / heat, -1), 1, generator=luck))
             else:
@@ -178,38 +195,49 @@ def test_greedy_answers_are_those_of_the_relay_in_this_process(pairs, options):
         assert sum(len(t.answered) for t in expected) >= 2, "the student calls"
 
 
-LLAMA_CPP = pytest.mark.parametrize("llama_cpp", [False, True], ids=["vLLM", "llama.cpp"])
+KINDS = pytest.mark.parametrize("kind", get_args(Kind))
 
 
 @pytest.mark.parametrize("options", [{}, {"forbid_calls": True}, {"call_rule": CallEvery(9, 3)}], ids=str)
 def test_greedy_answers_behind_llama_cpp(pairs, served, options):
-    served.llama_cpp = True
+    served.kind = "llama.cpp"
     same(*(pair.decode(QUESTIONS, max_tokens=120, progress=False, **options) for pair in reversed(pairs)))
     assert {r.path for r in served.server.requests if "include_stop_str_in_output" in r.body} == {"/completion"}
 
 
 def test_llama_cpp_behind_a_proxy_that_hides_its_own_address(pairs, served):
-    served.llama_cpp = True
+    served.kind = "llama.cpp"
     served.before = lambda request: Reply(status=403, body="no") if request.path == "/completion" else None
     with pytest.raises(ServerError, match="a student needs the ids of what it writes, which"):
         pairs[1].relay()
 
 
-@LLAMA_CPP
-def test_log_probabilities_are_those_of_the_server(pairs, served, llama_cpp):
-    served.llama_cpp = llama_cpp
+@KINDS
+def test_log_probabilities_are_those_of_the_server(pairs, served, kind):
+    served.kind = kind
     local, remote = (pair.decode(QUESTIONS[:2], max_tokens=60, record=True, progress=False) for pair in pairs)
     for a, b in zip(local, remote, strict=True):
         assert b.entropies is None
         for source, left, right in zip(a.source, a.logprobs, b.logprobs, strict=True):
-            hidden = source == "t" or (llama_cpp and source == "c")
+            hidden = source == "t" or (kind == "llama.cpp" and source == "c")
             assert (hidden and right is None) or abs(left - right) < 1e-4
 
 
-@LLAMA_CPP
-def test_a_prompt_that_fills_the_context(served, pairs, llama_cpp):
+def test_log_probabilities_of_another_distribution_are_left_out(pairs, served):
+    """SGLang gives those after temperature and bias, and no request can ask for others."""
+    served.kind, options = "SGLang", {"max_tokens": 90, "record": True, "progress": False}
+    for trace in pairs[1].decode(QUESTIONS[:2], temperature=0.5, **options):
+        assert set(trace.logprobs) == {None}
+    local, remote = (pair.decode(QUESTIONS, forbid_calls=True, **options) for pair in pairs)
+    found = [p for a, b in zip(local, remote, strict=True) for p in zip(a.logprobs, b.logprobs, strict=True)]
+    assert max(abs(left - right) for left, right in found if right is not None) < 1e-4
+    assert 1 <= sum(right is None for _, right in found) < 20, "of the tokens after a call that may not be"
+
+
+@KINDS
+def test_a_prompt_that_fills_the_context(served, pairs, kind):
     local, remote = pairs
-    served.llama_cpp = llama_cpp
+    served.kind = kind
     served.server.context = 130
     for trace in remote.decode(QUESTIONS[:2], max_tokens=500, progress=False):
         assert trace.stop in ("context", "end", "teacher_end")
@@ -242,13 +270,13 @@ def test_where_a_call_is_forbidden_the_student_wanted_one(pairs, served):
     assert all(b["max_tokens"] == 1 for b in biased)
 
 
-@LLAMA_CPP
-def test_both_models_on_servers(pairs, served, llama_cpp):
+@KINDS
+def test_both_models_on_servers(pairs, served, kind):
     local, remote = pairs
-    served.llama_cpp = llama_cpp
+    served.kind = kind
     second = MisbehavingServer()
     try:
-        ModelServer(second, "teacher").llama_cpp = llama_cpp
+        ModelServer(second, "teacher").kind = kind
         with APITeacher(second.url, "teacher", tokenizer=local.student.tokenizer, retries=1) as teacher:
             served.server.script()
             both = Pair(remote.student, teacher, local.defaults).decode(QUESTIONS, max_tokens=90, progress=False)

@@ -1,4 +1,4 @@
-"""``APIStudent``: a student behind an OpenAI-compatible server: vLLM or llama.cpp. Everything goes as token ids.
+"""``APIStudent``: a student behind an OpenAI-compatible server: vLLM, SGLang or llama.cpp. Everything goes as ids.
 
 A turn is one request: the prompt and the answer so far, up to ``</call>`` or the end. The server's prefix cache makes
 it cost what is new. What a request writes is taken token by token, as if it had been written here. Where a call is
@@ -200,7 +200,8 @@ class APISteps:
             "skip_special_tokens": False,  # a tag may be one; the server looks for it in the text
         }  # fmt: skip
         body |= {"repeat_penalty": 1.0} if server.llama_cpp else {}
-        body |= {"n_probs" if server.llama_cpp else "logprobs": 1} if self._relay.record else {}
+        raw = not server.sglang or (config.temperature in (0.0, 1.0) and not once)
+        body |= {"n_probs" if server.llama_cpp else "logprobs": 1} if self._relay.record and raw else {}
         return body | ({"logit_bias": {str(i): NEVER for i in slot.banned}} if once else {})
 
     def _ask(self, body: dict[str, Any]) -> Answer | ServerError:

@@ -24,6 +24,7 @@ CONTINUE = {"continue_final_message": True, "add_generation_prompt": False}
 NO_THINKING = {"chat_template_kwargs": {"enable_thinking": False}}
 CUT = "\ufffd"  # what half a character decodes to
 TEMPLATE_TOKENS = 4  # more than servers add to a text, which is a token at its beginning and one at its end
+SGLANG_KEEPS = 6  # tokens of its context that SGLang gives to nobody: a prompt has at most 7 less
 REFUSALS = (400, 404, 405, 415, 422, 500, 501)  # the server is there, but does not do this; some say so with a 500
 
 
@@ -46,6 +47,7 @@ class ServerProbe:
     begins: int | None = None  # tokens that it puts before a text, if known
     context: int | None = None  # tokens of a prompt and its continuation together, if known
     tokenizer: bool | None = None  # the tokenizer given is the server's, if known
+    sglang: bool = False  # its log-probabilities are those after temperature and bias
 
     @property
     def reachable(self) -> bool:
@@ -166,12 +168,14 @@ def _probe(client: APIClient, model: str | None, tokenizer: Any, temperature: fl
         ours = tokenizer.text_ids(with_ids) is not None
     meta = entry.get("meta")
     context = entry.get("max_model_len") or (meta.get("n_ctx") if isinstance(meta, dict) else None)
+    if (sglang := entry.get("owned_by") == "sglang") and type(context) is int:
+        context -= SGLANG_KEEPS
     return ServerProbe(
         client.url, None, tuple(listed), model, completions=text is not None and not template, template=template,
         # A server may also take the list's text, or every id for a prompt of its own: then it counts otherwise.
         token_prompts=by_ids is not None and by_ids.prompt in (None, len(ids)),
         token_ids=bool(with_ids and with_ids.ids), path=path, prefix=prefix, no_thinking=no_thinking, begins=begins,
-        context=context if type(context) is int else None, tokenizer=ours,
+        context=context if type(context) is int else None, tokenizer=ours, sglang=sglang,
     )  # fmt: skip
 
 
