@@ -1,0 +1,159 @@
+"""Teach a real pretrained student to call, and measure what it learned (docs/real-models.md).
+
+    python benchmarks/real_training.py --student $STUDENT --teacher $TEACHER --out runs/real-training
+
+The questions are those of the suite ``savings``, asked for short lines and behind one solved problem. Only the last
+third of the student's layers is trained, which shortens the backward pass. The steps are ``warmup``, ``train``
+and ``measure``; --only chooses some. Each goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from transformers import TrainerCallback
+
+import relaylab as rl
+from relaylab.evaluation.counterfactual import call_effects, verdicts
+from relaylab.evaluation.eval_run import EvalRun, ModelCache
+from relaylab.evaluation.stats import mean, paired, share
+from relaylab.evaluation.systems import SYSTEMS, system
+from relaylab.relay.config import RelayConfig
+from relaylab.relay.relay import Relay
+from relaylab.tasks.suites import Problem, Split
+from relaylab.trace import TEACHER, Trace
+from relaylab.training.grpo import train
+from relaylab.training.warmup import warmup
+
+SUITE = "savings"
+STYLE = (
+    "Solve the problem in short lines, one line for each event, as in 'What it is: 12+34=46.' Write no other text. "
+    "The last line is: The answer is \\boxed{number}."
+)
+MAX_TOKENS = 140
+LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+# A call is answered to the end of its line. Any number of calls: a command that is refused begets more commands.
+CAPS = {"max_call_tokens": 24, "call_end": "line"}
+# Most commands stand where the student is in doubt, and never inside a word or a number.
+WARMUP = {
+    "max_steps": 96, "per_device_train_batch_size": 4, "save_steps": 16, "temperature": 0.7, "counts": (0.2, 0.5, 0.3),
+    "exponents": (0,), "max_tokens": 110, "uniform": 0.3, "whole_words": True, "decode_batch_size": 40,
+}  # fmt: skip
+# 8 groups of 4 rollouts. A rollout earns 1 if it is right, less the teacher's share of it.
+GRPO = CAPS | {
+    "num_generations": 4, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 8, "learning_rate": 3e-4,
+    "beta": 0.0, "temperature": 0.7, "max_completion_length": MAX_TOKENS, "reward": "simple",
+    "scale_rewards": "batch", "save_steps": 4, "keep_rollouts": 1, "dtype": "bfloat16",
+}  # fmt: skip
+NO_STUDENT = ("*.pt", "*.pth", "*.bin", "trainer_state.json")  # files of a checkpoint
+STEPS = ("warmup", "train", "measure")
+
+
+def questions(indices: Sequence[int], split: Split) -> list[Problem]:
+    """Problems with these indices, asked for short lines, behind one solved problem."""
+    solved = rl.problem(SUITE, 0, split="train", world="plain")
+    turns = (("system", STYLE), ("user", solved.question), ("assistant", solved.solution))
+    history = tuple({"role": role, "content": content} for role, content in turns)
+    return [replace(rl.problem(SUITE, i, split=split, world="plain"), history=history) for i in indices]
+
+
+def last_third(student: Path) -> dict:
+    """A LoRA adapter of the last third of the layers."""
+    from transformers import AutoConfig
+
+    layers = AutoConfig.from_pretrained(student).num_hidden_layers
+    return {"target_modules": LINEAR, "layers_to_transform": [*range(layers - layers // 3, layers)]}
+
+
+class Snapshots(TrainerCallback):
+    """Keeps the adapter of every 8th step, to be measured later."""
+
+    def __init__(self, out: Path):
+        self.out = out
+
+    def on_save(self, args, state, control, **_):
+        home = self.out / str(state.global_step)
+        if state.global_step % 8 == 0 and not home.exists():
+            checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            beside = self.out / f".{state.global_step}"
+            shutil.copytree(checkpoint, beside, ignore=shutil.ignore_patterns(*NO_STUDENT), dirs_exist_ok=True)
+            beside.rename(home)
+
+
+def measured(asked: argparse.Namespace, tests: list[Problem], trained: dict[str, Path]) -> None:
+    """Every snapshot greedily on the test questions, with its calls and without; each against the student alone.
+
+    Each answered call is forked: the same student goes on from there without it.
+    """
+    folder = asked.out / "tests"
+    folder.mkdir(parents=True, exist_ok=True)
+    models = ModelCache(str(asked.teacher), [], MAX_TOKENS, {"dtype": torch.bfloat16}, untrained=str(asked.student))
+    config = RelayConfig(max_tokens=MAX_TOKENS, max_call_tokens=CAPS["max_call_tokens"])
+    run = EvalRun(models, tests, folder, config, batch_size=34)
+    alone = right(run.traces(SYSTEMS["student"]))
+    for name in ("student", "teacher", "plan:n=14", "entropy:threshold=1.2,n=4"):
+        told(name, run.traces(system(name)), alone)
+    for step, path in trained.items():
+        told(f"step {step}, no calls", run.traces(system(f"teacher-free:student={path}")), alone)
+        traces = run.traces(system(f"relay:student={path},call_end=line"))
+        told(f"step {step}", traces, alone)
+        relay = Relay(
+            models.engine(str(path)), models.teacher, RelayConfig(max_tokens=MAX_TOKENS, **CAPS), batch_size=64
+        )
+        effects = call_effects(traces, relay)
+        effects.to_csv(asked.out / f"effects-{step}.csv", index=False)
+        print(f"    calls: {verdicts(effects)['verdict'].value_counts(sort=False).to_dict()}", flush=True)
+
+
+def right(traces: Sequence[Trace]) -> np.ndarray:
+    return np.array([float(bool(t.correct)) for t in traces])
+
+
+def told(name: str, traces: Sequence[Trace], alone: np.ndarray) -> None:
+    tokens = np.array([(t.count(TEACHER), len(t.completion_ids), len(t.answered)) for t in traces])
+    here = right(traces)
+    print(f"{name}: right {mean(here)}, minus the student {paired(here, alone)}, teacher tokens")
+    print(f"    {share(tokens[:, 0], tokens[:, 1])}, calls per answer {mean(tokens[:, 2])}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--student", type=Path, required=True)
+    parser.add_argument("--teacher", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--settings", type=yaml.safe_load, default={}, help="others for the GRPO, as YAML")
+    parser.add_argument("--max-steps", type=int, default=16)
+    parser.add_argument("--count", type=int, default=102, help="test questions")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--only", nargs="+", default=STEPS, choices=STEPS)
+    asked = parser.parse_args()
+    torch.set_num_threads(asked.threads)
+    training, tests = questions(range(200, 500), "train"), questions(range(asked.count), "test")
+    warm, run, snapshots = (asked.out / name for name in ("warm", "run", "snapshots"))
+    began = time.time()
+    if "warmup" in asked.only:
+        warmup(
+            str(asked.student), training[:200], warm, teacher=str(asked.teacher), lora=last_third(asked.student),
+            dtype=torch.bfloat16, **WARMUP,
+        )  # fmt: skip
+    if "train" in asked.only:
+        train(
+            student=str(warm), teacher=[str(asked.teacher)], output_dir=str(run), max_steps=asked.max_steps,
+            problems=training, callbacks=[Snapshots(snapshots)], **GRPO | asked.settings,
+        )  # fmt: skip
+    trained = {"0": warm} | {p.name: p for p in sorted(snapshots.glob("[0-9]*"), key=lambda p: int(p.name))}
+    if "measure" in asked.only:
+        measured(asked, tests, trained)
+    print(f"{time.time() - began:.0f} s with {torch.get_num_threads()} threads")
+
+
+if __name__ == "__main__":
+    main()
