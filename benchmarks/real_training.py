@@ -145,10 +145,8 @@ def main() -> None:
             dtype=torch.bfloat16, **WARMUP,
         )  # fmt: skip
     if "train" in asked.only:
-        train(
-            student=str(warm), teacher=[str(asked.teacher)], output_dir=str(run), max_steps=asked.max_steps,
-            problems=training, callbacks=[Snapshots(snapshots)], **GRPO | asked.settings,
-        )  # fmt: skip
+        settings = {"teacher": [str(asked.teacher)], "max_steps": asked.max_steps} | GRPO | asked.settings
+        train(student=str(warm), output_dir=str(run), problems=training, callbacks=[Snapshots(snapshots)], **settings)
     trained = {"0": warm} | {p.name: p for p in sorted(snapshots.glob("[0-9]*"), key=lambda p: int(p.name))}
     if "measure" in asked.only:
         measured(asked, tests, trained)
