@@ -19,17 +19,18 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
+from real_study import teacher_share
 from transformers import TrainerCallback
 
 import relaylab as rl
 from relaylab.evaluation.counterfactual import call_effects, verdicts
 from relaylab.evaluation.eval_run import EvalRun, ModelCache
-from relaylab.evaluation.stats import mean, paired, share
+from relaylab.evaluation.stats import mean, paired
 from relaylab.evaluation.systems import SYSTEMS, system
 from relaylab.relay.config import RelayConfig
 from relaylab.relay.relay import Relay
 from relaylab.tasks.suites import Problem, Split
-from relaylab.trace import TEACHER, Trace
+from relaylab.trace import Trace
 from relaylab.training.grpo import train
 from relaylab.training.warmup import warmup
 
@@ -118,10 +119,9 @@ def right(traces: Sequence[Trace]) -> np.ndarray:
 
 
 def told(name: str, traces: Sequence[Trace], alone: np.ndarray) -> None:
-    tokens = np.array([(t.count(TEACHER), len(t.completion_ids), len(t.answered)) for t in traces])
-    here = right(traces)
-    print(f"{name}: right {mean(here)}, minus the student {paired(here, alone)}, teacher tokens")
-    print(f"    {share(tokens[:, 0], tokens[:, 1])}, calls per answer {mean(tokens[:, 2])}", flush=True)
+    here, calls = right(traces), np.array([len(t.answered) for t in traces])
+    print(f"{name}: right {mean(here)}, minus the student {paired(here, alone)},")
+    print(f"    {teacher_share(traces)}, calls per answer {mean(calls)}", flush=True)
 
 
 def main() -> None:
