@@ -99,16 +99,24 @@ def strip_calls(text: str, *, named: bool = False) -> str:
     return (_NAMED if named else _CALL).sub(lambda m: m[0] if m["body"] is None else "", text)
 
 
-def settled(text: str) -> int:
+def settled(text: str, *, named: bool = False) -> int:
     """How many characters at the beginning of a text cannot become part of a call any more, whatever follows.
 
     >>> settled("7*<call>2"), settled("a <b"), settled("x <ca"), settled("<call>4</call>7")
     (2, 4, 2, 15)
+    >>> settled("7*<call to=la", named=True), settled("7*<call to=la")
+    (2, 13)
     """
-    last = text.rfind(OPEN)
-    if last >= 0 and len(text) - last < len(OPEN) + MAX_BODY + len(CLOSE) and _CALL.match(text, last)["body"] is None:  # type: ignore[index]
-        return last
-    return len(text) - next((k for k in range(len(OPEN) - 1, 0, -1) if text.endswith(OPEN[:k])), 0)
+    # 1) A call may be open: the last opening tag has no closing one, and room is left for it.
+    last = next(reversed([*(_NAMED if named else _CALL).finditer(text)]), None)
+    if last and last["body"] is None and len(text) < last.end() + MAX_BODY + len(CLOSE):
+        return last.start()
+    # 2) Or the text ends within an opening tag.
+    begin = text.rfind("<")
+    tag, naming = text[begin:] if begin >= 0 else "", f"{OPEN[:-1]} to="
+    name = tag.removeprefix(naming) if named and tag.startswith(naming) else None
+    within = OPEN.startswith(tag) or (named and naming.startswith(tag))
+    return begin if tag and (within or (name is not None and len(name) <= MAX_BODY and ">" not in name)) else len(text)
 
 
 # Controls, bidirectional and other invisible formatting, fillers, lone surrogates, non-characters, tag characters. The

@@ -5,13 +5,13 @@ Every command that resumes stands on these few functions. Nothing here removes w
 
 from __future__ import annotations
 
-import glob
 import gzip
 import hashlib
 import inspect
 import json
 import mmap
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -212,16 +212,20 @@ def read_lines(path: str | os.PathLike, parse: Callable[[dict[str, Any]], Item] 
     """The records of a JSON Lines file (also ``.gz``), one at a time; a torn last line is left out.
 
     Raises:
-        ValueError: with file and line, for a broken line that is not the last.
+        ValueError: with file and line, for a broken line that is not the last; for a ``.gz`` that is cut off.
     """
     with (gzip.open if str(path).endswith(".gz") else open)(path, "rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.endswith(b"\n"):
-                return  # this line was being written when its writer died
-            try:
-                yield parse(json.loads(line))
-            except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-                raise ValueError(f"{path}, line {number}: not a record of relaylab ({error})") from error
+        try:
+            for number, line in enumerate(file, 1):
+                if not line.endswith(b"\n"):
+                    return  # this line was being written when its writer died
+                try:
+                    item = parse(json.loads(line))
+                except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+                    raise ValueError(f"{path}, line {number}: not a record of relaylab ({error})") from error
+                yield item
+        except (EOFError, gzip.BadGzipFile) as error:
+            raise ValueError(f"{path} is no whole gzip file ({error})") from error
 
 
 class LineWriter:
@@ -230,11 +234,15 @@ class LineWriter:
     ``begins`` are the first bytes of every line. A last line without a line break that does not begin so is not ours.
 
     Raises:
-        ValueError: if another process writes the file, or if it does not end in a line of ours.
+        ValueError: if another process writes the file, if it does not end in a line of ours, and for a ``.gz``.
     """
 
     def __init__(self, path: str | os.PathLike, *, begins: bytes = b"{"):
         self.path = Path(path)
+        if self.path.suffix == ".gz":
+            raise ValueError(
+                f"{path}: records are appended as plain text; leave out .gz, and compress the file afterwards"
+            )
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
             stack.enter_context(locked(self.path))
@@ -312,4 +320,5 @@ def shard_path(path: str | os.PathLike, part: str | None) -> Path:
 def shard_files(path: str | os.PathLike) -> list[Path]:
     """The shards of the file ``path`` that exist."""
     path = Path(path)
-    return sorted(path.parent.glob(f"{glob.escape(path.stem)}.*-of-*{path.suffix}"))
+    name = re.compile(rf"{re.escape(path.stem)}\.\d+-of-\d+{re.escape(path.suffix)}")
+    return sorted(file for file in path.parent.glob("*") if name.fullmatch(file.name))

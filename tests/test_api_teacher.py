@@ -134,14 +134,16 @@ def test_token_ids_go_as_they_are_and_text_is_tokenised(server, connect, tokeniz
     (request,) = server.requests
     assert request.path == "/v1/completions"
     prompt = [*encode(PROMPT), 61, 1, 2, 3, 0xC3, 0xA9]
-    expected = dict(model="m", prompt=prompt, max_tokens=7, temperature=0.7, seed=41, return_token_ids=True)
+    expected = dict(
+        model="m", prompt=prompt, max_tokens=7, temperature=0.7, seed=41 + 3 * 1_000_003, return_token_ids=True
+    )
     assert request.body == expected
 
 
 def test_text_prompts_hold_the_very_characters(server, connect, tokenizer):
     server.token_prompts = server.token_ids = False
     ask(connect(tokenizer=tokenizer, extra_body={"top_p": 0.5}), Segment("6\n\n ", (1,)), "\tso <|end")
-    common = {"model": "m", "max_tokens": 5, "temperature": 0.0, "seed": 0, "top_p": 0.5}
+    common = {"model": "m", "max_tokens": 5, "temperature": 0.0, "seed": 13 * 1_000_003, "top_p": 0.5}
     assert server.requests[0].body == common | {"prompt": PROMPT + "6\n\n \tso <|end"}
     # A character across two segments is whole, and a server that begins texts by itself is not sent the beginning.
     server.begins = 1
@@ -160,15 +162,19 @@ def test_chat_sends_the_begun_answer_as_a_message_to_continue(server, connect):
     flags = dict(continue_final_message=True, add_generation_prompt=False)
     messages = [*QUESTION, {"role": "assistant", "content": "so it "}]
     no_thinking = {"enable_thinking": False}
-    assert request.body == common | flags | dict(messages=messages, seed=5, chat_template_kwargs=no_thinking)
+    assert request.body == common | flags | dict(
+        messages=messages, seed=5 + 6 * 1_000_003, chat_template_kwargs=no_thinking
+    )
     server.chat, server.strict = "refused", True
     assert ask(connect(mode="chat")).text == "and s"
     assert server.requests[0].body == common | dict(messages=QUESTION, seed=0)  # a whole answer, as anybody asks for
 
 
 def test_each_view_has_its_seed_and_no_seed_is_too_large_for_a_server(server, connect):
-    complete(connect(), [view(n=n, seed=seed) for n, seed in ((1, 7), (2, 8), (3, 2**80 + 9))])
-    assert {r.body["max_tokens"]: r.body["seed"] for r in server.requests} == {1: 7, 2: 8, 3: 9}
+    views = [view(n=n, seed=seed) for n, seed in ((1, 7), (2, 8), (3, 2**80 + 9))]
+    complete(connect(), [*views, view("so", n=4, seed=7)])
+    seeds = {r.body["max_tokens"]: r.body["seed"] for r in server.requests}
+    assert seeds == {1: 7, 2: 8, 3: 9, 4: 7 + 2 * 1_000_003}, "another place of an answer draws other numbers"
 
 
 @pytest.mark.parametrize("token_prompts", [True, False])
@@ -487,6 +493,19 @@ def test_a_server_that_cannot_be_asked_is_left_alone_for_a_while(server, monkeyp
         assert teacher.probe().token_prompts, "a passing fault says nothing of what a server can do"
 
 
+def test_a_cancelled_probe_says_nothing_of_the_server(server):
+    server.rule = lambda request: Reply(delay=1.0) if request.path == "/v1/models" else None
+    with APITeacher(server.url, "m", retries=0) as teacher:
+        gone, waiting = view(), view()
+        teacher.submit([gone, waiting])
+        while not server.requests:
+            time.sleep(0.01)
+        server.rule = lambda request: None
+        teacher.release([gone])
+        assert teacher.poll([waiting], wait=True)[0][1].text == "and s"
+        assert ask(teacher).text == "and s"
+
+
 def test_a_server_that_is_slow_to_fail_is_left_alone_for_as_long(server, monkeypatch):
     monkeypatch.setattr(api_model, "REST_SECONDS", 0)
     with APITeacher(server.url, "m", retries=0) as teacher:
@@ -655,7 +674,7 @@ def test_a_chat_that_makes_new_turns_is_asked_in_words(server, chat_only):
     assert (messages, asked["role"]) == ([], "user")
     assert asked["content"].startswith("2*3?\n\nThe beginning of the answer is written already:\nThey lay 84*7=\n")
     assert asked["content"].endswith("The last line so far is:\nThey lay 84*7=")
-    assert (request.body["max_tokens"], request.body["seed"]) == (5 + 48, 9)
+    assert (request.body["max_tokens"], request.body["seed"]) == (5 + 48, 9 + 14 * 1_000_003)
     assert (output.text, output.ids, output.finish_reason, output.approximate) == ("588 tiles.", None, "length", True)
     assert output.tokens == len(server.writes) + 1, "what was cut was paid for"
     server.usage = False

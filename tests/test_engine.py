@@ -177,6 +177,25 @@ def test_memory_that_runs_out_while_prompts_are_read_leaves_no_slot(monkeypatch)
     assert not engine.slots
 
 
+def test_what_fails_half_way_leaves_no_slot(monkeypatch):
+    engine = make()
+    with pytest.raises(ValueError, match="context"):
+        engine.read([5] * (engine.context + 10), [5, 6])
+    assert not engine.slots
+    place, placed = engine.cache.place, []
+
+    def fail(ids):
+        placed.append(ids)
+        if len(placed) == 3:
+            raise torch.OutOfMemoryError("none left")
+        return place(ids)
+
+    monkeypatch.setattr(engine.cache, "place", fail)
+    with pytest.raises(torch.OutOfMemoryError):
+        engine.open_many([ids(5), ids(6), ids(7)])
+    assert not engine.slots
+
+
 @pytest.mark.parametrize("flat", [True, False])
 def test_hidden_states_are_the_models_last_ones(flat, monkeypatch):
     if not flat:

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from relaylab.files import CONFIG, LineWriter, bind_folder, read_lines, replaced_folder, write_whole
+from relaylab.files import (
+    CONFIG,
+    LineWriter,
+    bind_folder,
+    read_lines,
+    replaced_folder,
+    shard_files,
+    shard_path,
+    write_whole,
+)
 
 
 def test_a_folder_is_bound_to_its_configuration(tmp_path):
@@ -91,3 +101,23 @@ def test_the_names_of_a_folder_are_flushed_after_the_content(tmp_path, monkeypat
     with replaced_folder(tmp_path / "out", marker="m") as folder:
         (folder / "m").touch()
     assert flushed == [(tmp_path / "out" / "m").stat().st_ino, tmp_path.stat().st_ino]
+
+
+def test_the_shards_of_a_file_are_its_own(tmp_path):
+    for name in ("t.jsonl", "t.big.jsonl"):
+        for part in ("1/2", "2/2"):
+            shard_path(tmp_path / name, part).write_text("{}\n")
+    assert [p.name for p in shard_files(tmp_path / "t.jsonl")] == ["t.1-of-2.jsonl", "t.2-of-2.jsonl"]
+    assert len(shard_files(tmp_path / "t.big.jsonl")) == 2
+
+
+def test_a_compressed_file_is_read_and_never_appended_to(tmp_path):
+    path = tmp_path / "t.jsonl.gz"
+    with pytest.raises(ValueError, match=r"t\.jsonl\.gz: .* leave out \.gz"):
+        LineWriter(path)
+    data = gzip.compress(b"".join(b'{"n": %d}\n' % n for n in range(9999)))
+    path.write_bytes(data)
+    assert sum(1 for _ in read_lines(path)) == 9999
+    path.write_bytes(data[: len(data) // 2])
+    with pytest.raises(ValueError, match=r"t\.jsonl\.gz is no whole gzip file"):
+        list(read_lines(path))

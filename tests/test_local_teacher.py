@@ -126,3 +126,17 @@ def test_other_errors_are_not_hidden(teacher, monkeypatch):
     monkeypatch.setattr(Engine, "forward", fail)
     with pytest.raises(RuntimeError, match="shape"):
         complete(teacher, [TeacherView(ASK, n=1)])
+
+
+def test_a_prompt_that_the_template_refuses_is_an_error_of_its_view_alone(teacher):
+    tokenizer = teacher.engine.tokenizer
+    refusal = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    tokenizer.chat_template = refusal + tokenizer.chat_template
+    talk = [{"role": "system", "content": "Be short."}, *ASK]
+    said = complete(teacher, [TeacherView(talk, n=2), TeacherView(ASK, n=2), TeacherView([], n=2, raw=Segment("", ()))])
+    assert [x.finish_reason for x in said] == ["error", "length", "error"]
+    assert "no system" in said[0].error
+    assert "no token" in said[2].error
+    assert len(teacher.engine.slots) == 1
+    with pytest.raises(ValueError, match="no system"):
+        teacher.score([TeacherView(talk, [Segment("12")])])

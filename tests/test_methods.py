@@ -18,7 +18,7 @@ from relaylab.evaluation.evaluate import variants
 from relaylab.evaluation.score import recorded, score_traces
 from relaylab.evaluation.stats import unsure_above
 from relaylab.evaluation.systems import SYSTEMS, System, system
-from relaylab.relay.call_rules import CallAt, CallEvery
+from relaylab.relay.call_rules import CallAt, CallEvery, CallWhenUnsure
 from relaylab.relay.config import RelayConfig
 from relaylab.relay.local_teacher import LocalTeacher, Verifier
 from relaylab.relay.relay import Relay
@@ -125,6 +125,40 @@ def test_withdrawn_text_is_shown_and_read_back(run, tmp_path):
         again = list(half.fork(trace, at))[-1].trace
         assert again.completion_ids == trace.completion_ids
         assert [c.withdrawn for c in again.calls if c.withdrawn] == [c.withdrawn for c in trace.calls if c.withdrawn]
+
+
+def test_a_verifier_that_begins_in_the_middle_takes_back_the_last_turn_alone(run):
+    """As in a fork, and after memory ran out: it has the whole answer to read, and judges the student's last line."""
+    engine = run.models.teacher.engine
+    teacher = Verifier(engine, threshold=-1)  # accepts nothing
+    rule = CallEvery(1, 1, line=True)
+    relay = Relay(run.models.engine("student"), teacher, call_rule=rule, call_end="line", write_call=False)
+    trace = relay.run([run.problems[0].question])[0]
+    calls = [c for c in trace.calls if c.withdrawn]
+    assert len(calls) >= 2
+    fork = list(relay.fork(trace, calls[-1].start))[-1].trace
+    assert fork.completion_ids == trace.completion_ids
+    assert fork.text.count(fork.pieces[0] + fork.pieces[1]) == trace.text.count(trace.pieces[0] + trace.pieces[1])
+    view = TeacherView([{"role": "user", "content": trace.prompt}], [Segment("So "), Segment("12+34=99.")], n=4)
+    kept, fresh = replace(view, segments=view.segments[:1]), replace(view, segments=list(view.segments))
+    complete(teacher, [kept])
+    kept.segments = list(view.segments)
+    teacher.release([kept])
+    assert complete(teacher, [kept])[0].ids == complete(teacher, [fresh])[0].ids
+    (scores,) = teacher.score([view])
+    assert engine.text.encode("12+34=99.") == scores.ids
+    teacher.release([kept, fresh, view])
+
+
+@pytest.mark.parametrize("rule", [CallAt({5: 4}), CallWhenUnsure(0.0, 1)])
+def test_a_turn_that_is_accepted_is_not_shown_again(run, rule):
+    accepting = Verifier(run.models.teacher.engine, threshold=1e9)
+    relay = Relay(run.models.engine("student"), accepting, call_rule=rule, write_call=False, max_tokens=30)
+    trace = relay.run([run.problems[0].question])[0]
+    places = [c.start for c in trace.calls]
+    assert places
+    assert len(set(places)) == len(places)
+    assert {c.finish_reason for c in trace.calls} == {"accepted"}
 
 
 # Scores ---------------------------------------------------------------------------------------------------------------

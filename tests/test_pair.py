@@ -271,6 +271,16 @@ def test_teachers_by_name():
         load_pair("student", ScriptedTeacher(["1"]), teacher_options=dict(temperature=1.0))
     with pytest.raises(ValueError, match="no model 'nobody'"):
         load_teacher("nobody")
+    url = "http://127.0.0.1:9/v1#m"
+    assert load_pair("student", url, device="cpu", teacher_options=dict(name="mine")).teacher.name == "mine"
+    mixed = load_pair("student", f"a={url} b=teacher", device="cpu", teacher_options=dict(timeout=9.0))
+    assert mixed.teacher.name == "a=m@127.0.0.1:9 b=teacher"
+
+
+def test_an_embedded_model_has_its_name_wherever_one_stands(tmp_path, monkeypatch):
+    (tmp_path / "run" / "student").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "run")
+    assert load_engine("student").name == "student"
 
 
 # The embedded pair ----------------------------------------------------------------------------------------------------
@@ -376,6 +386,14 @@ def test_a_conversation_is_read_whole_and_recorded(student, tmp_path):
         (TALK[:3], {}, "ends with a message of the user"),
         ([], {}, "ends with a message of the user"),
         (TALK, {"system": "Be long."}, "has a system message of its own"),
+        ([{"role": "user"}], {}, "dicts with the texts 'role' and 'content'; this is none"),
+        (
+            [{"role": "user", "content": [{"type": "text"}]}],
+            {},
+            "dicts with the texts 'role' and 'content'; this is none",
+        ),
+        ({"role": "user", "content": "1+1?"}, {}, "a list of dicts .*, not"),
+        ("1+1?", {"seed": -1, "temperature": 1.0}, "a seed is 0 or more, not -1"),
     ],
 )
 def test_conversations_that_cannot_be_asked(student, talk, options, error):

@@ -16,7 +16,7 @@ from relaylab.relay.config import RelayConfig
 from relaylab.relay.local_teacher import LocalTeacher
 from relaylab.relay.relay import Relay
 from relaylab.relay.sequence import CallClosed, CallOpened, Done, TokenEvent
-from relaylab.relay.teachers import NoTeacher, ScriptedTeacher, TeacherOutput
+from relaylab.relay.teachers import NoTeacher, ScriptedTeacher, Segment, TeacherOutput
 from relaylab.tasks.suites import SUITES, problem
 from relaylab.trace import Trace
 
@@ -430,3 +430,24 @@ def test_the_call_of_a_fork_is_for_the_tokens_that_it_asks_for_wherever_calls_en
                        call_rule=CallAt({20: 1})).fork(trace, 5, call=2))[-1].trace  # fmt: skip
     assert later.completion_ids[:20] == again.completion_ids[:20]
     assert later.answered[1].granted == 80 - later.answered[1].end, "other calls are for their line"
+
+
+def test_a_fork_at_a_calls_end_asks_nobody_where_calls_are_forbidden(engines):
+    student, teacher = engines["embedded"][0], LocalTeacher(engines["embedded"][1])
+    trace = Relay(student, teacher, call_rule=CallAt({5: 4}), max_tokens=40).run(QUESTIONS[:1])[0]
+    alone = Relay(student, teacher, forbid_calls=True, max_tokens=40)
+    fork = list(alone.fork(trace, trace.calls[0].end))[-1].trace
+    assert fork.count("t") == 0
+    assert [c.status for c in fork.calls] == ["refused"]
+
+
+def test_a_fork_of_a_raw_prompt_has_no_template_either(engines):
+    student, teacher = engines["embedded"][0], LocalTeacher(engines["embedded"][1])
+    relay = Relay(student, teacher, call_rule=CallAt({5: 4}), max_tokens=30)
+    text = "The tiles of a full row: 83+21="
+    trace = relay.run([Segment(text)])[0]
+    forks = [list(relay.fork(trace, 2, call=9, **own))[-1].trace for own in ({}, {"prompt": Segment(text)})]
+    assert forks[0].completion_ids == forks[1].completion_ids
+    assert list(relay.fork(trace, trace.calls[0].start))[-1].trace.completion_ids == trace.completion_ids
+    chat = list(relay.fork(trace, 2, call=9, prompt=text))[-1].trace
+    assert chat.completion_ids != forks[0].completion_ids, "the teacher of a chat writes something else"

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from relaylab.engine.sampling import Uniforms, sample, token_statistics
+from relaylab.relay.config import RelayConfig
 
 RNG = np.random.default_rng(0)
 LOGITS = torch.tensor(RNG.normal(0, 2, 12), dtype=torch.float32)
@@ -102,3 +103,13 @@ def test_statistics_are_those_of_the_softmax():
     p = torch.softmax(LOGITS.double(), -1)
     assert torch.allclose(logp[:-1].double(), p.log(), atol=1e-5)
     assert entropy.item() == pytest.approx(-(p * p.log()).sum().item(), abs=1e-5)
+
+
+def test_extreme_settings_draw_what_they_say():
+    rows = LOGITS.repeat(3, 1)
+    options = dict(temperatures=[1e-40, 1.0, 1.0], uniforms=[0.999, 0.999, 0.0], top_k=[0, 2**70, 1])
+    assert sample(rows, **options)[0] == LOGITS.argmax()
+    assert sample(rows, **options)[1:] == sample(rows, **options | {"top_k": [0, 0, 1]})[1:]
+    for change in ({"temperature": float("nan")}, {"temperature": float("inf")}, {"max_tokens": None}):
+        with pytest.raises(ValueError, match=f"{next(iter(change))}"):
+            RelayConfig(**change)

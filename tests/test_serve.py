@@ -472,10 +472,13 @@ def test_the_text_that_is_sent_is_never_taken_back(pieces, stops):
     assert whole.startswith(text.text)
 
 
-@given(st.text(alphabet="<cal>/12", max_size=20), st.text(alphabet="<cal>/12", max_size=20))
-def test_what_is_settled_stays_as_it_is_whatever_follows(text, more):
-    at = settled(text)
-    assert strip_calls(text[:at]) + strip_calls(text[at:] + more) == strip_calls(text + more)
+PIECES = st.lists(st.sampled_from([*"<cal>/12", "<call", "<call>", "</call>", " to=", "<call to=a"]), max_size=12)
+
+
+@given(PIECES.map("".join), PIECES.map("".join), st.booleans())
+def test_what_is_settled_stays_as_it_is_whatever_follows(text, more, named):
+    at, whole = settled(text, named=named), strip_calls(text + more, named=named)
+    assert strip_calls(text[:at], named=named) + strip_calls(text[at:] + more, named=named) == whole
 
 
 def test_sequences_that_join_a_running_stream_are_as_they_are_alone(pair):
@@ -505,3 +508,32 @@ def test_sequences_that_join_a_running_stream_are_as_they_are_alone(pair):
         assert traces[i].completion_ids == alone.completion_ids[:length]
         assert (length < len(alone.completion_ids), traces[i].stop == "interrupted") == (i == 1, i == 1)
     assert any(t.count("t") for t in traces.values())
+
+
+def test_readers_see_no_command_that_names_its_teacher(pair):
+    several = load_pair("relay", "small=student large=teacher")
+    relay = several.relay(call_rule=lambda state: (3, "large") if state.position == 4 else None, max_tokens=40)
+    with served(relay) as it:
+        assert not it.server.worker._remote, "all models are in this process"
+        answer = it.chat(QUESTIONS[0], seed=0).choices[0].message.content
+        stream = it.chat(QUESTIONS[0], seed=0, stream=True)
+        parts = "".join(chunk.choices[0].delta.content or "" for chunk in stream)
+    trace = relay.run([QUESTIONS[0]], seeds=[problem_seed(0, "question-0")])[0]
+    assert "<call to=large>3</call>" in trace.text
+    assert answer == parts == trace.teacher_view
+
+
+def test_a_setting_beyond_all_sense_is_the_setting_of_its_request_alone(pair):
+    with served(pair.relay(batch_size=4)) as it, ThreadPoolExecutor(3) as pool:
+        asked = [pool.submit(it.chat, q, seed=0, temperature=1.0) for q in QUESTIONS[:2]]
+        huge = it.chat(QUESTIONS[0], seed=0, temperature=1.0, extra_body={"top_k": 2**63})
+        answers = [one.result().choices[0].message.content for one in asked]
+    assert huge.choices[0].message.content == answers[0]
+
+
+def test_a_client_that_leaves_in_the_middle_of_its_request_is_no_fault(pair):
+    with served(pair.relay()) as it:
+        with socket.create_connection(it.address) as client:
+            client.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 500\r\n\r\n{")
+        wait(lambda: it.metrics().get('relaylab_refused_total{status="499"}') == 1)
+        assert 'relaylab_refused_total{status="500"}' not in it.metrics()

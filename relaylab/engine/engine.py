@@ -133,7 +133,19 @@ class Engine:
         """
         if not all(prompts):
             raise ValueError("a slot needs at least one token to begin with")
-        slots = [self.cache.place(ids) for ids in prompts]
+        slots = list[CacheSlot]()
+        try:
+            for ids in prompts:
+                slots.append(self.cache.place(ids))
+            self._read_once(slots)
+        except BaseException:  # memory ran out: none of them stays
+            for slot in slots:
+                self.close(slot)
+            raise
+        return slots
+
+    def _read_once(self, slots: list[CacheSlot]) -> None:
+        """Read what new slots share with each other, and copy what they share with those that are open."""
         alike: dict[tuple[int, ...], list[CacheSlot]] = {}
         for slot in slots:
             alike.setdefault(slot.prompt, []).append(slot)
@@ -145,19 +157,18 @@ class Engine:
                 donors[slot.prompt] = slot
         # 2) Where none does, the first of several equal prompts is read. A long beginning of different ones, such as
         #    solved examples, is read once.
-        self._share_beginnings([g[0] for prompt, g in alike.items() if prompt not in donors], slots)
+        self._share_beginnings([g[0] for prompt, g in alike.items() if prompt not in donors])
         first = [g[0] for prompt, g in alike.items() if len(g) > 1 and 1 < len(prompt) <= self.context]
         first = [slot for slot in first if slot.prompt not in donors]
         lengths = {slot: len(slot.prompt) - 1 for slot in first}
-        self._read_shared([slot for slot in first if slot.cached < lengths[slot]], lengths, slots)
+        self._read_shared([slot for slot in first if slot.cached < lengths[slot]], lengths)
         donors |= {slot.prompt: slot for slot in first}
         # 3) The others get a copy of its cache.
         for prompt, group in alike.items():
             if (donor := donors.get(prompt)) and (others := [s for s in group if s is not donor]):
                 self.cache.copy(donor, others, len(prompt) - 1)
-        return slots
 
-    def _share_beginnings(self, new: list[CacheSlot], opened: list[CacheSlot]) -> None:
+    def _share_beginnings(self, new: list[CacheSlot]) -> None:
         """Copy a long beginning that a new prompt shares with another sequence, or read it for those that follow."""
         new = [slot for slot in new if MIN_SHARED < len(slot.prompt) <= self.context]
         for k, slot in enumerate(new):
@@ -169,21 +180,16 @@ class Engine:
                 continue
             beginning = max((_alike(prompt, other.prompt[:-1]) for other in new[k + 1 :]), default=0)
             if beginning >= MIN_SHARED:
-                self._read_shared([slot], {slot: beginning}, opened)
+                self._read_shared([slot], {slot: beginning})
 
-    def _read_shared(self, some: list[CacheSlot], lengths: dict[CacheSlot, int], opened: list[CacheSlot]) -> None:
-        """Run slots up to some length of their prompts. If memory runs out, none of the ``opened`` ones stays."""
+    def _read_shared(self, some: list[CacheSlot], lengths: dict[CacheSlot, int]) -> None:
+        """Run slots up to some length of their prompts."""
         if not some:
             return
         whole = [slot.ids for slot in some]
         for slot in some:
             slot.ids = slot.ids[: lengths[slot]]
-        try:
-            self.forward(some)
-        except BaseException:
-            for slot in opened:
-                self.close(slot)
-            raise
+        self.forward(some)
         for slot, ids in zip(some, whole):
             slot.ids = ids
 
@@ -245,8 +251,10 @@ class Engine:
             Logits (T, vocabulary) and last hidden states (T, H), both float32.
         """
         slot = self.open([*prompt, *completion[:-1]])
-        logits, hidden = self.forward([slot], positions=len(completion), hidden=True)
-        self.close(slot)
+        try:
+            logits, hidden = self.forward([slot], positions=len(completion), hidden=True)
+        finally:
+            self.close(slot)
         return logits[0], hidden[0].float()
 
     def _pass(self, slots: list[CacheSlot], positions: int, hidden: bool) -> list[Tensor]:

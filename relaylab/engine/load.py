@@ -261,8 +261,8 @@ def load_engine(name: str | Path, **options: Any) -> Engine:
     A folder gives its own name, or that of the run it belongs to where it is a run's ``student``.
     """
     model, tokenizer = load_model(name, **options)
-    path = Path(name).resolve()
-    called = (path.parent.name if path.name == "student" else path.name) if Path(name).is_dir() else str(name)
+    path, here = Path(name).resolve(), Path(name).is_dir() and str(name) not in embedded()
+    called = (path.parent.name if path.name == "student" else path.name) if here else str(name)
     quantize = options.get("quantize")
     engine = Engine(model, tokenizer, name=f"{called} ({quantize})" if quantize else called)
     engine.source = str(name)

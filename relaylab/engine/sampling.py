@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+COLDEST = 1e-5  # a temperature below would make logits infinite, and is greedy as it is
+
 
 @dataclass(eq=False)
 class Uniforms:
@@ -65,7 +67,7 @@ def sample(
     warm = [i for i, t in enumerate(temperatures) if t > 0]
     chosen = logits.argmax(-1)
     if warm:
-        t = torch.tensor([temperatures[i] for i in warm], device=logits.device)
+        t = torch.tensor([max(temperatures[i], COLDEST) for i in warm], device=logits.device)
         scaled = logits[warm] / t[:, None]
         cut = [k for k, i in enumerate(warm) if (top_p and top_p[i] < 1) or (top_k and top_k[i] > 0)]
         if cut:
@@ -86,8 +88,9 @@ def sample(
 def _truncate(logits: torch.Tensor, top_p: list[float], top_k: list[int]) -> torch.Tensor:
     """Keep a row's ``top_k`` likeliest tokens (0: all), of these the fewest that hold ``top_p`` of the probability."""
     ordered, index = logits.sort(-1, descending=True)
-    most = torch.tensor([k or logits.shape[1] for k in top_k], device=logits.device)[:, None]
-    ordered[torch.arange(logits.shape[1], device=logits.device) >= most] = -torch.inf
+    size = logits.shape[1]
+    most = torch.tensor([min(k or size, size) for k in top_k], device=logits.device)[:, None]
+    ordered[torch.arange(size, device=logits.device) >= most] = -torch.inf
     before = torch.softmax(ordered, -1).cumsum(-1) - torch.softmax(ordered, -1)
     ordered[before >= torch.tensor(top_p, device=logits.device)[:, None]] = -torch.inf
     return torch.full_like(logits, -torch.inf).scatter(-1, index, ordered)

@@ -54,6 +54,10 @@ class ServerError(openai.OpenAIError):
         self.passing, self.status, self.absent = passing, status, absent
 
 
+class Cancelled(openai.OpenAIError):
+    """A request that nobody wants any more. It says nothing about the server."""
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """What a server wrote, and the reason why it ended there: ``stop``, ``length``, another, or None if it gives none.
@@ -181,6 +185,7 @@ class APIClient:
 
         Raises:
             ServerError: names the cause, and no secret.
+            Cancelled: by ``cancel``.
         """
         connection = self._connection()
         connection.read, connection.attempts = read, 0
@@ -198,6 +203,8 @@ class APIClient:
             if renamed or not body or RENAMED not in str(error):
                 raise self._explained(error, connection.attempts) from None
         except (openai.OpenAIError, UnicodeEncodeError) as error:
+            if connection.stopped.is_set():
+                raise Cancelled("the request was cancelled") from None
             raise self._explained(error, connection.attempts) from None
         self._renamed.add(path)  # found out once for each address
         return self.ask(path, body, read=read)
@@ -303,13 +310,13 @@ class _Connection(openai.OpenAI):
         """The library's wait between two attempts, which a cancelled request does not sit out."""
         headers = None if response is None else response.headers
         if self.stopped.wait(self._calculate_retry_timeout(max_retries - retries_taken, options, headers)):
-            raise ServerError("cancelled")
+            raise Cancelled
 
     def _send_request(self, request: httpx2.Request, **_: Any) -> httpx2.Response:
         """One attempt. The library makes another one after a ``RequestError``."""
         self.attempts += 1
         if self.stopped.is_set():
-            raise ServerError("cancelled")
+            raise Cancelled
         request.extensions["trace"] = self._trace
         deadline = time.monotonic() + self.seconds
         limit = self.limit + 2 * int(request.headers.get("content-length", 0))  # a chat may repeat what it continues

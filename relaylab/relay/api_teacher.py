@@ -144,7 +144,8 @@ class APITeacher(APIModel):
         ids = tokenizer.opening_ids(view) + written if tokenizer else []
         if ids and server.context and (n := min(n, server.context - len(ids))) < 1:
             raise ServerError(f"the sequence's {len(ids)} tokens fill the teacher's context of {server.context}")
-        body = {"model": server.model, "max_tokens": n, "temperature": self.temperature, "seed": view.seed % 2**31}
+        draw = (view.seed + 1_000_003 * len(view.text)) % 2**31  # each call of a sequence draws other numbers
+        body = {"model": server.model, "max_tokens": n, "temperature": self.temperature, "seed": draw}
         if tokenizer and server.token_ids:
             body |= server.wants_ids
         # 2) The prompt, in one of three ways.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,7 +12,7 @@ CallEnd = Literal["tokens", "line", "answer"]
 
 @dataclass(frozen=True, slots=True)
 class RelayConfig:
-    """The settings of a relay. None means "no cap".
+    """The settings of a relay. A cap that is None caps nothing.
 
     Args:
         temperature: of the student; 0 is greedy.
@@ -22,12 +23,12 @@ class RelayConfig:
         max_call_tokens: teacher tokens that one call may be granted.
         max_teacher_tokens: delivered teacher tokens in all.
         fixed_call_tokens: grant every call so many tokens, whatever it asks for (table 5).
-        call_end: where a call ends: after the ``tokens`` asked for, or at the end of the ``line`` or the ``answer``. A
-            fork's own call is for the tokens that it asks for.
+        call_end: where a call ends: after the ``tokens`` asked for, or at the end of the ``line`` or the ``answer``.
+            A fork's own call is for the tokens that it asks for.
         write_call: a call rule's calls are written as commands; if False, the teacher takes over silently.
         forbid_calls: no call can be written (teacher-free decoding, table 4).
-        on_failure: of the teacher: ``carry_on`` alone, ``raise`` TeacherFailed, or ``exclude`` the sequence. A student
-            on a server that fails excludes it in any case, unless this is ``raise``.
+        on_failure: of the teacher: ``carry_on`` alone, ``raise`` TeacherFailed, or ``exclude`` the sequence.
+            A student on a server that fails excludes it in any case, unless this is ``raise``.
 
     Raises:
         ValueError: for a value out of range.
@@ -52,11 +53,14 @@ class RelayConfig:
     def __post_init__(self) -> None:
         least = {"max_tokens": 1, "max_calls": 0, "max_call_tokens": 0, "max_teacher_tokens": 0, "fixed_call_tokens": 1}
         for name, minimum in least.items():
-            value = getattr(self, name)
-            if value is not None and value < minimum:
-                raise ValueError(f"{name} is {value}; it must be at least {minimum}, or None for no cap")
-        if self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
-            raise ValueError("temperature and top_k must not be negative, and top_p lies in (0, 1]")
+            value, needed = getattr(self, name), name == "max_tokens"
+            if value is None and not needed:
+                continue
+            if value is None or value < minimum:
+                hint = "" if needed else ", or None for no cap"
+                raise ValueError(f"{name} is {value}; it must be at least {minimum}{hint}")
+        if not 0 <= self.temperature < math.inf or not 0 < self.top_p <= 1 or self.top_k < 0:
+            raise ValueError("temperature and top_k are finite and not negative, and top_p lies in (0, 1]")
         if self.call_end not in ("tokens", "line", "answer") or (self.call_end != "tokens" and self.fixed_call_tokens):
             raise ValueError("call_end is 'tokens', 'line' or 'answer'; fixed_call_tokens needs 'tokens'")
         if self.on_failure not in ("carry_on", "raise", "exclude"):

@@ -92,22 +92,27 @@ class LocalTeacher:
 
         The turn is read in one pass, as a hand-off would, and the cache keeps it: a hand-off that follows reads nothing
         again.
+
+        Raises:
+            ValueError: for a prompt that the teacher cannot take.
         """
         turns = [_TeacherTurn(view, Uniforms(view.seed, stream=1)) for view in views]
-        self._read(turns)
+        LocalTeacher._read(self, turns)
+        if error := next((turn.error for turn in turns if turn.error), ""):
+            raise ValueError(error)
         return self._score(turns)
 
     def _score(self, turns: list[_TeacherTurn]) -> list[Scores]:
         """Scores of what these turns have read, in as few passes as memory allows."""
-        counts = [t.begin - t.new for t in turns]
+        counts = [t.begin - t.last for t in turns]
         most, scores = max(1, MAX_LOGITS // (self.engine.vocabulary * (max(counts, default=0) + 1))), list[Scores]()
         for first in range(0, len(turns), most):
             part, lengths = turns[first : first + most], counts[first : first + most]
             for turn in part:  # the distribution before the first new token comes of the token in front of it
-                turn.history.slot.cached = min(turn.history.slot.cached, turn.new - 1)
+                turn.history.slot.cached = min(turn.history.slot.cached, turn.last - 1)
             logits = self.engine.forward([t.history.slot for t in part], positions=max(lengths) + 1)
             for turn, row, n in zip(part, logits, lengths):
-                ids = turn.history.ids[turn.new :]
+                ids = turn.history.ids[turn.last :]
                 logp, entropies = token_statistics(row[len(row) - n - 1 : -1])
                 chosen = logp.gather(-1, torch.tensor(ids, dtype=torch.long, device=logp.device)[:, None])[:, 0]
                 scores.append(Scores(ids, chosen.tolist(), logp.argmax(-1).tolist(), entropies.tolist()))
@@ -116,21 +121,30 @@ class LocalTeacher:
     def _read(self, turns: list[_TeacherTurn]) -> None:
         """Bring the histories of new turns up to date. Prompts that come several times are read once."""
         engine = self.engine
-        if new := [t.view for t in turns if t.view not in self._histories]:
-            slots = engine.open_many(
-                [engine.raw_ids(v.raw.text, v.raw.ids) if v.raw else engine.prompt_ids(v.messages) for v in new]
-            )
-            self._histories.update((view, _History(slot, list(slot.ids))) for view, slot in zip(new, slots))
+        # 1) A prompt that this teacher cannot take, such as one that its chat template refuses, fails one turn alone.
+        prompts: dict[TeacherView, list[int]] = {}
         for turn in turns:
+            if (view := turn.view) not in self._histories:
+                try:
+                    ids = engine.raw_ids(view.raw.text, view.raw.ids) if view.raw else engine.prompt_ids(view.messages)
+                    if not ids:
+                        raise ValueError("the prompt has no token")
+                    prompts[view] = ids
+                except ValueError as error:
+                    turn.error, turn.finish_reason = f"{self.name}: {error}", "error"
+        slots = engine.open_many([*prompts.values()])
+        self._histories.update((view, _History(slot, list(slot.ids))) for view, slot in zip(prompts, slots))
+        # 2) What is new in each view is appended; the pass that writes will run it.
+        for turn in [t for t in turns if not t.error]:
             turn.history = history = self._histories[turn.view]
+            turn.last, slot = len(history.ids), history.slot
             for segment in turn.view.segments[history.segments :]:
+                turn.last = len(history.ids)
                 history.ids += segment.ids if segment.ids is not None else engine.text.encode(segment.text)
-            history.segments = len(turn.view.segments)
-            turn.begin, slot = len(history.ids), history.slot
+            history.segments, turn.begin = len(turn.view.segments), len(history.ids)
             if slot.ids != history.ids[: len(slot.ids)]:  # what the teacher wrote was cut: keep what is the same
                 engine.crop(slot, next(i for i, (a, b) in enumerate(zip(slot.ids, [*history.ids, -1])) if a != b))
-            turn.new = len(slot.ids)
-            slot.ids += history.ids[turn.new :]
+            slot.ids += history.ids[len(slot.ids) :]
             if slot.cached == len(slot.ids):  # called again without new text: the last token is run once more
                 slot.cached -= 1
             if len(slot.ids) > engine.context:
@@ -160,6 +174,8 @@ class LocalTeacher:
                 turn.finish_reason = "length"
 
     def _output(self, turn: _TeacherTurn) -> TeacherOutput:
+        if turn.error:
+            return TeacherOutput("", "error", latency=turn.latency, error=turn.error)
         text, ids = self.engine.text, turn.ids
         data = b"".join(text.bytes[i] for i in ids)
         if turn.view.whole_characters:
@@ -202,10 +218,10 @@ class Verifier(LocalTeacher):
             if scores.surprise <= self.threshold:
                 turn.finish_reason = "accepted"
                 continue
-            turn.withdraw, turn.begin = True, turn.new
-            del history.ids[turn.new :]
+            turn.withdraw, turn.begin = True, turn.last
+            del history.ids[turn.last :]
             history.segments -= 1
-            self.engine.crop(slot, turn.new)
+            self.engine.crop(slot, turn.last)
             slot.cached -= 1
 
 
@@ -222,14 +238,16 @@ class _History:
 class _TeacherTurn:
     """One view to continue by ``view.n`` tokens.
 
-    ``begin``: tokens of the teacher's view before its answer; from ``new`` on they are the student's latest turn.
+    ``begin``: tokens of the teacher's view before its answer; from ``last`` on they are the student's latest turn.
+    ``error``: why there can be no answer.
     """
 
     view: TeacherView
     uniforms: Uniforms
     history: Any = None  # its _History, once it was read
     begin: int = 0
-    new: int = 0
+    last: int = 0
+    error: str = ""
     withdraw: bool = False
     ids: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None  # once it is complete

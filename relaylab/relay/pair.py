@@ -37,6 +37,7 @@ from relaylab.tasks.grading import grade_problem
 from relaylab.tasks.suites import Problem, suite_of
 from relaylab.trace import Trace, TraceWriter, read_traces
 
+LOADING = ("device", "dtype", "quantize")  # options of a model in this process
 UNFINISHED = ("excluded", "interrupted")  # how traces stop that are decoded anew on resuming
 
 
@@ -150,9 +151,16 @@ def notice(student: str, question: str) -> str | None:
 def _problem(question: Problem | str | list[Message], name: str) -> Problem:
     if isinstance(question, Problem):
         return question
-    *history, last = [{"role": "user", "content": question}] if isinstance(question, str) else question or [{}]
-    if last.get("role") != "user":
+    messages: Any = [{"role": "user", "content": question}] if isinstance(question, str) else question
+    shape = "a conversation is a list of dicts with the texts 'role' and 'content'"
+    if not isinstance(messages, list):
+        raise ValueError(f"{shape}, not {messages!r}")
+    for m in messages:
+        if not isinstance(m, dict) or not all(isinstance(m.get(name), str) for name in ("role", "content")):
+            raise ValueError(f"{shape}; this is none: {m!r}")
+    if not messages or messages[-1]["role"] != "user":
         raise ValueError("a conversation ends with a message of the user, the question")
+    *history, last = messages
     return Problem(name, "", last["content"], "", history=tuple(history))
 
 
@@ -261,7 +269,7 @@ def models_of(teacher: str) -> dict[str, str]:
 
 
 def load_teacher(
-    name: str, *, model: str | None = None, tokenizer: str | None = None, temperature: float = 0.0, **options: Any
+    name: str, /, *, model: str | None = None, tokenizer: str | None = None, temperature: float = 0.0, **options: Any
 ) -> Teacher:
     """A teacher by name: an embedded model, a directory, a hub id, the URL of an OpenAI-compatible server, or ``none``.
 
@@ -272,13 +280,14 @@ def load_teacher(
         model: the same, apart.
         tokenizer: the model whose tokenizer a server uses; without it the server is spoken to in text.
         temperature: 0 is greedy.
-        options: of ``APITeacher`` for a URL, else of ``load_engine``.
+        options: of ``APITeacher`` for a URL, else of ``load_engine``. Of several, each takes those of its kind.
     """
     if name == "none":
         return NoTeacher()
     if len(models := models_of(name)) > 1:
         shared: dict[str, Any] = dict(model=model, tokenizer=tokenizer, temperature=temperature)
-        return NamedTeachers({k: load_teacher(v, **shared, **options) for k, v in models.items()})
+        of_kind = {url: {k: v for k, v in options.items() if url != (k in LOADING)} for url in (True, False)}
+        return NamedTeachers({k: load_teacher(v, **shared, **of_kind[is_url(v)]) for k, v in models.items()})
     if is_url(name):
         from relaylab.relay.api_teacher import APITeacher  # the client is slow to import and seldom needed
 
@@ -287,7 +296,7 @@ def load_teacher(
     return LocalTeacher(load_engine(name, **options), temperature=temperature)
 
 
-def load_student(name: str | Path, **options: Any) -> Student:
+def load_student(name: str | Path, /, **options: Any) -> Student:
     """A student by name: an embedded model, a directory, a hub id, or the URL of an OpenAI-compatible server.
 
     Args:
@@ -308,7 +317,7 @@ def load_student(name: str | Path, **options: Any) -> Student:
     return APIStudent(str(name), **options)
 
 
-def local_name(name: str | Path, *, model: str | None = None, tokenizer: str | None = None, **_: Any) -> str | Path:
+def local_name(name: str | Path, /, *, model: str | None = None, tokenizer: str | None = None, **_: Any) -> str | Path:
     """Of a student, the model whose files are here: its own name, or that which a server's tokenizer is known by."""
     here = (tokenizer or model or unquote(str(name).partition("#")[2])) if is_url(str(name)) else name
     if not here:

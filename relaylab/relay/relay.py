@@ -264,7 +264,8 @@ class Relay:
 
         Args:
             call: the student calls for so many tokens here. A resized call is a fork at its start with another n, of
-                the same teacher. Of several teachers, ``(n, name)`` asks one.
+                the same teacher. Of several teachers, ``(n, name)`` asks one. A command that does not fit under
+                ``max_tokens`` is left out.
             write_call: write the command, or let the teacher take over silently; the relay's own way by default.
             forbid: the student's token at ``at`` must not come again, and no call may begin there or shortly after.
             seed: with the trace's own seed (the default), tokens after the change use the same random numbers.
@@ -296,8 +297,8 @@ class Relay:
     ) -> Sequence:  # fmt: skip
         if not 0 <= at <= len(trace.completion_ids):
             raise ValueError(f"a trace of {len(trace.completion_ids)} tokens cannot be forked at {at}")
-        messages = [*(trace.history or ()), {"role": "user", "content": trace.prompt}]
-        sequence = self.sequence(index, prompt or messages, (trace.seed or 0) if seed is None else seed)
+        own = self._prompt_of(trace) if prompt is None else prompt
+        sequence = self.sequence(index, own, (trace.seed or 0) if seed is None else seed)
         sequence.prompt_ids = list(trace.prompt_ids)
         sequence.take_over(trace, at)
         if forbid:
@@ -318,6 +319,15 @@ class Relay:
                 sequence.config = replace(sequence.config, write_call=write_call)
         return sequence
 
+    def _prompt_of(self, trace: Trace) -> Prompt:
+        """The prompt of a trace: a raw one if its tokens hold its text and nothing else, besides a first token."""
+        ids, known = trace.prompt_ids, self.student.text.bytes
+        body = ids[1:] if ids[:1] == [self.student.tokenizer.bos_token_id] else ids
+        text = b"".join(known[i] for i in body if i < len(known)).decode(errors="replace")
+        if not trace.history and text == trace.prompt:
+            return Segment(trace.prompt, tuple(ids))
+        return [*(trace.history or ()), {"role": "user", "content": trace.prompt}]
+
     def sequence(
         self, index: int, prompt: Prompt, seed: int, *, config: RelayConfig | None = None, ids: list[int] | None = None
     ) -> Sequence:
@@ -329,7 +339,12 @@ class Relay:
             seed: of its random numbers.
             config: its own settings; ``on_failure`` stays the relay's.
             ids: those of the prompt, if they are known.
+
+        Raises:
+            ValueError: for a negative seed, and for a prompt that the student cannot take.
         """
+        if seed < 0:
+            raise ValueError(f"a seed is 0 or more, not {seed}")
         raw = prompt if isinstance(prompt, Segment) else None
         text = prompt.text if isinstance(prompt, Segment) else prompt
         messages = [{"role": "user", "content": text}] if isinstance(text, str) else text

@@ -137,13 +137,13 @@ class Sequence:
         """What a call rule may look at; None where no rule may write a call.
 
         That is where the caps leave nothing, inside a call that the student is writing itself, and right after a call
-        that got no answer, which would be asked for ever.
+        that added nothing, which would be asked for ever.
         """
         if self.barred or self._turn.in_call:
             return None
         closed = [c for c in self.calls if c.status != "unclosed"]
         since = len(self.ids) - max((c.end + c.delivered for c in closed), default=0)
-        if not self._allowance() or (closed and not since and closed[-1].status != "answered"):
+        if not self._allowance() or (closed and not since and not closed[-1].delivered):
             return None
         line = "".join(self.pieces).rpartition("\n")[2]
         return StepState(len(self.ids), since, len(closed), entropy, self.seed, logits, hidden, line)
@@ -210,6 +210,8 @@ class Sequence:
     def _allowance(self) -> int:
         """The most tokens that the caps leave for a call; 0 if it would be refused."""
         config, left = self.config, self.room
+        if config.forbid_calls:
+            return 0
         if config.max_calls is not None and sum(c.status == "answered" for c in self.calls) >= config.max_calls:
             return 0
         if config.max_call_tokens is not None:
@@ -232,6 +234,8 @@ class Sequence:
         """Show the teacher what the student wrote since the last hand-off, without the calls."""
         self._handed = self._turn_start, len(self.view.segments)
         self._end_student_turn()
+        if len(self.view.segments) == self._handed[1]:  # the last segment is always the student's latest turn
+            self.view.segments.append(Segment("", () if self._shared else None))
         assert self.waiting is not None
         self.submitted, self.view.n, self.view.to = True, self.waiting.granted, self.waiting.to
         return self.view

@@ -40,7 +40,8 @@ class TeacherView:
 
     Args:
         messages: the prompt.
-        segments: the completion without commands; it only grows, unless the teacher takes a turn back.
+        segments: the completion without commands; it only grows, unless the teacher takes a turn back. When the
+            teacher is asked, the last one is the student's latest turn.
         n: tokens asked for at the present turn.
         seed: of the sequence, for a teacher that samples.
         line: the turn ends with the line: after the first token that holds a line break.

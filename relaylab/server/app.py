@@ -17,7 +17,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, G
 from prometheus_client import generate_latest as metrics_text
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
@@ -25,7 +25,7 @@ from relaylab.engine.token_text import prompt_ids, raw_ids
 from relaylab.relay.local_teacher import LocalTeacher
 from relaylab.relay.pair import problem_seed
 from relaylab.relay.relay import Relay
-from relaylab.relay.teachers import Message, Segment
+from relaylab.relay.teachers import Message, NamedTeachers, Segment
 from relaylab.server.fields import AnswerRequest, ChatRequest, CompletionRequest, Refusal, Reply, parse, usage_of
 from relaylab.server.worker import Row, VisibleText, Worker
 
@@ -127,6 +127,8 @@ class Server:
                     body += part
                     if len(body) > self.max_body:
                         raise Refusal(413, f"the request is larger than the {self.max_body} bytes that are taken")
+        except ClientDisconnect:
+            raise Refusal(CLOSED_REQUEST, "the client left before its request was whole") from None
         except TimeoutError:
             raise Refusal(408, f"the request did not come within {BODY_SECONDS} s") from None
         fields = parse(kind, bytes(body))
@@ -166,13 +168,14 @@ class Server:
         # 1) One row for each answer. They equal pair.decode([prompt] * n, seed=seed).
         seed = secrets.randbits(31) if fields.seed is None else fields.seed
         updates: asyncio.Queue[tuple[Row, str | None]] = asyncio.Queue()
+        stop, named = list(fields.stop), isinstance(self.relay.teacher, NamedTeachers)
         rows = [
             Row(
                 self.relay.sequence(
                     next(self.worker.numbers), prompts[i // fields.n], problem_seed(seed, f"question-{i}"),
                     config=config, ids=ids[i // fields.n],
                 ),
-                VisibleText(list(fields.stop)), lambda row, text: updates.put_nowait((row, text)), fields.stream,
+                VisibleText(stop, named=named), lambda row, text: updates.put_nowait((row, text)), fields.stream,
             )
             for i in range(wanted)
         ]  # fmt: skip

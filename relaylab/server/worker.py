@@ -21,6 +21,7 @@ from relaylab.engine.engine import Engine
 from relaylab.relay.local_teacher import LocalTeacher
 from relaylab.relay.relay import Relay, Stream
 from relaylab.relay.sequence import Done, Event, Sequence, TokenEvent
+from relaylab.relay.teachers import NamedTeachers, every_teacher
 from relaylab.trace import Trace
 
 FLUSH_SECONDS = 0.05  # a reader gets the first text at once, later ones at most so often
@@ -32,6 +33,10 @@ log = logging.getLogger("relaylab.server")
 class VisibleText:
     """An answer as its reader sees it: without commands, and up to the first stop string.
 
+    Args:
+        stop: these strings.
+        named: a command may name its teacher.
+
     >>> text = VisibleText(stop=["\\n"])
     >>> for piece in ("7*6=", "<call>2", "</call>", "4"): text.add(piece)
     >>> text.text, text.ready
@@ -41,8 +46,8 @@ class VisibleText:
     ('7*6=42', True)
     """
 
-    def __init__(self, stop: list[str] | None = None):
-        self.text, self.stopped, self.stop = "", False, stop or []
+    def __init__(self, stop: list[str] | None = None, *, named: bool = False):
+        self.text, self.stopped, self.stop, self._named = "", False, stop or [], named
         self._open = ""  # the student's last text, which may still become part of a command
 
     def add(self, piece: str, teacher: bool = False) -> None:
@@ -52,7 +57,7 @@ class VisibleText:
             self._show(piece)
         else:
             self._open += piece
-            self._settle(settled(self._open))
+            self._settle(settled(self._open, named=self._named))
 
     def end(self) -> None:
         """Nothing follows in this turn: a command that is not closed is text."""
@@ -67,7 +72,7 @@ class VisibleText:
         return len(self.text) - max(begun, default=0)
 
     def _settle(self, length: int) -> None:
-        text, self._open = strip_calls(self._open[:length]), self._open[length:]
+        text, self._open = strip_calls(self._open[:length], named=self._named), self._open[length:]
         self._show(text)
 
     def _show(self, text: str) -> None:
@@ -134,7 +139,8 @@ class Worker:
         self._changed, self._closing = threading.Condition(), False
         self._outbox: list[tuple[Row, str | None]] = []
         self._flushed = 0.0
-        self._remote = not (isinstance(relay.teacher, LocalTeacher) and isinstance(relay.student, Engine))
+        teachers = [t for t in every_teacher([relay.teacher]) if not isinstance(t, NamedTeachers)]
+        self._remote = not (isinstance(relay.student, Engine) and all(isinstance(t, LocalTeacher) for t in teachers))
         self._thread = threading.Thread(target=self._run, name="relaylab-relay", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
 
