@@ -54,7 +54,7 @@ def on_config(config):
     names = sorted(
         (path.stem for path in (ROOT / "notebooks").glob("*.ipynb")), key=lambda name: (name != "START", name)
     )
-    lessons = [f"lessons/{name}.md" for name in names]
+    lessons = [*(f"lessons/{name}.md" for name in names), "lessons/capstone/README.md"]
     for section in config.nav:
         if "Lessons" in section:
             section["Lessons"] = lessons
@@ -78,6 +78,8 @@ def on_files(files: Files, config) -> Files:
         executed = EXECUTED / source.stem / source.name
         add(f"lessons/{source.stem}.md", _lesson(executed if executed.exists() else source))
         add(f"lessons/{source.name}", source.read_bytes())
+    for path in sorted((ROOT / "notebooks" / "capstone").glob("*.*")):  # lesson 17 links to its page
+        add(f"lessons/capstone/{path.name}", path.read_bytes())
     add("assets/plotly.js", get_plotlyjs())
     for name, text in _api_pages():
         add(f"api/{name}.md", text)
