@@ -39,7 +39,7 @@ def evaluate_command(
 
     table = evaluate(
         methods.split(), problems, out, student=student, samples=samples, seed=seed, batch_size=batch_size, shard=shard,
-        teacher=teacher.teacher if teacher.is_local(teacher.teacher) else teacher.load(), suffix=questions.suffix,
+        teacher=teacher.teacher if teacher.named_only else teacher.load(), suffix=questions.suffix,
         training=training_problems(training_benchmark, training, path=questions.data, seed=seed),
         **relay, **teacher.keywords,
     )  # fmt: skip
@@ -63,13 +63,13 @@ def calibrate_command(
     seed: opt.Seed = 0,
 ) -> None:
     """Choose each trigger's threshold and call length on training problems, at budgets of teacher tokens."""
-    problems = questions.load(20, split="train", seed=seed)
+    problems, router_problems = questions.load_apart(20, split="train", seed=seed)
     teacher.start(student, teacher.teacher)
     from relaylab.evaluation.calibrate import calibrate
 
     chosen = calibrate(
         problems, out, student=student, teacher=teacher.load(), budgets=budget, max_tokens=max_tokens, seed=seed,
-        router_problems=questions.load(20, split="train", seed=seed + 1), **teacher.keywords,
+        router_problems=router_problems, **teacher.keywords,
     )  # fmt: skip
     print(chosen.round(4).to_string(index=False))
     say(f'next: relaylab evaluate ... --methods "student teacher {" ".join(chosen["method"].drop_duplicates())}"')
@@ -99,7 +99,10 @@ def map_command(
     from relaylab.views.theme import html_page, show_figure
 
     others, found, planes = read_json(measured) if measured else {}, {}, []
-    for name in world or maps.worlds(models):
+    if not (names := world or maps.worlds(models)):
+        remedy = f"make one: relaylab zoo train h2c1/student --out {models}/h2c1-student"
+        raise ValueError(f"no world has a student in {models}; {remedy}")
+    for name in names:
         dials = maps.measure_dials(name, out / name, per_suite=training, models=models)
         table, chosen = maps.measure_world(
             name, out / name, count=count, per_suite=training, quick=quick, models=models

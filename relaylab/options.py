@@ -11,7 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import dataclass, field, is_dataclass, replace
 from functools import wraps
 from pathlib import Path
 from types import ModuleType
@@ -172,6 +172,12 @@ class Teachers(Models):
     chat_only: Annotated[bool, option("The server only chats: ask for the continuation.", "--chat-only")] = False
     teacher_temperature: Annotated[float | None, option("Default: 0, which is greedy; filter: 1.", min=0)] = None
 
+    @property
+    def named_only(self) -> bool:
+        """Whether the name says all of the teacher: a model here, without further options."""
+        options = self.tokenizer, self.teacher_model, self.chat_only, self.teacher_temperature is not None
+        return self.is_local(self.teacher) and not any(options)
+
     def load(self, *, temperature: float = 0.0) -> Teacher:
         """The teacher. A server is probed, so that a command does not start on one that is down or misnamed."""
         from relaylab.relay.pair import is_url, load_teacher, models_of
@@ -292,6 +298,15 @@ class Questions:
             return [p for b in self.benchmark for p in load_benchmark(b, path=self.data, limit=limit, seed=seed)]
         fields = {"question_field": self.question_field, "answer_field": self.answer_field}
         return load_problems(self.data or "", limit=limit, **fields)
+
+    def load_apart(
+        self, default: int, *, split: Literal["train", "test"], seed: int
+    ) -> tuple[list[Problem], list[Problem]]:
+        """Two lists of problems, each as ``load`` has them. They share none."""
+        if self.suite:
+            return self.load(default, split=split, seed=seed), self.load(default, split=split, seed=seed + 1)
+        rows = replace(self, limit=2 * (self.limit or default)).load(None, split=split, seed=seed)
+        return rows[::2], rows[1::2]
 
 
 def _import_file(path: Path) -> ModuleType:

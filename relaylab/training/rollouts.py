@@ -21,7 +21,7 @@ from relaylab.relay.pair import graded, problem_seed
 from relaylab.relay.relay import Relay
 from relaylab.relay.teachers import Message, NamedTeachers, Teacher
 from relaylab.tasks.suites import Problem
-from relaylab.trace import TEACHER, Call, Trace, TraceWriter
+from relaylab.trace import PROBLEMS, TEACHER, Call, Trace, TraceWriter
 from relaylab.training.config import RelayGRPOConfig
 from relaylab.training.policy_model import PolicyModel
 from relaylab.training.rewards import call_credits, helped, kind_of, ratios, rolled_back, score
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from trl.trainer.grpo_trainer import GRPOTrainer
 
 Forks = list[list[tuple[Call, Trace]]]  # of each rollout: its calls, and the graded fork without each
-
-PROBLEMS = ("empty", "malformed", "zero", "too_large", "unclosed")  # calls that are none
 
 
 class TeacherGone(RuntimeError):
