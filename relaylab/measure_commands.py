@@ -29,7 +29,10 @@ def evaluate_command(
     shard: opt.Shard = None,
     seed: opt.Seed = 0,
 ) -> None:
-    """Decode the same problems with every method: traces, a table and a summary."""
+    """Decode the same problems with every method: traces, a table and a summary.
+
+    Default: 200 problems of each suite, all of a benchmark or of a file.
+    """
     problems = questions.load(None, seed=seed)
     teacher.start(student, teacher.teacher)
     from relaylab.evaluation.evaluate import evaluate
@@ -62,7 +65,10 @@ def calibrate_command(
     max_tokens: opt.MaxTokens = 160,
     seed: opt.Seed = 0,
 ) -> None:
-    """Choose each trigger's threshold and call length on training problems, at budgets of teacher tokens."""
+    """Choose each trigger's threshold and call length on training problems, at budgets of teacher tokens.
+
+    Default: 20 problems of each suite or benchmark, or of the file, and as many others to train routers on.
+    """
     problems, router_problems = questions.load_apart(20, split="train", seed=seed)
     teacher.start(student, teacher.teacher)
     from relaylab.evaluation.calibrate import calibrate

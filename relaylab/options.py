@@ -280,7 +280,10 @@ class Questions:
         return suffixes.pop() if self.prompt_suffix is None else self.prompt_suffix
 
     def load(self, default: int | None, *, split: Literal["train", "test"] = "test", seed: int = 0) -> list[Problem]:
-        """The problems, without the suffix: ``default`` of them if there is no ``--limit``."""
+        """The problems, without the suffix.
+
+        Without ``--limit`` there are ``default`` of each suite and benchmark, and all of a file.
+        """
         from relaylab.tasks.benchmarks import load_benchmark
         from relaylab.tasks.data import load_problems
         from relaylab.tasks.suites import ALL_SUITES, TAUGHT, problems
@@ -297,7 +300,7 @@ class Questions:
         if self.benchmark:
             return [p for b in self.benchmark for p in load_benchmark(b, path=self.data, limit=limit, seed=seed)]
         fields = {"question_field": self.question_field, "answer_field": self.answer_field}
-        return load_problems(self.data or "", limit=limit, **fields)
+        return load_problems(self.data or "", limit=self.limit, **fields)
 
     def load_apart(
         self, default: int, *, split: Literal["train", "test"], seed: int

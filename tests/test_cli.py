@@ -526,3 +526,21 @@ def test_a_map_without_a_world_says_so(relaylab, tmp_path):
     done = relaylab("map", "--models", tmp_path / "nowhere", "--out", tmp_path / "map")
     assert done.code == 2
     assert f"no world has a student in {tmp_path / 'nowhere'}; make one: relaylab zoo train" in done.err
+
+
+def test_of_a_file_all_rows_are_taken(relaylab, tmp_path):
+    data = tmp_path / "mine.jsonl"
+    data.write_text("".join(json.dumps({"question": f"{i}+1?", "answer": str(i + 1)}) + "\n" for i in range(401)))
+    words = ["--data", data, "--max-tokens", 1, "--teacher", "student"]
+    done = relaylab("filter", *words, "--samples", 1, "--out", tmp_path / "r.jsonl")
+    assert "of 401 problems have a pass rate" in done.out
+    assert "401 traces in" in relaylab("decode", *words, "--out", tmp_path / "t.jsonl").out
+    assert "none of the 401 responses" in relaylab("warmup", *words, "--check", 0, "--out", tmp_path / "w").err
+    assert "100 of each suite or benchmark, all rows of a file" in relaylab("decode", "-h").out
+
+
+def test_an_exponent_that_no_command_can_have_is_refused_at_once(relaylab, tmp_path):
+    done = relaylab("warmup", "--suite", "savings", "--exponent=-1", "--out", tmp_path / "w")
+    assert done.code == 2
+    assert "greater than or equal to 0" in done.err
+    assert not [*tmp_path.iterdir()]
