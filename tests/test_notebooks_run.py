@@ -198,11 +198,17 @@ def test_a_killed_process_takes_its_notebook_along(tmp_path, signal):
     assert not (tmp_path / "out" / "result.json").exists()
 
 
-def test_a_process_that_dies_at_once_leaves_a_record(tmp_path):
-    """The job is larger than what a pipe holds, so part of it waits in a buffer that can be written no more."""
-    source = notebook(tmp_path / "n.ipynb", "text: str = ''", "x = 1")
-    child = (sys.executable, "-c", "import os; os.close(0); os._exit(3)")
-    record = execute(source, tmp_path / "out", {"text": "x" * 10**6}, child=child, log="log.txt")
+def test_a_process_that_dies_at_once_leaves_a_record(tmp_path, monkeypatch):
+    class Dead(subprocess.Popen):
+        """It has ended before anybody writes to it, so what is written stays in the buffer."""
+
+        def __init__(self, *words, **options):
+            super().__init__(*words, **options)
+            self.wait()
+
+    monkeypatch.setattr(subprocess, "Popen", Dead)
+    source, child = notebook(tmp_path / "n.ipynb", "x = 1"), (sys.executable, "-c", "import os; os._exit(3)")
+    record = execute(source, tmp_path / "out", child=child, log="log.txt")
     assert (record["status"], record["error"]) == ("failed", "its process died (exit code 3)")
     assert json.loads((tmp_path / "out" / "failure.json").read_text()) == record
 
