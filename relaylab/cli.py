@@ -83,7 +83,7 @@ def _decode(
     shard: opt.Shard = None,
     seed: opt.Seed = 0,
 ) -> None:
-    """Relay and grade many questions."""
+    """Relay and grade many questions. Default: 100 of each suite or benchmark, all rows of a file."""
     _check_output(out, questions.data, "--out", "--data")
     problems = [replace(p, question=p.prompt(questions.suffix)) for p in questions.load(100)]
     traces = models.pair(student).decode(
@@ -125,11 +125,14 @@ def _warmup(
     models: opt.Models,
     settings: opt.Warmup,
     student: opt.Student = UNTRAINED,
-    exponents: Annotated[list[int], option("The k of n = d * 10^k; may be repeated.", "--exponent")] = [0, 1, 2, 3],  # noqa: B006
+    exponents: Annotated[list[int], option("The k of n = d * 10^k; repeatable.", "--exponent", min=0)] = [0, 1, 2, 3],  # noqa: B006
     check: Annotated[int, option("Test problems per suite to measure accuracy on; 0: none.", min=0)] = 50,
     seed: opt.Seed = 0,
 ) -> None:
-    """Stage 1: teach a student the syntax of a call, on its own responses."""
+    """Stage 1: teach a student the syntax of a call, on its own responses.
+
+    Default: 400 problems of each suite or benchmark, all rows of a file.
+    """
     training = questions.load(400, split="train")
     models.start(student)
     from relaylab.tasks.suites import problems
@@ -172,7 +175,10 @@ def _filter(
     shard: opt.Shard = None,
     seed: opt.Seed = 0,
 ) -> None:
-    """The data filter of stage 2: how often does the teacher solve each problem?"""
+    """The data filter of stage 2: how often does the teacher solve each problem?
+
+    Default: 100 problems of each suite or benchmark, all rows of a file.
+    """
     _check_output(out, questions.data, "--out", "--data")
     problems = questions.load(100, split="train")
     teacher.start(teacher.teacher)

@@ -29,7 +29,10 @@ def evaluate_command(
     shard: opt.Shard = None,
     seed: opt.Seed = 0,
 ) -> None:
-    """Decode the same problems with every method: traces, a table and a summary."""
+    """Decode the same problems with every method: traces, a table and a summary.
+
+    Default: 200 problems of each suite, all of a benchmark or of a file.
+    """
     problems = questions.load(None, seed=seed)
     teacher.start(student, teacher.teacher)
     from relaylab.evaluation.evaluate import evaluate
@@ -39,7 +42,7 @@ def evaluate_command(
 
     table = evaluate(
         methods.split(), problems, out, student=student, samples=samples, seed=seed, batch_size=batch_size, shard=shard,
-        teacher=teacher.teacher if teacher.is_local(teacher.teacher) else teacher.load(), suffix=questions.suffix,
+        teacher=teacher.teacher if teacher.named_only else teacher.load(), suffix=questions.suffix,
         training=training_problems(training_benchmark, training, path=questions.data, seed=seed),
         **relay, **teacher.keywords,
     )  # fmt: skip
@@ -62,14 +65,17 @@ def calibrate_command(
     max_tokens: opt.MaxTokens = 160,
     seed: opt.Seed = 0,
 ) -> None:
-    """Choose each trigger's threshold and call length on training problems, at budgets of teacher tokens."""
-    problems = questions.load(20, split="train", seed=seed)
+    """Choose each trigger's threshold and call length on training problems, at budgets of teacher tokens.
+
+    Default: 20 problems of each suite or benchmark, or of the file, and as many others to train routers on.
+    """
+    problems, router_problems = questions.load_apart(20, split="train", seed=seed)
     teacher.start(student, teacher.teacher)
     from relaylab.evaluation.calibrate import calibrate
 
     chosen = calibrate(
         problems, out, student=student, teacher=teacher.load(), budgets=budget, max_tokens=max_tokens, seed=seed,
-        router_problems=questions.load(20, split="train", seed=seed + 1), **teacher.keywords,
+        router_problems=router_problems, **teacher.keywords,
     )  # fmt: skip
     print(chosen.round(4).to_string(index=False))
     say(f'next: relaylab evaluate ... --methods "student teacher {" ".join(chosen["method"].drop_duplicates())}"')
@@ -99,7 +105,10 @@ def map_command(
     from relaylab.views.theme import html_page, show_figure
 
     others, found, planes = read_json(measured) if measured else {}, {}, []
-    for name in world or maps.worlds(models):
+    if not (names := world or maps.worlds(models)):
+        remedy = f"make one: relaylab zoo train h2c1/student --out {models}/h2c1-student"
+        raise ValueError(f"no world has a student in {models}; {remedy}")
+    for name in names:
         dials = maps.measure_dials(name, out / name, per_suite=training, models=models)
         table, chosen = maps.measure_world(
             name, out / name, count=count, per_suite=training, quick=quick, models=models

@@ -160,7 +160,7 @@ def sweep(
     finally:  # after an interrupt, too: what is finished can be looked at
         table = collect(plan, out)
         page = sweep_page(plan, table, out, failures)
-        done = f"{int(table['planned'].sum()) if 'planned' in table else 0} of {len(plan.points)} points finished"
+        done = f"{int(table['planned'].sum())} of {len(plan.points)} points finished"
         text = f"{plan.name}: {done}, {len(failures)} failed; the report is {page}"
         console.print(text, highlight=False, markup=False)
     if failures:

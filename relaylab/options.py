@@ -11,7 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import dataclass, field, is_dataclass, replace
 from functools import wraps
 from pathlib import Path
 from types import ModuleType
@@ -172,6 +172,12 @@ class Teachers(Models):
     chat_only: Annotated[bool, option("The server only chats: ask for the continuation.", "--chat-only")] = False
     teacher_temperature: Annotated[float | None, option("Default: 0, which is greedy; filter: 1.", min=0)] = None
 
+    @property
+    def named_only(self) -> bool:
+        """Whether the name says all of the teacher: a model here, without further options."""
+        options = self.tokenizer, self.teacher_model, self.chat_only, self.teacher_temperature is not None
+        return self.is_local(self.teacher) and not any(options)
+
     def load(self, *, temperature: float = 0.0) -> Teacher:
         """The teacher. A server is probed, so that a command does not start on one that is down or misnamed."""
         from relaylab.relay.pair import is_url, load_teacher, models_of
@@ -274,7 +280,10 @@ class Questions:
         return suffixes.pop() if self.prompt_suffix is None else self.prompt_suffix
 
     def load(self, default: int | None, *, split: Literal["train", "test"] = "test", seed: int = 0) -> list[Problem]:
-        """The problems, without the suffix: ``default`` of them if there is no ``--limit``."""
+        """The problems, without the suffix.
+
+        Without ``--limit`` there are ``default`` of each suite and benchmark, and all of a file.
+        """
         from relaylab.tasks.benchmarks import load_benchmark
         from relaylab.tasks.data import load_problems
         from relaylab.tasks.suites import ALL_SUITES, TAUGHT, problems
@@ -291,7 +300,16 @@ class Questions:
         if self.benchmark:
             return [p for b in self.benchmark for p in load_benchmark(b, path=self.data, limit=limit, seed=seed)]
         fields = {"question_field": self.question_field, "answer_field": self.answer_field}
-        return load_problems(self.data or "", limit=limit, **fields)
+        return load_problems(self.data or "", limit=self.limit, **fields)
+
+    def load_apart(
+        self, default: int, *, split: Literal["train", "test"], seed: int
+    ) -> tuple[list[Problem], list[Problem]]:
+        """Two lists of problems, each as ``load`` has them. They share none."""
+        if self.suite:
+            return self.load(default, split=split, seed=seed), self.load(default, split=split, seed=seed + 1)
+        rows = replace(self, limit=2 * (self.limit or default)).load(None, split=split, seed=seed)
+        return rows[::2], rows[1::2]
 
 
 def _import_file(path: Path) -> ModuleType:

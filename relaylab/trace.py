@@ -35,6 +35,8 @@ NESTED = ("calls", "problem", "config", *RARE)  # fields that a table holds as J
 # Why a generation ended: the student's end token; the teacher's; the limit of tokens; the model's context is full; the
 # policy `exclude` after a teacher failure; the caller closed the stream.
 STOPS = ("end", "teacher_end", "length", "context", "excluded", "interrupted")
+UNFINISHED = ("excluded", "interrupted")  # of these, those that hold no answer
+PROBLEMS = ("empty", "malformed", "zero", "too_large", "unclosed")  # statuses of calls that are none
 
 
 @dataclass(slots=True)

@@ -50,6 +50,27 @@ def test_overlapping_tolerances_are_paired_off():
     assert not right("1.2, 1.15", "1.1, 1.0", "several", tolerance=0.1)
 
 
+@pytest.mark.parametrize(
+    ("written", "answer", "equal"),
+    [
+        ("100,200", "100, 200", True),
+        ("100, 200", "100,200", True),
+        ("100,200,300", "300, 200, 100", True),
+        ("100,200 and 300", "100, 200, 300", True),
+        ("1,000,2,000", "1,000, 2,000", True),
+        ("100,200", "(100, 200)", True),
+        ("x = 100,200", "100, 200", True),
+        ("100,200", "100200", True),
+        ("100, 200", "100200", False),
+        ("100,200", "100, 201", False),
+        ("100,200", "100, 20", False),
+    ],
+)
+def test_a_comma_beside_a_list_is_that_of_a_list(written, answer, equal):
+    for kind in ("expression", "several"):
+        assert right(written, answer, kind) == equal
+
+
 QUANTITIES = {
     "-0.50": [Fraction(-1, 2)],
     r"-\frac{3}{6}": [Fraction(-1, 2)],

@@ -84,3 +84,37 @@ def test_what_has_no_threshold_is_refused(tmp_path):
         calibrate(problems("tiles", 1), tmp_path, triggers=["relay"])
     with pytest.raises(RuntimeError, match="nowhere"):
         calibrate(problems("tiles", 1), tmp_path, triggers=["entropy"], device="nowhere", progress=False)
+
+
+def test_a_problem_without_an_answer_counts_for_no_candidate(tmp_path):
+    chosen, word = problems("tiles", 2, split="train") + problems("savings", 2, split="train"), "tiles"
+    fails, says = TeacherOutput("", "error", error="none"), TeacherOutput(r"\boxed{1}", "stop")
+    options = dict(budgets=(1.0,), lengths=(4,), quantiles=(0.0,), progress=False)
+
+    def calibrated(trigger, failing):
+        teacher = ScriptedTeacher(lambda view: fails if failing(view.messages[0]["content"]) else says)
+        return calibrate(chosen, tmp_path / trigger, teacher=teacher, triggers=[trigger], **options)
+
+    lost = sum(word in p.question for p in chosen)
+    assert 0 < lost < 4
+    with pytest.warns(UserWarning, match=f"failed in answers to {lost} of 4 problems"):
+        (row,) = calibrated("offload", lambda question: word in question).to_dict("records")
+    answered = [p for p in chosen if word not in p.question]
+    (made,) = (list(read_traces(p)) for p in (tmp_path / "offload").glob("offload*.jsonl"))
+    kept = [t for t in made if t.id in {p.id for p in answered}]
+    assert row["accuracy"] == np.mean([t.correct for t in kept])
+    assert row["teacher_share"] == sum(t.count("t") for t in kept) / sum(len(t.completion_ids) for t in kept)
+    with pytest.raises(RuntimeError, match=r"4 of 4 problems, .* nothing is left to choose on"):
+        calibrated("entropy", lambda question: True)
+    assert not (tmp_path / "entropy" / "thresholds.csv").exists()
+
+
+def test_a_trigger_without_anything_to_look_at_has_no_candidates(tmp_path):
+    options = dict(max_tokens=3, quantiles=(0.9,), lengths=(4,), budgets=(1.0,), progress=False)
+    with pytest.warns(UserWarning, match="specreason has no candidates: no answer"):
+        chosen = calibrate(problems("tiles", 1), tmp_path / "a", triggers=("specreason", "entropy"), **options)
+    assert set(chosen["trigger"]) == {"entropy"}
+    with pytest.warns(UserWarning, match="specreason has no candidates"):
+        chosen = calibrate(problems("tiles", 1), tmp_path / "b", triggers=("specreason",), **options)
+    assert list(chosen) == ["trigger", "budget", "method", "accuracy", "teacher_share"]
+    assert chosen.empty

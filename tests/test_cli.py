@@ -487,3 +487,60 @@ def test_a_token_router_learns_from_the_benchmark_s_own_training_problems(relayl
     file = tmp_path / "gsm8k.jsonl"
     done = relaylab("evaluate", *options, "--data", file, "--methods", "student", "--out", tmp_path / "b")
     assert "read for testing and for training" in done.err
+
+
+def test_the_options_of_a_local_teacher_hold_or_are_refused(relaylab, tmp_path):
+    options = ["--suite", "galaxy", "--limit", 2, "--max-tokens", 40, "--methods", "teacher", "--temperature", 1]
+    sampled = [*options, "--samples", 2, "--teacher-temperature", 1]
+    assert relaylab("evaluate", *sampled, "--out", tmp_path / "a").code == 0
+    one, two = (list(read_traces(tmp_path / "a" / "traces" / seed / "teacher.jsonl")) for seed in "01")
+    assert {t.config["teacher_temperature"] for t in one} == {1.0}
+    assert all(a.completion_ids != b.completion_ids for a, b in zip(one, two, strict=True))
+    done = relaylab("evaluate", *options, "--tokenizer", "student", "--out", tmp_path / "b")
+    assert done.code == 2
+    assert "are for a teacher behind a URL" in done.err
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize(("kind", "rows"), [("--data", 6), ("--data", 3), ("--benchmark", 6)])
+def test_routers_are_not_trained_on_the_problems_that_thresholds_are_chosen_on(
+    relaylab, tmp_path, monkeypatch, kind, rows
+):
+    given = []
+
+    def calibrate(problems, out, **options):
+        given.extend([[p.question for p in problems], [p.question for p in options["router_problems"]]])
+        raise RuntimeError("enough")
+
+    monkeypatch.setattr("relaylab.evaluation.calibrate.calibrate", calibrate)
+    file = tmp_path / "gsm8k.jsonl"
+    file.write_text("".join(json.dumps({"question": f"{i}+1?", "answer": f"#### {i + 1}"}) + "\n" for i in range(rows)))
+    words = ["--data", file, *(["--benchmark", "gsm8k"] if kind == "--benchmark" else []), "--limit", 2]
+    relaylab("calibrate", *words, "--out", tmp_path / "out")
+    chosen, trained = given
+    assert not {*chosen} & {*trained}
+    assert [len(chosen), len(trained)] == ([2, 2] if rows == 6 else [2, 1])
+
+
+def test_a_map_without_a_world_says_so(relaylab, tmp_path):
+    done = relaylab("map", "--models", tmp_path / "nowhere", "--out", tmp_path / "map")
+    assert done.code == 2
+    assert f"no world has a student in {tmp_path / 'nowhere'}; make one: relaylab zoo train" in done.err
+
+
+def test_of_a_file_all_rows_are_taken(relaylab, tmp_path):
+    data = tmp_path / "mine.jsonl"
+    data.write_text("".join(json.dumps({"question": f"{i}+1?", "answer": str(i + 1)}) + "\n" for i in range(401)))
+    words = ["--data", data, "--max-tokens", 1, "--teacher", "student"]
+    done = relaylab("filter", *words, "--samples", 1, "--out", tmp_path / "r.jsonl")
+    assert "of 401 problems have a pass rate" in done.out
+    assert "401 traces in" in relaylab("decode", *words, "--out", tmp_path / "t.jsonl").out
+    assert "none of the 401 responses" in relaylab("warmup", *words, "--check", 0, "--out", tmp_path / "w").err
+    assert "100 of each suite or benchmark, all rows of a file" in relaylab("decode", "-h").out
+
+
+def test_an_exponent_that_no_command_can_have_is_refused_at_once(relaylab, tmp_path):
+    done = relaylab("warmup", "--suite", "savings", "--exponent=-1", "--out", tmp_path / "w")
+    assert done.code == 2
+    assert "greater than or equal to 0" in done.err
+    assert not [*tmp_path.iterdir()]

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict, replace
 
 import numpy as np
 import pandas as pd
@@ -19,13 +20,13 @@ from scipy.special import comb
 
 from relaylab.engine.load import fingerprint_weights, load_model, resolve
 from relaylab.evaluation.evaluate import evaluate, variants
-from relaylab.evaluation.stats import columns, gap_recovered, mean, paired, pass_at_k, share, summary
+from relaylab.evaluation.stats import columns, gap_recovered, interval, mean, paired, pass_at_k, share, summary
 from relaylab.evaluation.systems import SYSTEMS
-from relaylab.evaluation.table import excluded_methods, read_table, trace_files
+from relaylab.evaluation.table import excluded_methods, read_table, rows_of, trace_files
 from relaylab.relay.config import RelayConfig
 from relaylab.relay.teachers import ScriptedTeacher, TeacherOutput
 from relaylab.tasks.suites import problems
-from relaylab.trace import read_traces
+from relaylab.trace import Call, Trace, read_traces
 from relaylab.views.tables import method_table
 
 SUITES = ("savings", "tiles")
@@ -117,8 +118,6 @@ def test_intervals_of_samples_whose_intervals_are_known():
     assert result.high - result.low == pytest.approx(2 * 1.96 * np.sqrt(0.25 * 0.75 / 40), rel=0.2)
     assert share(np.array([1, 3]), np.array([10, 10])).value == pytest.approx(0.2)
     assert gap_recovered(np.array([1, 1, 0, 0.0]), np.array([1, 0, 0, 0.0]), np.array([1, 1, 1, 0.0])).value == 0.5
-    with pytest.raises(ValueError, match="no gap"):
-        gap_recovered(a, a, b)
     nan = float("nan")  # a missing value takes its pair out
     assert mean(np.array([1, nan, 0.0])).value == 0.5
     assert paired(np.array([1, nan, 1.0]), np.array([0, 0, nan])).value == 1
@@ -292,3 +291,72 @@ def test_a_damaged_file_is_named(tmp_path, evaluated, name, content):
     if name == "table.csv":
         with pytest.raises(ValueError, match=name):
             read_table(tmp_path)
+
+
+def test_a_resample_without_a_gap_is_in_no_interval():
+    """Student right on 9 of 20, teacher on 11, method on 10: half of the gap; every fourth resample has none."""
+    student, teacher, method = (np.array([1.0] * n + [0.0] * (20 - n)) for n in (9, 11, 10))
+    gap = gap_recovered(method, student, teacher)
+    assert (gap.value, gap.low, gap.high) == (pytest.approx(0.5), 0, 1)
+    assert np.isnan(gap_recovered(method, teacher, student).value)
+    infinite = interval(lambda i: -np.inf if i.mean() < 9.5 else 1.0, 20)
+    assert (infinite.value, infinite.low, infinite.high) == (1.0, -np.inf, 1.0)
+
+
+def test_a_gap_is_where_all_three_answered():
+    right = {"student": [1, 0, 0, 0], "teacher": [1, 1, 1, 0], "relay": [1, np.nan, np.nan, 0]}
+    parts = [pd.DataFrame({"method": m, "id": list("abcd"), "correct": values}) for m, values in right.items()]
+    table = pd.concat(parts, ignore_index=True).assign(student="", sample=0, tokens=4, teacher_tokens=1)
+    table = table.assign(excluded=table["correct"].isna().astype(int), call_ratio=0, content_ratio=0, calls=0)
+    figures = summary(table).set_index("method")
+    assert figures["gap"].tolist()[:2] == [0, 1]
+    assert figures.loc["relay", ["problems", "accuracy"]].tolist() == [2, 0.5]
+    assert figures.loc["relay", ["gap", "gap_low", "gap_high"]].isna().all()
+
+
+def test_ids_that_look_like_numbers_stay_texts(tmp_path):
+    numbered = [replace(p, id=f"0{i}", level="3") for i, p in enumerate(chosen(1))]
+    options = dict(config=CONFIG, progress=False)
+    evaluate(["student"], numbered, tmp_path, **options)
+    table = evaluate(["relay"], numbered, tmp_path, **options)
+    assert table["id"].tolist() == read_table(tmp_path)["id"].tolist() == ["00", "01"] * 2
+    assert set(read_table(tmp_path)["level"]) == {"3"}
+
+
+def test_a_malformed_call_is_none_that_a_cap_refused():
+    calls = [Call(0, 0, 1, status=s) for s in ("answered", "refused", "failed", "unknown", "zero", "unclosed")]
+    (row,) = rows_of([Trace("q", [1], calls=calls)], "relay", "relay", 0).to_dict("records")
+    assert (row["calls"], row["malformed_calls"], row["failed_calls"]) == (1, 2, 1)
+
+
+def test_methods_that_take_all_problems_have_no_shard(tmp_path):
+    with pytest.raises(ValueError, match="router, cascade: these methods take all problems together"):
+        run(tmp_path / "x", ["router", "cascade"], shard="1/2")
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("trained", "settings", "expected"),
+    [
+        ({"max_teacher_tokens": 3}, {}, {"max_teacher_tokens": 3}),
+        ({"fixed_call_tokens": 2, "max_calls": 2}, {}, {"fixed_call_tokens": 2, "max_calls": 2}),
+        ({"max_call_tokens": 20, "call_end": "line"}, {}, {"max_call_tokens": 20, "call_end": "line"}),
+        ({"max_call_tokens": 20}, {"max_call_tokens": None}, {"max_call_tokens": None}),
+        ({"call_end": "line"}, {"call_end": "answer"}, {"call_end": "answer"}),
+        ({"call_end": "line"}, {"call_end": "tokens"}, {"call_end": "tokens"}),
+        ({"call_end": "line"}, {"fixed_call_tokens": 9}, {"fixed_call_tokens": 9}),
+        ({"fixed_call_tokens": 2}, {"call_end": "line"}, {"call_end": "line"}),
+        ({"max_tokens": 160, "temperature": 1.0}, {}, {}),  # those are of all methods
+    ],
+    ids=str,
+)
+def test_a_trained_student_has_the_caps_of_its_training_unless_others_are_given(tmp_path, trained, settings, expected):
+    mine = tmp_path / "mine"
+    shutil.copytree(resolve("relay"), mine)
+    (mine / "relay_config.json").write_text(json.dumps(trained))
+    evaluate(
+        [f"relay:student={mine}"], problems("tiles", 1), tmp_path / "out", max_tokens=40, progress=False, **settings
+    )
+    (trace,) = (t for _, path in trace_files(tmp_path / "out") for t in read_traces(path))
+    caps = asdict(RelayConfig(max_tokens=40, **expected)) | {"on_failure": "exclude"}
+    assert {k: trace.config[k] for k in caps} == caps

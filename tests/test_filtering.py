@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from dataclasses import asdict, replace
 from functools import partial
@@ -10,7 +11,7 @@ from itertools import chain
 
 import pytest
 
-from relaylab.engine.load import load_engine
+from relaylab.engine.load import load_engine, resolve
 from relaylab.relay.local_teacher import LocalTeacher
 from relaylab.relay.pair import problem_seed
 from relaylab.relay.teachers import NoTeacher, ScriptedTeacher, TeacherOutput
@@ -323,3 +324,18 @@ def test_the_seed_decides_and_not_the_batch(tmp_path):
     assert len({r.passed for r in load_rates(tmp_path / "a")}) > 1
     measured("e", seed=1)
     assert [r.passed for r in load_rates(tmp_path / "e")] != [r.passed for r in load_rates(tmp_path / "a")]
+
+
+def test_rates_are_of_the_teachers_weights_at_hand(tmp_path):
+    mine, asked = tmp_path / "mine", problems("savings", 1)
+    shutil.copytree(resolve("student"), mine)
+
+    def measured():
+        teacher = LocalTeacher(load_engine(str(mine)), temperature=1.0)
+        return pass_rates(teacher, asked, tmp_path / "r", samples=1, max_tokens=8)
+
+    assert measured() == measured()
+    weights = mine / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\x00\x00\x00\x3f")
+    with pytest.raises(ValueError, match="r was made with another configuration: teacher_weights was"):
+        measured()

@@ -24,8 +24,9 @@ from relaylab.tasks.suites import problems
 from relaylab.trace import read_traces
 from relaylab.training import grpo as module
 from relaylab.training.grpo import train
+from relaylab.training.policy_model import PolicyModel, load_trainable
 from relaylab.training.rewards import advantages, score
-from relaylab.training.rollouts import TeacherGone
+from relaylab.training.rollouts import Rollouts, TeacherGone, prompt_key
 from relaylab.training.run_dir import RunDir, read_metrics
 
 SMALL = dict(
@@ -251,9 +252,11 @@ def test_a_call_can_be_for_the_rest_of_its_line(tmp_path, teacher):
 
 
 def test_problems_that_cannot_be_trained_on_are_named(tmp_path, teacher):
-    for problems_, words in (([], "no problems"), (some_problems(1) * 2, "the same question")):
+    (one,) = some_problems(1)
+    for problems_, words in (([], "no problems"), ([one, replace(one, answer="7")], "the same question")):
         with pytest.raises(ValueError, match=words):
             train(teachers=[teacher], problems=problems_, output_dir=tmp_path / words[:2], **SMALL)
+    assert not [*tmp_path.iterdir()]
 
 
 # Teachers that fail ------------------------------------------------------------------------------------------------
@@ -272,6 +275,20 @@ def test_several_teachers_take_the_groups_in_turn_and_a_failure_leaves_its_group
     metrics = read_metrics(tmp_path / "run")
     assert metrics["excluded"][0] == pytest.approx(len(excluded) / 16)
     assert metrics["failed_calls"][0] == pytest.approx(sum(c.error is not None for t in excluded for c in t.calls) / 16)
+
+
+def test_the_groups_of_a_batch_have_their_teachers_however_many_processes_share_it(teacher):
+    """Six groups and two teachers: of two processes the second begins in the middle of the rotation."""
+    config = module.make_config(None, output_dir="x", **SMALL | {"max_completion_length": 12})
+    teachers = [ScriptedTeacher(calling, name=name) for name in ("a", "b")]
+    chosen = problems("depot", 6, split="train")
+    asked = {prompt_key(p.messages()): p for p in chosen}
+    some = Rollouts(config, PolicyModel(*load_trainable("warmup", device="cpu")), teachers, asked, Path("x"))
+    prompts = [p.messages() for p in chosen for _ in range(2)]
+    whole = some.run(prompts, 2, tag="0")
+    assert [t.teacher for t in whole[::2]] == ["a", "b"] * 3
+    halves = some.run(prompts[:6], 2, tag="0") + some.run(prompts[6:], 2, tag="0", first=3)
+    assert [(t.id, t.teacher, t.completion_ids) for t in halves] == [(t.id, t.teacher, t.completion_ids) for t in whole]
 
 
 def test_a_teacher_that_is_gone_stops_the_run_and_one_that_is_back_resumes_it(tmp_path):

@@ -172,6 +172,13 @@ def test_audit_judges_right_and_wrong_alike(server, connect):
     assert "-" in str(found)
 
 
+def test_an_excluded_answer_is_not_judged(server, connect):
+    lost = trace("lost", "", correct=False)
+    lost.stop = "excluded"
+    found = audit([trace("right", r"\boxed{four}", correct=True), lost], connect())
+    assert (found.judged, found.both_right, len(server.requests)) == (1, 1, 1)
+
+
 def test_audit_names_a_trace_that_it_cannot_use_and_shows_the_end_of_one_without_a_box(server, connect):
     for useless in (trace("a", "4", correct=None), Trace("q", [1], id="a", correct=True)):
         with pytest.raises(ValueError, match="trace 'a' has no grade, question or answer"):

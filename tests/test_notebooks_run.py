@@ -144,8 +144,9 @@ def test_what_is_no_notebook_says_so(tmp_path, cells, words):
 def test_results_add_up_in_the_file_and_are_plain(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv(RESULT, str(tmp_path / "values.json"))
     result(a=np.float32(0.5), b=np.arange(2), c=True)
-    result(a=1, d=float("inf"))
-    assert json.loads((tmp_path / "values.json").read_text()) == {"a": 1, "b": [0, 1], "c": True, "d": None}
+    result(a=1, d=float("inf"), e=np.array([0.5, np.nan]), f={"g": [float("-inf")]})
+    values = {"a": 1, "b": [0, 1], "c": True, "d": None, "e": [0.5, None], "f": {"g": [None]}}
+    assert json.loads((tmp_path / "values.json").read_text()) == values
     assert "b = [0, 1]" in capsys.readouterr().out
     with pytest.raises(ValueError, match="result 'x': JSON cannot hold"):
         result(x=object())
@@ -195,6 +196,21 @@ def test_a_killed_process_takes_its_notebook_along(tmp_path, signal):
     process.wait()
     assert psutil.wait_procs(family, timeout=60)[1] == []
     assert not (tmp_path / "out" / "result.json").exists()
+
+
+def test_a_process_that_dies_at_once_leaves_a_record(tmp_path, monkeypatch):
+    class Dead(subprocess.Popen):
+        """It has ended before anybody writes to it, so what is written stays in the buffer."""
+
+        def __init__(self, *words, **options):
+            super().__init__(*words, **options)
+            self.wait()
+
+    monkeypatch.setattr(subprocess, "Popen", Dead)
+    source, child = notebook(tmp_path / "n.ipynb", "x = 1"), (sys.executable, "-c", "import os; os._exit(3)")
+    record = execute(source, tmp_path / "out", child=child, log="log.txt")
+    assert (record["status"], record["error"]) == ("failed", "its process died (exit code 3)")
+    assert json.loads((tmp_path / "out" / "failure.json").read_text()) == record
 
 
 def until(there, seconds=120):

@@ -226,6 +226,17 @@ def test_agreement_looks_at_first_and_later_calls():
     assert silent[["same_first", "same_later"]].isna().all()
 
 
+def test_a_problem_with_an_excluded_answer_is_left_out():
+    whole, failed = runs(), runs()
+    failed["small"].append(relayed(name="z", correct=False, stop="excluded"))
+    for name in ("big", "mid"):
+        failed[name].append(relayed((TEXT.index("15."), 2), name="z", correct=True))
+    assert transfer_frame(failed).equals(transfer_frame(whole))
+    assert agreement_frame(failed).equals(agreement_frame(whole))
+    with pytest.raises(ValueError, match="every problem has an excluded answer of a or b; decode them again"):
+        transfer_frame({"a": failed["small"][2:], "b": failed["big"][2:]})
+
+
 def test_runs_that_cannot_be_compared_are_refused():
     two, other = runs(), runs()
     other["small"][0].student = "other"

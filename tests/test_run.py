@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 from trl import TrlParser
 
 from relaylab.relay.teachers import NamedTeachers, ScriptedTeacher, TeacherOutput
-from relaylab.tasks.suites import ALL_SUITES, mixture
+from relaylab.tasks.suites import ALL_SUITES, Problem, mixture
 from relaylab.training import grpo as module
 from relaylab.training.config import RelayGRPOConfig, make_config, parse_config
 from relaylab.training.configs import config_names, read_config
@@ -260,6 +261,71 @@ def test_the_filter_keeps_what_the_teacher_solves_half_of_the_time(tmp_path, tra
         train(output_dir=tmp_path / "none", **options | {"teacher": "none", "filter_threshold": 0.5})
     with pytest.raises(ValueError, match=r"teacher_options: .*speed"):
         train(output_dir=tmp_path / "none", **options, teacher_options={"speed": 1})
+
+
+def test_a_question_is_taken_once_and_two_answers_are_refused_at_once(tmp_path, trained):
+    options = dict(student="warmup", teacher="none", reward="outcome")
+    train(output_dir=tmp_path / "suite", suites=["measures"], **options)  # two of its first 900 come again
+    stream = mixture(seed=1, suites=["measures"])
+    first = {p.question: p.id for p in reversed([next(stream) for _ in range(902)])}
+    assert len(first) == 900
+    assert {p.question: p.id for p in trained[0][2]} == first
+    data = tmp_path / "mine.jsonl"
+    rows = [{"id": name, "question": "2+2?", "answer": answer} for name, answer in (("a", "4"), ("b", "4"), ("c", "5"))]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows[:2]))
+    train(output_dir=tmp_path / "file", data=str(data), **options)
+    assert [p.id for p in trained[1][2]] == ["a"]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ValueError, match="the problems 'a' and 'c' have the same question and different answers"):
+        train(output_dir=tmp_path / "two", data=str(data), filter_threshold=0.5, **options)
+    assert not (tmp_path / "two").exists()
+
+
+def rates_of(path, asked, right):
+    """Pass rates of a teacher that solves the first ``right`` problems."""
+    answers = [rf"\boxed{{{p.answer if k < right else 'x'}}}" for k, p in enumerate(asked)]
+    path.unlink(missing_ok=True)
+    pass_rates(ScriptedTeacher(answers), asked, path, samples=1, progress=False)
+    return str(path)
+
+
+def test_a_file_of_rates_gives_rates_and_the_data_the_problems(tmp_path, trained):
+    old = [Problem("a", "mine", "2+2?", "5"), Problem("b", "mine", "3+3?", "6")]
+    rates = rates_of(tmp_path / "rates.jsonl", old, 2)
+    new = [replace(old[0], kind="number", tolerance=0.5), old[1]]
+    options = dict(student="warmup", teacher="none", filter_rates=rates, filter_threshold=0.5)
+    train(problems=new, output_dir=tmp_path / "same", **options)
+    assert trained[0][2] == new
+    new = [replace(old[0], answer="4"), old[1]]
+    with pytest.raises(
+        ValueError, match=r"rates\.jsonl has no rate of 1 problems, 'a' first: .*answers must be the same"
+    ):
+        train(problems=new, output_dir=tmp_path / "other", **options)
+
+
+def test_a_resumed_run_has_the_problems_that_it_began_with(tmp_path, trained):
+    asked, down = (
+        [Problem(f"p{k}", "mine", f"{k}+0?", str(k)) for k in range(4)],
+        TeacherOutput("", "error", error="no"),
+    )
+    answers = {p.question: TeacherOutput(rf"\boxed{{{p.answer}}}", "stop", tokens=4) for p in asked}
+    options = dict(student="warmup", problems=asked, filter_threshold=0.5, disable_tqdm=True)
+
+    def kept(out, failing=(), **settings):
+        replies = answers | dict.fromkeys(failing, down)
+        teacher = ScriptedTeacher(lambda view: replies[view.messages[0]["content"]])
+        train(teachers=[teacher], output_dir=tmp_path / out, **options | settings)
+        return [p.id for p in trained[-1][2]]
+
+    with pytest.warns(UserWarning, match="10 of 40 samples failed"):
+        assert kept("run", ["2+0?"]) == ["p0", "p1", "p3"]
+    assert kept("run") == ["p0", "p1", "p3"]  # the teacher is back
+    assert kept("another") == ["p0", "p1", "p2", "p3"]
+    for right in (3, 1):  # the file of rates has changed
+        assert kept("file", filter_rates=rates_of(tmp_path / "r.jsonl", asked, right)) == ["p0", "p1", "p2"]
+    with pytest.raises(ValueError, match="leaves no problems to train on; lower filter_threshold"):
+        kept("none", filter_rates=rates_of(tmp_path / "r.jsonl", asked, 0))
+    assert not (tmp_path / "none" / "kept.json").exists()
 
 
 def test_a_run_from_a_file(tmp_path):

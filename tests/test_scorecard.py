@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 
@@ -167,6 +168,25 @@ def test_transfer_counts_the_suites_that_training_never_saw():
     assert "20 problems" in ours["transfer-base"].note
     six = read_config("embedded/ablations/relay-six")["suites"]
     assert set(six) == set(ALL_SUITES) - set(Names().unseen), "which six-suite students are not trained on"
+
+
+def test_a_small_gap_has_a_finite_interval_and_no_gap_no_figure():
+    """The student solves 20 of 40 problems, the relay 21, and the teacher 22 or 20."""
+
+    def ours(teacher):
+        solved = {"student": 20, "relay": 21, "teacher": teacher}
+        return measured(pd.concat([rows(m, [1] * n + [0] * (40 - n), 0.1) for m, n in solved.items()]))
+
+    near = ours(22)
+    assert near["gap-recovered"].value == 50
+    assert (near["gap-recovered"].low, near["gap-recovered"].high) == (0, 100)
+    assert near["router-cost"].value == pytest.approx(100 * (1 - 0.1 / 0.5))
+    assert near["router-cost"].low == -math.inf  # where the relay gains nothing, a router needs no teacher
+    assert near["router-cost"].high == pytest.approx(90)
+    assert near["router-cost"].verdict == "undecided"
+    same = ours(20)
+    assert same["gap-recovered"] == "the teacher is not better than the student on these 40 problems"
+    assert "-inf" in scorecard(near).set_index("id").loc["router-cost", "ours"]
 
 
 # The card -------------------------------------------------------------------------------------------------------------

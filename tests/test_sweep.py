@@ -17,7 +17,7 @@ from test_notebooks_run import notebook
 from typer.testing import CliRunner
 
 from relaylab.notebook_commands import sweep
-from relaylab.sweep.plan import read_plan
+from relaylab.sweep.plan import helper_modules, read_plan
 from relaylab.sweep.results import collect, effects
 from relaylab.sweep.run import Store, commit, run_point, run_sweep
 from relaylab.version import __version__
@@ -92,6 +92,25 @@ def test_sizes_change_the_rest(tmp_path):
     assert (len(read_plan(path, "full").points), read_plan(path, "full").name) == (8, "s-full")
     with pytest.raises(ValueError, match="no size 'huge'; there are quick, full"):
         read_plan(path, "huge")
+
+
+@pytest.mark.parametrize(
+    "body",
+    ["import json, helper", "import json; import helper", "%time\nimport helper", "if 1:\n  from helper import x"],
+)
+def test_a_helper_is_found_however_it_is_imported(tmp_path, body):
+    path = write(tmp_path, "grid: {beta: [0.1]}", body=body)
+    for text in ("import json, other", "import json"):
+        (tmp_path / "helper.py").write_text(text)
+        (tmp_path / "other.py").write_text("x = 1")
+        found = {"helper.py": text} | ({"other.py": "x = 1"} if "other" in text else {})
+        assert helper_modules(read_plan(path).notebook) == found
+
+
+def test_the_first_size_is_the_file_by_its_name(tmp_path):
+    path = write(tmp_path, "grid: {beta: [0.1]}\nsizes: {quick: {seeds: 1}, full: {seeds: 4}}\n")
+    assert read_plan(path) == read_plan(path, "quick")
+    assert [read_plan(path, size).name for size in (None, "quick", "full")] == ["s", "s", "s-full"]
 
 
 BOMB = "lists: {x: {y: {reward: &a [1, 1]}, z: {reward: &b [" + ", ".join(["*a"] * 9) + "]}, w: {reward: ["
@@ -174,7 +193,7 @@ def test_points_are_executed_once_and_resumed(tmp_path):
     assert (out / "points" / record["key"] / "log.txt").read_text() == "said by the notebook\n"
 
 
-@pytest.mark.parametrize("text", ["", '{"key": "', "[]", '{"seconds": "x"}'])
+@pytest.mark.parametrize("text", ["", '{"key": "', "[]", '{"seconds": "x"}', '{"seconds": 1}'])
 def test_an_empty_or_torn_record_is_none(tmp_path, text):
     plan, out = read_plan(write(tmp_path, "seeds: 2\n")), tmp_path / "out"
     run(plan, out)

@@ -81,3 +81,24 @@ def test_what_is_no_table_of_a_sweep_says_so(tmp_path, text, words):
         (tmp_path / "r.csv").write_text(text)
     with pytest.raises(ValueError, match=words):
         read_results(tmp_path / "r.csv", collect=["accuracy"])
+
+
+def test_a_setting_of_an_earlier_plan_is_no_result(tmp_path):
+    """An older sweep set ``beta``, and ran without seeds; the present one does neither, but has seeds."""
+    old, new = Point("a", {"beta": 0.1}, {"who": "me"}), [Point(f"b{s}", {}, {"who": f"{s}"}, s) for s in (0, 1)]
+    for point in (old, *new):
+        record = {"levels": point.levels, "parameters": point.parameters, "seed": point.seed, "seconds": 1.0}
+        (tmp_path / "points" / point.key).mkdir(parents=True)
+        text = json.dumps(record | {"values": {"accuracy": 0.5, "beta": 3.0} if point in new else {"accuracy": 0.1}})
+        (tmp_path / "points" / point.key / "result.json").write_text(text)
+    plan = Plan("s", Path("n.ipynb"), tuple(new), {"who": ["0", "1"]})
+    table = collect(plan, tmp_path)
+    settings = ["key", "who", "beta", "seed", "version", "commit", "planned"]
+    assert list(table) == [*settings, "accuracy", "result.beta"]
+    assert set(effects(plan, table)["result"]) == {"accuracy", "result.beta"}
+    assert table["seed"].tolist() == [0, 1, pd.NA]
+    alone, rows = read_results(tmp_path / "results.csv", collect=["accuracy"])
+    assert ([p.seed for p in alone.points], len(rows)) == ([0, 1], 2)
+    (tmp_path / "r.csv").write_text("key,beta,seed,planned,accuracy\na,1,0.0,True,0.5\nb,2,1.0,True,0.6\n")
+    assert [p.seed for p in read_results(tmp_path / "r.csv", collect=["accuracy"])[0].points] == [0, 1]
+    assert collect(plan, tmp_path / "empty").columns.tolist() == ["key", *settings[3:]]

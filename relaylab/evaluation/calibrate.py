@@ -8,6 +8,7 @@ stays within the budget, the most accurate one is chosen. The choice is a method
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from relaylab.files import bind_folder, plain
 from relaylab.relay.config import RelayConfig
 from relaylab.relay.teachers import Teacher
 from relaylab.tasks.suites import Problem, problem_texts
-from relaylab.trace import TEACHER, Trace
+from relaylab.trace import TEACHER, UNFINISHED, Trace
 
 BUDGETS = (0.02, 0.05, 0.1)  # teacher tokens of all tokens
 TRIGGERS = ("entropy", "line", "margin", "probe", "citer", "r2r", "glimp", "offload", "specreason")
@@ -61,11 +62,13 @@ def calibrate(
 
     Returns:
         One row per trigger and budget: ``trigger``, ``budget``, ``method``, ``accuracy``, ``teacher_share``. A trigger
-        that no candidate brings within a budget has no row there.
+        that no candidate brings within a budget has no row there. Where a model failed in a candidate's answer, the
+        problem counts for no candidate, and a warning says of how many that is so.
 
     Raises:
         ValueError: for a trigger without a threshold, a router without problems, and if ``out`` is of other problems,
             models or settings.
+        RuntimeError: where a model failed in an answer to every problem.
     """
     if unknown := [t for t in triggers if not hasattr(SYSTEMS.get(t), "threshold")]:
         raise ValueError(f"{unknown[0]!r} has no threshold to calibrate; there are {', '.join(TRIGGERS)}")
@@ -83,12 +86,18 @@ def calibrate(
         for threshold in thresholds(trigger, run, alone, quantiles)
         for length in ([f",n={n}" for n in lengths] if _counts(trigger) else [""])
     ]
+    bar = tqdm(candidates, desc="calibrating", disable=not progress)
+    decoded = [(trigger, candidate.label, run.traces(candidate)) for trigger, candidate in bar]
+    if lost := {t.id for *_, traces in decoded for t in traces if t.stop in UNFINISHED}:
+        text = f"a model failed in answers to {len(lost)} of {len(problems)} problems, which count for no candidate"
+        if len(lost) == len(problems):
+            raise RuntimeError(f"{text}; nothing is left to choose on, and the same call tries them again")
+        warnings.warn(f"{text}; the same call tries them again", stacklevel=2)
     rows = []
-    for trigger, candidate in tqdm(candidates, desc="calibrating", disable=not progress):
-        traces = run.traces(candidate)
-        written, tokens = sum(t.count(TEACHER) for t in traces), sum(len(t.completion_ids) for t in traces)
-        right = np.mean([bool(t.correct) for t in traces])
-        rows.append((trigger, candidate.label, right, written / max(tokens, 1e-12)))
+    for trigger, label, traces in decoded:
+        kept = [t for t in traces if t.id not in lost]
+        written, tokens = sum(t.count(TEACHER) for t in kept), sum(len(t.completion_ids) for t in kept)
+        rows.append((trigger, label, np.mean([bool(t.correct) for t in kept]), written / max(tokens, 1e-12)))
     every = pd.DataFrame(rows, columns=["trigger", "method", "accuracy", "teacher_share"])
     every = every.drop_duplicates("method").sort_values(["accuracy", "teacher_share"], ascending=[False, True])
     best = [every[every["teacher_share"] <= b].groupby("trigger").first().assign(budget=b) for b in budgets]
@@ -106,7 +115,8 @@ def _counts(trigger: str) -> bool:
 def thresholds(trigger: str, run: EvalRun, alone: Sequence[Trace], quantiles: Sequence[float]) -> list[float]:
     """Quantiles of a trigger's signal over the tokens that it looks at, in the student's own answers.
 
-    What hands an answer over once looks at the highest entropy of each answer, what verifies at whole lines.
+    What hands an answer over once looks at the highest entropy of each answer, what verifies at whole lines. Without
+    any such token there are none, and a warning says so.
     """
     default, student = SYSTEMS[trigger], run.models.engine("student")
     read = (student.read(t.prompt_ids, t.completion_ids) for t in alone)
@@ -124,6 +134,9 @@ def thresholds(trigger: str, run: EvalRun, alone: Sequence[Trace], quantiles: Se
         seen = [[t.entropies[i] or 0.0 for i in places] for t, places in zip(alone, looked_at) if t.entropies]
         once = getattr(default, "call_end", "") == "answer"
         values = [max(v) for v in seen if v] if once else [e for v in seen for e in v]
+    if not len(values):
+        warnings.warn(f"{trigger} has no candidates: no answer of the student has what it looks at", stacklevel=3)
+        return []
     return sorted({float(v) for v in np.quantile(values, quantiles)})
 
 

@@ -26,13 +26,13 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from relaylab.engine.engine import Engine
-from relaylab.relay.pair import UNFINISHED, graded, problem_seed
+from relaylab.relay.pair import graded, problem_seed
 from relaylab.relay.relay import Relay
 from relaylab.relay.sequence import Done
 from relaylab.relay.students import Student
 from relaylab.relay.teachers import Teacher
 from relaylab.tasks.suites import problem_of
-from relaylab.trace import TEACHER, Call, Trace
+from relaylab.trace import TEACHER, UNFINISHED, Call, Trace
 
 VERDICTS = ("needed", "wasted, right anyway", "wasted, wrong anyway", "harmful")
 EFFECT_COLUMNS = (

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from relaylab.defaults import CAPS
 from relaylab.engine.engine import Engine
 from relaylab.engine.load import embedded, fingerprint_weights, relay_defaults
 from relaylab.evaluation.token_router import TokenRouter, kept_router, train_token_router
@@ -26,6 +27,8 @@ from relaylab.trace import Trace, TraceWriter
 
 if TYPE_CHECKING:
     from relaylab.evaluation.systems import System
+
+ENDS = {"call_end", "fixed_call_tokens"}  # both say where a call ends
 
 
 def without_secrets(value: Any) -> Any:
@@ -157,6 +160,7 @@ class EvalRun:
     batch_size: int = 64  # rows decoded together
     shard: str | None = None  # ``i/n`` decodes one part of the problems only
     progress: bool = True
+    given: Collection[str] = ()  # settings of ``config`` that win over a training's, even where they are the defaults
     _done: dict[str, list[Trace]] = field(default_factory=dict, repr=False)
 
     def traces(self, system: System) -> list[Trace]:
@@ -185,10 +189,11 @@ class EvalRun:
         )  # fmt: skip
 
     def relay_config(self, student: str) -> RelayConfig:
-        """The run's settings for a trained student. Caps that these leave open are those of its training."""
-        trained = relay_defaults(local_name(self.models.model(student)))
-        caps = {k: trained.get(k) for k in ("max_calls", "max_call_tokens") if getattr(self.config, k) is None}
-        return replace(self.config, call_end=trained.get("call_end", "tokens"), **caps)
+        """The run's settings for a trained student. Caps and ends of calls that nobody gave are its training's."""
+        trained, default = relay_defaults(local_name(self.models.model(student))), RelayConfig()
+        given = {k for k in CAPS if k in self.given or getattr(self.config, k) != getattr(default, k)}
+        given |= ENDS if given & ENDS else set()
+        return replace(self.config, **{k: v for k, v in trained.items() if k in CAPS and k not in given})
 
     def called(
         self, system: System, student: str, rule: CallRule, *, teacher: Teacher | None = None, write: bool = False,

@@ -73,6 +73,9 @@ def evaluate(
     if samples < 1 or (samples > 1 and config.temperature == 0):
         raise ValueError(f"samples is {samples}; at least 1, and at temperature 0 no more, since all would be equal")
     chosen = _chosen(methods)
+    if shard and all(one.whole for _, one in chosen):
+        names = ", ".join(label for label, _ in chosen)
+        raise ValueError(f"{names}: these methods take all problems together and no shard; leave the shard out")
     out = Path(out)
     questions, training = ([replace(p, question=p.prompt(suffix)) for p in part] for part in (problems, training))
     models = ModelCache(teacher, training, config.max_tokens, options, untrained=student)
@@ -86,7 +89,7 @@ def evaluate(
     for j in range(samples):
         folder = out / "traces" / str(seed + j)
         folder.mkdir(parents=True, exist_ok=True)
-        run = EvalRun(models, questions, folder, config, seed + j, batch_size, shard, progress)
+        run = EvalRun(models, questions, folder, config, seed + j, batch_size, shard, progress, given=relay_options)
         for label, one in chosen:
             if not (shard and one.whole):
                 rows.append(rows_of(run.traces(one), label, without_secrets(getattr(one, "student", "")), j))

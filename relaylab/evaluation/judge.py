@@ -19,7 +19,7 @@ from typing import Any
 from relaylab.files import LineWriter, read_lines
 from relaylab.relay.api_client import APIClient, ServerError
 from relaylab.tasks.grading import extract_boxed
-from relaylab.trace import Trace
+from relaylab.trace import UNFINISHED, Trace
 
 TAIL = 1000  # characters of a response without a box that are shown: its end
 
@@ -169,12 +169,12 @@ class Audit:
 def audit(traces: Iterable[Trace], judge: Judge) -> Audit:
     """Let the judge look at the answer of every graded trace, and count where it differs.
 
-    The answer is the last box of the teacher's view, or its end without a box.
+    The answer is the last box of the teacher's view, or its end without a box. Excluded answers are left out.
 
     Raises:
         ValueError: for a trace without grade, question or reference, and if the judge's budget is too small.
     """
-    traces = list(traces)
+    traces = [t for t in traces if t.stop not in UNFINISHED]
     for t in traces:
         if t.correct is None or not all(isinstance(t.problem.get(name), str) for name in ("question", "answer")):
             raise ValueError(f"trace {t.id!r} has no grade, question or answer; decode problems, not bare questions")

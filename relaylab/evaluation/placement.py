@@ -15,7 +15,7 @@ import pandas as pd
 from scipy.stats import binomtest
 
 from relaylab.evaluation.learning import answer_text, kind_of_step, result_digits
-from relaylab.trace import STUDENT, TEACHER, Call, Trace, to_frame
+from relaylab.trace import STUDENT, TEACHER, UNFINISHED, Call, Trace, to_frame
 
 # Where in its line a call begins: at its start; in words; before or within a sum or product; right before the result;
 # within its digits; after them.
@@ -148,13 +148,15 @@ def transfer_frame(runs: Mapping[str, Sequence[Trace]], *, by: str | None = None
     """One student with several teachers: one row per teacher, and per group of ``by``.
 
     Accuracy has its 95 % interval (Wilson). ``called`` is the share of problems with an answered call. ``gained`` and
-    ``lost`` count the problems that are right here and wrong with the first teacher, and the reverse.
+    ``lost`` count the problems that are right here and wrong with the first teacher, and the reverse. A problem of
+    which one answer is excluded, because a model failed, is left out of all.
 
     Args:
         runs: teacher -> its traces, all of the same problems in the same order.
         by: a column of ``trace.to_frame``.
     """
-    names = _check(runs)
+    runs = _complete(runs)
+    names = list(runs)
     frame = pd.concat([to_frame(runs[name]).assign(run=name, place=range(len(runs[name]))) for name in names])
     if by is not None and by not in frame:
         columns = frame.columns.drop(["run", "place"])
@@ -180,8 +182,10 @@ def agreement_frame(runs: Mapping[str, Sequence[Trace]]) -> pd.DataFrame:
 
     ``same_first``: of the problems with a call in ``either``, the share whose first calls begin at the same token. Up
     to there no teacher has been heard. ``same_later``: of the lines with a ``later`` call, the share with one in both.
+    Problems with an excluded answer are left out.
     """
-    names = _check(runs)
+    runs = _complete(runs)
+    names = list(runs)
     if len(names) < 2:
         raise ValueError("agreement takes the traces of at least two teachers")
     calls = {name: calls_frame(runs[name]).query("status == 'answered'").astype({"first": bool}) for name in names}
@@ -222,8 +226,8 @@ def _window(trace: Trace, at: int, answer: range, width: int, head: dict) -> lis
     return rows
 
 
-def _check(runs: Mapping[str, Sequence[Trace]]) -> list[str]:
-    """The names of the runs, which must be of one student and of the same problems in one order."""
+def _complete(runs: Mapping[str, Sequence[Trace]]) -> dict[str, list[Trace]]:
+    """The problems that all runs have an answer to. Runs are of one student and of the same problems in one order."""
     names = list(runs)
     if not names or not runs[names[0]]:
         raise ValueError("there are no traces; give the traces of each teacher by its name")
@@ -232,4 +236,7 @@ def _check(runs: Mapping[str, Sequence[Trace]]) -> list[str]:
         raise ValueError(f"the traces of {other[0]!r} are not of the same problems in the same order")
     if len(students := sorted({t.student for traces in runs.values() for t in traces})) > 1:
         raise ValueError(f"the traces are of several students, {', '.join(students)}; compare teachers of one")
-    return names
+    rows = [row for row in zip(*runs.values()) if not any(t.stop in UNFINISHED for t in row)]
+    if not rows:
+        raise ValueError(f"every problem has an excluded answer of {' or '.join(names)}; decode them again")
+    return dict(zip(names, map(list, zip(*rows))))

@@ -9,6 +9,7 @@ are in %.
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
@@ -17,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from relaylab.evaluation.stats import columns, interval
+from relaylab.evaluation.stats import columns, interval, part_of_gap
 
 FOLDER = Path(__file__).parent
 NOT_TESTED = "not testable here"
@@ -83,7 +84,12 @@ class Names:
 
 
 def _gap(accuracy: Callable, ratio: Callable, relay: str, base: str, teacher: str) -> float:
-    return 100 * (accuracy(relay) - accuracy(base)) / max(accuracy(teacher) - accuracy(base), 1e-7)
+    return 100 * part_of_gap(accuracy(relay), accuracy(base), accuracy(teacher))
+
+
+def _router_cost(accuracy: Callable, ratio: Callable, relay: str, base: str, teacher: str) -> float:
+    p = _gap(accuracy, ratio, relay, base, teacher)
+    return -math.inf if p <= 0 else 100 * (1 - ratio(relay) / p)  # at p = 0 the router needs no teacher
 
 
 # What a claim says is above 0: for people, and a function of accuracy and mean call ratio in %, both of a system.
@@ -99,7 +105,7 @@ FORMULAS: dict[str, tuple[str, Callable[..., float]]] = {
     ),
     "router_cost": (
         "1 - rho / p of the matched router",
-        lambda acc, ratio, *three: 100 * (1 - ratio(three[0]) / max(_gap(acc, ratio, *three), 1e-9)),
+        _router_cost,
     ),
     "peak": (
         "{0} - best of the other teachers",
@@ -175,7 +181,7 @@ class Measured:
 
 
 def measured(table: pd.DataFrame, names: Names | None = None, *, seed: int = 0) -> dict[str, Measured | str]:
-    """Claim id -> our measurement, or a text that says which systems are missing in the table of an evaluation.
+    """Claim id -> our measurement, or a text that says what the table of an evaluation lacks for it.
 
     A system's value on a problem is the mean over its students, such as three training seeds.
     """
@@ -198,6 +204,9 @@ def measured(table: pd.DataFrame, names: Names | None = None, *, seed: int = 0) 
             continue
         values = [{s: 100 * frame[label].to_numpy()[part] for s, label in labels.items()} for frame in (right, ratio)]
         ours = interval(partial(_drawn, claim, *values), int(part.sum()), seed=seed)
+        if math.isnan(ours.value):
+            result[claim.id] = f"the teacher is not better than the student on these {part.sum()} problems"
+            continue
         counts = [f"{students[m]} students of {m}" for m in labels.values() if students[m] > 1]
         note = ", ".join([f"{part.sum()} problems", *counts])
         result[claim.id] = Measured(ours.value, ours.low, ours.high, note)

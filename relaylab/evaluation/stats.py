@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy.stats import bootstrap, norm, wilcoxon
+from scipy.stats import norm, wilcoxon
 
 RESAMPLES = 2000
 NAN = float("nan")
@@ -56,15 +56,22 @@ def columns(table: pd.DataFrame, value: str) -> pd.DataFrame:
 
 
 def interval(statistic: Callable[[np.ndarray], float], problems: int, *, seed: int = 0) -> Interval:
-    """The statistic of an array of problem indices, with its bootstrap interval; NaN without any problem."""
+    """The statistic of an array of problem indices, with its bootstrap interval; NaN without any problem.
+
+    Resamples in which it is NaN, as there is no gap in them, are left out.
+    """
     if problems == 0:
         return Interval(NAN, NAN, NAN)
     every = np.arange(problems)
     value = float(statistic(every))
-    if problems < 2:
+    if problems < 2 or np.isnan(value):
         return Interval(value, value, value)
-    result = bootstrap((every,), statistic, n_resamples=RESAMPLES, method="percentile", vectorized=False, rng=seed)
-    return Interval(value, *map(float, result.confidence_interval))
+    drawn = np.random.default_rng(seed).integers(0, problems, (RESAMPLES, problems))
+    values = np.array([statistic(indices) for indices in drawn])
+    values = values[~np.isnan(values)]
+    method = "linear" if np.isfinite(values).all() else "nearest"  # nothing lies between a number and infinity
+    low, high = np.quantile(values, [0.025, 0.975], method=method)
+    return Interval(value, float(low), float(high))
 
 
 def _complete(*values: np.ndarray | pd.Series) -> list[np.ndarray]:
@@ -100,11 +107,18 @@ def share(part: np.ndarray | pd.Series, whole: np.ndarray | pd.Series, *, seed: 
 
 
 def gap_recovered(method, student, teacher, *, seed: int = 0) -> Interval:
-    """(method - student) / (teacher - student) of accuracies; the teacher must be better than the student."""
+    """(method - student) / (teacher - student) of accuracies, where all three answered; NaN where there is no gap."""
     m, s, t = _complete(method, student, teacher)
-    if not len(m) or t.mean() <= s.mean():
-        raise ValueError("the teacher is not better than the student; there is no gap to recover")
-    return interval(lambda i: (m[i].mean() - s[i].mean()) / max(t[i].mean() - s[i].mean(), 1e-12), len(m), seed=seed)
+    return interval(lambda i: part_of_gap(m[i].mean(), s[i].mean(), t[i].mean()), len(m), seed=seed)
+
+
+def part_of_gap(method: float, student: float, teacher: float) -> float:
+    """The same of three numbers.
+
+    >>> part_of_gap(0.5, 0.25, 0.75), part_of_gap(0.5, 0.75, 0.75)
+    (0.5, nan)
+    """
+    return (method - student) / (teacher - student) if teacher > student else NAN
 
 
 def summary(
@@ -118,14 +132,13 @@ def summary(
     """
     accuracy, written, length = (columns(table, c) for c in ("correct", "teacher_tokens", "tokens"))
     means = {c: columns(table, c).mean() for c in ("call_ratio", "content_ratio", "calls", "tokens")}
-    has_gap = {student, teacher} <= set(accuracy) and accuracy[teacher].mean() > accuracy[student].mean()
     rows = []
     for name in dict.fromkeys(table["method"]):
         own = table[table["method"] == name]
         right, tokens = mean(accuracy[name]), share(written[name], length[name])
         groups = own[own["correct"].notna()].groupby(["id", "student"])["correct"].agg(["sum", "count"]).to_numpy(int)
         gap = Interval(NAN, NAN, NAN)
-        if has_gap and accuracy[name].notna().any():
+        if {student, teacher} <= set(accuracy):
             gap = gap_recovered(accuracy[name], accuracy[student], accuracy[teacher])
         row = {"method": name, "students": own["student"].nunique(), "samples": own["sample"].nunique()}
         row |= {"problems": int(accuracy[name].notna().sum())}

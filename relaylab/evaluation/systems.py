@@ -108,7 +108,7 @@ class RelaySystem(System):
 
     def decode(self, run: EvalRun) -> list[Trace]:
         config = run.relay_config(self.student)
-        config = replace(config, call_end=self.call_end) if self.call_end else config
+        config = replace(config, call_end=self.call_end, fixed_call_tokens=None) if self.call_end else config
         config = replace(config, fixed_call_tokens=self.n, call_end="tokens") if self.n else config
         teacher = run.models.teacher_named(self.teacher) if self.teacher else run.models.teacher
         return run.decode(self, self.student, teacher, config=config)

@@ -10,20 +10,20 @@ from typing import Any
 import pandas as pd
 
 from relaylab.files import write_whole
-from relaylab.trace import Trace, to_frame
+from relaylab.trace import PROBLEMS, UNFINISHED, Trace, to_frame
 
-_UNFINISHED = ("excluded", "interrupted")  # how a trace stops that holds no answer
+NAMES = ("id", "suite", "level", "method", "student", "teacher")  # texts, also where they look like numbers
 NEEDED = ("method", "student", "sample", "id", "correct", "tokens", "teacher_tokens")
 
 
 def rows_of(traces: Sequence[Trace], label: str, student: str, sample: int) -> pd.DataFrame:
     """The rows of some traces in the table. An excluded answer is no wrong one: its ``correct`` is missing."""
     frame = to_frame(traces)
-    frame["excluded"] = frame["stop"].isin(_UNFINISHED).astype(int)
+    frame["excluded"] = frame["stop"].isin(UNFINISHED).astype(int)
     frame["correct"] = frame["correct"].astype(float).where(frame["excluded"] == 0)
     frame["level"] = [t.problem.get("level", "") for t in traces]
     frame["content_ratio"] = [t.content_ratio for t in traces]
-    frame["malformed_calls"] = [sum(c.status != "answered" for c in t.calls) for t in traces]
+    frame["malformed_calls"] = [sum(c.status in PROBLEMS for c in t.calls) for t in traces]
     frame["failed_calls"] = [sum(c.status == "failed" for c in t.calls) for t in traces]
     frame = frame.drop(columns=["student", "seed", "temperature", "unanswered_calls"])
     for name, value in {"sample": sample, "student": student, "method": label}.items():
@@ -38,7 +38,7 @@ def read_table(out: str | Path) -> pd.DataFrame:
         raise ValueError(f"{out} holds no evaluation: {path.name} is not there; run relaylab evaluate --out {out}")
     missing = {name: [""] for name in ("mean_n", "first_call", "correct")}
     try:
-        table = pd.read_csv(path, keep_default_na=False, na_values=missing)
+        table = pd.read_csv(path, dtype=dict.fromkeys(NAMES, str), keep_default_na=False, na_values=missing)
         if lacking := [c for c in NEEDED if c not in table]:
             raise ValueError(f"it has no column {lacking[0]!r}")
         return table.astype({"sample": int, "correct": float, "tokens": int, "teacher_tokens": int})

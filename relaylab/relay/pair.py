@@ -35,10 +35,9 @@ from relaylab.relay.students import Student
 from relaylab.relay.teachers import Message, NamedTeachers, NoTeacher, Teacher
 from relaylab.tasks.grading import grade_problem
 from relaylab.tasks.suites import Problem, suite_of
-from relaylab.trace import Trace, TraceWriter, read_traces
+from relaylab.trace import UNFINISHED, Trace, TraceWriter, read_traces
 
 LOADING = ("device", "dtype", "quantize")  # options of a model in this process
-UNFINISHED = ("excluded", "interrupted")  # how traces stop that are decoded anew on resuming
 
 
 class Pair:

@@ -76,10 +76,10 @@ def result(**values: Any) -> None:
 
 def _plain(name: str, value: Any) -> Any:
     value = value.tolist() if hasattr(value, "tolist") else value  # numpy and torch, numbers and arrays
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
     try:
-        return json.loads(json.dumps(value, allow_nan=False))
+        return json.loads(
+            json.dumps(value), parse_constant=lambda name: None
+        )  # of NaN and infinities, wherever they are
     except (TypeError, ValueError) as error:
         raise ValueError(f"result {name!r}: JSON cannot hold {type(value).__name__} {value!r} ({error})") from error
 
@@ -240,7 +240,8 @@ def execute(
             if process.poll() is None:
                 _kill_children(process.pid)
                 process.kill()
-            process.stdin.close()
+            with suppress(BrokenPipeError):  # what could not be written is still in its buffer
+                process.stdin.close()
             process.wait()
         found = json.loads(results.read_text(encoding="utf-8")) if results.exists() else {}
         if errors.exists():

@@ -5,6 +5,7 @@ It runs nothing. The same files give the same points in the same order.
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import math
@@ -92,10 +93,12 @@ class Plan:
 def read_plan(path: str | Path, size: str | None = None) -> Plan:
     """Read a SWEEP.yaml, which names its notebook relative to itself, in one of its ``sizes`` (the first by default).
 
+    The plan has the file's name, with that of a size that is not the first.
+
     Raises:
         ValueError: for whatever the file or the notebook does not allow.
     """
-    file = _read_file(path := Path(path), size)
+    file, name = _read_file(path := Path(path), size)
     notebook = (path.parent / file.notebook).resolve()
     parameters = read_parameters(notebook)
     defaults = {name: parameter.default for name, parameter in parameters.items()}
@@ -126,7 +129,7 @@ def read_plan(path: str | Path, size: str | None = None) -> Plan:
     used = {name: {point.levels[name] for point in points} for name in factors}
     factor_levels = {name: [level for level, _ in levels if level in used[name]] for name, levels in factors.items()}
     return Plan(
-        path.stem if size is None else f"{path.stem}-{size}", notebook, tuple(points), factor_levels,
+        name, notebook, tuple(points), factor_levels,
         tuple(file.collect), (file.plane[0], file.plane[1]), file.timeout, file.retries, file.resources,
     )  # fmt: skip
 
@@ -136,13 +139,24 @@ def helper_modules(notebook: Path) -> dict[str, str]:
     modules: dict[str, str] = {}
     sources = [source for _, source in code_cells(notebook)]
     while sources:
-        for name in IMPORT.findall(sources.pop()):
+        for name in _imported(sources.pop()):
             for file in (notebook.parent / f"{name}.py", *sorted((notebook.parent / name).rglob("*.py"))):
                 place = file.relative_to(notebook.parent).as_posix()
                 if name != "relaylab" and place not in modules and file.is_file():
                     modules[place] = file.read_text(encoding="utf-8", errors="replace")
                     sources.append(modules[place])
     return dict(sorted(modules.items()))
+
+
+def _imported(source: str) -> list[str]:
+    """The first names of the modules that a source imports."""
+    try:
+        nodes = list(ast.walk(ast.parse(source)))
+    except (SyntaxError, ValueError, MemoryError, RecursionError):  # a cell with a magic is no Python
+        return IMPORT.findall(source)
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level]
+    return [name.partition(".")[0] for name in names]
 
 
 def label(value: Any) -> str:
@@ -154,7 +168,8 @@ def label(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
-def _read_file(path: Path, size: str | None) -> SweepFile:
+def _read_file(path: Path, size: str | None) -> tuple[SweepFile, str]:
+    """The settings of a file in one of its sizes, and what this sweep is called."""
     if not path.is_file():
         raise ValueError(f"there is no sweep {path}")
     settings = read_yaml(path.read_text(encoding="utf-8"), str(path))
@@ -165,17 +180,19 @@ def _read_file(path: Path, size: str | None) -> SweepFile:
         raise ValueError(f"{path}: sizes must be 'name: {{setting: value}}' lines")
     if size is not None and size not in sizes:
         raise ValueError(f"{path} has no size {size!r}; {nearest(size, sizes)}")
-    for name, value in (sizes[size] if size else next(iter(sizes.values()), {})).items():
+    first = next(iter(sizes), None)
+    for name, value in sizes.get(size or first, {}).items():
         both = isinstance(value, dict) and isinstance(settings.get(name), dict)
         settings[name] = settings[name] | value if both else value
     try:
-        return SweepFile(**{name: value for name, value in settings.items() if value is not None})
+        file = SweepFile(**{name: value for name, value in settings.items() if value is not None})
     except ValidationError as error:
-        first = error.errors()[0]
-        place, *_ = names = [str(part) for part in first["loc"]]
+        fault = error.errors()[0]
+        place, *_ = names = [str(part) for part in fault["loc"]]
         if place not in SweepFile.model_fields:
             raise ValueError(f"{path}: unknown setting {place!r}; {nearest(place, SweepFile.model_fields)}") from None
-        raise ValueError(f"{path}: {': '.join(names)}: {first['msg']} (it is {str(first['input'])[:80]})") from None
+        raise ValueError(f"{path}: {': '.join(names)}: {fault['msg']} (it is {str(fault['input'])[:80]})") from None
+    return file, path.stem if size in (None, first) else f"{path.stem}-{size}"
 
 
 def _check_names(path: Path, file: SweepFile, factors: Mapping[str, list[Level]], defaults: Values) -> None:

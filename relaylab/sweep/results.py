@@ -20,21 +20,26 @@ def collect(plan: Plan, out: str | Path) -> pd.DataFrame:
     """Collect the finished points of a folder or URL into ``results.csv`` and ``results.parquet``.
 
     One row per point: key, levels, parameters, seed, version, commit, ``planned`` (whether it is of this plan and not
-    of an earlier one), and the results. The order is the plan's, then the key's. There are no times in it.
+    of an earlier one), and the results. The order is the plan's, then the key's. There are no times in it. A result
+    that is called as a setting of any point is ``result.NAME``.
     """
     store = Store(out)
     order = {point.key: i for i, point in enumerate(plan.points)}
-    rows = []
-    for key, record in sorted(store.records().items(), key=lambda item: (order.get(item[0], len(order)), item[0])):
-        row = {"key": key} | record["levels"] | record["parameters"]
-        row |= {name: record.get(name) for name in ("seed", "version", "commit")} | {"planned": key in order}
-        rows.append(row | {n if n not in row else f"result.{n}": value for n, value in record["values"].items()})
-    table = pd.DataFrame(rows, columns=list(dict.fromkeys(name for row in rows for name in row)) or ["key"])
+    records = sorted(store.records().items(), key=lambda item: (order.get(item[0], len(order)), item[0]))
+    settings = dict.fromkeys(name for _, record in records for name in record["levels"] | record["parameters"])
+    columns, rows = list(dict.fromkeys(["key", *settings, *COLUMNS])), []
+    for key, record in records:
+        row = record["levels"] | record["parameters"] | {name: record.get(name) for name in COLUMNS}
+        row |= {"key": key, "planned": key in order}
+        rows.append(row | {n if n not in columns else f"result.{n}": v for n, v in record["values"].items()})
+    columns += dict.fromkeys(name for row in rows for name in row if name not in columns)
+    table = pd.DataFrame(rows, columns=columns)
     for name in table:
         # Parquet takes one type per column: lists, and texts among numbers, are written as JSON.
         kinds = {float if type(v) is int else type(v) for v in table[name] if not _missing(v)}
         if len(kinds) > 1 or kinds & {list, dict}:
             table[name] = [None if _missing(v) else label(v) for v in table[name]]
+    table["seed"] = table["seed"].astype("Int64")  # whole numbers also where a point has none
     for name, write in {"results.parquet": table.to_parquet, "results.csv": table.to_csv}.items():
         data = io.BytesIO()
         write(data, index=False)
@@ -49,7 +54,7 @@ def effects(plan: Plan, table: pd.DataFrame) -> pd.DataFrame:
     over the points of the level; the intervals are 95 % bootstrap over seeds, NaN with fewer than two. A difference
     compares points that differ in this factor alone.
     """
-    names = _results(plan, table)
+    names = _results(table)
     names = [name for name in plan.collect if name in names] or names
     points = _labelled(plan, table, names)
     rows = []
@@ -75,7 +80,7 @@ def plane(plan: Plan, table: pd.DataFrame) -> pd.DataFrame:
 
     Empty if the notebook does not give both.
     """
-    if not set(plan.plane) <= set(_results(plan, table)) or not table["planned"].any():
+    if not set(plan.plane) <= set(_results(table)) or not table["planned"].any():
         return pd.DataFrame()
     points, rows = _labelled(plan, table, list(dict.fromkeys(plan.plane))).assign(all=""), []
     for levels, group in points.groupby([*plan.factors, "all"], sort=False):
@@ -123,15 +128,14 @@ def read_results(path: str | Path, *, collect: Sequence[str]) -> tuple[Plan, pd.
     table[factor] = table[factor].replace("", "none")
     table[wanted] = table[wanted].apply(pd.to_numeric, errors="coerce")
     rows = zip(table["key"], table[factor], table["seed"], strict=True)
-    points = tuple(Point(key, {}, {factor: level}, int(seed) if seed else None) for key, level, seed in rows)
+    points = tuple(Point(key, {}, {factor: level}, int(float(seed)) if seed else None) for key, level, seed in rows)
     return Plan(path.stem, path, points, {factor: list(dict.fromkeys(table[factor]))}, tuple(collect), plane), table
 
 
-def _results(plan: Plan, table: pd.DataFrame) -> list[str]:
-    """The columns that are results and numbers."""
-    settings = {*COLUMNS, *plan.factors, *(name for point in plan.points for name in point.parameters)}
-    others = [str(name) for name in table if name not in settings]
-    return [n for n in others if pd.api.types.is_numeric_dtype(table[n]) and table[n].notna().any()]
+def _results(table: pd.DataFrame) -> list[str]:
+    """The columns that are results and numbers: all results stand behind ``planned``."""
+    results = [str(name) for name in table.loc[:, "planned":]][1:]
+    return [n for n in results if pd.api.types.is_numeric_dtype(table[n]) and table[n].notna().any()]
 
 
 def _labelled(plan: Plan, table: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:

@@ -65,7 +65,8 @@ class Store:
         for path, data in (self.files.cat(paths, on_error="omit") if paths else {}).items():
             with suppress(ValueError, TypeError, KeyError, RecursionError):
                 record = json.loads(data)
-                records[path.split("/")[-2]] = record | {"seconds": float(record["seconds"])}
+                parts = {name: dict(record[name]) for name in ("levels", "parameters", "values")}
+                records[path.split("/")[-2]] = record | parts | {"seconds": float(record["seconds"])}
         return records
 
     def write(self, name: str, data: str | bytes) -> str:
@@ -179,7 +180,8 @@ def run_sweep(
                     failures[point.key] = record
                     if lost:  # so it left no record of its own
                         with suppress(OSError):
-                            text = json.dumps({"key": point.key, "seconds": 0.0} | record, indent=1)
+                            about = {"key": point.key, "levels": point.levels, "parameters": point.parameters}
+                            text = json.dumps(about | {"values": {}, "seconds": 0.0} | record, indent=1)
                             store.write(f"points/{point.key}/{FAILED}", text)
         watch(done=done, running=0, failed=len(failures), left=0.0)
     return failures

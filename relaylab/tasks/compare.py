@@ -86,9 +86,14 @@ def _reason(equal: bool) -> Reason:
 def _expression(written: str, answer: str, unit: str, tolerance: float) -> Reason:
     if re.fullmatch(r"\\text\{\s*\(?[A-Z]\)?\s*\}|\([A-Z]\)", answer.strip("$ .")):
         return _letter(written, answer)
-    ours, theirs = _unnamed(normalise(written), normalise(answer))
+    ours, theirs = normalise(written), normalise(answer)
+    if (shorter := _count(ours) - _count(theirs)) < 0:  # the commas of `100,200` beside `100, 200` are a list's
+        ours = normalise(_spaced(written))
+    elif shorter > 0:
+        theirs = normalise(_spaced(answer))
+    ours, theirs = _unnamed(ours, theirs)
     ours, theirs = _as_set(ours, theirs), _as_set(theirs, ours)
-    left, right = ([side] if compound(side) else split_answers(side) for side in (ours, theirs))
+    left, right = map(_answers, (ours, theirs))
     if not right:
         return "unparsable"
     if len(left) == len(right) == 1 or _brackets(theirs):
@@ -96,6 +101,20 @@ def _expression(written: str, answer: str, unit: str, tolerance: float) -> Reaso
     if len(left) != len(right):
         return "unequal"
     return _matched(left, right, lambda a, b: _single(a, b, unit, tolerance))
+
+
+def _answers(text: str) -> list[str]:
+    return [text] if compound(text) else split_answers(text)
+
+
+def _count(text: str) -> int:
+    """How many answers or entries a text has."""
+    return len(entries[1]) if (entries := _brackets(text)) else len(_answers(text))
+
+
+def _spaced(text: str) -> str:
+    """Commas that could group the digits of a number, as those of a list."""
+    return re.sub(r"(?<=\d),(?=\d{3}(?!\d))", ", ", text)
 
 
 # One answer -----------------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from trl.scripts.utils import TrlParser
 from trl.trainer.grpo_config import GRPOConfig
 
+from relaylab.defaults import CAPS
 from relaylab.relay.config import CallEnd, OnFailure, RelayConfig
 from relaylab.settings import nearest, read_yaml
 from relaylab.tasks.suites import ALL_SUITES, SUITES
@@ -28,7 +29,6 @@ from relaylab.training.configs import read_config
 from relaylab.training.rewards import Ratio
 
 NESTED = ("teacher_options", "lora", "teacher_size")  # on a command line they are YAML
-CAPS = ("max_calls", "max_call_tokens", "max_teacher_tokens", "fixed_call_tokens", "call_end")  # of both configs
 SHAPE = ("ratio", "bonus", "penalty", "exploration_cap", "rho_weight")  # of the reward ``difficulty_aware``
 COST = ("cost_weight", "teacher_size")  # of ``cost_aware``
 

@@ -19,6 +19,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from relaylab import files
+from relaylab.engine.load import fingerprint_weights
 from relaylab.relay.pair import problem_seed
 from relaylab.relay.teachers import NamedTeachers, NoTeacher, Teacher, TeacherOutput, TeacherView, complete
 from relaylab.stopping import stop_signals
@@ -94,7 +95,10 @@ def pass_rates(
     sampling: dict[str, Any] = dict(samples=samples, max_tokens=max_tokens, prompt_suffix=prompt_suffix, seed=seed)
     fields = getattr(teacher, "extra_body", {})  # a server's top_p is a further field of its requests
     fields = {k: getattr(teacher, k, fields.get(k)) for k in ("fingerprint", "temperature", "top_p", "top_k")}
-    config = {"teacher": teacher.name} | fields | sampling
+    engine, own_code = getattr(teacher, "engine", None), files.own_code(teacher)
+    weights = engine and fingerprint_weights(engine.source or engine.model)
+    config = {"teacher": teacher.name, "teacher_weights": weights} | fields | sampling
+    config |= {"own_code": own_code} if own_code else {}
     done = _resume(path, () if shard else files.shard_files(out), config, problems)
     todo, errors, size = [p for p in problems if p.id not in done], list[str](), max(1, batch_size // samples)
     bar = tqdm(total=len(problems), initial=len(done), desc="filtering", disable=not progress)

@@ -16,7 +16,7 @@ import logging
 import math
 import random
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
@@ -28,7 +28,7 @@ from transformers import PrinterCallback, TrainerCallback, set_seed
 from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.utils import nanstd
 
-from relaylab.files import locked, own_code, replaced_folder
+from relaylab.files import locked, own_code, read_json, replaced_folder, write_json
 from relaylab.relay.pair import load_teacher, models_of
 from relaylab.relay.teachers import NamedTeachers, NoTeacher, Teacher, every_teacher
 from relaylab.stopping import stop_signals
@@ -36,7 +36,7 @@ from relaylab.tasks.data import load_problems
 from relaylab.tasks.suites import Problem, mixture, problem_texts
 from relaylab.training import rewards
 from relaylab.training.config import RelayGRPOConfig, make_config
-from relaylab.training.data_filter import keep, load_rates, pass_rates
+from relaylab.training.data_filter import Rate, keep, load_rates, pass_rates
 from relaylab.training.policy_model import (
     CAPS_FILE,
     PolicyModel,
@@ -67,7 +67,7 @@ def train(
     Args:
         config: settings, a YAML file of them, or the name of a shipped run.
         teachers: ready teachers, instead of the setting ``teacher``.
-        problems: ready problems, instead of those that the settings name.
+        problems: ready problems, instead of those that the settings name. One that comes again is taken once.
         callbacks: of transformers; ``on_log`` gets the metrics of each step.
         settings: those of ``RelayGRPOConfig``; they win over ``config``.
 
@@ -75,7 +75,8 @@ def train(
         The folder of the trained student, ``student`` in ``output_dir``.
 
     Raises:
-        ValueError: for settings that cannot be, and where ``output_dir`` holds something else.
+        ValueError: for settings that cannot be, for a question with two answers, and where ``output_dir`` holds
+            something else.
         TeacherGone: where the teacher fails too often; the same call goes on from there.
         KeyboardInterrupt: after Ctrl-C or SIGTERM, with a checkpoint.
     """
@@ -87,8 +88,9 @@ def train(
     if teachers is None:
         teachers = [_teacher(name, config.teacher_options or {}) for name in names]
     _check_sizes(config.teacher_size, teachers)
-    if problems is None:
-        problems = _problems(config)
+    problems = _problems(config) if problems is None else list(_distinct(problems))
+    if not problems:
+        raise ValueError("there are no problems to train on; give at least one")
     for teacher in every_teacher(teachers):
         probe = getattr(teacher, "probe", None)
         if probe and not (server := probe()).reachable:
@@ -114,10 +116,6 @@ def _train(
     stop: threading.Event,
 ) -> None:
     prompts = {prompt_key(p.messages(config.prompt_suffix)): p for p in problems}
-    if len(prompts) < len(problems):
-        raise ValueError("two problems have the same question; a rollout could not tell which answer is right")
-    if not prompts:
-        raise ValueError("there are no problems to train on; with a data filter, lower its threshold")
     workers = processes()
     set_seed(config.seed)  # a new adapter begins at random
     device = "cpu" if config.use_cpu else None
@@ -224,19 +222,44 @@ def _check_sizes(sizes: Any, teachers: Sequence[Teacher]) -> None:
 def _problems(config: RelayGRPOConfig) -> list[Problem]:
     if config.data:
         fields = {"question_field": config.question_field, "answer_field": config.answer_field}
-        return load_problems(config.data, limit=config.num_problems, **fields)
-    return list(islice(mixture(seed=config.data_seed, suites=tuple(config.suites)), config.num_problems or 900))
+        return list(_distinct(load_problems(config.data, limit=config.num_problems, **fields)))
+    stream = mixture(seed=config.data_seed, suites=tuple(config.suites))
+    return list(islice(_distinct(stream), config.num_problems or 900))
+
+
+def _distinct(problems: Iterable[Problem]) -> Iterator[Problem]:
+    """Each question once: a rollout knows its problem by the prompt alone. ValueError if it has several answers."""
+    first: dict[str, Problem] = {}
+    for problem in problems:
+        key = prompt_key(problem.messages())
+        if key not in first:
+            first[key] = problem
+            yield problem
+        elif problem.answer != first[key].answer:
+            both = f"{first[key].id!r} and {problem.id!r} have the same question and different answers"
+            raise ValueError(f"the problems {both}; a rollout could not tell which is right, so remove one")
 
 
 def _filtered(config: RelayGRPOConfig, teacher: Teacher, problems: Sequence[Problem], run: RunDir) -> list[Problem]:
-    """The problems that the teacher solves often enough; its rates are measured unless a file has them."""
+    """The problems that the teacher solves often enough. A resumed run has those that it began with."""
+    with processes().main_process_first():  # the others find them in the file
+        if not run.kept.exists():
+            kept = {p.id for p in keep(_rates(config, teacher, problems, run), config.filter_threshold)}
+            if not kept:
+                raise ValueError("the data filter leaves no problems to train on; lower filter_threshold")
+            write_json(run.kept, sorted(kept))
+    kept = set(read_json(run.kept))
+    return [p for p in problems if p.id in kept]
+
+
+def _rates(config: RelayGRPOConfig, teacher: Teacher, problems: Sequence[Problem], run: RunDir) -> list[Rate]:
+    """The teacher's pass rates: of a file, or else measured."""
     if config.filter_rates:
-        rates = {rate.problem.id: rate for rate in load_rates(config.filter_rates)}
-        missing = [p.id for p in problems if p.id not in rates or rates[p.id].problem.messages() != p.messages()]
-        if missing:
+        rates = {_text(rate.problem): rate for rate in load_rates(config.filter_rates)}
+        if missing := [p.id for p in problems if _text(p) not in rates]:
             told = f"{config.filter_rates} has no rate of {len(missing)} problems, {missing[0]!r} first"
-            raise ValueError(f"{told}; run the filter on them")
-        return keep([rates[p.id] for p in problems], config.filter_threshold)
+            raise ValueError(f"{told}: their ids, questions and answers must be the same; run the filter on them")
+        return [rates[_text(p)] for p in problems]
     if isinstance(teacher, NoTeacher):
         raise ValueError("a data filter needs a teacher, or a file of rates that one made (filter_rates)")
     if isinstance(teacher, NamedTeachers):
@@ -247,16 +270,18 @@ def _filtered(config: RelayGRPOConfig, teacher: Teacher, problems: Sequence[Prob
     if getattr(teacher, "temperature", 1.0) != 1.0:
         teacher = copy.copy(teacher)
         setattr(teacher, "temperature", 1.0)  # noqa: B010 - a pass rate is of samples
-    with processes().main_process_first():  # the others find them in the file
-        rates = pass_rates(
-            teacher,
-            problems,
-            run.out / "rates.jsonl",
-            samples=config.filter_samples,
-            max_tokens=config.filter_max_tokens,
-            batch_size=config.filter_batch_size,
-            prompt_suffix=config.prompt_suffix,
-            seed=config.filter_seed,
-            progress=not config.disable_tqdm,
-        )
-    return keep(rates, config.filter_threshold)
+    return pass_rates(
+        teacher,
+        problems,
+        run.out / "rates.jsonl",
+        samples=config.filter_samples,
+        max_tokens=config.filter_max_tokens,
+        batch_size=config.filter_batch_size,
+        prompt_suffix=config.prompt_suffix,
+        seed=config.filter_seed,
+        progress=not config.disable_tqdm,
+    )
+
+
+def _text(problem: Problem) -> str:
+    return json.dumps(problem_texts([problem]))

@@ -21,7 +21,7 @@ from relaylab.relay.pair import graded, problem_seed
 from relaylab.relay.relay import Relay
 from relaylab.relay.teachers import Message, NamedTeachers, Teacher
 from relaylab.tasks.suites import Problem
-from relaylab.trace import TEACHER, Call, Trace, TraceWriter
+from relaylab.trace import PROBLEMS, TEACHER, Call, Trace, TraceWriter
 from relaylab.training.config import RelayGRPOConfig
 from relaylab.training.policy_model import PolicyModel
 from relaylab.training.rewards import call_credits, helped, kind_of, ratios, rolled_back, score
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from trl.trainer.grpo_trainer import GRPOTrainer
 
 Forks = list[list[tuple[Call, Trace]]]  # of each rollout: its calls, and the graded fork without each
-
-PROBLEMS = ("empty", "malformed", "zero", "too_large", "unclosed")  # calls that are none
 
 
 class TeacherGone(RuntimeError):
@@ -78,7 +76,8 @@ class Rollouts:
                 f"the batch is not whole groups of {size}: make the rollouts of a process a multiple of it"
             )
         self.policy.sync()
-        traces = self.run(prompts, size, tag=str(step), first=process * len(prompts) // size)
+        first = process * len(prompts) // size
+        traces = self.run(prompts, size, tag=str(step), first=first)
         self._keep(traces, step, process)
         self._check_teacher(traces, trainer)
         trained = [rolled_back(t) for t in traces] if self.config.released_code else traces
@@ -94,7 +93,7 @@ class Rollouts:
             "env_mask": [mask + [0] * extra for mask, extra in zip(masks, more)],
             "trace": traces,
             "group": [i // size for i in range(len(prompts))],
-        } | ({"forks": self._forks(traces, prompts, size)} if self.config.credit_calls else {})
+        } | ({"forks": self._forks(traces, prompts, size, first)} if self.config.credit_calls else {})
 
     def run(self, prompts: Sequence[list[Message]], size: int, *, tag: str, first: int = 0) -> list[Trace]:
         """The graded traces of some prompts, in order. The groups take the teachers in turn.
@@ -107,7 +106,7 @@ class Rollouts:
         """
         traces: dict[int, Trace] = {}
         for k, relay in enumerate(self.relays):
-            places = [i for i in range(len(prompts)) if i // size % len(self.relays) == k]
+            places = self._places(k, len(prompts), size, first)
             names = [f"{first + i // size}/{i % size}" for i in places]
             seeds = [problem_seed(self.config.seed, f"{tag}/{name}") for name in names]
             for i, name, trace in zip(places, names, relay.run([prompts[i] for i in places], seeds=seeds)):
@@ -116,11 +115,15 @@ class Rollouts:
                 trace.id = f"{problem.id}/{name}"
         return [traces[i] for i in range(len(prompts))]
 
-    def _forks(self, traces: list[Trace], prompts: Sequence[list[Message]], size: int) -> Forks:
+    def _places(self, k: int, count: int, size: int, first: int) -> list[int]:
+        """Of ``count`` rollouts, those whose group the ``k``-th teacher has."""
+        return [i for i in range(count) if (first + i // size) % len(self.relays) == k]
+
+    def _forks(self, traces: list[Trace], prompts: Sequence[list[Message]], size: int, first: int) -> Forks:
         """The answered calls with a command, each with the graded fork in which it is forbidden."""
         forks: Forks = [[] for _ in traces]
         for k, relay in enumerate(self.relays):
-            own = [i for i, t in enumerate(traces) if i // size % len(self.relays) == k and t.stop != "excluded"]
+            own = [i for i in self._places(k, len(traces), size, first) if traces[i].stop != "excluded"]
             calls = [(i, c) for i in own for c in traces[i].answered if c.start < c.end]
             stream = relay.forks([traces[i] for i, _ in calls], [c.start for _, c in calls], forbid=True)
             for _ in stream:

@@ -3,6 +3,7 @@
 config.json      what decided the run; another run is refused the folder
 metrics.jsonl    one line an optimiser step
 rates.jsonl      of the data filter
+kept.json        ids of the problems that the filter kept
 rollouts/        traces, one file a kept batch of rollouts
 checkpoints/     TRL's, the last two
 student/         the trained student; with the file ``finished`` beside it, the run is over
@@ -52,6 +53,7 @@ class RunDir:
         self.out = bind_folder(out, config)
         self.metrics, self.rollouts = self.out / "metrics.jsonl", self.out / "rollouts"
         self.checkpoints, self.student = self.out / "checkpoints", self.out / "student"
+        self.kept = self.out / "kept.json"
         self.finished = (self.out / "finished").exists()
 
     def finish(self) -> None:

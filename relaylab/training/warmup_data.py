@@ -168,7 +168,7 @@ def warmup_data(
         teacher: writes what the commands ask for, see above; without one, nothing is written for them.
         samples: responses of each problem.
         temperature: at which they are sampled.
-        keep_correct: leave wrong responses out.
+        keep_correct: leave wrong responses out. What a teacher's tokens make of a right one is not graded again.
         counts, exponents, numbers: see ``insert_calls``.
         max_tokens: of a response.
         prompt_suffix: put after each question.
