@@ -91,7 +91,7 @@ DECODE = ["decode", "--out", "t.jsonl"]
             "--tokenizer, --teacher-model and --chat-only are for a teacher behind a URL",
         ),
         (["solve", "q", "--student", "nobody"], "no model 'nobody'"),
-        (["solve", "q", "--temperature", -1], "must not be negative"),
+        (["solve", "q", "--temperature", -1], "are finite and not negative"),
         (["solve", "q", "--top-p", 0], "top_p lies in (0, 1]"),
         (["solve", "q", "--import", "none.py"], "none.py"),
         (["solve", "q", "--teacher", "http://127.0.0.1:9/v1"], "the teacher does not answer: http://127.0.0.1:9/v1"),

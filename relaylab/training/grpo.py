@@ -149,6 +149,7 @@ def _train(
             trained = trainer.accelerator.unwrap_model(trainer.model)
             save_student(trained, tokenizer, config.student, folder, config.relay)
         run.finish()
+    workers.wait_for_everyone()  # a launcher may stop all once one has left
 
 
 class CallCreditTrainer(GRPOTrainer):

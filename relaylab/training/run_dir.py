@@ -11,6 +11,8 @@ student/         the trained student; with the file ``finished`` beside it, the 
 
 from __future__ import annotations
 
+import atexit
+import functools
 import json
 import math
 import re
@@ -34,12 +36,16 @@ from relaylab.files import bind_folder, naming, read_json, read_lines, write_who
 SHOWN = ("reward", "accuracy", "call_ratio", "calls")  # in the progress bar
 
 
+@functools.cache
 def processes() -> PartialState:
     """Those that ``accelerate launch`` or ``torchrun`` started for a run; one without a launcher.
 
-    Without ``cpu`` accelerate takes each of several processes on a machine without a GPU for the only one.
+    Without ``cpu`` accelerate takes each of several processes on a machine without a GPU for the only one. Their group
+    is left before Python ends: threads that are still open then can abort a process whose work is done.
     """
-    return PartialState(cpu=not torch.cuda.is_available())
+    state = PartialState(cpu=not torch.cuda.is_available())
+    atexit.register(state.destroy_process_group)
+    return state
 
 
 class RunDir:
