@@ -450,3 +450,19 @@ def test_the_map_of_scores_in_a_browser(tmp_path: Path):
         "under the teacher: divergence 3.000 nats, likeliest “<script>document.title='broke…”"
     )
     assert found["wrong"] == "1 token "
+
+
+FILM = """
+const filter = document.querySelector("fieldset:last-of-type select");
+filter.value = "3"; filter.dispatchEvent(new Event("change"));
+const scrub = document.querySelector(".rl-scrub");
+found.where = [document.querySelector("output").textContent, scrub.value, scrub.getAttribute("aria-valuetext")];
+found.shown = filter.closest("fieldset").querySelector("span.rl-muted").textContent;
+"""
+
+
+def test_the_movie_follows_its_filter(tmp_path: Path):
+    traces = [trace for trace in three() for _ in range(2)]
+    found = in_browser(tmp_path, [atlas(traces, by=[0, 16, 32, 48, 64, 80], name="step", movie=True)], FILM)
+    assert found["where"] == ["step 48", "3", "step 48"]
+    assert found["shown"] == "1 of 6 traces"
