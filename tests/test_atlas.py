@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import re
 from collections import Counter
@@ -222,7 +223,9 @@ def test_without_scripts_a_table_says_it():
     words = re.sub(r"\n\s*", "", Page(view.html).words)
     assert "methodtracesright (%)with an answered call (%)answered calls per trace" in words
     assert "a250.050.00.5025 to 30 %: 50 % of the traces" in words
-    assert "b10.00.00.00" in words
+    assert "b10.00.00" in words  # nothing is graded: no share of right ones
+    view = atlas([answered, none, lost], by=["a", "a", "a"])
+    assert "a350.033.3" in re.sub(r"\n\s*", "", Page(view.html).words)  # of two graded ones
 
 
 def test_rows_by_what_traces_know_of_themselves():
@@ -233,6 +236,9 @@ def test_rows_by_what_traces_know_of_themselves():
     assert groups["level"] == ["hard", "no level"]
     assert groups["student"] == ["b", "a", "no name"]
     assert groups["teacher"] == ["no name"]
+    for labels, shown in (([None, "a", None], ["no label", "a"]), ([2, math.nan, 1], ["1.0", "2.0", "no label"])):
+        data = Page(atlas(traces, by=labels).html).data
+        assert (data["groups"], min(data["traces"]["group"])) == (shown, 0)
 
 
 def test_what_is_wrong_is_named():

@@ -19,7 +19,7 @@ from test_view import HOSTILE, Page, contrast, relay
 
 from relaylab.evaluation.learning import answer_text
 from relaylab.trace import Call, Trace
-from relaylab.views.player import player, strip_state
+from relaylab.views.player import call_words, player, strip_state
 from relaylab.views.theme import DARK, LIGHT, NO_MATH, Html, source
 from relaylab.views.trace_view import trace_html
 from relaylab.views.widget import STYLE, bundle, static_view
@@ -248,3 +248,8 @@ def test_a_call_that_is_being_answered_is_not_lost():
     calls = [Call(k, k + 1, 3, 3, status=status) for k, status in enumerate(statuses)]
     shown = strip_state(Trace("q", [1], [1, 2, 3], "ccc", ["<call>3</call>"] * 3, calls))["calls"]
     assert [call["lost"] for call in shown] == [False, False, True]
+
+
+def test_a_call_names_the_teacher_that_was_asked():
+    calls = [Call(1, 2, 3, status="unknown", to="nobody"), Call(1, 2, 3, 3, 1, teacher="m1", to="large")]
+    assert [call_words(c).partition("; teacher ")[2] for c in calls] == ["nobody", "large = m1"]

@@ -89,3 +89,10 @@ def test_two_views_of_one_prediction_show_the_same(tmp_path):
     setup = {"question": "q", "choices": [], "unit": "%", "at": [0, 20, 40]}
     page = widget_page("predict", copies=2, setup=setup, value=None)
     assert in_browser(tmp_path, [page], NOTED)["curve"] == ["90", "", "10"] * 2
+
+
+def test_a_choice_in_a_figure_is_the_text_that_was_chosen():
+    guess = Predict("q", ['the "best" & <5> it\'s $x$', "b"])
+    guess.answer(guess.setup["choices"][0])
+    fig = guess.draw(figure(), None)
+    assert fig.layout.annotations[0].text == 'your prediction: the "best" &amp; &lt;5&gt; it\'s &#36;x&#36;'

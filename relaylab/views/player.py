@@ -90,7 +90,8 @@ def call_words(call: Call) -> str:
     facts = call_facts(call)
     requested = "no number" if call.requested is None else facts["requested"]
     parts = [f"asked for {requested}", f"granted {facts['granted']}", f"delivered {facts['delivered']}"]
-    parts += [facts["result"], f"teacher {call.teacher}" if call.teacher else "", facts["time"], facts["note"]]
+    teacher = f"teacher {facts['teacher']}" if facts["teacher"] else ""
+    parts += [facts["result"], teacher, facts["time"], facts["note"]]
     return visible("; ".join(filter(None, parts)))
 
 
