@@ -278,7 +278,7 @@ def _numbers(fig: Any) -> str:
         return ""
 
     def cell(value: Any) -> str:
-        text = number_text(value) if isinstance(value, Real) and not isinstance(value, Integral) else str(value)
+        text = number_text(float(value)) if isinstance(value, Real) and not isinstance(value, Integral) else str(value)
         return html.escape(visible(html.unescape(re.sub("<[^>]*>", " ", text))))
 
     rows = ""
