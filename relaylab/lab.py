@@ -69,7 +69,8 @@ def copy_lessons(folder: str | Path, home: str | Path | None = None, *, solution
     with suppress(OSError, ValueError, TypeError):  # without a record everything counts as the reader's own
         record = dict(read_json(record_file))
     patterns = (*SHARED, *([SOLUTIONS] if solutions else []))
-    for source in (path for pattern in patterns for path in sorted(home.glob(pattern))):
+    found = (path for pattern in patterns for path in sorted(home.glob(pattern)))
+    for source in (path for path in found if path.is_file() and ".ipynb_checkpoints" not in path.parts):
         name = source.relative_to(home).as_posix()
         data = source.read_bytes()
         answers = source.parent / "solutions" / f"{source.stem[:2]}.md"

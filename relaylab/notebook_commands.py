@@ -89,6 +89,9 @@ def notebooks_run(
         parameters = read_parameters(path)
         options = dict(_option(text, parameters) for text in parameter or ())
         jobs[path] = check_values(small.get(path.stem, {}) | options, parameters)
+    stems = [path.stem for path in jobs]
+    if twice := next((stem for stem in stems if stems.count(stem) > 1), None):
+        raise ValueError(f"two notebooks are called {twice!r} and would both write to {out / twice}; run them apart")
     if html or pdf:
         from relaylab.pages import browser, write_page
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import re
 from collections import Counter
@@ -222,7 +223,9 @@ def test_without_scripts_a_table_says_it():
     words = re.sub(r"\n\s*", "", Page(view.html).words)
     assert "methodtracesright (%)with an answered call (%)answered calls per trace" in words
     assert "a250.050.00.5025 to 30 %: 50 % of the traces" in words
-    assert "b10.00.00.00" in words
+    assert "b10.00.00" in words  # nothing is graded: no share of right ones
+    view = atlas([answered, none, lost], by=["a", "a", "a"])
+    assert "a350.033.3" in re.sub(r"\n\s*", "", Page(view.html).words)  # of two graded ones
 
 
 def test_rows_by_what_traces_know_of_themselves():
@@ -233,6 +236,9 @@ def test_rows_by_what_traces_know_of_themselves():
     assert groups["level"] == ["hard", "no level"]
     assert groups["student"] == ["b", "a", "no name"]
     assert groups["teacher"] == ["no name"]
+    for labels, shown in (([None, "a", None], ["no label", "a"]), ([2, math.nan, 1], ["1.0", "2.0", "no label"])):
+        data = Page(atlas(traces, by=labels).html).data
+        assert (data["groups"], min(data["traces"]["group"])) == (shown, 0)
 
 
 def test_what_is_wrong_is_named():
@@ -450,3 +456,19 @@ def test_the_map_of_scores_in_a_browser(tmp_path: Path):
         "under the teacher: divergence 3.000 nats, likeliest “<script>document.title='broke…”"
     )
     assert found["wrong"] == "1 token "
+
+
+FILM = """
+const filter = document.querySelector("fieldset:last-of-type select");
+filter.value = "3"; filter.dispatchEvent(new Event("change"));
+const scrub = document.querySelector(".rl-scrub");
+found.where = [document.querySelector("output").textContent, scrub.value, scrub.getAttribute("aria-valuetext")];
+found.shown = filter.closest("fieldset").querySelector("span.rl-muted").textContent;
+"""
+
+
+def test_the_movie_follows_its_filter(tmp_path: Path):
+    traces = [trace for trace in three() for _ in range(2)]
+    found = in_browser(tmp_path, [atlas(traces, by=[0, 16, 32, 48, 64, 80], name="step", movie=True)], FILM)
+    assert found["where"] == ["step 48", "3", "step 48"]
+    assert found["shown"] == "1 of 6 traces"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 
+import numpy as np
 import pytest
+import torch
 
 from lesson.checks import CHECKS, Exercise, NotYet, check
 from relaylab.call_tag import format_call
@@ -46,6 +48,8 @@ def test_an_open_exercise_is_no_error(name):
 
 WRONG_NUMBERS = [
     *(("largest_k", k, hint) for k, hint in ((0, "go further"), (2, "too far"), (7, "one of 0, 1, 2, 3"))),
+    ("largest_k", 2.0, "one of 0, 1, 2, 3, not 2.0"),
+    ("samples_needed", 2000, "far fewer will do"),
     ("largest_rho", 0.3, "still positive"),
     *(("largest_rho", text, "it is a number") for text in (float("nan"), "0.5", True, [0.5])),
     *(("samples_needed", n, t) for n, t in ((10, "15.0 of 100"), (60, "fewer will do"), (35, "an even number"))),
@@ -85,6 +89,8 @@ def test_a_function_that_changes_its_input_is_told():
         ),
         ("loss_mask", lambda t: 3, r"must return a list, not a int.\nFor ssssssssss it gives 3"),
         ("loss_mask", lambda t: "1" * len(t.source), "must return a list, not a str"),
+        ("loss_mask", lambda t: np.array(1), "must return a list, not a ndarray"),
+        ("loss_mask", lambda t: torch.tensor(1), "must return a list, not a Tensor"),
         ("loss_mask", lambda t: [2.5 * (s != TEACHER) for s in t.source], "2.5 times as large"),
         ("loss_mask", lambda t: [-(s != TEACHER) for s in t.source], "sign is reversed"),
         ("loss_mask", lambda t: [1] if "t" not in t.source else None, "another number|returns None"),

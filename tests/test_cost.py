@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from test_player import in_browser
 
 from relaylab.cost import (
     MEASURES,
@@ -27,6 +28,7 @@ from relaylab.cost import (
     usage,
 )
 from relaylab.trace import Call, Trace
+from relaylab.views.cost_dial import cost_dial
 
 STUDENT = ModelPrices(parameters=10, attention_width=1, input_price=1, output_price=2, prefill_rate=100, decode_rate=10)
 TEACHER = ModelPrices(
@@ -212,3 +214,25 @@ def test_the_documents_numbers_are_the_codes():
     found = doctest.testfile(page, module_relative=False, optionflags=doctest.NORMALIZE_WHITESPACE)
     assert found.attempted > 10
     assert found.failed == 0
+
+
+FREE = """
+const { append } = Element.prototype;
+let left = 10_000; // an axis without an end is an error here, not a page that hangs
+Element.prototype.append = function (...all) { if (!left--) throw new Error("endless"); append.apply(this, all); };
+const field = (words) => [...document.querySelectorAll("label")].find((one) => one.textContent.startsWith(words));
+const set = (control, value, name) => ((control.value = value), control.dispatchEvent(new Event(name)));
+set(field("cost in").querySelector("select"), "money", "change");
+set(document.querySelectorAll("fieldset")[1].querySelectorAll("input")[2], 1, "input"); // the student's output
+for (const one of document.querySelectorAll("fieldset")[0].querySelectorAll("input"))
+  if (one.closest("label").textContent.startsWith("price")) set(one, 0, "input");
+found.drawn = document.querySelectorAll(".rl-was").length;
+found.lost = document.querySelectorAll(".rl-line, .rl-chosen").length;
+found.words = document.querySelector("p[aria-live]").textContent.split("; ")[1];
+"""
+
+
+def test_the_dial_says_that_a_share_of_nothing_is_unknown(tmp_path):
+    found = in_browser(tmp_path, [cost_dial()], FREE)
+    assert (found["drawn"], found["lost"]) == (3, 0)  # the lines at the start, and none of now
+    assert found["words"] == "price: unknown of the teacher alone."

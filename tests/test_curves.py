@@ -253,3 +253,13 @@ def test_as_the_last_line_of_a_cell_it_shows_the_curves_and_in_a_terminal_nothin
     with capture_output() as captured, LiveCurves() as terminal:
         terminal({"step": 1, "reward": 0.5})
     assert (captured.outputs, len(terminal.metrics)) == ([], 1)
+
+
+def test_runs_whose_long_names_begin_alike_stay_apart():
+    folder = "runs/a-very-long-folder-name-of-a-training-that-goes-on-and-on-and-on/"
+    names = [f"{folder}{'x' * 60}-{k}" for k in "ab"] + [f"{'y' * 70}{k}{'z' * 70}" for k in "ab"]
+    frames = {name: pd.DataFrame({"step": [1], "reward": [float(k)]}) for k, name in enumerate(names)}
+    fig = learning_curves(frames, columns=["reward"], smooth=1)
+    lines = [line for line in fig.data if line.mode == "lines"]
+    assert [list(line.y) for line in lines] == [[0], [1], [2], [3]]
+    assert [line.name[-3:] for line in lines] == ["x-a", "x-b", "zzz", "(2)"]

@@ -147,3 +147,49 @@ def test_the_figure_of_the_load_has_both_times_and_the_utilisation():
     assert {line.name.split(",")[0] for line in fig.data} == {"a&lt;b&gt;"}
     with pytest.raises(ValueError, match="no simulated load"):
         figures.fleet_load(pd.DataFrame())
+
+
+# Names and what is not known ------------------------------------------------------------------------------------------
+
+LONG = [f"relay:student=/data/projects/relay/runs/2026-11/qwen3-06b/checkpoint-{k}00" for k in (1, 2)]
+
+
+def test_long_names_that_begin_alike_stay_apart():
+    rows = [(name, "s", f"s{i}", k) for k, name in enumerate(LONG) for i in range(2)]
+    table = pd.DataFrame(rows, columns=["method", "suite", "id", "correct"])
+    fig = figures.suite_bars(table)
+    assert [list(b.y) for b in fig.data] == [[0], [100]]
+    titles = [panel.text for panel in fig.layout.annotations]
+    assert [text[:1] + text[-14:] for text in titles] == ["…checkpoint-100", "…checkpoint-200"]
+    curve = pd.DataFrame({"system": LONG, "rate": 1.0, "p50": [1.0, 3.0], "p95": [2.0, 4.0], "utilisation": 0.5})
+    assert all(len(line.x) == 1 for line in figures.fleet_load(curve).data)
+    effects = pd.DataFrame({"suite": LONG, "arm": "without", "gain": [0.1, 0.2], "low": 0.0, "high": 0.3})
+    assert len(set(figures.effects_figure(effects).data[0].x)) == 2
+    verdicts = pd.DataFrame({"suite": LONG, "verdict": "needed", "with": 1.0, "against": 0.0})
+    assert list(figures.verdict_figure(verdicts).data[0].y) == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("methods", "kinds"),
+    [
+        (["entropy:threshold=5.3e-05,n=8", "entropy:threshold=0.1,n=8"], ["entropy"]),
+        (["x:threshold=-1.5,n=4", "x:threshold=+2,n=4"], ["x"]),
+        (["relay:student=1.7b-run", "relay:student=8b-run"], ["relay:student=1.7b-run", "relay:student=8b-run"]),
+    ],
+)
+def test_methods_that_differ_in_numbers_alone_are_one_line(methods, kinds):
+    rows = [(name, f"q{i}", i % 2, 2, 10) for name in methods for i in range(4)]
+    table = pd.DataFrame(rows, columns=["method", "id", "correct", "teacher_tokens", "tokens"])
+    table = table.assign(student="s", sample=0, call_ratio=0.2, content_ratio=0.2, calls=1)
+    assert [line.name for line in figures.accuracy_against_share(table).data] == kinds
+
+
+def test_what_is_not_known_is_said():
+    rows = [("a", s, i, c) for s, i, c in (("s1", "x", 1), ("s1", "y", 0), ("s2", "z", np.nan))]
+    table = pd.DataFrame(rows, columns=["method", "suite", "id", "correct"])
+    assert checked(figures.suite_bars(table)).endswith("a: s1 50 %, s2 unknown.")
+    effects = pd.DataFrame({"suite": ["s"], "arm": ["without"], "gain": np.nan, "low": np.nan, "high": np.nan})
+    assert checked(figures.effects_figure(effects)).endswith("over without unknown in s.")
+    pairs = {"a": ["x"], "b": ["y"], "same_first": np.nan, "either": 0, "same_later": np.nan, "later": 0}
+    alt = checked(figures.agreement_figure(pd.DataFrame(pairs)))
+    assert alt.endswith("x and y none of 0 lines (no problem has a call).")

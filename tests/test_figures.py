@@ -1,12 +1,16 @@
 """Figures hold the numbers of the traces, exactly, and say them in words too."""
 
+import re
+
 import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
 import plotly.io as pio
 import pytest
 
 from relaylab.trace import Call, Trace
 from relaylab.views import figures
-from relaylab.views.theme import NO_MATH, ROLES, html_page, show_figure
+from relaylab.views.theme import NO_MATH, ROLES, html_page, html_table, show_figure, with_alt_text
 from relaylab.views.trace_view import trace_summary
 
 
@@ -142,3 +146,26 @@ def test_templates_and_the_figure_in_words():
     with pytest.raises(ValueError, match="text alternative"):
         show_figure(fig)
     assert "<title>A &lt;page&gt;</title>" in html_page("A <page>", "<p>x</p>")
+
+
+def test_a_call_that_nobody_answered_is_a_call():
+    refused = trace("r", "scc", [Call(1, 3, 9, 0, status="refused")], entropies=[0.5, None, None])
+    alt = figures.call_positions(refused).layout.meta["alt"]
+    assert alt == (
+        "Where 1 trace calls the teacher: 1 of them calls, 1 call in all; half of the first calls come by token 1; "
+        "the teacher wrote 0.0 % of all tokens."
+    )
+    later = [trace("n", "s", []), trace("l", "ssc", [Call(2, 3, 1, 1, 0)]), refused]
+    assert [name[:1] for name in figures.call_positions(later).layout.yaxis.ticktext] == ["r", "l", "n"]
+    # No entropy is known where the call begins: that is no trace without calls.
+    assert figures.token_entropy(refused).layout.meta["alt"].endswith("highest 0.50 at token 0.")
+    refused.calls = []
+    assert figures.token_entropy(refused).layout.meta["alt"].endswith("at token 0; it makes no call.")
+
+
+def test_the_table_of_a_figure_has_its_texts_and_numbers():
+    bars = go.Bar(x=[figures.figure_text("R&D $5 <b>"), "<i>b</i>"], y=np.array([12345, 7]), name="n")
+    page = show_figure(with_alt_text(go.Figure(bars), "Bars.", "Bars")).html
+    assert "<td>R&amp;D $5 &lt;b&gt;: 12345;  b : 7</td>" in page
+    table = html_table(pd.DataFrame({"tokens": [1234.5, 12.345, 0.00123456], "n": [12345, 1, 2]}))
+    assert re.findall("<td>(.*?)</td>", table) == ["1,234.5", "12345", "12.35", "1", "0.001235", "2"]

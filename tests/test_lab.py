@@ -223,3 +223,12 @@ def test_smoke_gives_each_notebook_its_own_size(tmp_path, monkeypatch):
         assert told in str(run("--smoke").exception)
     (tmp_path / "smoke.yaml").unlink()
     assert "has no smoke.yaml" in str(run("--smoke").exception)
+
+
+def test_what_an_editor_left_among_the_lessons_is_no_lesson(home, tmp_path):
+    for folder, name in (("capstone", "my_relay-checkpoint.py"), ("measured/a", "b-checkpoint.csv")):
+        left = home / "notebooks" / folder / ".ipynb_checkpoints" / name
+        left.parent.mkdir(parents=True)
+        left.write_text("older")
+    done = copy_lessons(tmp_path / "mine", home)
+    assert not [file.name for file in done if "checkpoint" in file.name]

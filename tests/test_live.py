@@ -10,12 +10,13 @@ import time
 import nbformat
 import pytest
 from nbconvert import HTMLExporter
+from test_player import in_browser, widget_page
 
 from relaylab.relay.pair import load_pair
 from relaylab.relay.teachers import ScriptedTeacher
 from relaylab.sweep.notebook import RESULT, execute
 from relaylab.tasks.suites import problem
-from relaylab.trace import COMMAND, Trace
+from relaylab.trace import COMMAND, Call, Trace
 from relaylab.views import live_view
 from relaylab.views.counterfactual_view import CounterfactualView
 from relaylab.views.player import player, player_state
@@ -97,6 +98,25 @@ def test_a_message_of_the_page_is_the_same_call(playground, pair):
     assert playground.runs[0]["how"].startswith(how)
     assert (len(second.source), second.teacher) == (5, "none")
     assert playground.runs[1]["heading"] == "Run 2: relay with no teacher"
+
+
+GRADING = """
+const [field, words] = [document.querySelector("textarea"), document.querySelector("fieldset .rl-muted")];
+const type = (text) => ((field.value = text), field.dispatchEvent(new Event("input")), words.textContent);
+found.words = [...state.picks.map((one) => type(` ${one.question}\n`)), type("constructor")];
+"""
+
+
+def test_the_form_says_of_each_question_whether_it_is_graded(playground, tmp_path):
+    playground.pick("savings", 3)
+    state = {name: getattr(playground, name) for name in ("setup", "picked", "picks")}
+    words = in_browser(tmp_path, [widget_page("playground", **state)], GRADING)["words"]
+    answers = TILES.answer, problem("savings", 3).answer
+    assert words == [
+        f"tiles, number 0: will be graded against {answers[0]}",
+        f"savings, number 3: will be graded against {answers[1]}",
+        "your own question: not graded",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -283,6 +303,68 @@ def test_a_forbidden_call_is_not_made_and_a_fork_can_be_forked(pair, original):
     assert what_if.failed  # the original stays
     send(what_if, "clear")
     assert what_if.traces == [original]
+
+
+RESIZE = """
+const buttons = [...document.querySelectorAll("fieldset button")];
+document.querySelectorAll("[role=option]")[60].click();
+buttons.find((one) => one.textContent === "Change its n").click();
+found.sent = sent;
+"""
+
+
+def test_a_call_is_resized_from_a_later_token_of_its_answer(pair, original, tmp_path):
+    what_if = CounterfactualView(original, pair)
+    (message,) = in_browser(tmp_path, [widget_page("counterfactual_view", runs=what_if.runs)], RESIZE)["sent"]
+    assert message == {"do": "fork", "at": 52, "of": 0, "call": 6}
+    send(what_if, **message)
+    assert what_if.wait(60)
+    assert what_if.runs[1]["heading"] == "Fork 1: call 2 asks for 6, not 6"
+
+
+CHOSEN = """
+set({ runs: state.later, live: {}, busy: false });
+found.where = document.querySelector("[role=status]").textContent;
+found.runs = document.querySelectorAll(".rl-run").length;
+"""
+
+
+def test_a_run_that_begins_at_its_end_can_be_shown(pair, original, tmp_path):
+    what_if = CounterfactualView(original, pair, max_tokens=52)
+    assert what_if.fork(at=52, forbid=True).wait(60)
+    assert (what_if.runs[1]["fork"], len(what_if.runs[1]["source"])) == (52, 52)
+    page = widget_page("counterfactual_view", runs=what_if.runs[:1], later=what_if.runs)
+    found = in_browser(tmp_path, [page], CHOSEN)
+    assert found["runs"] == 2
+    assert found["where"].startswith("Chosen in Fork 1: token 52 of 52 · student")
+    silent = Trace("q", [1], [5], "s", ["x"], [Call(1, 1, 2, 2, status="failed", forced=True)])
+    shown = live_view.Run("run-0", "Original", "", silent).state()
+    found = in_browser(tmp_path, [widget_page("counterfactual_view", runs=[shown], later=[shown])], CHOSEN)
+    assert (found["runs"], found["where"][:39]) == (1, "Chosen in Original: token 1 of 1 · stud")
+
+
+PAGES = """
+const options = (run) => [...document.querySelectorAll(".rl-run")[run].querySelectorAll("[role=option]")];
+const reached = (run) => options(run).filter((one) => one.tabIndex === 0).map((one) => one.rlIndex);
+const turn = (name) => document.querySelector(`button[aria-label="${name}"]`).click();
+found.first = reached(0);
+turn("The next page"); found.next = [options(0).length, reached(0)];
+turn("The page before"); found.before = reached(0);
+set({ live: state.grown, busy: true }); found.growing = reached(1);
+set({ runs: [...state.runs, state.grown], live: {}, busy: false }); found.grown = [reached(1), options(1)[5].className];
+"""
+
+
+def test_the_keyboard_reaches_a_token_on_every_page(tmp_path):
+    n = 1300
+    trace = Trace("q", [1], [5] * n, "s" * 5 + "c" + "t" * (n - 6), ["x "] * n, [Call(5, 6, n - 6, n - 6, n - 6)])
+    first, grown = (live_view.Run(f"run-{k}", "Run", "", trace).state() for k in (0, 1))
+    found = in_browser(tmp_path, [widget_page("counterfactual_view", runs=[first], grown=grown)], PAGES)
+    assert found["first"] == [5]
+    assert found["next"] == [512, [512]]
+    assert found["before"] == [511]
+    assert found["growing"] == [1024]
+    assert found["grown"] == [[5], "rl-c rl-now"]  # the page of the call that is chosen
 
 
 @pytest.mark.parametrize(

@@ -253,6 +253,18 @@ def test_run_checks_all_notebooks_before_the_first_starts(tmp_path, door):
     assert len(calls) == 2
 
 
+def test_two_notebooks_of_one_name_do_not_share_a_folder(tmp_path, door):
+    run, calls = door
+    paths = [tmp_path / folder / "x.ipynb" for folder in "ab"]
+    for path in paths:
+        path.parent.mkdir()
+        notebook(path, PARAMETERS)
+    failed = run(*paths, "--folder", tmp_path, "--out", tmp_path / "runs")
+    assert "two notebooks are called 'x' and would both write to" in str(failed.exception)
+    assert calls == []
+    assert run(paths[0], paths[0], "--folder", tmp_path, "--out", tmp_path / "runs").exit_code == 0
+
+
 @pytest.mark.parametrize(
     ("line", "option", "value"),
     [

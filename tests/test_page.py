@@ -315,6 +315,81 @@ def test_texts_never_become_markup_and_errors_name_the_remedy(page):
     says(page, "this student is alone; choose a pair with a teacher")
 
 
+@pytest.fixture
+def short(page):
+    """The page with answers of 40 tokens at most."""
+    other = page.context.browser.new_page()
+    other.set_default_timeout(WAIT)
+
+    def shorter(route) -> None:
+        settings = route.fetch().json()
+        for pair in settings["pairs"]:
+            pair["config"]["maxTokens"] = 40
+        route.fulfill(json=settings)
+
+    other.route("**/page.json", shorter)
+    other.goto(page.url)
+    says(other, "Original. ")
+    yield other
+    other.close()
+
+
+def change(page, token: int, name: str = "Force a call here", run: int = 0) -> None:
+    page.locator(".rl-run").nth(run).locator("[role=option]").nth(token).click()
+    page.get_by_role("group", name="What if").get_by_text(name).click()
+
+
+WAITING = """async () => {
+  const { teacher } = await (await import("./runtime.js")).loadPair(0);
+  const { next } = teacher;
+  window.looks = [];
+  teacher.next = async (slot) => {
+    await new Promise((resolve) => setTimeout(resolve, 60)); // longer than until the next drawing
+    looks.push(...[...document.querySelectorAll("[aria-busy=true] [data-call]")].map((e) => e.dataset.call));
+    looks.push(...[...document.querySelectorAll("[aria-busy=true] .rl-lost")].map((e) => e.className));
+    return next.call(teacher, slot);
+  };
+}"""
+BROKEN = """async () => {
+  const { student } = await (await import("./runtime.js")).loadPair(0);
+  student.next = async () => { throw new Error("the model broke"); };
+}"""
+
+
+def test_calls_on_the_way_without_room_resized_and_broken_off(short):
+    change(short, 35)
+    says(short, "✗ no room for a call at token 36: the limit is 40 tokens")
+    assert short.locator(".rl-run").count() == 1
+    short.evaluate(WAITING)
+    change(short, 5)
+    says(short, "Fork 1: a call for 8 at token 6. ")
+    assert set(short.evaluate("looks")) == {"1"}  # neither a cross nor a wavy line, while it is answered
+    third = short.locator(".rl-run").nth(1).locator(".rl-t").nth(2).evaluate("(e) => e.rlIndex")
+    change(short, third, "Change its n", run=1)
+    says(short, "Fork 2: call 1 asks for 8, not 8. ")
+    short.evaluate(BROKEN)
+    change(short, 5)
+    says(short, "✗ the model broke")
+    assert short.locator(".rl-run").count() == 4
+    assert short.get_by_role("button", name="Ask this question").is_enabled()
+
+
+def test_nothing_is_forked_while_another_pair_loads(short):
+    answer, inert = short.locator(".rl-answer"), []
+
+    def look(route) -> None:
+        inert.append(answer.evaluate("(e) => e.inert"))
+        route.continue_()
+
+    short.route("**/models/*", look)
+    short.get_by_text("Pair, sampling, limits").click()
+    short.get_by_label("pair").select_option(index=1)
+    short.get_by_role("button", name="Ask this question").click()
+    short.locator(FIRST).filter(has_text=PAIRS[1]).wait_for()
+    assert set(inert) == {True}
+    assert not answer.evaluate("(e) => e.inert")
+
+
 @pytest.mark.parametrize(("theme", "width"), [("light", 1280), ("dark", 1280), ("light", 360), ("dark", 360)])
 def test_pictures(page, theme, width):
     page.get_by_label("pair").select_option(index=0)

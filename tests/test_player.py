@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 from test_view import HOSTILE, Page, contrast, relay
 
 from relaylab.evaluation.learning import answer_text
-from relaylab.trace import Trace
-from relaylab.views.player import player
+from relaylab.trace import Call, Trace
+from relaylab.views.player import call_words, player, strip_state
 from relaylab.views.theme import DARK, LIGHT, NO_MATH, Html, source
+from relaylab.views.trace_view import trace_html
 from relaylab.views.widget import STYLE, bundle, static_view
 
 NODE = shutil.which("node")
@@ -165,6 +166,27 @@ def in_browser(folder: Path, views: Sequence[Html], trial: str) -> dict[str, Any
     return json.loads(html.unescape(done.stdout.partition("<body>")[2].rpartition("</body>")[0]))
 
 
+# A stand-in for a widget's model: `set` changes it as the kernel does, and `sent` holds what the page said.
+MODEL = """const listeners = [], sent = [];
+const on = (event, act) => listeners.push([event.replace("change:", ""), act]);
+const model = { get: (name) => state[name], send: (message) => sent.push(message), on };
+const set = (changes) => {
+  Object.assign(state, changes);
+  for (const [name, act] of listeners) if (name in changes) act();
+};
+"""
+
+
+def widget_page(name: str, copies: int = 1, **state: Any) -> Html:
+    """The page of a widget without a kernel, drawn so many times, for ``in_browser``."""
+    state = {"message": "", "failed": False, "mark": "", "busy": False, "live": {}, "runs": []} | state
+    data = json.dumps(state).replace("<", "\\u003c")
+    draw = f'for (const el of document.querySelectorAll(".copy")) ${name}.render({{ model, el }});'
+    copy = '<div class="copy"></div>'
+    script = f"<script>const state = {data};\n{MODEL}{bundle(name)}\n{draw}</script>"
+    return Html(f"<style>{STYLE}</style>{copies * copy}{script}", "")
+
+
 # What the mouse and the keys do in JupyterLab is in test_browser.py.
 TRIAL = """
 const [small, large] = document.querySelectorAll("[data-rl]");
@@ -199,3 +221,35 @@ def test_the_player_in_a_browser(tmp_path: Path):
     assert found["call"] == [3, 2]  # the teacher does not see the command
     assert found["played"] == 8  # half a second of 16 tokens/s
     assert found["page"] == [512, 7680, "okens 7681 to 8192 of 8192"]
+
+
+LABELS = """
+const all = [...document.querySelectorAll(".rl-strip [data-call]")];
+found.labels = all.map((e) => [e.className, e.dataset.call]);
+found.drawn = all.map((e) => getComputedStyle(e, "::before").content);
+"""
+
+
+def test_a_call_that_is_never_closed_has_its_cross(tmp_path: Path):
+    trace = Trace("q", [1], [1, 2, 3], "scs", ["a", "<call>x</call>", "<call>3"])
+    trace.calls = [Call(1, 2, None, status="malformed"), Call(2, 3, None, status="unclosed")]
+    found = in_browser(tmp_path, [player(trace), Html(trace_html(trace), "")], LABELS)
+    crosses = [[look, label] for look, label in found["labels"] if "✗" in label]
+    assert [look.removesuffix(" rl-now") for look, _ in crosses] == [
+        "rl-c rl-lost", "rl-s rl-lost", "rl-s rl-lost", "rl-c rl-lost", "rl-s rl-lost"
+    ]  # fmt: skip
+    # The student's view, what the teacher sees of it, and the page without a script.
+    assert [label.split()[0] for _, label in crosses] == ["1", "2", "2", "1", "2"]
+    assert ["✗" in drawn for drawn in found["drawn"]] == [True] * 5
+
+
+def test_a_call_that_is_being_answered_is_not_lost():
+    statuses = ("waiting", "answered", "refused")
+    calls = [Call(k, k + 1, 3, 3, status=status) for k, status in enumerate(statuses)]
+    shown = strip_state(Trace("q", [1], [1, 2, 3], "ccc", ["<call>3</call>"] * 3, calls))["calls"]
+    assert [call["lost"] for call in shown] == [False, False, True]
+
+
+def test_a_call_names_the_teacher_that_was_asked():
+    calls = [Call(1, 2, 3, status="unknown", to="nobody"), Call(1, 2, 3, 3, 1, teacher="m1", to="large")]
+    assert [call_words(c).partition("; teacher ")[2] for c in calls] == ["nobody", "large = m1"]

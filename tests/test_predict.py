@@ -5,6 +5,7 @@ from __future__ import annotations
 import plotly.graph_objects as go
 import pytest
 from plotly.subplots import make_subplots
+from test_player import in_browser, widget_page
 
 from relaylab.views.predict import Predict
 from relaylab.views.theme import show_figure, with_alt_text
@@ -76,3 +77,22 @@ def test_what_is_no_answer_changes_nothing(choices, value, said):
     guess._handle_custom_msg({"do": "answer", "value": value}, [])
     assert (said in guess.message, guess.failed, guess.value) == (True, True, None)
     assert "<img" not in guess.record().html
+
+
+NOTED = """
+set({ value: [90, null, 10], message: "Noted." });
+found.curve = [...document.querySelectorAll("input")].map((field) => field.value);
+"""
+
+
+def test_two_views_of_one_prediction_show_the_same(tmp_path):
+    setup = {"question": "q", "choices": [], "unit": "%", "at": [0, 20, 40]}
+    page = widget_page("predict", copies=2, setup=setup, value=None)
+    assert in_browser(tmp_path, [page], NOTED)["curve"] == ["90", "", "10"] * 2
+
+
+def test_a_choice_in_a_figure_is_the_text_that_was_chosen():
+    guess = Predict("q", ['the "best" & <5> it\'s $x$', "b"])
+    guess.answer(guess.setup["choices"][0])
+    fig = guess.draw(figure(), None)
+    assert fig.layout.annotations[0].text == 'your prediction: the "best" &amp; &lt;5&gt; it\'s &#36;x&#36;'

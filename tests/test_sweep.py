@@ -349,6 +349,8 @@ def test_the_report_escapes_and_links(done):
         assert f'href="points/{point.key}/n.ipynb"' in page
         assert (out / "points" / point.key / "n.ipynb").exists()
     assert "accuracy against call_ratio" in page
+    named = Path(sweep_page(replace(plan, notebook=Path("a #1%.ipynb")), collect(plan, out), out)).read_text()
+    assert f'href="points/{plan.points[0].key}/a%20%231%25.ipynb"' in named
     assert 'src="http' not in page
     assert (out / "effects.csv").read_text().startswith("factor,level,result,points,seeds,mean")
 

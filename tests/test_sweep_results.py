@@ -10,7 +10,7 @@ import pytest
 
 from relaylab.sweep.plan import Plan, Point
 from relaylab.sweep.results import collect, effects, plane, read_results
-from relaylab.views.sweep_report import effect_figures, plane_figure
+from relaylab.views.sweep_report import effect_figures, effects_shown, plane_figure
 
 LEVELS = {"full": {"reward": "difficulty_aware"}, "simple": {"reward": "simple"}, "no bonus": {"bonus": 1.0}}
 ACCURACY = {"full": (0.7, 0.8, 0.9), "simple": (0.5, 0.5, 0.8), "no bonus": (0.8, 0.8, 0.8)}
@@ -102,3 +102,28 @@ def test_a_setting_of_an_earlier_plan_is_no_result(tmp_path):
     (tmp_path / "r.csv").write_text("key,beta,seed,planned,accuracy\na,1,0.0,True,0.5\nb,2,1.0,True,0.6\n")
     assert [p.seed for p in read_results(tmp_path / "r.csv", collect=["accuracy"])[0].points] == [0, 1]
     assert collect(plan, tmp_path / "empty").columns.tolist() == ["key", *settings[3:]]
+
+
+def test_a_level_without_a_result_is_left_open(tmp_path):
+    file = tmp_path / "beta.csv"
+    text = (
+        "key,beta,seed,planned,teacher_share,accuracy\na,0.0,0,True,0.1,\nb,0.1,0,True,0.2,0.7\nc,0.2,0,True,0.3,0.8\n"
+    )
+    file.write_text(text)
+    plan, rows = read_results(file, collect=["accuracy", "teacher_share"])
+    alt = plane_figure(plan, plane(plan, rows)).layout.meta["alt"]
+    assert alt.endswith("Highest accuracy: 0.8 at 0.3, beta=0.2.")
+    shown = effects_shown(effects(plan, rows))
+    assert shown["accuracy", "%"].to_dict() == {"0.0": "", "0.1": "70.0 (1 seeds)", "0.2": "80.0 (1 seeds)"}
+    assert shown["teacher_share", "%"].to_dict()["0.0"] == "10.0 (1 seeds)"
+
+
+def test_long_levels_that_begin_alike_stay_apart():
+    levels = [f"runs/2026-11/qwen3-06b-24gb-4bit/checkpoint-{k}00" for k in (1, 2)]
+    rows = [dict(factor="student", level=level, result="accuracy", mean=k) for k, level in enumerate(levels)]
+    (fig,) = effect_figures(pd.DataFrame(rows).assign(low=0.0, high=1.0))
+    assert [x[-14:] for x in fig.data[0].x] == ["checkpoint-100", "checkpoint-200"]
+    corners = pd.DataFrame({"student": levels, "x": [0.1, 0.2], "y": [0.5, 0.6]})
+    corners = corners.assign(**{f"{a}_{end}": corners[a] for a in "xy" for end in ("low", "high")})
+    plan = Plan("s", Path("n.ipynb"), (), {"student": levels}, ("a", "b"), ("b", "a"))
+    assert [list(marks.y) for marks in plane_figure(plan, corners).data] == [[0.5], [0.6]]

@@ -44,6 +44,7 @@ const RESULTS = {
   unclosed: "unclosed: the tag never ends",
 };
 const result = (call) => RESULTS[call.status] ?? call.status;
+const isLost = (call) => call.status !== "answered" && call.status !== "waiting";
 
 // "right", "wrong", or "" without a reference. Answers of the suites are whole numbers.
 export function grade(text, answer) {
@@ -63,11 +64,11 @@ export function withoutCalls(s) {
 function state(s, run) {
   const pieces = s.pieces.map(visible);
   const teacher = s.source.filter((x) => x === "t").length;
-  const lost = s.calls.filter((c) => c.status !== "answered" && c.status !== "waiting").length;
+  const lost = s.calls.filter(isLost).length;
   const share = s.ids.length ? ((100 * teacher) / s.ids.length).toFixed(1) : "0.0";
   const calls = s.calls.map((c) => ({
     ...c,
-    lost: c.status !== "answered",
+    lost: isLost(c),
     words: `asked for ${c.requested ?? "no number"}; granted ${c.granted}; delivered ${c.delivered}; ${result(c)}`,
   }));
   return {
@@ -123,6 +124,9 @@ class Answer {
       throw new Error("no call can be forced: this student is alone; choose a pair with a teacher");
     const resized = !forbid && old && at <= old.end;
     const start = forbid || resized ? old.start : at;
+    const { maxTokens } = base.config;
+    if (!forbid && start + this.pair.text.encode(`<call>${call}</call>`).length >= maxTokens)
+      throw new Error(`no room for a call at token ${start + 1}: the limit is ${maxTokens} tokens`);
     const what = forbid
       ? `call ${k + 1} forbidden`
       : resized
@@ -300,7 +304,8 @@ function controls(pairs, drawn, { form, status, answer, table, fail }) {
       for (const input of Object.values(inputs))
         if (!input.checkValidity()) throw new Error(`${input.parentElement.textContent}: ${input.validationMessage}`);
       if (!question.value.trim()) throw new Error("There is no question: type one, or pick another one");
-      const loaded = await loadPair(Number(pair.value));
+      answer.inert = true; // nothing is forked with the old pair while another one loads
+      const loaded = await loadPair(Number(pair.value)).finally(() => (answer.inert = false));
       status.textContent = "";
       const cap = (name) => (inputs[name].value === "" ? null : Number(inputs[name].value));
       const config = {

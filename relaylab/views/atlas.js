@@ -278,6 +278,7 @@ export function render({ model, el }) {
   grid.addEventListener("mouseleave", () => describe(at));
   grid.addEventListener("click", (e) => e.target.rlCell && choose(e.target.rlCell));
 
+  const follow = () => (controls.forEach((one) => one()), update());
   function followed(words, field, control) {
     controls.push(() => (control.value = view[field]));
     return labelled(words, control);
@@ -286,7 +287,7 @@ export function render({ model, el }) {
     return followed(words, field, select(options, view[field], (value) => {
       view[field] = typeof view[field] === "number" ? Number(value) : value;
       if (rebuild) build();
-      update();
+      follow();
     }));
   }
   function input(words, field, attributes, read) {
@@ -300,7 +301,7 @@ export function render({ model, el }) {
   function film() {
     let timer = null;
     const last = data.groups.length - 1;
-    const show = (group) => ((view.group = group), controls.forEach((follow) => follow()), update());
+    const show = (group) => ((view.group = group), follow());
     const scrub = h("input", { type: "range", class: "rl-scrub", min: 0, max: last, value: 0, "aria-label": data.name, oninput: () => (pause(), show(Number(scrub.value))) });
     const where = h("output", { "aria-live": "polite" });
     const { toggle, look } = playButton(() => (timer ? pause() : run()));
@@ -320,7 +321,7 @@ export function render({ model, el }) {
     return box("Movie", bar(toggle, where), scrub);
   }
   const filter = (words, field, labels) => chooser(words, field, [[-1, "all"], ...labels.map((label, k) => [k, label])]);
-  const everything = () => (Object.assign(view, all), controls.forEach((follow) => follow()), update());
+  const everything = () => (Object.assign(view, all), follow());
   const rows = Object.entries(data.rows).map(([key, { name }]) => [key, name]);
   el.append(
     bar(chooser("rows", "rows", rows, true), chooser("columns", "align", ALIGNED, true), chooser("numbers", "shade", Object.entries(SHADES)),

@@ -169,8 +169,9 @@ def _labels(traces: Sequence[Trace], by: str | Sequence[Any]) -> Sequence[Any]:
 def _indexed(labels: Sequence[Any]) -> tuple[list[str], list[int]]:
     """The different labels as they are shown, numbers sorted; and for each trace the number of its label."""
     numbers = all(isinstance(label, Real) for label in labels)
-    place, different = pd.factorize(pd.Series(labels, dtype=None if numbers else object), sort=numbers)
-    return [_short(str(label)) for label in different], place.tolist()
+    series = pd.Series(labels, dtype=None if numbers else object)
+    place, different = pd.factorize(series, sort=numbers, use_na_sentinel=False)
+    return [_short("no label" if pd.isna(label) else str(label)) for label in different], place.tolist()
 
 
 def _short(text: str) -> str:
@@ -242,12 +243,13 @@ def _label(traces: Sequence[Trace], rows: str) -> str:
 def _row(name: str, traces: Sequence[Trace]) -> list[str]:
     """A row at the start, in words: its traces, and where most of them call."""
     n, part = len(traces), 100 // COLUMNS
-    shares = [sum(bool(t.correct) for t in traces), sum(bool(t.answered) for t in traces)]
+    graded = [t.correct for t in traces if t.correct is not None]
+    right = f"{100 * sum(graded) / len(graded):.1f}" if graded else ""
     hits = Counter(place for t in traces for place in {_part(t, call) for call in t.answered})
     place, most = min(hits.items(), key=lambda item: (-item[1], item[0]), default=(0, 0))
     where = f"{part * place} to {part * place + part} %: {100 * most / n:.0f} % of the traces" if most else ""
-    calls = sum(len(t.answered) for t in traces) / n
-    return [name, f"{n:,}", *(f"{100 * share / n:.1f}" for share in shares), f"{calls:.2f}", where]
+    calling, calls = sum(bool(t.answered) for t in traces), sum(len(t.answered) for t in traces)
+    return [name, f"{n:,}", right, f"{100 * calling / n:.1f}", f"{calls / n:.2f}", where]
 
 
 def _points(traces: Sequence[Trace]) -> pd.DataFrame:

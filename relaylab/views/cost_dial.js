@@ -95,7 +95,7 @@ const CIRCLE = "M-11 0a11 11 0 1 0 22 0a11 11 0 1 0 -22 0z"; // the circle aroun
 
 // The chart: cost and share, both relative to the teacher alone, on logarithmic axes of whole decades.
 function chart(lines, before, chosen, measure, title, label) {
-  const known = (line) => line.filter((p) => p.relative[measure] > 0);
+  const known = (line) => line.filter((p) => p.relative[measure] > 0 && Number.isFinite(p.relative[measure]));
   const points = known([...lines, ...before].flat().concat(chosen));
   const svg = h("svg", { class: "rl-chart", viewBox: `0 0 ${BOX.width} ${BOX.height}`, role: "img", "aria-label": label });
   const path = (d, name, more = {}) => h("path", { class: name, d, ...more });

@@ -58,7 +58,7 @@ def cost_dial(prices: Prices | None = None) -> Html:
 
 
 def _percent(share: float) -> str:
-    return "unknown" if math.isnan(share) else f"{100 * share:.3g} %"
+    return f"{100 * share:.3g} %" if math.isfinite(share) else "unknown"
 
 
 def _words(prices: Prices) -> str:

@@ -16,7 +16,7 @@ import plotly.express as px
 import plotly.graph_objects as go
 
 from relaylab.call_tag import visible
-from relaylab.views.figures import figure_text, name_panels
+from relaylab.views.figures import figure_names, figure_text, name_panels
 from relaylab.views.theme import GREY, OKABE_ITO, show_figure, with_alt_text
 
 # The name and the unit of each metric of training. Shares are drawn in per cent.
@@ -72,7 +72,8 @@ def learning_curves(
         raise ValueError(f"no column {missing[0]!r} in the metrics; there are {', '.join(map(str, present))}")
     known = [METRICS.get(c, (c.replace("_", " "), "as logged")) for c in columns]
     labels, units = [label for label, _ in known], [unit for _, unit in known]
-    parts, sentences, names = [], [], [figure_text(name) for name, _ in runs]
+    shown = figure_names(name for name, _ in runs)
+    parts, sentences, names = [], [], [shown[name] for name, _ in runs]
     for (name, frame), shown_name in zip(runs, names):
         means = {}
         for column, label, unit in zip(columns, labels, units):

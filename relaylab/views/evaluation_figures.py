@@ -18,7 +18,7 @@ from relaylab.call_tag import visible
 from relaylab.evaluation.scorecard import random_router
 from relaylab.evaluation.stats import mean, summary
 from relaylab.evaluation.table import each_row
-from relaylab.views.figures import error_bars, figure_text, name_panels
+from relaylab.views.figures import error_bars, figure_names, figure_text, name_panels
 from relaylab.views.theme import GREY, HEAT, OKABE_ITO, with_alt_text
 from relaylab.views.trace_view import plural
 
@@ -32,6 +32,7 @@ VARIED = ("network_delay", "batch", "call_tokens")  # besides the cache, what te
 NO_RESULT = "no result"  # a call in which the teacher wrote no digit of any step's result
 BIN = 5  # per cent of a response
 _GROUPED: dict[str, Any] = {"scattermode": "group", "scattergap": 0.4}  # marks of one group stand side by side
+_NUMBER = r"[:,]\w+=[-+]?[\d.]+(?:e[-+]?\d+)?(?=,|$)"  # an option of a method that is a number
 _BELOW: dict[str, Any] = {"y": -0.2, "yanchor": "top"}  # a legend below the axes, for many or long names
 # Ticks at 1, 2 and 5 of each power of ten, written out: plotly writes a bare 2 and 5 between the powers.
 _LOG_TICKS: dict[str, Any] = {
@@ -47,12 +48,13 @@ def accuracy_against_share(table: pd.DataFrame, *, student: str = "student", tea
     ``teacher`` are in the table, a dashed line shows what a random router reaches.
     """
     frame = summary(table)
-    frame["kind"] = frame["method"].str.replace(r"[:,]\w+=[\d.]+", "", regex=True).map(figure_text)
+    plain, hover = frame["method"].str.replace(_NUMBER, "", regex=True), figure_names(frame["method"])
+    frame["kind"] = plain.map(figure_names(plain))
     kinds = list(dict.fromkeys(frame["kind"]))
     frame = frame.sort_values("teacher_share", kind="stable")
     accuracy, share = frame["accuracy"], frame["teacher_share"]
     fig = px.line(
-        frame.assign(share=100 * share, solved=100 * accuracy, method=frame["method"].map(figure_text)),
+        frame.assign(share=100 * share, solved=100 * accuracy, method=frame["method"].map(hover)),
         x="share", y="solved", color="kind", symbol="kind", markers=True, hover_name="method", template="relaylab",
         **error_bars("x", 100 * share, 100 * frame["teacher_low"], 100 * frame["teacher_high"]),
         **error_bars("y", 100 * accuracy, 100 * frame["low"], 100 * frame["high"]),
@@ -68,7 +70,7 @@ def accuracy_against_share(table: pd.DataFrame, *, student: str = "student", tea
         _reference(fig, "random router (expected)", 100 * router, line)
     best = frame.sort_values("accuracy", ascending=False)
     points = zip(best["method"], 100 * best["accuracy"], 100 * best["teacher_share"])
-    words = "; ".join(f"{visible(m)}: {a:.1f} % right at {s:.1f} %" for m, a, s in points)
+    words = "; ".join(f"{visible(m)}: {_known(a, '{:.1f} % right')} at {s:.1f} %" for m, a, s in points)
     alt = f"Accuracy against the teacher's share of all tokens, {table['id'].nunique()} problems. {words}."
     return with_alt_text(fig, alt, "Accuracy against the teacher's share", height=640, legend=_BELOW | {"y": -0.16})
 
@@ -89,10 +91,11 @@ def suite_bars(table: pd.DataFrame) -> go.Figure:
     frame = suite_accuracy(table)
     methods, across = list(dict.fromkeys(frame["method"])), min(3, frame["method"].nunique())
     words = "; ".join(
-        f"{visible(str(m))}: " + ", ".join(f"{visible(s)} {v:.0f} %" for s, v in zip(f["suite"], f["solved %"]))
+        f"{visible(str(m))}: "
+        + ", ".join(f"{visible(s)} {_known(v, '{:.0f} %')}" for s, v in zip(f["suite"], f["solved %"]))
         for m, f in frame.groupby("method", sort=False)
     )
-    frame = frame.assign(method=frame["method"].map(figure_text), suite=frame["suite"].map(figure_text))
+    frame = frame.assign(**{name: frame[name].map(figure_names(frame[name])) for name in ("method", "suite")})
     fig = px.bar(
         frame, x="suite", y="solved %", facet_col="method", facet_col_wrap=across, template="relaylab",
         labels={"suite": ""}, **error_bars("y", frame["solved %"], frame["low"], frame["high"]),
@@ -210,7 +213,7 @@ def effects_figure(effects: pd.DataFrame, *, by: str = "suite") -> go.Figure:
     fig.add_hline(y=0, line={"color": GREY, "dash": "dot", "width": 1})
     parts = [
         f"over {visible(str(arm))} "
-        + ", ".join(f"{r.gain:+.0f} in {visible(str(getattr(r, by)))}" for r in each_row(rows))
+        + ", ".join(f"{_known(r.gain, '{:+.0f}')} in {visible(str(getattr(r, by)))}" for r in each_row(rows))
         for arm, rows in f.groupby("arm", sort=False)
     ]
     alt = f"Points of accuracy that a call adds: {'; '.join(parts)}."
@@ -231,8 +234,8 @@ def transfer_figure(transfer: pd.DataFrame, *, by: str | None = None) -> go.Figu
     fig.update_yaxes(matches=None, title_text=names["accuracy"], range=[-3, 103])
     fig.update_yaxes(title_text=names["teacher_share"], range=None, rangemode="tozero", row=1)
     words = "; ".join(
-        f"{visible(str(r.teacher))}{f' in {visible(r.group)}' if by else ''} {100 * r.accuracy:.1f} % right, "
-        f"{100 * r.teacher_share:.1f} % of the tokens"
+        f"{visible(str(r.teacher))}{f' in {visible(r.group)}' if by else ''} "
+        f"{_known(100 * r.accuracy, '{:.1f} % right')}, {100 * r.teacher_share:.1f} % of the tokens"
         for r in each_row(f)
     )
     alt = f"One student with other teachers: {words}."
@@ -250,9 +253,11 @@ def agreement_figure(agreement: pd.DataFrame) -> go.Figure:
     for r in each_row(agreement):
         later = "none" if math.isnan(r.same_later) else f"{100 * r.same_later:.0f} %"
         first = f"(first calls alike in {100 * r.same_first:.0f} % of {r.either} problems)"
+        first = first if r.either else "(no problem has a call)"
         words.append(f"{visible(r.a)} and {visible(r.b)} {later} of {r.later} lines {first}")
+    shown = figure_names(names)
     fig = px.imshow(
-        share.rename(index=figure_text, columns=figure_text), zmin=0, zmax=100, aspect="auto", template="relaylab",
+        share.rename(index=shown, columns=shown), zmin=0, zmax=100, aspect="auto", template="relaylab",
         color_continuous_scale=HEAT,
         labels={"x": "teacher", "y": "teacher", "color": "lines with a call in both (%)"},
     ).update_traces(hoverongaps=False, texttemplate="%{z:.0f}")  # fmt: skip
@@ -312,7 +317,8 @@ def fleet_load(curve: pd.DataFrame) -> go.Figure:
     """
     _some(curve, "simulated load")
     panels = dict.fromkeys(("p95", "p50"), "time to the answer (s)") | {"utilisation": "replica works (% of time)"}
-    long = curve.assign(utilisation=100 * curve["utilisation"], system=curve["system"].map(str).map(figure_text))
+    systems = curve["system"].map(str)
+    long = curve.assign(utilisation=100 * curve["utilisation"], system=systems.map(figure_names(systems)))
     long = long.melt(["system", "rate"], list(panels), var_name="quantity").sort_values("rate", kind="stable")
     long["panel"] = long["quantity"].map(panels)
     long["quantity"] = (long["quantity"] == "p50").map({True: "median", False: "95th percentile or share"})
@@ -344,9 +350,12 @@ def _reference(fig: go.Figure, name: str, x: Iterable[float], y: Iterable[float]
 def _counts(frame: pd.DataFrame, x: str, color: str, title: str, *, order: Iterable[str] = ()) -> go.Figure:
     """Stacked bars of the number of calls, by ``x`` and by ``color``, which has a pattern, too."""
     categories = frame[color].cat.categories if hasattr(frame[color], "cat") else _order(frame[color])
-    used = frame.assign(**{name: frame[name].astype(str).map(figure_text) for name in {x, color} if name != "at"})
+    texts = {name: frame[name].astype(str) for name in (x, color) if name != "at"}
+    known = {x: [*order], color: [*map(str, categories)]}
+    shown = {name: figure_names([*known[name], *text]) for name, text in texts.items()}
+    used = frame.assign(**{name: text.map(shown[name]) for name, text in texts.items()})
     counts = used.groupby([color, x], sort=False).size().rename("count").reset_index()
-    orders = {color: [figure_text(str(name)) for name in categories], x: [figure_text(name) for name in order]}
+    orders = {name: [shown[name][one] for one in ordered] for name, ordered in known.items()}
     fig = px.bar(counts, x=x, y="count", color=color, pattern_shape=color, category_orders=orders, template="relaylab",
                  labels={x: figure_text(title), "count": "calls"})  # fmt: skip
     fig.update_traces(marker_pattern_solidity=0.25)
@@ -355,12 +364,18 @@ def _counts(frame: pd.DataFrame, x: str, color: str, title: str, *, order: Itera
 
 def _grouped(f: pd.DataFrame, x: str, y: str, color: str, labels: dict[str, str], **facets: Any) -> go.Figure:
     """Marks with intervals low..high, side by side in each group of ``x``."""
-    f = f.assign(**{name: f[name].astype(str).map(figure_text) for name in (x, color)})
+    texts = {name: f[name].astype(str) for name in (x, color)}
+    f = f.assign(**{name: text.map(figure_names(text)) for name, text in texts.items()})
     orders = {x: list(dict.fromkeys(f[x])), color: list(dict.fromkeys(f[color]))}
     fig = px.scatter(f, x=x, y=y, color=color, symbol=color, labels=labels, category_orders=orders,
                      template="relaylab", **error_bars("y", f[y], f["low"], f["high"]), **facets)  # fmt: skip
     fig.update_traces(marker_size=10, error_y_thickness=1.5)
     return fig.for_each_trace(lambda marks: marks.update(offsetgroup=marks.name))
+
+
+def _known(value: float, form: str) -> str:
+    """A number in words, or that it is not known."""
+    return "unknown" if math.isnan(value) else form.format(value)
 
 
 def _answered(calls: pd.DataFrame) -> pd.DataFrame:

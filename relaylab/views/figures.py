@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import html
 import statistics
+from collections import Counter
 from collections.abc import Iterable
+from itertools import chain, count
 from typing import Any
 
 import numpy as np
@@ -39,6 +41,24 @@ BARS = {
 def figure_text(text: str, limit: int = 60) -> str:
     """The text of a model for plotly, which reads tags and, between dollars, TeX."""
     return html.escape(visible(cut(text, limit)), quote=False).replace("$", "&#36;")
+
+
+def figure_names(names: Iterable[str], limit: int = 60) -> dict[str, str]:
+    """``figure_text`` of each name, by which plotly groups: no two are alike.
+
+    Names that begin alike keep their ends; those that end alike, too, get a number.
+
+    >>> list(figure_names(["runs/2026/step-100", "runs/2026/step-200", "relay"], 12).values())
+    ['…26/step-100', '…26/step-200', 'relay']
+    """
+    different = list(dict.fromkeys(names))
+    begins = Counter(cut(name, limit) for name in different)
+    shown: dict[str, str] = {}
+    for name in different:
+        alike = begins[cut(name, limit)] > 1
+        text, others = figure_text(f"…{name[1 - limit :]}" if alike else name, limit), set(shown.values())
+        shown[name] = next(t for t in chain([text], (f"{text} ({n})" for n in count(2))) if t not in others)
+    return shown
 
 
 def error_bars(axis: str, value: pd.Series, low: pd.Series, high: pd.Series) -> dict[str, Any]:
@@ -73,7 +93,7 @@ def call_positions(traces: Iterable[Trace] | Trace, *, relative: bool = False) -
     if not rows:
         raise ValueError("there is no trace to draw")
     scale = {id(t): 100 / max(1, len(t.source)) if relative else 1.0 for t in rows}
-    rows.sort(key=lambda t: (t.first_call is None, (t.first_call or 0) * scale[id(t)], len(t.source)))
+    rows.sort(key=lambda t: (not t.calls, *(call * scale[id(t)] for call in _first(t)), len(t.source)))
     many = len(rows) > MANY_ROWS or sum(len(t.calls) for t in rows) > MANY_CALLS
     height = min(34.0, 640 / len(rows))  # pixels per row
     fig = _heat_map(rows, relative) if many else _spans(rows, [scale[id(t)] for t in rows], height)
@@ -201,7 +221,8 @@ def token_entropy(trace: Trace) -> go.Figure:
     alt = (
         f"Entropy of the student along {n:,} tokens: mean {statistics.fmean(values.values()):.2f} nats, "
         f"highest {values[at]:.2f} at token {at}"
-        + (f"; where commands begin, mean {statistics.fmean(starts):.2f} nats." if starts else "; it makes no call.")
+        + (f"; where commands begin, mean {statistics.fmean(starts):.2f} nats" if starts else "")
+        + ("." if trace.calls else "; it makes no call.")
     )
     if n <= WORDS:
         pieces = [figure_text(piece if piece.strip(" ") else "␣" * len(piece), 12) for piece in trace.pieces]
@@ -223,8 +244,13 @@ def _hover(trace: Trace, k: int, call: Call) -> str:
     return "<br>".join(filter(None, lines))
 
 
+def _first(trace: Trace) -> list[int]:
+    """Where its first call begins, answered or not; empty without one."""
+    return [min(c.start for c in trace.calls)] if trace.calls else []
+
+
 def _positions_alt(rows: list[Trace]) -> str:
-    firsts = [t.first_call for t in rows if t.first_call is not None]
+    firsts = [first for t in rows for first in _first(t)]
     calls, tokens = sum(len(t.calls) for t in rows), sum(len(t.source) for t in rows)
     share = 100 * sum(t.count(TEACHER) for t in rows) / max(1, tokens)
     return (

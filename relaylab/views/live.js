@@ -109,9 +109,9 @@ export function whatIf(model, { starters = [], stop, newestFirst = false, questi
   const drag = h("input", { type: "range", min: 1, max: 30, value: 8, "aria-label": "n, by dragging" });
   const base = () => model.get("runs").findIndex((run) => run.key === at?.key);
   const fork = (change) => send("fork", { at: at.i, of: base(), ...change });
-  const withN = () => fork({ call: Number(n.value) });
-  const force = button("Force a call here", withN);
-  const resize = button("Change its n", withN, "Let this call ask for n tokens instead");
+  const force = button("Force a call here", () => fork({ call: Number(n.value) }));
+  const resize = button("Change its n", () => fork({ at: callAt(shown.get(at.key)).start, call: Number(n.value) }),
+    "Let this call ask for n tokens instead");
   const forbid = button("Forbid this call", () => fork({ forbid: true }));
   n.addEventListener("input", () => (drag.value = n.value));
   drag.addEventListener("input", () => (n.value = drag.value));
@@ -143,7 +143,9 @@ export function whatIf(model, { starters = [], stop, newestFirst = false, questi
   }
   function follow() {
     const last = model.get("runs").at(-1);
-    if (last && last.key !== newest && last.source) choose(last.key, last.fork ?? last.calls[0]?.start ?? 0);
+    const begin = last?.fork ?? last?.calls[0]?.start ?? 0;
+    // A fork that wrote nothing, and a silent call at the end, begin after the last token.
+    if (last?.source && last.key !== newest) choose(last.key, Math.min(begin, last.source.length - 1));
     else settle();
     newest = last?.key;
   }

@@ -67,7 +67,7 @@ def strip_state(trace: Trace) -> dict[str, Any]:
         **({"teacher_top": [t and visible(t, "\n\t") for t in trace.teacher_top]} if trace.teacher_top else {}),
         "calls": [
             {"start": c.start, "end": c.end, "delivered": c.delivered, "requested": c.requested}
-            | {"lost": c.status != "answered", "words": call_words(c)}
+            | {"lost": c.status not in ("answered", "waiting"), "words": call_words(c)}
             for c in trace.calls
         ],
     }
@@ -90,7 +90,8 @@ def call_words(call: Call) -> str:
     facts = call_facts(call)
     requested = "no number" if call.requested is None else facts["requested"]
     parts = [f"asked for {requested}", f"granted {facts['granted']}", f"delivered {facts['delivered']}"]
-    parts += [facts["result"], f"teacher {call.teacher}" if call.teacher else "", facts["time"], facts["note"]]
+    teacher = f"teacher {facts['teacher']}" if facts["teacher"] else ""
+    parts += [facts["result"], teacher, facts["time"], facts["note"]]
     return visible("; ".join(filter(None, parts)))
 
 

@@ -27,9 +27,8 @@ export function render({ model, el }) {
   const grading = h("span", { class: "rl-muted" });
 
   const updateGrading = () => {
-    const picked = model.get("picked");
-    const same = question.value.trim() === picked.question;
-    grading.textContent = same ? `${picked.suite}, number ${picked.index}: will be graded against ${picked.answer}` : "your own question: not graded";
+    const picked = model.get("picks").find((one) => one.question === question.value.trim());
+    grading.textContent = picked ? `${picked.suite}, number ${picked.index}: will be graded against ${picked.answer}` : "your own question: not graded";
   };
   const takePicked = () => {
     const picked = model.get("picked");

@@ -50,6 +50,7 @@ class Playground(LiveView):
     actions = (*LiveView.actions, "ask", "pick")
     empty = "no question has been asked yet"
     picked = t.Dict().tag(sync=True)
+    picks = t.List().tag(sync=True)  # all that were: they are graded
 
     def __init__(
         self,
@@ -88,7 +89,9 @@ class Playground(LiveView):
         self._next[suite] = index + 1
         task = problem(suite, index)
         self._problems[task.question] = task
-        self.picked = {"suite": suite, "index": index, "question": task.question, "answer": task.answer}
+        picked = {"suite": suite, "index": index, "question": task.question, "answer": task.answer}
+        self.picks = [*self.picks, picked]
+        self.picked = picked
         return task
 
     def ask(

@@ -6,10 +6,12 @@ export function render({ model, el }) {
   const { root, status } = frame(model, el, `Prediction: ${question}`);
   const send = (value) => model.send({ do: "answer", value });
   const buttons = choices.map((words) => button(words, () => send(words)));
-  const press = () => buttons.forEach((one, k) => one.setAttribute("aria-pressed", model.get("value") === choices[k]));
-  const value = model.get("value");
-  const fields = (at.length ? at : [null]).map((_, k) =>
-    h("input", { type: "number", step: "any", value: at.length ? value && value[k] : value }));
+  const fields = choices.length ? [] : (at.length ? at : [null]).map(() => h("input", { type: "number", step: "any" }));
+  const show = () => {
+    const value = model.get("value");
+    buttons.forEach((one, k) => one.setAttribute("aria-pressed", value === choices[k]));
+    fields.forEach((field, k) => (field.value = (at.length ? value?.[k] : value) ?? ""));
+  };
   const note = () => {
     const numbers = fields.map((field) => (field.value === "" ? null : Number(field.value)));
     send(at.length ? numbers : numbers[0]);
@@ -18,6 +20,6 @@ export function render({ model, el }) {
   const answer = choices.length ? [h("div", { class: "rl-group", role: "group", "aria-label": question }, ...buttons)]
     : [...fields.map((field, k) => labelled(at.length ? `at ${at[k]}` : "your prediction", field, unit)), button("Note it", note, "Note this prediction")];
   root.append(h("p", {}, h("b", {}, question)), bar(...answer), status);
-  model.on("change:value", press);
-  press();
+  model.on("change:value", show);
+  show();
 }

@@ -113,7 +113,11 @@ class Predict(Widget):
                 place |= {f"{along}ref": drawn, along: math.log10(at) if log else at}
                 place |= {"xanchor": "center"} if along == "x" else {}
         if not (drawn and self.setup["at"]):  # of a curve, the legend says what it is
-            fig.add_annotation(text=html.escape(self.words), showarrow=False, yanchor="bottom", **place)
+            from relaylab.views.figures import figure_text  # imports plotly
+
+            fig.add_annotation(
+                text=figure_text(self.words, len(self.words)), showarrow=False, yanchor="bottom", **place
+            )
         meta = layout.meta or {}
         layout.meta = meta | {"alt": f"{meta.get('alt', '')} {self.words[0].upper()}{self.words[1:]}.".strip()}
         return fig

@@ -71,7 +71,12 @@ export function tokenStrip(name, { pick = null, textOf = (trace, i) => trace.pie
 
   const clear = () => ((spans = {}), pane.replaceChildren(), (pane.scrollTop = 0));
   const length = () => view.trace.source.length;
-  const turn = (to) => update({ from: clamp(Math.floor(to / PAGE) * PAGE, 0, Math.max(0, Math.floor((length() - 1) / PAGE) * PAGE)) });
+  const pageOf = (i) => Math.floor(clamp(i, 0, Math.max(0, length() - 1)) / PAGE) * PAGE; // its first token
+  const turn = (to) => {
+    const from = pageOf(to);
+    current = clamp(current, from, from + PAGE - 1); // the keyboard reaches a token of every page
+    update({ from });
+  };
 
   function update(change = {}) {
     const { from, trace } = view;
@@ -99,7 +104,7 @@ export function tokenStrip(name, { pick = null, textOf = (trace, i) => trace.pie
     const span = (spans[i] ??= pane.appendChild(Object.assign(document.createElement("span"), { rlIndex: i })));
     if (span.rlText !== text) span.textContent = laidOut((span.rlText = text));
     if (span.className !== look) span.className = look;
-    if (source === "c" && call?.start === i) span.dataset.call = owner[i] + 1 + (call.lost ? "\u00a0✗" : "");
+    if (call?.start === i && source !== "t" && text === trace.pieces[i]) span.dataset.call = owner[i] + 1 + (call.lost ? "\u00a0✗" : "");
     if (!pick) return;
     const words = { role: "option", "aria-selected": i === view.now, "aria-label": tokenWords(trace, owner, i), tabindex: i === current ? 0 : -1 };
     for (const [key, value] of Object.entries(words)) span.setAttribute(key, value);
@@ -107,14 +112,13 @@ export function tokenStrip(name, { pick = null, textOf = (trace, i) => trace.pie
 
   function focus(to = current) {
     current = clamp(to, 0, length() - 1);
-    if (current < view.from || current >= view.from + PAGE) turn(current);
-    else update();
+    update({ from: pageOf(current) });
     spans[current]?.focus();
   }
 
   function choose(i) {
     if (i >= 0) current = i;
-    update({ now: i });
+    update({ now: i, from: i < 0 ? view.from : pageOf(i) });
   }
 
   // Scrolls to the last token before `at` that this reader sees.

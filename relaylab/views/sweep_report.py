@@ -6,6 +6,7 @@ import html
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pandas as pd
 import plotly.express as px
@@ -17,7 +18,7 @@ from relaylab.sweep.notebook import DONE, FAILED
 from relaylab.sweep.plan import Plan
 from relaylab.sweep.results import effects, plane
 from relaylab.sweep.run import Store
-from relaylab.views.figures import error_bars, figure_text
+from relaylab.views.figures import error_bars, figure_names, figure_text
 from relaylab.views.theme import OKABE_ITO, html_page, html_table, show_figure, with_alt_text
 
 INTERVALS = (
@@ -65,7 +66,7 @@ def sweep_page(plan: Plan, table: pd.DataFrame, out: str | Path, failures: Mappi
             levels = {_text(name): _text(level) for name, level in p.levels.items()}
             levels["seed"] = "" if p.seed is None else str(p.seed)
             record = finished.get(p.key) or failed[p.key]
-            link = f'<a href="points/{p.key}/{_text(name)}">{p.key}</a>'
+            link = f'<a href="points/{p.key}/{quote(name)}">{p.key}</a>'
             last = f"{record['seconds']:.1f} s" if points is done else _failure(record)
             lines.append({"notebook": link} | levels | {"": last})
         parts += (
@@ -80,7 +81,7 @@ def effect_figures(rows: pd.DataFrame) -> list[go.Figure]:
     for keys, group in rows.groupby(["factor", "result"], sort=False):
         factor, result = map(str, keys)
         bars = error_bars("y", group["mean"], group["low"], group["high"])
-        fig = px.scatter(x=[figure_text(level, 40) for level in group["level"]], y=group["mean"], **bars)
+        fig = px.scatter(x=group["level"].map(figure_names(group["level"], 40)), y=group["mean"], **bars)
         fig.update_traces(marker_size=10)
         fig.update_xaxes(title_text=figure_text(factor), type="category").update_yaxes(title_text=figure_text(result))
         means = "; ".join(f"{r.level}: {_number(r.mean, r.low, r.high)}" for r in each_row(group))
@@ -98,7 +99,7 @@ def plane_figure(plan: Plan, corners: pd.DataFrame) -> go.Figure:
     """
     (x, y), first = plan.plane, next(iter(plan.factors), "")
     names = [", ".join(f"{f}={row[f]}" for f in plan.factors) for _, row in corners.iterrows()]
-    frame = corners.assign(level=[figure_text(v, 40) for v in corners[first]] if first else "all")
+    frame = corners.assign(level=corners[first].map(figure_names(corners[first], 40)) if first else "all")
     x_bars, y_bars = (error_bars(a, frame[a], frame[f"{a}_low"], frame[f"{a}_high"]) for a in "xy")
     fig = px.scatter(
         frame, x="x", y="y", color="level", symbol="level", hover_name=[figure_text(name, 200) for name in names],
@@ -106,9 +107,9 @@ def plane_figure(plan: Plan, corners: pd.DataFrame) -> go.Figure:
         labels={"x": figure_text(x), "y": figure_text(y), "level": figure_text(first)},
         **x_bars, **y_bars,
     )  # fmt: skip
-    best = frame["y"].to_numpy().argmax()
-    alt = f"{y} against {x} of {len(frame)} combinations, means over seeds. Highest {y}: "
-    alt += f"{frame['y'].iloc[best]:.4g} at {frame['x'].iloc[best]:.4g}, {names[best]}."
+    alt = f"{y} against {x} of {len(frame)} combinations, means over seeds."
+    for best in each_row(frame.assign(words=names).dropna(subset=["x", "y"]).nlargest(1, "y")):
+        alt += f" Highest {y}: {best.y:.4g} at {best.x:.4g}, {best.words}."
     fig.update_traces(marker_size=10, showlegend=True)
     title = f"{figure_text(y)} against {figure_text(x)}"
     return with_alt_text(fig, visible(alt), title, height=520, legend={"y": -0.2, "yanchor": "top"})
@@ -128,10 +129,12 @@ def effects_shown(rows: pd.DataFrame) -> pd.DataFrame:
         return "–" if r.level == r.against else "{:+.1f} ({:+.1f}, {:+.1f})".format(*points)
 
     columns = {}
-    for name, group in rows.groupby("result", sort=False):
-        columns[name, "%"] = [f"{100 * r.mean:.1f} ({r.seeds} seeds)" for r in each_row(group)]
-        columns[name, f"points against {group['against'].iloc[0]}"] = [difference(r) for r in each_row(group)]
-    return pd.DataFrame(columns, index=list(dict.fromkeys(rows["level"])))
+    for name, group in rows.groupby("result", sort=False):  # a level may lack a result
+        means = [f"{100 * r.mean:.1f} ({r.seeds} seeds)" for r in each_row(group)]
+        columns[name, "%"] = pd.Series(means, group["level"])
+        differences = [difference(r) for r in each_row(group)]
+        columns[name, f"points against {group['against'].iloc[0]}"] = pd.Series(differences, group["level"])
+    return pd.DataFrame(columns, index=list(dict.fromkeys(rows["level"]))).fillna("")
 
 
 def _failure(record: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ import html
 import re
 from dataclasses import dataclass
 from functools import cache
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -225,7 +225,16 @@ def with_alt_text(fig: Figure, text: str, title: str, **layout: Any) -> Figure:
 def html_table(frame: Any) -> str:
     """A frame as an HTML table; texts are escaped and safe to lay out."""
     text = frame.map(lambda cell: visible(cell) if isinstance(cell, str) else cell)
-    return text.to_html(index=False, border=0, na_rep="", float_format=lambda x: f"{x:.3g}", escape=True)
+    return text.to_html(index=False, border=0, na_rep="", float_format=number_text, escape=True)
+
+
+def number_text(value: float) -> str:
+    """A number of a table: four digits, or its whole part with one digit.
+
+    >>> number_text(0.12345), number_text(1234.56), number_text(2000.0), number_text(1.7e9)
+    ('0.1235', '1,234.6', '2,000', '1.7e+09')
+    """
+    return f"{value:,.1f}".removesuffix(".0") if 1000 <= abs(value) < 1e6 else f"{value:.4g}"
 
 
 SHOWN_POINTS = 20  # of a trace, in a figure's table
@@ -269,8 +278,8 @@ def _numbers(fig: Any) -> str:
         return ""
 
     def cell(value: Any) -> str:
-        text = f"{value:.4g}" if isinstance(value, Real) and not isinstance(value, int) else str(value)
-        return html.escape(visible(re.sub("<[^>]*>", " ", text)))
+        text = number_text(float(value)) if isinstance(value, Real) and not isinstance(value, Integral) else str(value)
+        return html.escape(visible(html.unescape(re.sub("<[^>]*>", " ", text))))
 
     rows = ""
     for trace in fig.data:

@@ -48,6 +48,8 @@ def samples_needed(samples: int) -> bool:
     """The fewest samples, an even number, with which a true rate of 0.3 passes 0.5 once in 100 at most."""
     if not isinstance(samples, int) or samples < 2 or samples % 2:
         raise NotYet(f"an even number from 2 on is asked for, not {samples!r}")
+    if samples > 1000:
+        raise NotYet("far fewer will do: fewer than 1,000")
     if (chance := _chance(0.3, samples, 0.5)) > 0.01:
         raise NotYet(f"with {samples} samples such a problem is still kept in {100 * chance:.1f} of 100 cases")
     if samples > 2 and (chance := _chance(0.3, samples - 2, 0.5)) <= 0.01:

@@ -152,7 +152,8 @@ def usual(results: list, expected: list) -> str | None:
 def _kind(value: Any) -> str:
     kinds = {"bool": bool, "text": (str, bytes), "mapping": dict, "number": (int, float)}
     name = next((name for name, kind in kinds.items() if isinstance(value, kind)), None)
-    return name or ("list" if hasattr(value, "__iter__") else "number" if hasattr(value, "__float__") else "other")
+    several = hasattr(value, "__iter__") and getattr(value, "shape", None) != ()  # an array may be one number
+    return name or ("list" if several else "number" if hasattr(value, "__float__") else "other")
 
 
 def _close(pairs: list[tuple[float, float]], expected: Callable[[float], float]) -> bool:

@@ -36,7 +36,7 @@ def _all_the_rest(top: int, length: int = 300) -> float:
 @number
 def largest_k(k: int) -> bool:
     """Answers of 300 tokens, at most one call in four for all the rest."""
-    if k not in range(4):
+    if not isinstance(k, int) or k not in range(4):
         raise NotYet(f"k is one of 0, 1, 2, 3, not {k!r}")
     if (rest := _all_the_rest(k)) > 0.25:
         raise NotYet(f"too far: with k = 0 to {k}, {100 * rest:.0f} % of the calls ask for all the rest")
