@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 
 import numpy as np
@@ -110,33 +109,6 @@ def test_figures_of_teachers_and_hostile_names():
 
 
 # Cost -----------------------------------------------------------------------------------------------------------------
-
-
-def swept() -> pd.DataFrame:
-    rows = [(n, cache, delay) for cache in (True, False) for delay in (0.0, 1.0) for n in (1, 2, 4)]
-    frame = pd.DataFrame(rows, columns=["calls", "cache", "network_delay"]).assign(call_tokens=5, batch=1)
-    frame["teacher_share"] = 0.05 * frame["calls"]
-    return frame.assign(seconds=0.3 + 0.1 * frame["calls"] * (1 + frame["network_delay"] + ~frame["cache"]))
-
-
-def test_the_figure_of_the_cost_has_the_numbers_of_the_sweep():
-    frame = swept()
-    fig = figures.cost_against_share(frame, measure="seconds")
-    lines = {line.name: line for line in fig.data}
-    settings = {f"{delay} s per hand-off, {cache}" for cache in ("cache kept", "no cache") for delay in (0, 1)}
-    assert set(lines) == {"cost = share", *settings}
-    part, line = frame[frame.cache & (frame.network_delay == 1)], lines["1 s per hand-off, cache kept"]
-    assert list(line.x) == (100 * part.teacher_share).tolist()
-    assert list(line.y) == (100 * part.seconds).tolist()
-    other = lines["1 s per hand-off, no cache"]
-    assert (line.line.dash, other.line.dash, line.line.color) == ("solid", "dash", other.line.color)
-    assert list(lines["cost = share"].x) == list(lines["cost = share"].y)
-    assert f"cache kept, 1 s per hand-off: {100 * part.seconds.iloc[0]:.3g} %" in checked(fig)
-    assert "(%)" in fig.layout.yaxis.title.text
-    with pytest.raises(ValueError, match="'tokens'"):
-        figures.cost_against_share(frame, measure="tokens")
-    with pytest.raises(ValueError, match="no value of money"):
-        figures.cost_against_share(frame.assign(money=math.nan), measure="money")
 
 
 def test_the_figure_of_the_load_has_both_times_and_the_utilisation():

@@ -28,7 +28,6 @@ MEASURE_NAMES = {
     "seconds": "time to the answer",
     "teacher_busy": "time of the teacher's machine",
 }
-VARIED = ("network_delay", "batch", "call_tokens")  # besides the cache, what tells the lines of a cost sweep apart
 NO_RESULT = "no result"  # a call in which the teacher wrote no digit of any step's result
 BIN = 5  # per cent of a response
 _GROUPED: dict[str, Any] = {"scattermode": "group", "scattergap": 0.4}  # marks of one group stand side by side
@@ -264,50 +263,6 @@ def agreement_figure(agreement: pd.DataFrame) -> go.Figure:
     fig.update_coloraxes(colorbar={"title_side": "right", "thickness": 12})
     alt = f"Agreement on where to call after a first answer: {'; '.join(words)}."
     return with_alt_text(fig, alt, "Do other teachers move the later calls?", height=460)
-
-
-def cost_against_share(swept: pd.DataFrame, *, measure: str = "flops") -> go.Figure:
-    """Cost against the teacher's share, both in % of the teacher alone, on logarithmic axes; one line per setting.
-
-    ``swept`` comes from ``cost.sweep``; along a line the number of calls grows. Solid lines keep the teacher's cache,
-    dashed ones do not. On the grey diagonal 1 % of the tokens would be 1 % of the cost.
-
-    >>> frame = pd.DataFrame({"calls": [1, 2], "call_tokens": 5, "network_delay": 0.0, "cache": True, "batch": 1,
-    ...                       "teacher_share": [0.01, 0.02], "flops": [0.7, 0.8]})
-    >>> print(cost_against_share(frame).layout.meta["alt"].replace("; ", ";\\n"))
-    FLOPs of a relay against the teacher's share of the tokens, both relative to the teacher alone;
-    cache kept: 70 % at a share of 1 %, 80 % at 2 %.
-    """
-    if measure not in MEASURE_NAMES or measure not in swept:
-        raise ValueError(f"measure is {measure!r}; there are {', '.join(MEASURE_NAMES)}")
-    f = swept[(swept["teacher_share"] > 0) & swept[measure].notna()]
-    if f.empty:
-        raise ValueError(f"no value of {measure} to draw: set its prices or speeds, and sweep at least one call")
-    units = {"network_delay": "{:g} s per hand-off", "batch": "batch {}", "call_tokens": "{} tokens per call"}
-    varied = [name for name in VARIED if f[name].nunique() > 1]
-    f = f.assign(
-        setting=[", ".join(units[n].format(getattr(r, n)) for n in varied) for r in each_row(f)],
-        cached=f["cache"].map({True: "cache kept", False: "no cache"}),
-        share=100 * f["teacher_share"], cost=100 * f[measure],
-    ).sort_values("teacher_share", kind="stable")  # fmt: skip
-    what, color = MEASURE_NAMES[measure], "setting" if varied else None
-    fig = px.line(
-        f, x="share", y="cost", color=color, symbol=color, line_dash="cached", markers=True, log_x=True, log_y=True,
-        hover_data=["calls", "call_tokens"], line_dash_map={"cache kept": "solid", "no cache": "dash"},
-        color_discrete_sequence=OKABE_ITO[:6], template="relaylab",
-        labels={"share": "teacher's share of the tokens (%)", "cost": f"{what}, relative to the teacher alone (%)"},
-    ).update_traces(marker_size=8)  # fmt: skip
-    ends = [f["share"].min(), f["share"].max()]
-    _reference(fig, "cost = share", ends, ends)
-    fig.update_xaxes(**_LOG_TICKS).update_yaxes(**_LOG_TICKS)
-    both = "of a relay against the teacher's share of the tokens, both relative to the teacher alone"
-    words = [f"{what[0].upper()}{what[1:]} {both}"]
-    for key, line in f.groupby(["cached", "setting"], sort=False):
-        x, y = line["share"], line["cost"]
-        points = f"{y.iloc[0]:.3g} % at a share of {x.iloc[0]:.3g} %, {y.iloc[-1]:.3g} % at {x.iloc[-1]:.3g} %"
-        words.append(f"{', '.join(filter(None, map(str, key)))}: {points}")
-    alt, height = f"{'; '.join(words)}.", 480 + 13 * len(words)  # a line and its words, and the reference
-    return with_alt_text(fig, alt, "What a share of the tokens costs", height=height, legend=_BELOW)
 
 
 def fleet_load(curve: pd.DataFrame) -> go.Figure:
