@@ -15,7 +15,7 @@ token takes.
 
 relay: all rows call at the same places. Ideal is the time of as many passes of each model alone, of the same sizes.
 
-memory: one step of the shipped settings, with fewer prompts.
+memory: the steps on one batch of rollouts of the shipped settings.
 """
 
 from __future__ import annotations
@@ -236,8 +236,8 @@ def relay(bench: Bench) -> None:
 
 
 def memory(bench: Bench) -> None:
-    """Peak memory of two steps with the shipped settings' rollouts and lengths; prompts for one batch of them."""
-    from relaylab.training import grpo
+    """Peak memory of the steps on one batch of rollouts, as many and as long as the shipped settings have."""
+    from relaylab.training import grpo, rollouts
     from relaylab.training.config import make_config
     from relaylab.training.policy_model import PolicyModel
 
@@ -255,7 +255,7 @@ def memory(bench: Bench) -> None:
         length = bench.args.max_tokens or settings.max_completion_length
         chosen = [p for s in SUITES for p in problems(s, 3, split="train")]
         places = {length * k // 4: 64 for k in range(1, 4)} | {length - 40: 8}
-        usual, grpo.Relay = grpo.Relay, partial(Relay, call_rule=CallAt(places))
+        rollouts.Relay = partial(Relay, call_rule=CallAt(places))
         with tempfile.TemporaryDirectory() as folder:
             student = Path(folder) / "student-model"
             random_model(bench.shape(size), bench.args.device, torch.bfloat16).save_pretrained(student)
@@ -265,12 +265,12 @@ def memory(bench: Bench) -> None:
                 torch.cuda.reset_peak_memory_stats()
             out = Path(folder) / "run"
             grpo.train(
-                name, teachers=[teacher], problems=chosen, student=str(student), output_dir=str(out), max_steps=2,
-                max_completion_length=length, filter_threshold=0.0, keep_rollouts=0, save_steps=10, disable_tqdm=True,
-                use_cpu=bench.args.device == "cpu",
+                name, teachers=[teacher], problems=chosen, student=str(student), output_dir=str(out),
+                max_steps=settings.steps_per_batch, max_completion_length=length, filter_threshold=0.0, keep_rollouts=0,
+                disable_tqdm=True, use_cpu=bench.args.device == "cpu",
+                tf32=settings.tf32 if bench.args.device == "cuda" else None,
             )  # fmt: skip
             lines = read_metrics(out).to_dict("records")
-        grpo.Relay = usual
         peak = reserved = 0
         if bench.args.device == "cuda":
             peak, reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
@@ -278,7 +278,7 @@ def memory(bench: Bench) -> None:
             what="memory", settings=name, tokens=length, rows=settings.decode_batch_size,
             computed_gb=total(plan.terms) / 1e9, allocated_gb=peak / 1e9, reserved_gb=reserved / 1e9,
             terms={t.what: round(t.size / 1e9, 2) for t in plan.terms},
-            step_s=[line["seconds"] for line in lines], lengths=[line["tokens"] for line in lines],
+            step_s=[line["seconds"] for line in lines], lengths=[line["tokens"] for line in lines[:1]],
         )  # fmt: skip
 
 

@@ -90,7 +90,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="questions")
     parser.add_argument("--limit", type=int, default=4)
     parser.add_argument("--max-tokens", type=int, default=224)
-    parser.add_argument("--only", nargs="*", help="setups: student teacher fixed unsure fork resize")
+    parser.add_argument("--only", nargs="*", help="setups: student teacher (a local one) fixed unsure fork resize")
     parser.add_argument("--show", type=int, default=0, help="traces to print of each setup")
     parser.add_argument("--out", type=Path, default=Path("runs/real"))
     args = parser.parse_args()
@@ -116,7 +116,7 @@ def main() -> None:
 
     setups: dict[str, Callable[[], list[Trace]]] = {
         "student": lambda: relay(student, NoTeacher()),
-        "teacher": lambda: relay(own or student, NoTeacher()),
+        **({"teacher": lambda: relay(own, NoTeacher())} if own else {}),
         "fixed": lambda: relay(student, teacher, call_rule=fixed),
         "unsure": lambda: relay(student, teacher, call_rule=CallWhenUnsure(1.0, 8, most=6)),
         "fork": lambda: forks("student", lambda t: min(16, len(t.completion_ids) - 1), 32),

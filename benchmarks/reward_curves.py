@@ -43,9 +43,13 @@ BIN = 0.25  # million tokens
 
 
 def curve(run: Path) -> pd.DataFrame:
-    """Means of each metric in bins of sampled tokens: ``tokens`` (millions, its middle), ``panel``, ``value``."""
-    metrics = read_metrics(run)
-    rollouts = json.loads((run / "config.json").read_text("utf-8"))["per_device_train_batch_size"]
+    """Means of each metric in bins of sampled tokens: ``tokens`` (millions, its middle), ``panel``, ``value``.
+
+    Of a run in one process. The metrics of a batch of rollouts stand at its first optimiser step.
+    """
+    metrics, config = read_metrics(run), json.loads((run / "config.json").read_text("utf-8"))
+    micro_batches = config.get("steps_per_generation") or config.get("gradient_accumulation_steps", 1)
+    rollouts = config["per_device_train_batch_size"] * micro_batches
     sampled = metrics["tokens"] + metrics.get("fork_tokens", 0)
     at = BIN * ((sampled.cumsum() * rollouts / 1e6) // BIN + 0.5)
     means = metrics.groupby(at)[list(PANELS)].mean().rename_axis("tokens").reset_index()
@@ -105,7 +109,8 @@ def measures(tables: list[pd.DataFrame]) -> dict[str, Interval]:
     a = {name: np.array([table[name] for table in tables]) for name in tables[0]}  # (seeds, problems)
 
     def share(part: str, whole: str) -> Interval:
-        return interval(lambda i: a[part][:, i].sum() / max(1.0, a[whole][:, i].sum()), len(tables[0]))
+        # Without a call there is no share: such a draw of problems is left out.
+        return interval(lambda i: a[part][:, i].sum() / (a[whole][:, i].sum() or np.nan), len(tables[0]))
 
     return {
         "right": interval(lambda i: a["right"][:, i].mean(), len(tables[0])),

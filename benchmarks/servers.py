@@ -213,9 +213,8 @@ def speeds(
     cases: dict[str, tuple[Pair, Pair]], questions: list[Problem], batches: list[int], rounds: int, clock: Clock
 ) -> list:
     """Each case on servers and in this process, in turn. Each round has questions that no cache has seen."""
-    table = []
+    table, fresh = [], iter(questions)
     for name, (local, remote) in cases.items():
-        fresh = iter(questions)
         for rows in batches:
             parts = [list(islice(fresh, max(4, rows))) for _ in range(rounds + 1)]
             pairs = [tuple(speed(pair, part, rows, clock) for pair in (remote, local)) for part in parts][1:]
@@ -289,7 +288,7 @@ def main() -> None:
     load = f"{os.getloadavg()[0]:.0f}" if hasattr(os, "getloadavg") else "unknown"  # Windows has none
     machine = f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, load {load}"
     print(machine)
-    count = max(args.count, (args.rounds + 1) * sum(max(4, rows) for rows in args.rows))
+    count = args.count + len(args.cases) * (args.rounds + 1) * sum(max(4, rows) for rows in args.rows)
     questions = [problem(ALL_SUITES[i % len(ALL_SUITES)], i // len(ALL_SUITES)) for i in range(count)]
     options = {
         "student_options": {"tokenizer": args.student},
@@ -317,7 +316,7 @@ def main() -> None:
     }
     cases = {name: pairs for name, pairs in cases.items() if name in args.cases}
     clock = partial(processor, args.pid) if args.pid else time.perf_counter
-    report["speed"] = speeds(cases, questions, args.rows, args.rounds, clock) if args.rounds else []
+    report["speed"] = speeds(cases, questions[args.count :], args.rows, args.rounds, clock) if args.rounds else []
     for name, model in (("student", both.student), ("teacher", served)) if args.rounds else ():
         report[f"request of the {name}"] = cost = handoff(model, model.prompt_ids(questions[0].messages()), args.rounds)
         print(f"another request of the {name}: " + "{ms:.1f} ms, as long as {tokens:.1f} tokens of {token_ms:.1f} ms "

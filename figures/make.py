@@ -28,7 +28,7 @@ import typer
 
 from relaylab.doctor import find_browser
 from relaylab.evaluation.stats import summary
-from relaylab.evaluation.table import read_table
+from relaylab.evaluation.table import read_table, trace_name
 from relaylab.sweep.results import effects, plane, read_results
 from relaylab.trace import Trace, read_traces
 from relaylab.version import __version__
@@ -159,9 +159,9 @@ def swept(path: Path) -> Picture:
 def method_traces(evaluation: Path, method: str) -> list[Trace]:
     """The traces of a method's first student, with the first seed. ValueError where the evaluation has none."""
     known = first_traces(evaluation)
-    if method not in known:
+    if (name := trace_name(method)) not in known:
         raise ValueError(f"{evaluation} has no traces of {method!r}; there are {', '.join(known) or 'none'}")
-    return list(read_traces(known[method]))
+    return list(read_traces(known[name]))
 
 
 def index(pictures: dict[str, Picture], table: pd.DataFrame, config: dict, command: str) -> str:

@@ -344,6 +344,8 @@ def breakeven_calls(prices: Prices, measure: str, *, call_tokens: int, tokens: i
     >>> breakeven_calls(prices, "flops", call_tokens=1, tokens=100, prompt=100, command_tokens=1)
     2
     """
+    if call_tokens > tokens:
+        return None
     shape |= {"call_tokens": call_tokens, "tokens": tokens}
     used = usage(regular_trace(calls=n, **shape) for n in range(1, tokens // max(1, call_tokens) + 1))
     dearer = _cost(used, prices, measure) >= _cost(alone(used, "teacher"), prices, measure)

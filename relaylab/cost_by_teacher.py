@@ -20,7 +20,7 @@ def costs_by_teacher(traces: Sequence[Trace], prices: Prices, teachers: Mapping[
         teachers: by the names in the calls.
 
     Raises:
-        ValueError: for a call to a teacher without a price.
+        ValueError: for a call to a teacher without a price, and for teacher tokens of no named teacher.
 
     >>> from relaylab.trace import Call
     >>> calls = [Call(0, 0, 1, 1, 1, 1, to="small"), Call(1, 1, 1, 1, 1, 1, to="large")]
@@ -30,7 +30,10 @@ def costs_by_teacher(traces: Sequence[Trace], prices: Prices, teachers: Mapping[
     >>> priced[["teacher_new", "teacher_written", "teacher_flops"]].values.tolist()  # 2 * (10 * 3 + 100 * 4)
     [[5.0, 2.0, 860.0]]
     """
-    if unknown := {c.to for trace in traces for c in hand_offs(trace)} - set(teachers):
+    unknown = {c.to for trace in traces for c in hand_offs(trace)} - set(teachers)
+    if None in unknown:
+        raise ValueError("a trace has teacher tokens of no named teacher; take costs, with the prices of that one")
+    if unknown:
         raise ValueError(f"no price for {', '.join(map(str, unknown))}; there are {', '.join(teachers)}")
     parts = [costs(usage(traces, to=name), replace(prices, teacher=model)) for name, model in teachers.items()]
     whole = parts[0].copy()  # all parts have the same student

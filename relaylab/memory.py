@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from relaylab.settings import nearest
 from relaylab.training.configs import config_names, read_config
 
 GB = 10**9
@@ -221,5 +222,13 @@ def memory_table() -> str:
     return "\n".join(lines)
 
 
+def main(names: Sequence[str]) -> None:
+    """Print the sums of shipped settings by name, or the table of all."""
+    runs = shipped()
+    if unknown := [name for name in names if name not in runs]:
+        raise SystemExit(f"no settings {unknown[0]!r}; {nearest(unknown[0], runs)}")
+    print("\n".join(f"{name}: {arithmetic(runs[name].terms)}" for name in names) or memory_table())
+
+
 if __name__ == "__main__":
-    print("\n".join(f"{name}: {arithmetic(shipped()[name].terms)}" for name in sys.argv[1:]) or memory_table())
+    main(sys.argv[1:])

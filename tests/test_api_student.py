@@ -5,10 +5,12 @@ from __future__ import annotations
 import functools
 import itertools
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import openai
@@ -482,3 +484,17 @@ def test_a_pair_whose_student_is_elsewhere_is_served(pairs, served):
         served.before = lambda request: DROP
         with pytest.raises(openai.InternalServerError, match="the student failed: the connection to"):
             service.chat("What is 2+3?")
+
+
+def test_the_benchmark_of_servers_asks_no_question_in_two_cases(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    import servers
+
+    asked = []
+    monkeypatch.setattr(servers, "speed", lambda pair, part, rows, clock: asked.append((pair, *part)) or 1.0)
+    cases = {"relay": ("local", "remote"), "student alone": ("local", "remote")}
+    servers.speeds(cases, list(range(100)), [1, 8], 2, time.perf_counter)
+    parts = [part for pair, *part in asked if pair == "remote"]
+    assert parts == [part for pair, *part in asked if pair == "local"]
+    assert [len(part) for part in parts] == [4, 4, 4, 8, 8, 8] * 2
+    assert [question for part in parts for question in part] == list(range(72))

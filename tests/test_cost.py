@@ -184,6 +184,7 @@ def test_breakeven_is_where_the_costs_meet():
     free = replace(STUDENT, parameters=1e-6, attention_width=0)
     cheap = Prices(student=free, teacher=replace(TEACHER, attention_width=0))
     assert breakeven_calls(cheap, "flops", **shape | {"call_tokens": 31}) is None  # there is room for one call
+    assert breakeven_calls(prices, "flops", **shape | {"call_tokens": 61}) is None  # there is room for none
     delay = breakeven_delay(used[1], PRICES)
     assert calls == 2
     assert breakeven_delay(used[0], PRICES) == math.inf  # one hand-off, as the teacher alone

@@ -1,8 +1,10 @@
 """Learning curves hold the logged numbers and their running means, and the live ones never lose the last state."""
 
+import json
 import math
 import re
 import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -263,3 +265,28 @@ def test_runs_whose_long_names_begin_alike_stay_apart():
     lines = [line for line in fig.data if line.mode == "lines"]
     assert [list(line.y) for line in lines] == [[0], [1], [2], [3]]
     assert [line.name[-3:] for line in lines] == ["x-a", "x-b", "zzz", "(2)"]
+
+
+def test_sampled_tokens_are_those_of_all_micro_batches(tmp_path, monkeypatch):
+    """A batch of rollouts is 500 x 10 answers of 100 tokens; its metrics stand at its first optimiser step."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    import reward_curves
+
+    config = {"per_device_train_batch_size": 500, "gradient_accumulation_steps": 5, "steps_per_generation": 10}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    row = {"accuracy": 0.5, "call_ratio": 0.1, "calls": 1.0, "mean_n": 8.0, "tokens": 100.0}
+    lines = [{"step": 1} | row, {"step": 2}, {"step": 3} | row, {"step": 4}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert reward_curves.curve(tmp_path)["tokens"].unique().tolist() == [0.625, 1.125]
+
+
+def test_a_draw_without_calls_has_no_share_of_them(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    import reward_curves
+
+    columns = ("right", "tokens", "teacher", "asked", "delivered", "needless")
+    table = pd.DataFrame({name: [1.0, 1.0] for name in columns} | {"calls": [1.0, 0.0], "delivered": [4.0, 0.0]})
+    found = reward_curves.measures([table])["delivered"]
+    assert (found.value, found.low, found.high) == (4, 4, 4), "half of the draws have the call, and 4 tokens in it"
+    none = reward_curves.measures([table.assign(calls=0.0, delivered=0.0)])["delivered"]
+    assert math.isnan(none.value)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import doctest
 import importlib.util
+import itertools
+import json
 import re
 import sys
 from pathlib import Path
@@ -11,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from relaylab.cli import app
+from relaylab.notebook_commands import find_notebook
+from relaylab.sweep.notebook import read_parameters
 
 DOCS = Path(__file__).parents[1] / "docs"
 GUIDES = ("researchers-guide.md", "instructors-guide.md")
@@ -53,6 +57,21 @@ def test_commands_exist(guide):
     named |= set(re.findall(r"`relaylab ([a-z]+)", read(guide)))
     assert named
     assert named <= known, named - known
+
+
+def test_parameters_in_commands_are_those_of_their_notebooks():
+    """In the README, in every page of the docs, and in the lessons."""
+    root, seen = DOCS.parent, 0
+    pages = [p.read_text("utf-8") for p in (root / "README.md", *DOCS.glob("*.md"))]
+    for book in (root / "notebooks").glob("*.ipynb"):
+        pages += ["".join(cell["source"]) for cell in json.loads(book.read_text("utf-8"))["cells"]]
+    for command in re.findall(r"relaylab notebooks run (\S+ -p (?:[^\n\\]|\\\n)*)", "\n".join(pages)):
+        name, *words = command.replace("\\\n", " ").split()
+        named = {value.partition("=")[0] for option, value in itertools.pairwise(words) if option == "-p"}
+        known = read_parameters(find_notebook(name, root / "notebooks"))
+        assert named <= {*known}, command
+        seen += len(named)
+    assert seen >= 12
 
 
 def test_the_instructors_guide_knows_every_lesson():

@@ -22,11 +22,15 @@ from relaylab.cost import ModelPrices, Prices, costs, hand_offs, usage
 from relaylab.evaluation.counterfactual import call_effects
 from relaylab.evaluation.learning import calls_at
 from relaylab.evaluation.placement import calls_frame
-from relaylab.evaluation.table import trace_files
+from relaylab.evaluation.scorecard import Names
+from relaylab.evaluation.table import trace_files, trace_name
 from relaylab.memory import GB, QWEN3, shipped
+from relaylab.sweep.notebook import read_parameters
 from relaylab.sweep.results import effects, read_results
-from relaylab.tasks.suites import ALL_SUITES, level_of
+from relaylab.tasks.suites import ALL_SUITES, TAUGHT, level_of
 from relaylab.tasks.worlds import HARD_KINDS
+from relaylab.training.config import make_config
+from relaylab.training.configs import config_names, read_config
 from relaylab.training.data_filter import pass_rates
 from relaylab.views.atlas import read_labelled
 from relaylab.views.theme import ROLES
@@ -37,6 +41,12 @@ HOME = Path(__file__).parents[1]
 def sources(number: str) -> dict[str, str]:
     path = next((HOME / "notebooks").glob(f"{number}_*.ipynb"))
     return {cell["id"]: "".join(cell["source"]) for cell in json.loads(path.read_text("utf-8"))["cells"]}
+
+
+def code_of(number: str, *cells: int) -> list[str]:
+    path = next((HOME / "notebooks").glob(f"{number}_*.ipynb"))
+    book = json.loads(path.read_text("utf-8"))
+    return ["".join(book["cells"][cell]["source"]) for cell in cells]
 
 
 def test_00_says_where_the_student_is_unsure():
@@ -659,3 +669,47 @@ def test_11_says_that_the_place_of_a_call_comes_first():
     assert round(10 * before[0]) == 1
     assert round(10 * before[32]) == 6
     assert before.loc[32:].min() >= 0.5, "and it stays there"
+
+
+@pytest.mark.parametrize(("number", "cell"), [("14", 17), ("15", 5)])
+def test_14_and_15_find_the_traces_of_any_relay(number, cell, tmp_path):
+    """By the label of its method, of which a file's name is made: ``plain/relay`` has a slash."""
+    (source,) = code_of(number, cell)
+    problems, label = [rl.problem("tiles", 0)], "relay:student=plain/relay"
+    table = rl.evaluate(["student", label], problems, tmp_path, student="plain/student", progress=False)
+    scope = {"rl": rl, "table": table, "out": tmp_path, "problems": problems}
+    scope |= {"trace_files": trace_files, "trace_name": trace_name}
+    exec(source[source.index("order = ") : source.index("hard = ")], scope)
+    assert {name: [len(t.answered) > 0 for t in own] for name, own in scope["traces"].items()} == {
+        "student": [False],
+        label: [True],
+    }
+
+
+@pytest.mark.parametrize("recipe", [name for name in config_names() if name.startswith("qwen3/")])
+def test_17_takes_any_recipe_at_any_number_of_steps(recipe, tmp_path):
+    path = next((HOME / "notebooks").glob("17_*.ipynb"))
+    (source,) = code_of("17", 10)
+    defaults = {name: p.default for name, p in read_parameters(path).items()}
+    for steps in (1, defaults["steps"]):
+        scope = defaults | {"recipe": recipe, "steps": steps, "run": tmp_path, "warm": "warmup", "teacher": "teacher"}
+        scope |= {"small": True, "served": False, "read_config": read_config, "TAUGHT": TAUGHT}
+        exec(source[: source.index("file = ")], scope)
+        config = make_config(**scope["settings"] | scope["ours"])
+        assert (config.max_steps, config.steps_per_batch, config.prompts_per_batch) == (steps, 1, defaults["prompts"])
+        assert config.tf32 is None, "small models, on any machine"
+
+
+def test_06_takes_other_ablations_than_its_own():
+    (source,) = code_of("06", 15)
+    scope = {"Names": Names, "full": ["a"], "label": {"a": "relay", "b": "relay:student=b", "c": "relay:student=c"}}
+    exec(source[: source.index("claims = ")], scope | (found := {"ablations": {"simple": "b", "mine": "c"}}), found)
+    assert found["names"] == Names(relay="relay", simple="relay:student=b")
+
+
+def test_04_trains_nothing_where_no_scheme_is_to_be_trained():
+    said: list[str] = []
+    scope = {"live": [], "pd": pd, "rl": rl, "Markdown": said.append}
+    for source in code_of("04", 20, 21, 22, 26, 27):
+        exec(source, scope)
+    assert (scope["runs"], scope["last"], said) == ({}, {}, ["Nothing was trained."])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import random
 import re
 from pathlib import Path
@@ -16,7 +18,8 @@ from relaylab import memory
 from relaylab.engine.engine import MAX_CHUNK_TOKENS
 from relaylab.engine.load import load_engine
 from relaylab.memory import GB, QWEN3, RUNTIME, Shape, TrainingMemory, reserved_rows, reserved_tokens, shipped, total
-from relaylab.training import configs
+from relaylab.training import configs, grpo, rollouts
+from relaylab.training.config import make_config
 from relaylab.training.configs import config_names, read_config
 from relaylab.training.policy_model import LORA
 
@@ -163,3 +166,36 @@ def test_the_data_filter_fits_before_the_student_is_there(name):
 
 def test_the_documentation_has_the_table_as_it_is_printed():
     assert memory.memory_table() in (Path(__file__).parents[1] / "docs" / "single-gpu.md").read_text()
+
+
+def test_sums_are_asked_for_by_names_that_there_are(capsys):
+    memory.main(["qwen3/06b-80gb"])
+    assert capsys.readouterr().out.startswith("qwen3/06b-80gb: teacher 8.19 B x 2 B = 16.4 GB + ")
+    with pytest.raises(SystemExit, match="no settings 'qwen3/06b-80gbs'; did you mean 'qwen3/06b-80gb'"):
+        memory.main(["qwen3/06b-80gbs"])
+
+
+def test_the_benchmark_takes_settings_that_can_be_and_calls_at_fixed_places(tmp_path, monkeypatch):
+    """``benchmarks/gpu.py memory`` up to the training, which is too long for a CPU."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    import gpu
+
+    asked = []
+
+    def train(name, *, teachers, problems, **settings):
+        config, out = make_config(name, **settings), Path(settings["output_dir"])
+        assert config.tf32 is None
+        asked.append((config.max_steps // config.steps_per_batch, rollouts.Relay.keywords["call_rule"].calls))
+        out.mkdir()
+        (out / "metrics.jsonl").write_text('{"seconds": 2.0, "tokens": 160.0}\n{"seconds": 1.0}\n')
+
+    for module, name in ((rollouts, "Relay"), (grpo, "PolicyModel")):  # which it replaces
+        monkeypatch.setattr(module, name, getattr(module, name))
+    monkeypatch.setattr(grpo, "train", train)
+    gpu.memory(gpu.Bench(argparse.Namespace(out=tmp_path, device="cpu", tiny=True, max_tokens=160), "memory"))
+    assert asked == [(1, {40: 64, 80: 64, 120: 8})] * 2, "one batch of rollouts"
+    results = json.loads((tmp_path / "memory.json").read_text())["results"]
+    assert [(r["settings"], r["lengths"], r["step_s"]) for r in results] == [
+        ("qwen3/06b-80gb", [160.0], [2.0, 1.0]),
+        ("qwen3/17b-80gb", [160.0], [2.0, 1.0]),
+    ]

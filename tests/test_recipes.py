@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from dataclasses import replace
 from functools import partial
@@ -120,6 +121,10 @@ def test_pretraining_resumes_to_the_same_weights_and_replaces_only_what_is_ours(
     assert whole == killed != base == checksum(tmp_path / "base-student"), "trained on from one base"
     make("student", tmp_path / "short", steps=2)
     assert not {p.name for p in tmp_path.iterdir()} - {"whole", "killed", "short", "base-student"}
+    make("base/student", tmp_path / "tried" / "base-student", steps=2)
+    with pytest.raises(ValueError, match="base-student was made in 2 steps, and the recipe of base/student has 4; rem"):
+        make("student", tmp_path / "tried" / "student")
+    shutil.rmtree(tmp_path / "tried")
     make("student", tmp_path / "killed")  # once more in its place
     assert checksum(tmp_path / "killed") == whole
     (tmp_path / "thesis").mkdir()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from relaylab.evaluation.table import read_table, rows_of
+from relaylab.evaluation.table import read_table, rows_of, trace_name
 from relaylab.trace import Call, Trace, TraceWriter
 from relaylab.views.evaluation_figures import accuracy_against_share
 from relaylab.views.report import comparisons, report
@@ -92,6 +92,15 @@ def test_the_report_holds_every_method_and_escapes_what_models_wrote(evaluation)
     (evaluation / "report.html").write_text("notes of mine")
     with pytest.raises(ValueError, match="no HTML page; choose another file"):
         report(evaluation)
+
+
+def test_the_traces_of_a_method_are_found_by_its_label(make, evaluation):
+    """Whatever its file is called."""
+    label = "relay:student=plain/relay"
+    (evaluation / "traces" / "0" / "relay.jsonl").rename(evaluation / "traces" / "0" / f"{trace_name(label)}.jsonl")
+    assert [t.source for t in make.method_traces(evaluation, label)] == ["scttss"] * 10
+    with pytest.raises(ValueError, match="has no traces of 'relay'; there are"):
+        make.method_traces(evaluation, "relay")
 
 
 def test_numbers_beside_the_pictures_and_an_index(make, evaluation, run, tmp_path, monkeypatch):

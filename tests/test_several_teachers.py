@@ -297,6 +297,8 @@ def test_each_teacher_reads_its_own_part_and_has_its_own_price(engines):
     assert priced.teacher_flops.sum() < same.teacher_flops.sum()
     with pytest.raises(ValueError, match="no price for large; there are small"):
         costs_by_teacher(traces, prices, {"small": sizes["small"]})
+    with pytest.raises(ValueError, match="of no named teacher; take costs"):
+        costs_by_teacher([Trace("q", [1, 2], [5, 6], "tt", ["a", "b"], [])], prices, sizes)
 
     group = [replace(t, correct=True) for t in traces]
     assert cost_aware(group, teacher_size=50.0) == pytest.approx(

@@ -117,6 +117,9 @@ def test_answers_are_found_without_metadata_and_only_they_run(solved, tmp_path):
     assert mark_answers(submit(tmp_path / "a.ipynb", book), LESSON) == dict.fromkeys(NAMES, Mark(True, "right."))
     cells = [("", "kept(3)"), ("", "x = kept == 3"), ("kept", "1"), ("", "kept: int = 2"), ("", LESSON.cells[0][1])]
     assert answer_cells(cells, LESSON) == [("kept", "1"), ("kept", "kept: int = 2")]
+    earlier = {"cell_type": "code", "metadata": {}, "source": "kept = nothing_of_this_name"}
+    book["cells"].insert(0, earlier)
+    assert mark_answers(submit(tmp_path / "b.ipynb", book), LESSON)["kept"] == Mark(True, "right."), "a later try"
 
 
 def test_the_inputs_are_not_those_of_the_lesson(solved, tmp_path):

@@ -71,6 +71,9 @@ def test_a_point_gets_what_it_needs_and_waits_for_it(nodes, tmp_path, monkeypatc
     assert run(plan, tmp_path / "out", ray=nodes.address, watch=lambda **state: states.append(state)) == {}
     assert states[0]["running"] == 1, "one node has a GPU, and memory for one"
     assert collect(plan, tmp_path / "out")["gpu"].tolist() == ["0"]
+    plan = read_plan(write(tmp_path, "resources: {cpus: 0}\n"))
+    assert run(plan, tmp_path / "free", ray=nodes.address, watch=lambda **state: states.append(state)) == {}
+    assert states[-1]["done"] == len(plan.points), "what needs nothing fits everywhere"
     # A cluster may grow, so more than any node has is waited for; here the warning ends the wait.
     monkeypatch.setattr("relaylab.sweep.run.NOWHERE_AFTER", 0.2)
     plan = read_plan(write(tmp_path, "resources: {cpus: 3}\nseeds: [5]"))

@@ -27,7 +27,7 @@ _NAMES = {
     "relaylab.evaluation.scorecard": "Measured Names markdown matched_p measured paper_tables random_router scorecard",
     "relaylab.evaluation.stats": "columns interval mean paired summary",
     "relaylab.evaluation.systems": "system",
-    "relaylab.evaluation.table": "rows_of trace_files",
+    "relaylab.evaluation.table": "rows_of trace_files trace_name",
     "relaylab.memory": "GB PROMPT QWEN3 Shape arithmetic shipped total",
     "relaylab.relay.local_teacher": "LocalTeacher",
     "relaylab.relay.pair": "graded",

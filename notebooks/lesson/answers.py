@@ -118,6 +118,7 @@ def main() -> None:
         stage(seconds)
         try:
             exec(compile(plain(source), name, "exec", dont_inherit=True), scope)
+            failed.pop(name, None)  # of an earlier try
         except BaseException as error:
             failed[name] = remark(error)
     for name in names:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,6 +12,7 @@ from urllib.parse import urlsplit
 from relaylab.defaults import CAPS
 from relaylab.engine.engine import Engine
 from relaylab.engine.load import embedded, fingerprint_weights, relay_defaults
+from relaylab.evaluation.table import trace_name
 from relaylab.evaluation.token_router import TokenRouter, kept_router, train_token_router
 from relaylab.files import Item
 from relaylab.relay.call_rules import CallRule
@@ -170,12 +169,8 @@ class EvalRun:
         return self._done[system.label]
 
     def path(self, system: System) -> Path:
-        """The file of a system's traces; different labels have different files."""
-        name = system.label.replace(":", " ", 1)
-        plain = re.sub(r"[^\w=,.+\- ]", "_", name)[:150]
-        if plain != name:
-            name = f"{plain} {hashlib.blake2b(name.encode(), digest_size=4).hexdigest()}"
-        return self.folder / f"{name}.jsonl"
+        """The file of a system's traces."""
+        return self.folder / f"{trace_name(system.label)}.jsonl"
 
     def decode(
         self, system: System, student: str, teacher: Teacher, *, config: RelayConfig | None = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -60,6 +61,17 @@ def dial_columns(dials: Mapping[str, Any]) -> dict[str, float]:
 def write_table(frame: pd.DataFrame, path: Path) -> None:
     """Write a CSV file, whole or not at all."""
     write_whole(path, frame.to_csv(index=False, float_format="%.6g"))
+
+
+def trace_name(label: str) -> str:
+    """The name of the file of a system's traces, without its suffix; different labels have different names.
+
+    >>> trace_name("relay:student=mine"), trace_name("relay:student=plain/relay")
+    ('relay student=mine', 'relay student=plain_relay 34000d24')
+    """
+    name = label.replace(":", " ", 1)
+    plain = re.sub(r"[^\w=,.+\- ]", "_", name)[:150]
+    return name if plain == name else f"{plain} {hashlib.blake2b(name.encode(), digest_size=4).hexdigest()}"
 
 
 def trace_files(out: str | Path) -> Iterator[tuple[str, Path]]:

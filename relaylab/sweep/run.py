@@ -235,7 +235,8 @@ def _on_ray(plan: Plan, address: str, common: dict[str, Any]) -> Iterator[Pool]:
     def places() -> int:
         needs = {name: n for name, n in {"CPU": cpus, "GPU": gpus, "memory": memory}.items() if n}
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        return sum(min(int(has.get(name, 0) // n) for name, n in needs.items()) for has in nodes)
+        fits = [[int(has.get(name, 0) // n) for name, n in needs.items()] for has in nodes]
+        return sum(min(each, default=len(plan.points)) for each in fits)  # what needs nothing fits everywhere
 
     if address == "local" and not places():
         raise ValueError(_nowhere(plan))

@@ -75,7 +75,8 @@ def make(name: str, out: str | Path, *, device: str = "cpu", steps: int | None =
         steps: fewer steps than the recipe's, for a try.
 
     Raises:
-        ValueError: for a name without a recipe, and where ``out`` holds something else.
+        ValueError: for a name without a recipe, where ``out`` holds something else, and where the model beside it that
+            it is trained on from was made in fewer steps, for a try.
     """
     recipe, out, started = _recipe(name), Path(out), time.monotonic()
     short: dict[str, Any]
@@ -94,6 +95,8 @@ def make(name: str, out: str | Path, *, device: str = "cpu", steps: int | None =
         source = work / "base" if steps else out.with_name(base.replace("/", "-"))
         if not source.exists():
             make(base, source, device=device, steps=steps)
+        elif not steps:
+            _check_whole(base, source)
         base = str(source)
     # 2) Train it.
     results = train(work, device, recipe, base)
@@ -105,6 +108,15 @@ def make(name: str, out: str | Path, *, device: str = "cpu", steps: int | None =
             _halve(folder)
         write_json(folder / RECORD, {"recipe": recipe} | made | results)
     shutil.rmtree(work)
+
+
+def _check_whole(name: str, folder: Path) -> None:
+    """Refuse a model that was made in other steps than its recipe has."""
+    recipe, made = _recipe(name), read_json(folder / RECORD)["recipe"]
+    steps = "steps" if "width" in recipe else "max_steps"
+    if made[steps] != recipe[steps]:
+        told = f"{folder} was made in {made[steps]} steps, and the recipe of {name} has {recipe[steps]}"
+        raise ValueError(f"{told}; remove it, and it is made again, or choose another place for the new model")
 
 
 def _halve(folder: Path) -> None:
