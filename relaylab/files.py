@@ -13,6 +13,7 @@ import mmap
 import os
 import re
 import tempfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -224,7 +225,7 @@ def read_lines(path: str | os.PathLike, parse: Callable[[dict[str, Any]], Item] 
                 except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
                     raise ValueError(f"{path}, line {number}: not a record of relaylab ({error})") from error
                 yield item
-        except (EOFError, gzip.BadGzipFile) as error:
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise ValueError(f"{path} is no whole gzip file ({error})") from error
 
 

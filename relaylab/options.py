@@ -190,7 +190,7 @@ class Teachers(Models):
             raise ValueError("--tokenizer, --teacher-model and --chat-only are for a teacher behind a URL")
         mode = "chat_only" if self.chat_only else None
         options = given_only(model=self.teacher_model, tokenizer=self.tokenizer, mode=mode)
-        options |= self.keywords if self.is_local(self.teacher) else {}
+        options |= {} if served else self.keywords  # several teachers take those of their kind
         temperature = temperature if self.teacher_temperature is None else self.teacher_temperature
         teacher = load_teacher(self.teacher, temperature=temperature, **options)
         for one in every_teacher([teacher]):

@@ -65,6 +65,11 @@ class Call:
     approximate: bool = False  # the teacher only chats: cut from a new turn, and `written` counts what was cut, too
     to: str | None = None  # of several teachers, the name of the one asked; `teacher` is the model that answered
 
+    @property
+    def lost(self) -> bool:
+        """Nobody answered it, and nobody will."""
+        return self.status not in ("answered", "waiting")
+
 
 @dataclass(slots=True)
 class Trace:

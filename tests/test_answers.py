@@ -62,6 +62,9 @@ def test_overlapping_tolerances_are_paired_off():
         ("x = 100,200", "100, 200", True),
         ("100,200", "100200", True),
         ("100, 200", "100200", False),
+        ("200, 1", "1,200", False),
+        ("1 or 200", "1,200", False),
+        ("0, 1", "1,000", False),
         ("100,200", "100, 201", False),
         ("100,200", "100, 20", False),
     ],
@@ -69,6 +72,11 @@ def test_overlapping_tolerances_are_paired_off():
 def test_a_comma_beside_a_list_is_that_of_a_list(written, answer, equal):
     for kind in ("expression", "several"):
         assert right(written, answer, kind) == equal
+
+
+@pytest.mark.parametrize("written", ["1, 200", "200, 1", "1 and 200"])
+def test_two_numbers_are_not_one_with_groups(written):
+    assert not right(written, "1,200", "number")
 
 
 QUANTITIES = {

@@ -494,13 +494,16 @@ def test_a_server_that_cannot_be_asked_is_left_alone_for_a_while(server, monkeyp
 
 
 def test_a_cancelled_probe_says_nothing_of_the_server(server):
-    server.rule = lambda request: Reply(delay=1.0) if request.path == "/v1/models" else None
+    slow = iter([Reply(delay=1.0)])  # the first answer alone
+    server.rule = lambda request: next(slow, None) if request.path == "/v1/models" else None
     with APITeacher(server.url, "m", retries=0) as teacher:
         gone, waiting = view(), view()
-        teacher.submit([gone, waiting])
+        teacher.submit([gone])
+        deadline = time.monotonic() + 30
         while not server.requests:
+            assert time.monotonic() < deadline
             time.sleep(0.01)
-        server.rule = lambda request: None
+        teacher.submit([waiting])
         teacher.release([gone])
         assert teacher.poll([waiting], wait=True)[0][1].text == "and s"
         assert ask(teacher).text == "and s"

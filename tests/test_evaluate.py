@@ -301,6 +301,9 @@ def test_a_resample_without_a_gap_is_in_no_interval():
     assert np.isnan(gap_recovered(method, teacher, student).value)
     infinite = interval(lambda i: -np.inf if i.mean() < 9.5 else 1.0, 20)
     assert (infinite.value, infinite.low, infinite.high) == (1.0, -np.inf, 1.0)
+    student, teacher, method = (np.array([1.0] * n + [0.0] * (2000 - n)) for n in (900, 901, 930))
+    tiny = gap_recovered(method, student, teacher[::-1])
+    assert tiny.low <= tiny.value == tiny.high == pytest.approx(30), "a value lies in its interval"
 
 
 def test_a_gap_is_where_all_three_answered():

@@ -43,12 +43,6 @@ def sources(number: str) -> dict[str, str]:
     return {cell["id"]: "".join(cell["source"]) for cell in json.loads(path.read_text("utf-8"))["cells"]}
 
 
-def code_of(number: str, *cells: int) -> list[str]:
-    path = next((HOME / "notebooks").glob(f"{number}_*.ipynb"))
-    book = json.loads(path.read_text("utf-8"))
-    return ["".join(book["cells"][cell]["source"]) for cell in cells]
-
-
 def test_00_says_where_the_student_is_unsure():
     """At the wrong digit of the product, and at the one before it; three of the teacher's tokens mend it."""
     cells = sources("00")
@@ -671,10 +665,10 @@ def test_11_says_that_the_place_of_a_call_comes_first():
     assert before.loc[32:].min() >= 0.5, "and it stays there"
 
 
-@pytest.mark.parametrize(("number", "cell"), [("14", 17), ("15", 5)])
+@pytest.mark.parametrize(("number", "cell"), [("14", "cell-16"), ("15", "cell-04")])
 def test_14_and_15_find_the_traces_of_any_relay(number, cell, tmp_path):
     """By the label of its method, of which a file's name is made: ``plain/relay`` has a slash."""
-    (source,) = code_of(number, cell)
+    source = sources(number)[cell]
     problems, label = [rl.problem("tiles", 0)], "relay:student=plain/relay"
     table = rl.evaluate(["student", label], problems, tmp_path, student="plain/student", progress=False)
     scope = {"rl": rl, "table": table, "out": tmp_path, "problems": problems}
@@ -689,7 +683,7 @@ def test_14_and_15_find_the_traces_of_any_relay(number, cell, tmp_path):
 @pytest.mark.parametrize("recipe", [name for name in config_names() if name.startswith("qwen3/")])
 def test_17_takes_any_recipe_at_any_number_of_steps(recipe, tmp_path):
     path = next((HOME / "notebooks").glob("17_*.ipynb"))
-    (source,) = code_of("17", 10)
+    source = sources("17")["cell-28"]
     defaults = {name: p.default for name, p in read_parameters(path).items()}
     for steps in (1, defaults["steps"]):
         scope = defaults | {"recipe": recipe, "steps": steps, "run": tmp_path, "warm": "warmup", "teacher": "teacher"}
@@ -701,7 +695,7 @@ def test_17_takes_any_recipe_at_any_number_of_steps(recipe, tmp_path):
 
 
 def test_06_takes_other_ablations_than_its_own():
-    (source,) = code_of("06", 15)
+    source = sources("06")["cell-26"]
     scope = {"Names": Names, "full": ["a"], "label": {"a": "relay", "b": "relay:student=b", "c": "relay:student=c"}}
     exec(source[: source.index("claims = ")], scope | (found := {"ablations": {"simple": "b", "mine": "c"}}), found)
     assert found["names"] == Names(relay="relay", simple="relay:student=b")
@@ -710,6 +704,6 @@ def test_06_takes_other_ablations_than_its_own():
 def test_04_trains_nothing_where_no_scheme_is_to_be_trained():
     said: list[str] = []
     scope = {"live": [], "pd": pd, "rl": rl, "Markdown": said.append}
-    for source in code_of("04", 20, 21, 22, 26, 27):
-        exec(source, scope)
+    for cell in ("cell-28", "cell-29", "cell-30", "tempered", "ends"):
+        exec(sources("04")[cell], scope)
     assert (scope["runs"], scope["last"], said) == ({}, {}, ["Nothing was trained."])

@@ -344,7 +344,7 @@ WAITING = """async () => {
   const { next } = teacher;
   window.looks = [];
   teacher.next = async (slot) => {
-    await new Promise((resolve) => setTimeout(resolve, 60)); // longer than until the next drawing
+    while (!document.querySelector("[aria-busy=true] [data-call]")) await new Promise(requestAnimationFrame);
     looks.push(...[...document.querySelectorAll("[aria-busy=true] [data-call]")].map((e) => e.dataset.call));
     looks.push(...[...document.querySelectorAll("[aria-busy=true] .rl-lost")].map((e) => e.className));
     return next.call(teacher, slot);

@@ -416,3 +416,24 @@ def test_rollouts_tell_conversations_that_end_alike_apart(student):
         assert trace.prompt_ids == student.prompt_ids(messages)
         assert trace.problem["answer"] == prompts[prompt_key(messages)].answer
     assert {t.problem["answer"] for t in traces} == {"0", "1", "2"}
+
+
+@pytest.mark.parametrize(
+    ("trained", "given", "expected"),
+    [
+        ({"fixed_call_tokens": 2}, {}, (2, "tokens")),
+        ({"fixed_call_tokens": 2}, {"call_end": "line"}, (None, "line")),
+        ({"fixed_call_tokens": 2}, {"call_end": "tokens"}, (None, "tokens")),
+        ({"call_end": "line"}, {"fixed_call_tokens": 7}, (7, "tokens")),
+        ({"call_end": "line"}, {"fixed_call_tokens": None}, (None, "line")),
+    ],
+)
+def test_an_end_of_calls_that_is_given_replaces_a_trained_one(student, trained, given, expected):
+    config = Pair(student, NoTeacher(), trained | {"max_calls": 3}).relay(**given).config
+    assert (config.fixed_call_tokens, config.call_end, config.max_calls) == (*expected, 3)
+
+
+def test_an_option_that_no_teacher_takes_is_refused():
+    for wrong in ("devcie", "timeout"):
+        with pytest.raises(TypeError, match=f"none of the teachers 'a=student b=teacher' takes '{wrong}'"):
+            load_teacher("a=student b=teacher", **{wrong: 1})

@@ -449,5 +449,10 @@ def test_a_fork_of_a_raw_prompt_has_no_template_either(engines):
     forks = [list(relay.fork(trace, 2, call=9, **own))[-1].trace for own in ({}, {"prompt": Segment(text)})]
     assert forks[0].completion_ids == forks[1].completion_ids
     assert list(relay.fork(trace, trace.calls[0].start))[-1].trace.completion_ids == trace.completion_ids
+    bare = random_engine("qwen3", 0)
+    bare.tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"  # a chat that looks raw
+    other = Relay(bare, LocalTeacher(engines["embedded"][1]), call_rule=CallAt({1: 4}), max_tokens=12)
+    chats = other.run([text])[0]
+    assert list(other.fork(chats, 1))[-1].trace.completion_ids == chats.completion_ids
     chat = list(relay.fork(trace, 2, call=9, prompt=text))[-1].trace
     assert chat.completion_ids != forks[0].completion_ids, "the teacher of a chat writes something else"

@@ -100,7 +100,7 @@ def test_sizes_change_the_rest(tmp_path):
 )
 def test_a_helper_is_found_however_it_is_imported(tmp_path, body):
     path = write(tmp_path, "grid: {beta: [0.1]}", body=body)
-    for text in ("import json, other", "import json"):
+    for text in ("%matplotlib inline\nimport json, other", "import json, other", "import json"):
         (tmp_path / "helper.py").write_text(text)
         (tmp_path / "other.py").write_text("x = 1")
         found = {"helper.py": text} | ({"other.py": "x = 1"} if "other" in text else {})

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relaylab.trace import Call, Trace, TraceWriter, from_dataset, read_traces, to_dataset, to_frame
+from relaylab.trace import PROBLEMS, Call, Trace, TraceWriter, from_dataset, read_traces, to_dataset, to_frame
 
 
 @st.composite
@@ -151,3 +151,8 @@ def test_tag_tokens_are_those_of_commands_and_those_that_touch_a_tag(tokens):
     assert trace.tag_tokens == expected
     content = len(tokens) - expected
     assert trace.content_ratio == (source.count("t") / content if content else 0)
+
+
+def test_a_call_is_lost_once_nobody_will_answer_it():
+    lost = {s: Call(0, 1, 1, status=s).lost for s in ("answered", "waiting", "failed", "refused", *PROBLEMS)}
+    assert [status for status, is_lost in lost.items() if not is_lost] == ["answered", "waiting"]

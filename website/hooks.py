@@ -78,7 +78,8 @@ def on_files(files: Files, config) -> Files:
         executed = EXECUTED / source.stem / source.name
         add(f"lessons/{source.stem}.md", _lesson(executed if executed.exists() else source))
         add(f"lessons/{source.name}", source.read_bytes())
-    for path in sorted((ROOT / "notebooks" / "capstone").glob("*.*")):  # lesson 17 links to its page
+    capstone = ROOT / "notebooks" / "capstone"  # lesson 17 links to its page
+    for path in sorted(p for p in capstone.glob("*.*") if p.is_file()):
         add(f"lessons/capstone/{path.name}", path.read_bytes())
     add("assets/plotly.js", get_plotlyjs())
     for name, text in _api_pages():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -16,7 +16,7 @@ from relaylab.evaluation.table import trace_name
 from relaylab.evaluation.token_router import TokenRouter, kept_router, train_token_router
 from relaylab.files import Item
 from relaylab.relay.call_rules import CallRule
-from relaylab.relay.config import CallEnd, RelayConfig
+from relaylab.relay.config import CallEnd, RelayConfig, with_training
 from relaylab.relay.local_teacher import LocalTeacher
 from relaylab.relay.pair import Pair, is_url, load_student, load_teacher, local_name
 from relaylab.relay.students import Student
@@ -26,8 +26,6 @@ from relaylab.trace import Trace, TraceWriter
 
 if TYPE_CHECKING:
     from relaylab.evaluation.systems import System
-
-ENDS = {"call_end", "fixed_call_tokens"}  # both say where a call ends
 
 
 def without_secrets(value: Any) -> Any:
@@ -186,9 +184,9 @@ class EvalRun:
     def relay_config(self, student: str) -> RelayConfig:
         """The run's settings for a trained student. Caps and ends of calls that nobody gave are its training's."""
         trained, default = relay_defaults(local_name(self.models.model(student))), RelayConfig()
-        given = {k for k in CAPS if k in self.given or getattr(self.config, k) != getattr(default, k)}
-        given |= ENDS if given & ENDS else set()
-        return replace(self.config, **{k: v for k, v in trained.items() if k in CAPS and k not in given})
+        values = asdict(self.config)
+        given = {k: values[k] for k in CAPS if k in self.given or values[k] != getattr(default, k)}
+        return replace(self.config, **with_training({k: v for k, v in trained.items() if k in CAPS}, given))
 
     def called(
         self, system: System, student: str, rule: CallRule, *, teacher: Teacher | None = None, write: bool = False,

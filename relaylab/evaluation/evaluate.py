@@ -28,7 +28,7 @@ from relaylab.evaluation.table import read_table, rows_of, write_table
 from relaylab.files import CONFIG, bind_folder, check_config, own_code, plain, read_json, write_json
 from relaylab.relay.config import RelayConfig
 from relaylab.relay.pair import is_url, models_of
-from relaylab.relay.teachers import Teacher
+from relaylab.relay.teachers import Teacher, every_teacher
 from relaylab.tasks.suites import Problem, problem_texts
 
 RELAY_OPTIONS = {f.name for f in fields(RelayConfig)}
@@ -138,12 +138,10 @@ def _weights(models: ModelCache, systems: Sequence[System]) -> dict[str, str]:
     names = {models.model(getattr(s, "student", "student")) for s in systems}
     names |= {model for t in teachers if type(t) is str for model in models_of(t).values()}
     weights = {name: fingerprint_weights(name) for name in sorted(names - {"", "none"}) if not is_url(name)}
-    engine = getattr(models.default_teacher, "engine", None)
-    return (
-        weights
-        | own_code(*systems)
-        | ({models.teacher.name: fingerprint_weights(engine.model)} if engine is not None else {})
-    )
+    ready = [] if isinstance(models.default_teacher, str) else every_teacher([models.default_teacher])
+    engines = {teacher.name: engine for teacher in ready if (engine := getattr(teacher, "engine", None))}
+    ours = {name: fingerprint_weights(engine.source or engine.model) for name, engine in engines.items()}
+    return weights | own_code(*systems) | ours
 
 
 def _digest(problems: Sequence[Problem]) -> str:

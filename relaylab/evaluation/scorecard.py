@@ -103,10 +103,7 @@ FORMULAS: dict[str, tuple[str, Callable[..., float]]] = {
             acc(relay) - acc(base) - ratio(relay) / 100 * (acc(teacher) - acc(base))
         ),
     ),
-    "router_cost": (
-        "1 - rho / p of the matched router",
-        _router_cost,
-    ),
+    "router_cost": ("1 - rho / p of the matched router", _router_cost),
     "peak": (
         "{0} - best of the other teachers",
         lambda accuracy, ratio, relay, *others: accuracy(relay) - max(map(accuracy, others)),

@@ -69,9 +69,11 @@ def interval(statistic: Callable[[np.ndarray], float], problems: int, *, seed: i
     drawn = np.random.default_rng(seed).integers(0, problems, (RESAMPLES, problems))
     values = np.array([statistic(indices) for indices in drawn])
     values = values[~np.isnan(values)]
+    if not len(values):
+        return Interval(value, value, value)
     method = "linear" if np.isfinite(values).all() else "nearest"  # nothing lies between a number and infinity
     low, high = np.quantile(values, [0.025, 0.975], method=method)
-    return Interval(value, float(low), float(high))
+    return Interval(value, min(float(low), value), max(float(high), value))
 
 
 def _complete(*values: np.ndarray | pd.Series) -> list[np.ndarray]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 OnFailure = Literal["carry_on", "raise", "exclude"]
 CallEnd = Literal["tokens", "line", "answer"]
+ENDS = ("call_end", "fixed_call_tokens")  # both say where a call ends
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +60,21 @@ class RelayConfig:
             if value is None or value < minimum:
                 hint = "" if needed else ", or None for no cap"
                 raise ValueError(f"{name} is {value}; it must be at least {minimum}{hint}")
-        if not 0 <= self.temperature < math.inf or not 0 < self.top_p <= 1 or self.top_k < 0:
-            raise ValueError("temperature and top_k are finite and not negative, and top_p lies in (0, 1]")
+        sampling = self.temperature, self.top_p, self.top_k
+        if None in sampling or not (0 <= self.temperature < math.inf and 0 < self.top_p <= 1 and self.top_k >= 0):
+            values = f"temperature {self.temperature}, top_p {self.top_p}, top_k {self.top_k}"
+            raise ValueError(f"{values}: temperature and top_k are finite and not negative, and top_p lies in (0, 1]")
         if self.call_end not in ("tokens", "line", "answer") or (self.call_end != "tokens" and self.fixed_call_tokens):
             raise ValueError("call_end is 'tokens', 'line' or 'answer'; fixed_call_tokens needs 'tokens'")
         if self.on_failure not in ("carry_on", "raise", "exclude"):
             raise ValueError(f"on_failure is {self.on_failure!r}; it must be 'carry_on', 'raise' or 'exclude'")
+
+
+def with_training(trained: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a student's training that are not given. An end of calls that is given replaces a trained one.
+
+    >>> with_training({"max_calls": 2, "call_end": "line"}, {"fixed_call_tokens": 5})
+    {'max_calls': 2}
+    """
+    ends = ENDS if any(given.get(name) is not None for name in ENDS) else ()
+    return {name: value for name, value in trained.items() if name not in {*given, *ends}}

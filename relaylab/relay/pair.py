@@ -27,7 +27,7 @@ from relaylab.engine.load import (
     load_tokenizer,
     relay_defaults,
 )
-from relaylab.relay.config import RelayConfig
+from relaylab.relay.config import RelayConfig, with_training
 from relaylab.relay.local_teacher import LocalTeacher
 from relaylab.relay.relay import Prompt, Relay
 from relaylab.relay.sequence import Done
@@ -63,9 +63,7 @@ class Pair:
 
     def relay(self, config: RelayConfig | None = None, **options: Any) -> Relay:
         """A ``Relay`` of this pair. ``options`` are those of ``Relay`` and the fields of ``RelayConfig`` by name."""
-        own = {} if config else dict(self.defaults)
-        if options.get("fixed_call_tokens"):
-            own["call_end"] = "tokens"  # not the line that the student was trained with
+        own = {} if config else with_training(self.defaults, options)
         return Relay(self.student, self.teacher, config, **own | options)
 
     def solve(
@@ -285,7 +283,10 @@ def load_teacher(
         return NoTeacher()
     if len(models := models_of(name)) > 1:
         shared: dict[str, Any] = dict(model=model, tokenizer=tokenizer, temperature=temperature)
-        of_kind = {url: {k: v for k, v in options.items() if url != (k in LOADING)} for url in (True, False)}
+        kinds = {is_url(model) for model in models.values()}
+        if foreign := [k for k in options if (k not in LOADING) not in kinds]:
+            raise TypeError(f"none of the teachers {name!r} takes {foreign[0]!r}")
+        of_kind = {url: {k: v for k, v in options.items() if url != (k in LOADING)} for url in kinds}
         return NamedTeachers({k: load_teacher(v, **shared, **of_kind[is_url(v)]) for k, v in models.items()})
     if is_url(name):
         from relaylab.relay.api_teacher import APITeacher  # the client is slow to import and seldom needed
@@ -347,7 +348,8 @@ def load_pair(
     model = load_student(student, **shared | (student_options or {}))
     local = local_name(student, **student_options or {})
     if isinstance(teacher, (str, Path)):
-        shared = {} if is_url(str(teacher)) or teacher == "none" else options
+        served = all(map(is_url, models_of(str(teacher)).values()))
+        shared = {} if served or teacher == "none" else options
         teacher = load_teacher(str(teacher), **shared | (teacher_options or {}))
     elif teacher_options:
         raise ValueError("teacher_options are for a teacher that is loaded by name; this one is made already")

@@ -320,13 +320,14 @@ class Relay:
         return sequence
 
     def _prompt_of(self, trace: Trace) -> Prompt:
-        """The prompt of a trace: a raw one if its tokens hold its text and nothing else, besides a first token."""
+        """The prompt of a trace: a raw one if its tokens are its text, and a chat would have others."""
         ids, known = trace.prompt_ids, self.student.text.bytes
         body = ids[1:] if ids[:1] == [self.student.tokenizer.bos_token_id] else ids
         text = b"".join(known[i] for i in body if i < len(known)).decode(errors="replace")
-        if not trace.history and text == trace.prompt:
+        chat = [*(trace.history or ()), {"role": "user", "content": trace.prompt}]
+        if not trace.history and text == trace.prompt and self.student.prompt_ids(chat) != ids:
             return Segment(trace.prompt, tuple(ids))
-        return [*(trace.history or ()), {"role": "user", "content": trace.prompt}]
+        return chat
 
     def sequence(
         self, index: int, prompt: Prompt, seed: int, *, config: RelayConfig | None = None, ids: list[int] | None = None

@@ -77,9 +77,7 @@ def result(**values: Any) -> None:
 def _plain(name: str, value: Any) -> Any:
     value = value.tolist() if hasattr(value, "tolist") else value  # numpy and torch, numbers and arrays
     try:
-        return json.loads(
-            json.dumps(value), parse_constant=lambda name: None
-        )  # of NaN and infinities, wherever they are
+        return json.loads(json.dumps(value), parse_constant=lambda _: None)  # NaN and infinities, wherever they are
     except (TypeError, ValueError) as error:
         raise ValueError(f"result {name!r}: JSON cannot hold {type(value).__name__} {value!r} ({error})") from error
 

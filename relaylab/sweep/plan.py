@@ -150,9 +150,10 @@ def helper_modules(notebook: Path) -> dict[str, str]:
 
 def _imported(source: str) -> list[str]:
     """The first names of the modules that a source imports."""
+    python = re.sub(r"(?m)^(\s*)[%!].*$", r"\1pass", source)  # without magics
     try:
-        nodes = list(ast.walk(ast.parse(source)))
-    except (SyntaxError, ValueError, MemoryError, RecursionError):  # a cell with a magic is no Python
+        nodes = list(ast.walk(ast.parse(python)))
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
         return IMPORT.findall(source)
     names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
     names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level]

@@ -72,7 +72,7 @@ def compare(written: str, answer: str, *, kind: str = "expression", unit: str = 
         return (_letter if kind == "letter" else _text)(written, answer)
     if _PLAIN.fullmatch(written) and _PLAIN.fullmatch(answer):  # the common case, at once
         return _reason(abs(Fraction(written) - Fraction(answer)) <= Fraction(tolerance))
-    return _expression(written, answer, unit, tolerance)
+    return _expression(written, answer, unit, tolerance, kind == "number")
 
 
 KINDS = ("expression", "number", "several", "letter", "text")
@@ -83,14 +83,14 @@ def _reason(equal: bool) -> Reason:
 
 
 @lru_cache(maxsize=4096)
-def _expression(written: str, answer: str, unit: str, tolerance: float) -> Reason:
+def _expression(written: str, answer: str, unit: str, tolerance: float, is_number: bool) -> Reason:
     if re.fullmatch(r"\\text\{\s*\(?[A-Z]\)?\s*\}|\([A-Z]\)", answer.strip("$ .")):
         return _letter(written, answer)
     ours, theirs = normalise(written), normalise(answer)
-    if (shorter := _count(ours) - _count(theirs)) < 0:  # the commas of `100,200` beside `100, 200` are a list's
+    if (more := _count(ours) - _count(theirs)) < 0:  # the commas of `100,200` beside `100, 200` are a list's
         ours = normalise(_spaced(written))
-    elif shorter > 0:
-        theirs = normalise(_spaced(answer))
+    elif more > 0 and not is_number and _squeezed(ours) == _squeezed(normalise(_spaced(answer))):
+        return "equal"  # a reference is read as a list only where the answer is this very list
     ours, theirs = _unnamed(ours, theirs)
     ours, theirs = _as_set(ours, theirs), _as_set(theirs, ours)
     left, right = map(_answers, (ours, theirs))

@@ -243,24 +243,31 @@ def _distinct(problems: Iterable[Problem]) -> Iterator[Problem]:
 
 def _filtered(config: RelayGRPOConfig, teacher: Teacher, problems: Sequence[Problem], run: RunDir) -> list[Problem]:
     """The problems that the teacher solves often enough. A resumed run has those that it began with."""
-    with processes().main_process_first():  # the others find them in the file
-        if not run.kept.exists():
-            kept = {p.id for p in keep(_rates(config, teacher, problems, run), config.filter_threshold)}
-            if not kept:
-                raise ValueError("the data filter leaves no problems to train on; lower filter_threshold")
-            write_json(run.kept, sorted(kept))
-    kept = set(read_json(run.kept))
-    return [p for p in problems if p.id in kept]
+    # 1) What can be wrong is found by every process: one that fails within step 2 would keep the others waiting.
+    rates = _filed_rates(config.filter_rates, problems) if config.filter_rates else None
+    asked = teacher if rates else _rater(config, teacher)
+    # 2) The first process measures the rates; the others find them in the file.
+    with processes().main_process_first():
+        if not run.kept.exists() and (
+            kept := keep(rates or _rates(config, asked, problems, run), config.filter_threshold)
+        ):
+            write_json(run.kept, sorted(p.id for p in kept))
+    if not run.kept.exists():
+        raise ValueError("the data filter leaves no problems to train on; lower filter_threshold")
+    names = set(read_json(run.kept))
+    return [p for p in problems if p.id in names]
 
 
-def _rates(config: RelayGRPOConfig, teacher: Teacher, problems: Sequence[Problem], run: RunDir) -> list[Rate]:
-    """The teacher's pass rates: of a file, or else measured."""
-    if config.filter_rates:
-        rates = {_text(rate.problem): rate for rate in load_rates(config.filter_rates)}
-        if missing := [p.id for p in problems if _text(p) not in rates]:
-            told = f"{config.filter_rates} has no rate of {len(missing)} problems, {missing[0]!r} first"
-            raise ValueError(f"{told}: their ids, questions and answers must be the same; run the filter on them")
-        return [rates[_text(p)] for p in problems]
+def _filed_rates(file: str, problems: Sequence[Problem]) -> list[Rate]:
+    rates = {_text(rate.problem): rate for rate in load_rates(file)}
+    if missing := [p.id for p in problems if _text(p) not in rates]:
+        told = f"{file} has no rate of {len(missing)} problems, {missing[0]!r} first"
+        raise ValueError(f"{told}: their ids, questions and answers must be the same; run the filter on them")
+    return [rates[_text(p)] for p in problems]
+
+
+def _rater(config: RelayGRPOConfig, teacher: Teacher) -> Teacher:
+    """The teacher whose pass rates count: the largest one, at temperature 1."""
     if isinstance(teacher, NoTeacher):
         raise ValueError("a data filter needs a teacher, or a file of rates that one made (filter_rates)")
     if isinstance(teacher, NamedTeachers):
@@ -271,6 +278,10 @@ def _rates(config: RelayGRPOConfig, teacher: Teacher, problems: Sequence[Problem
     if getattr(teacher, "temperature", 1.0) != 1.0:
         teacher = copy.copy(teacher)
         setattr(teacher, "temperature", 1.0)  # noqa: B010 - a pass rate is of samples
+    return teacher
+
+
+def _rates(config: RelayGRPOConfig, teacher: Teacher, problems: Sequence[Problem], run: RunDir) -> list[Rate]:
     return pass_rates(
         teacher,
         problems,

@@ -31,7 +31,7 @@ MEASURE_NAMES = {
 NO_RESULT = "no result"  # a call in which the teacher wrote no digit of any step's result
 BIN = 5  # per cent of a response
 _GROUPED: dict[str, Any] = {"scattermode": "group", "scattergap": 0.4}  # marks of one group stand side by side
-_NUMBER = r"[:,]\w+=[-+]?[\d.]+(?:e[-+]?\d+)?(?=,|$)"  # an option of a method that is a number
+_NUMBER = r"[:,](?!student=|teacher=)\w+=[-+]?[\d.]+(?:e[-+]?\d+)?(?=,|$)"  # an option of a method that is a number
 _BELOW: dict[str, Any] = {"y": -0.2, "yanchor": "top"}  # a legend below the axes, for many or long names
 # Ticks at 1, 2 and 5 of each power of ten, written out: plotly writes a bare 2 and 5 between the powers.
 _LOG_TICKS: dict[str, Any] = {

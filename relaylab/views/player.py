@@ -67,7 +67,7 @@ def strip_state(trace: Trace) -> dict[str, Any]:
         **({"teacher_top": [t and visible(t, "\n\t") for t in trace.teacher_top]} if trace.teacher_top else {}),
         "calls": [
             {"start": c.start, "end": c.end, "delivered": c.delivered, "requested": c.requested}
-            | {"lost": c.status not in ("answered", "waiting"), "words": call_words(c)}
+            | {"lost": c.lost, "words": call_words(c)}
             for c in trace.calls
         ],
     }

@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 
 from relaylab.call_tag import visible
 from relaylab.evaluation.stats import columns, paired, summary
-from relaylab.evaluation.table import read_table, trace_files, write_table
+from relaylab.evaluation.table import read_table, trace_files, trace_name, write_table
 from relaylab.files import read_json, write_whole
 from relaylab.trace import read_traces
 from relaylab.version import __version__
@@ -44,7 +44,7 @@ def report(out: str | Path) -> Path:
     names = list(dict.fromkeys(table["method"]))
     main = next((m for m in ("relay", *names) if m in names and m not in ("student", "teacher")), names[0])
     figures = {"accuracy": accuracy_against_share(table), "suites": suite_bars(table)}
-    figures |= {f"calls-{name}": fig for name, fig in _positions(out).items()}
+    figures |= {f"calls-{name}": fig for name, fig in _positions(out, names).items()}
     folder = out / "figures"
     folder.mkdir(exist_ok=True)
     for name, fig in figures.items():
@@ -79,14 +79,16 @@ def comparisons(table: pd.DataFrame, main: str) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["other", "difference", "low", "high", "p"])
 
 
-def _positions(out: Path) -> dict[str, go.Figure]:
-    """Where the calls are, for each method that calls; of many traces a sample."""
-    figures = {}
+def _positions(out: Path, methods: list[str]) -> dict[str, go.Figure]:
+    """Where the calls are, for each method that calls; of many traces a sample. By the names of files."""
+    figures, labels = {}, {trace_name(method): method for method in methods}
     for name, path in first_traces(out).items():
         traces = list(read_traces(path))
         if any(0 < t.call_ratio < 1 for t in traces):
             fig = call_positions(random.Random(0).sample(traces, min(SAMPLE, len(traces))), relative=True)
-            figures[name] = fig.update_layout(title_text=f"Where the student calls: {figure_text(name)}")
+            figures[name] = fig.update_layout(
+                title_text=f"Where the student calls: {figure_text(labels.get(name, name))}"
+            )
     return figures
 
 

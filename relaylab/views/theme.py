@@ -229,12 +229,12 @@ def html_table(frame: Any) -> str:
 
 
 def number_text(value: float) -> str:
-    """A number of a table: four digits, or its whole part with one digit.
+    """A number of a table: four significant digits; from 1,000 to a million one decimal.
 
     >>> number_text(0.12345), number_text(1234.56), number_text(2000.0), number_text(1.7e9)
-    ('0.1235', '1,234.6', '2,000', '1.7e+09')
+    ('0.1235', '1234.6', '2000', '1.7e+09')
     """
-    return f"{value:,.1f}".removesuffix(".0") if 1000 <= abs(value) < 1e6 else f"{value:.4g}"
+    return f"{value:.1f}".removesuffix(".0") if 1000 <= abs(value) < 1e6 else f"{value:.4g}"
 
 
 SHOWN_POINTS = 20  # of a trace, in a figure's table

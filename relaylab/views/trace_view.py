@@ -263,7 +263,7 @@ def _strip(trace: Trace) -> str:
     for source, k, start, end in turns(trace):
         writer, classes, attributes = ROLES[source].name, "", ""
         if k is not None:
-            lost = trace.calls[k].status != "answered"
+            lost = trace.calls[k].lost
             classes, attributes = " rl-lost" if lost else "", f' data-call="{k + 1}{" ✗" if lost else ""}"'
             writer += f", call {k + 1}{' (not answered)' if lost else ''}"
         tokens = "".join(_token(trace, i, writer) for i in range(start, end))

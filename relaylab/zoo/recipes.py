@@ -75,8 +75,8 @@ def make(name: str, out: str | Path, *, device: str = "cpu", steps: int | None =
         steps: fewer steps than the recipe's, for a try.
 
     Raises:
-        ValueError: for a name without a recipe, where ``out`` holds something else, and where the model beside it that
-            it is trained on from was made in fewer steps, for a try.
+        ValueError: for a name without a recipe, and where ``out`` holds something else. Also where the model beside it,
+            which it is trained on from, was made in fewer steps.
     """
     recipe, out, started = _recipe(name), Path(out), time.monotonic()
     short: dict[str, Any]
@@ -112,10 +112,12 @@ def make(name: str, out: str | Path, *, device: str = "cpu", steps: int | None =
 
 def _check_whole(name: str, folder: Path) -> None:
     """Refuse a model that was made in other steps than its recipe has."""
+    if not (folder / RECORD).exists():
+        raise ValueError(f"{folder} is no model of `relaylab zoo train`; choose another place for the new model")
     recipe, made = _recipe(name), read_json(folder / RECORD)["recipe"]
     steps = "steps" if "width" in recipe else "max_steps"
-    if made[steps] != recipe[steps]:
-        told = f"{folder} was made in {made[steps]} steps, and the recipe of {name} has {recipe[steps]}"
+    if made.get(steps) != recipe[steps]:
+        told = f"{folder} was made in {made.get(steps)} steps, and the recipe of {name} has {recipe[steps]}"
         raise ValueError(f"{told}; remove it, and it is made again, or choose another place for the new model")
 
 
