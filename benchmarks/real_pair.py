@@ -134,7 +134,7 @@ def main() -> None:
         for trace in done[name][: args.show]:
             print(trace_text(trace, width=110))
 
-    for name in args.only or setups:
+    for name in args.only or (["student"] if args.teacher == "none" else setups):
         measure(name, setups[name])
     if args.server:  # wants the setup "fixed" among those above
         server = load_teacher(args.server, tokenizer=args.tokenizer)
