@@ -197,7 +197,7 @@ def triggers(out: Path, tests: list[Problem], asked: argparse.Namespace) -> None
     run = EvalRun(models, tests, out, rl.RelayConfig(max_tokens=MAX_TOKENS), asked.seed, batch_size=34)
     alone = np.array([float(bool(t.correct)) for t in run.traces(SYSTEMS["student"])])
     for method in dict.fromkeys(calibrated["method"]):
-        for how in (method, f"{method},write=1") if method.startswith("entropy") else (method,):
+        for how in (method, f"{method},write=1"):
             traces = run.traces(system(how))
             right = np.array([float(bool(t.correct)) for t in traces])
             mended, broken = int((right > alone).sum()), int((right < alone).sum())

@@ -241,9 +241,7 @@ class LineWriter:
     def __init__(self, path: str | os.PathLike, *, begins: bytes = b"{"):
         self.path = Path(path)
         if self.path.suffix == ".gz":
-            raise ValueError(
-                f"{path}: records are appended as plain text; leave out .gz, and compress the file afterwards"
-            )
+            raise ValueError(f"{path}: records are appended as plain text; leave out .gz, and compress the file later")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
             stack.enter_context(locked(self.path))

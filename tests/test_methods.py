@@ -102,6 +102,8 @@ def test_r2r_calls_where_its_router_says_so_and_finds_what_it_should(run):
         logits, hidden = engine.read(trace.prompt_ids, trace.completion_ids)
         wanted = (router.probability(hidden, logits) > threshold).tolist()
         assert [s == "t" for s in trace.source] == wanted
+    written = run.traces(system("r2r:top=5,write=1"))
+    assert {c.end - c.start for t in written for c in t.calls} == {len(engine.text.call(1))}, "with its command"
 
 
 def test_what_a_teacher_takes_back_is_paid_for():

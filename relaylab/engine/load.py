@@ -283,16 +283,18 @@ def checksum(directory: Path) -> str:
     return digest.hexdigest()
 
 
-def fingerprint_weights(model: str | Path | torch.nn.Module) -> str:
+def fingerprint_weights(model: str | Path | torch.nn.Module | Engine) -> str:
     """A digest of a model's weights: two models of one name differ in it. An adapter's base counts too.
 
     Args:
-        model: a name as for ``load_model``, or a model that is loaded already.
+        model: a name as for ``load_model``, a model that is loaded already, or its engine.
 
     Returns:
         16 hexadecimal digits. Files are read once per process unless they change.
     """
     digest = hashlib.sha256()
+    if isinstance(model, Engine):
+        model = model.source or model.model
     if isinstance(model, torch.nn.Module):
         for name, tensor in sorted(model.state_dict().items()):
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())

@@ -140,8 +140,7 @@ def _weights(models: ModelCache, systems: Sequence[System]) -> dict[str, str]:
     weights = {name: fingerprint_weights(name) for name in sorted(names - {"", "none"}) if not is_url(name)}
     ready = [] if isinstance(models.default_teacher, str) else every_teacher([models.default_teacher])
     engines = {teacher.name: engine for teacher in ready if (engine := getattr(teacher, "engine", None))}
-    ours = {name: fingerprint_weights(engine.source or engine.model) for name, engine in engines.items()}
-    return weights | own_code(*systems) | ours
+    return weights | own_code(*systems) | {name: fingerprint_weights(engine) for name, engine in engines.items()}
 
 
 def _digest(problems: Sequence[Problem]) -> str:

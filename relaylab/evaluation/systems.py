@@ -185,7 +185,7 @@ class Citer(System):
     """A trained MLP routes ``n`` tokens to the teacher if its probability of needing it is above ``threshold``.
 
     ``linear``: a linear probe instead. ``top``: it sees so many of the largest logits, too. ``recall``: above the
-    threshold that finds this share of the tokens which need the teacher.
+    threshold that finds this share of the tokens which need the teacher. ``write``: as of ``EntropyCalls``.
     """
 
     student: str = "student"
@@ -194,11 +194,12 @@ class Citer(System):
     linear: bool = False
     top: int = 0
     recall: float = 0.0
+    write: bool = False
 
     def decode(self, run: EvalRun) -> list[Trace]:
         router = run.models.router(self.student, linear=self.linear, top=self.top)
         threshold = router.threshold_for(self.recall) if self.recall else self.threshold
-        return run.called(self, self.student, replace(router, threshold=threshold, n=self.n))
+        return run.called(self, self.student, replace(router, threshold=threshold, n=self.n), write=self.write)
 
 
 @dataclass(frozen=True)

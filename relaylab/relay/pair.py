@@ -194,7 +194,7 @@ def relay_config(relay: Relay, seed: int) -> dict[str, Any]:
     own_code = files.own_code(relay.teacher, relay.call_rule, *several.values())
     return {
         "student": relay.student.name,
-        "student_weights": _weights(relay.student),
+        "student_weights": fingerprint_weights(relay.student) if isinstance(relay.student, Engine) else None,
         **_teacher_config(relay.teacher),
         **({"teachers": {name: _teacher_config(teacher) for name, teacher in several.items()}} if several else {}),
         "seed": seed,
@@ -212,15 +212,10 @@ def _teacher_config(teacher: Teacher) -> dict[str, Any]:
     sampling = ("temperature", "top_p", "top_k", "threshold", "fingerprint")
     return {
         "teacher": teacher.name,
-        "teacher_weights": engine and fingerprint_weights(engine.source or engine.model),
+        "teacher_weights": engine and fingerprint_weights(engine),
         **{f"teacher_{k}": getattr(teacher, k, None) for k in sampling},
         **({"teacher_mode": mode} if (mode := getattr(teacher, "mode", None)) == "chat_only" else {}),
     }
-
-
-def _weights(model: Any) -> str | None:
-    """A digest of an engine's weights; None for a model that is not in this process."""
-    return fingerprint_weights(model.source or model.model) if isinstance(model, Engine) else None
 
 
 def _resume(

@@ -96,7 +96,7 @@ def pass_rates(
     fields = getattr(teacher, "extra_body", {})  # a server's top_p is a further field of its requests
     fields = {k: getattr(teacher, k, fields.get(k)) for k in ("fingerprint", "temperature", "top_p", "top_k")}
     engine, own_code = getattr(teacher, "engine", None), files.own_code(teacher)
-    weights = engine and fingerprint_weights(engine.source or engine.model)
+    weights = engine and fingerprint_weights(engine)
     config = {"teacher": teacher.name, "teacher_weights": weights} | fields | sampling
     config |= {"own_code": own_code} if own_code else {}
     done = _resume(path, () if shard else files.shard_files(out), config, problems)

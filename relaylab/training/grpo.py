@@ -244,14 +244,18 @@ def _distinct(problems: Iterable[Problem]) -> Iterator[Problem]:
 def _filtered(config: RelayGRPOConfig, teacher: Teacher, problems: Sequence[Problem], run: RunDir) -> list[Problem]:
     """The problems that the teacher solves often enough. A resumed run has those that it began with."""
     # 1) What can be wrong is found by every process: one that fails within step 2 would keep the others waiting.
-    rates = _filed_rates(config.filter_rates, problems) if config.filter_rates else None
+    rates = _filed_rates(config.filter_rates, problems) if config.filter_rates else []
     asked = teacher if rates else _rater(config, teacher)
     # 2) The first process measures the rates; the others find them in the file.
     with processes().main_process_first():
-        if not run.kept.exists() and (
-            kept := keep(rates or _rates(config, asked, problems, run), config.filter_threshold)
-        ):
-            write_json(run.kept, sorted(p.id for p in kept))
+        if not run.kept.exists():
+            rates = rates or pass_rates(
+                asked, problems, run.out / "rates.jsonl", samples=config.filter_samples, seed=config.filter_seed,
+                max_tokens=config.filter_max_tokens, batch_size=config.filter_batch_size,
+                prompt_suffix=config.prompt_suffix, progress=not config.disable_tqdm,
+            )  # fmt: skip
+            if kept := keep(rates, config.filter_threshold):
+                write_json(run.kept, sorted(p.id for p in kept))
     if not run.kept.exists():
         raise ValueError("the data filter leaves no problems to train on; lower filter_threshold")
     names = set(read_json(run.kept))
@@ -259,6 +263,7 @@ def _filtered(config: RelayGRPOConfig, teacher: Teacher, problems: Sequence[Prob
 
 
 def _filed_rates(file: str, problems: Sequence[Problem]) -> list[Rate]:
+    """The rates of just these problems in a file."""
     rates = {_text(rate.problem): rate for rate in load_rates(file)}
     if missing := [p.id for p in problems if _text(p) not in rates]:
         told = f"{file} has no rate of {len(missing)} problems, {missing[0]!r} first"
@@ -279,20 +284,6 @@ def _rater(config: RelayGRPOConfig, teacher: Teacher) -> Teacher:
         teacher = copy.copy(teacher)
         setattr(teacher, "temperature", 1.0)  # noqa: B010 - a pass rate is of samples
     return teacher
-
-
-def _rates(config: RelayGRPOConfig, teacher: Teacher, problems: Sequence[Problem], run: RunDir) -> list[Rate]:
-    return pass_rates(
-        teacher,
-        problems,
-        run.out / "rates.jsonl",
-        samples=config.filter_samples,
-        max_tokens=config.filter_max_tokens,
-        batch_size=config.filter_batch_size,
-        prompt_suffix=config.prompt_suffix,
-        seed=config.filter_seed,
-        progress=not config.disable_tqdm,
-    )
 
 
 def _text(problem: Problem) -> str:
