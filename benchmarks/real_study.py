@@ -150,7 +150,7 @@ def dials(out: Path, traces: list[Trace], relay: Relay, wrong: int, seed: int) -
     uncertain = kept(out / "dials-uncertain", chosen, relay, uncertain_places(chosen, seed=seed), 8)
     everywhere = [[] if t.correct else range(len(t.completion_ids) - 1) for t in chosen]
     forks = kept(out / "dials-everywhere", chosen, relay, everywhere, 8)
-    found = asdict(dials_of(chosen, relay.engine, uncertain, forks, seed=seed))
+    found = asdict(dials_of(chosen, relay, uncertain, forks, seed=seed))
     write_json(out / "dials.json", {relay.engine.name: found})
     print(json.dumps(found | {"interventions": len(uncertain) + len(forks)}, indent=1))
 

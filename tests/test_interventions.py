@@ -38,6 +38,11 @@ def traces(pair):
     return alone.decode(PROBLEMS, temperature=0.0, max_tokens=160, record=True, progress=False)
 
 
+@pytest.fixture(scope="module")
+def measured(pair, traces):
+    return dials(traces, pair, progress=False)
+
+
 def test_an_intervention_is_a_silent_fork_and_the_student_goes_on_alone(pair, traces):
     places = [[0, len(t.completion_ids) // 2] for t in traces]
     frame = interventions(traces, pair, places, n=3, progress=False)
@@ -98,13 +103,41 @@ def test_the_interval_of_an_auroc_draws_answers():
     assert np.isnan(auroc_interval(score, np.zeros(60, bool), answer).low)
 
 
-def test_the_dials_of_the_plain_pair(pair, traces):
-    measured = dials(traces, pair, progress=False)
+def test_the_dials_of_the_plain_pair(measured, traces):
     assert measured.confident.value == 0, "the plain student is unsure wherever it is wrong"
     assert measured.decisive == sum(not t.correct for t in traces), "the teacher mends each of these"
     entropies = np.concatenate([t.entropies for t in traces])
     assert measured.high_share == pytest.approx((entropies > HIGH).mean())
     assert measured.entropy.low <= measured.entropy.value <= measured.entropy.high
+    assert measured.entropy.value > 0.9
+
+
+def test_the_divergence_of_decisive_tokens_is_counted_by_hand(measured, pair, traces):
+    """Every pair of a decisive token and another one, before it or in a right answer, from the two models' logits."""
+    everywhere = [[] if t.correct else range(len(t.completion_ids) - 1) for t in traces]
+    found = decisive(interventions(traces, pair, everywhere, n=8, progress=False))
+    last = dict(zip(found["trace"], found["position"]))
+    hits, others = [], []
+    for k, trace in enumerate(traces):
+        if not trace.correct and k not in last:
+            continue
+        p, q = (
+            e.read(trace.prompt_ids, trace.completion_ids)[0].double().softmax(-1)
+            for e in (pair.engine, pair.teacher.engine)
+        )
+        divergence = (p * (p / q).log()).sum(-1).tolist()
+        hits += divergence[last[k] : last[k] + 1] if k in last else []
+        others += divergence[: last.get(k)]
+    counted = np.mean([(a > b) + 0.5 * (a == b) for a in hits for b in others])
+    assert measured.divergence.value == pytest.approx(counted, abs=1e-3)
+    assert measured.divergence.low <= measured.divergence.value <= measured.divergence.high
+    assert 0.9 < counted < 1
+
+
+def test_a_teacher_with_other_tokens_has_no_divergence(pair, traces, monkeypatch):
+    monkeypatch.setattr(pair, "shared", False)
+    measured = dials(traces, pair, progress=False)
+    assert np.isnan(measured.divergence.value)
     assert measured.entropy.value > 0.9
 
 

@@ -1,6 +1,7 @@
 """The map: where a world lies, and who wins there at a budget."""
 
 import json
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -117,3 +118,22 @@ def test_the_published_dials_are_of_the_shipped_models():
         record = read_json(embedded()[student] / DIALS)
         assert record["config"]["weights"] == [fingerprint_weights(student), fingerprint_weights(teacher)]
         assert manifest()[student]["dials"] == record["dials"]
+
+
+def test_the_pages_have_the_shipped_dials():
+    """Beside the embedded worlds the study has the real pair, and both pages the same four signals."""
+    docs = Path(__file__).parents[1] / "docs"
+    (real,) = read_json(docs.parent / "notebooks" / "measured" / "real_pair.json").values()
+    shipped = {world: read_json(embedded()[pair_of(world)[0]] / DIALS)["dials"] for world in worlds()}
+    names = {
+        "h": "harmless", "c": "confident", 'AUROC of "this token is decisive": entropy': "entropy", "margin": "margin",
+        "divergence KL(student ‖ teacher)": "divergence", "linear probe": "probe",
+    }  # fmt: skip
+    cells = "{0[value]:.2f} ({0[low]:.2f}, {0[high]:.2f})".format
+    study, results = ((docs / name).read_text("utf-8") for name in ("real-models.md", "results.md"))
+    order = [real, *(shipped[world] for world in ("lifelike", "wordy", "stubborn", "plain"))]
+    for row, name in names.items():
+        assert f"| {row} | {' | '.join(cells(found[name]) for found in order)} |" in study
+    for world, found in shipped.items():
+        h, c, *known = (cells(found[name]) for name in names.values())
+        assert f"| {world} | {h} | {c} | {', '.join(known)} |" in results

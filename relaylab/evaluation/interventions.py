@@ -20,10 +20,11 @@ import torch
 from scipy.stats import rankdata
 from tqdm.auto import tqdm
 
-from relaylab.engine.engine import Engine
 from relaylab.evaluation.counterfactual import graded_forks
+from relaylab.evaluation.score import recorded
 from relaylab.evaluation.stats import NAN, Interval, interval, mean
 from relaylab.evaluation.token_router import fit_probe, margins
+from relaylab.relay.local_teacher import LocalTeacher
 from relaylab.relay.relay import Relay
 from relaylab.tasks.grading import extract_boxed
 from relaylab.trace import Trace
@@ -89,19 +90,20 @@ def confident(frame: pd.DataFrame, *, threshold: float = HIGH, seed: int = 0) ->
 
 @dataclass(frozen=True, slots=True)
 class Dials:
-    """What a student is like, measured with a teacher. Three signals have an AUROC of "this token is decisive"."""
+    """What a student is like, measured with a teacher. Four signals have an AUROC of "this token is decisive"."""
 
     harmless: Interval  # h
     confident: Interval  # c
     high_share: float  # tokens above 0.6 nats, of all
     entropy: Interval  # AUROC of the student's entropy,
     margin: Interval  # of the difference between its two largest probabilities,
+    divergence: Interval  # of KL(student || teacher), for which a teacher here reads every token,
     probe: Interval  # of a linear probe on its hidden state, on problems that it was not trained on
     decisive: int  # wrong answers with a decisive token
 
 
 def dials(traces: Sequence[Trace], relay: Relay, *, n: int = 8, seed: int = 0, progress: bool = True) -> Dials:
-    """Measure h and c of a pair, and how well three signals tell the decisive tokens from all others.
+    """Measure h and c of a pair, and how well four signals tell the decisive tokens from all others.
 
     Args:
         traces: greedy answers of the student alone, as ``interventions`` needs them. Those that did not end are left
@@ -119,7 +121,7 @@ def dials(traces: Sequence[Trace], relay: Relay, *, n: int = 8, seed: int = 0, p
     uncertain = interventions(traces, relay, uncertain_places(traces, seed=seed), n=n, progress=progress)
     everywhere = [[] if t.correct else range(len(t.completion_ids) - 1) for t in traces]
     forks = interventions(traces, relay, everywhere, n=n, progress=progress)
-    return dials_of(traces, relay.engine, uncertain, forks, seed=seed)
+    return dials_of(traces, relay, uncertain, forks, seed=seed)
 
 
 def uncertain_places(traces: Sequence[Trace], *, seed: int = 0) -> list[list[int]]:
@@ -130,13 +132,14 @@ def uncertain_places(traces: Sequence[Trace], *, seed: int = 0) -> list[list[int
 
 
 def dials_of(
-    traces: Sequence[Trace], student: Engine, uncertain: pd.DataFrame, forks: pd.DataFrame, *, seed: int = 0
+    traces: Sequence[Trace], relay: Relay, uncertain: pd.DataFrame, forks: pd.DataFrame, *, seed: int = 0
 ) -> Dials:
     """``Dials`` of interventions that were made before.
 
     Args:
         traces: those that the frames count, all of which ended.
-        student: reads them, for the margin and the probe.
+        relay: its student reads them, for the margin and the probe, and its teacher for the divergence. That is NaN
+            with a teacher behind a server or with another tokenizer.
         uncertain: interventions at ``uncertain_places``.
         forks: interventions at every token but the last of the wrong answers.
         seed: of the intervals and the probe.
@@ -144,13 +147,14 @@ def dials_of(
     entropies = [np.array(t.entropies, float) for t in traces]
     found = decisive(forks)
     where = dict(zip(found["trace"], found["position"]))
-    read = (student.read(t.prompt_ids, t.completion_ids) for t in traces)
+    read = (relay.engine.read(t.prompt_ids, t.completion_ids) for t in traces)
     signals = [(margins(logits), hidden.cpu()) for logits, hidden in read]
     labels = [np.arange(len(t.completion_ids)) == where.get(k, -1) for k, t in enumerate(traces)]
     # A token after the decisive one is part of an answer that is lost already.
     keep = [np.arange(len(t.completion_ids)) <= where.get(k, len(t.completion_ids)) for k, t in enumerate(traces)]
     keep = [mask & bool(t.correct or k in where) for k, (mask, t) in enumerate(zip(keep, traces))]
-    y, entropy = (np.concatenate([a[m] for a, m in zip(arrays, keep)]) for arrays in (labels, entropies))
+    signals_of = (labels, entropies, _divergences(traces, relay))
+    y, entropy, divergence = (np.concatenate([a[m] for a, m in zip(arrays, keep)]) for arrays in signals_of)
     margin = np.concatenate([s[0][m] for s, m in zip(signals, keep)])
     states = torch.cat([s[1][torch.from_numpy(m)] for s, m in zip(signals, keep)])
     answer = np.concatenate([np.full(m.sum(), k) for k, m in enumerate(keep)])
@@ -165,8 +169,16 @@ def dials_of(
 
     return Dials(
         harmless(uncertain, seed=seed), confident(forks, seed=seed), high_share,
-        known(entropy, every), known(-margin, every), known(probe, half), len(found),
+        known(entropy, every), known(-margin, every), known(divergence, every), known(probe, half), len(found),
     )  # fmt: skip
+
+
+def _divergences(traces: Sequence[Trace], relay: Relay) -> list[np.ndarray]:
+    """KL(student || teacher) before each token, in nats; 0 in a command, which no teacher sees."""
+    if not (relay.shared and isinstance(relay.teacher, LocalTeacher)):
+        return [np.full(len(t.completion_ids), NAN) for t in traces]
+    read = recorded(relay.teacher, traces, against=relay.engine)
+    return [np.nan_to_num(np.array(t.divergences, float)) for t in read]
 
 
 def auroc(score: np.ndarray, label: np.ndarray) -> float:
