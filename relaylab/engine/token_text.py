@@ -26,7 +26,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from relaylab.call_tag import CLOSE, MAX_BODY, OPEN, Command, find_calls, format_call, settled
 
-# No text that the sampler can write may contain this; a shorter prefix than the whole tag leaves less debris.
+# No text that the sampler can write may contain this; a shorter prefix than the whole tag leaves less behind.
 FORBIDDEN = OPEN[:-1].encode()
 TEMPLATE_STEPS = 10_000_000  # that a chat template may take; Qwen's takes some hundred per message
 
@@ -160,15 +160,17 @@ class TokenText:
         return [decoder.decode(self.bytes[t], final=i == len(ids) - 1) for i, t in enumerate(ids)]
 
     def forbidden(self, turn: bytes | bytearray) -> np.ndarray:
-        """Which tokens would complete the beginning of a call after the bytes of a turn: a bool array (vocabulary,).
+        """Which tokens must not come after the bytes of a turn where no call may be: a bool array (vocabulary,).
 
-        However the call is cut into tokens, its last forbidden byte belongs to some token; that one is in the array.
+        However a call is cut into tokens, the last byte of ``<call`` belongs to some token; that one is in the array. So
+        is the first token of a command (``call``). Else a student that begins one leaves debris, as ``< call>5``.
         """
         matched = next((k for k in range(len(FORBIDDEN) - 1, 0, -1) if turn.endswith(FORBIDDEN[:k])), 0)
         if matched not in self._bans:
             # "<" stands at the beginning of the pattern alone, so no other partial match can be under way.
             rest = FORBIDDEN[matched:]
             self._bans[matched] = np.array([FORBIDDEN in b or (matched > 0 and b.startswith(rest)) for b in self.bytes])
+            self._bans[matched][self.call(1)[0]] = True
         return self._bans[matched]
 
 

@@ -27,7 +27,8 @@ class RelayConfig:
         call_end: where a call ends: after the ``tokens`` asked for, or at the end of the ``line`` or the ``answer``.
             A fork's own call is for the tokens that it asks for.
         write_call: a call rule's calls are written as commands; if False, the teacher takes over silently.
-        forbid_calls: no call can be written (teacher-free decoding, table 4).
+        forbid_calls: no call can be written (teacher-free decoding, table 4), nor the first token of one: with Qwen's
+            tokenizer a ``<`` without a space before it.
         on_failure: of the teacher: ``carry_on`` alone, ``raise`` TeacherFailed, or ``exclude`` the sequence.
             A student on a server that fails excludes it in any case, unless this is ``raise``.
 
