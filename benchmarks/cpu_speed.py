@@ -2,10 +2,12 @@
 
     python benchmarks/cpu_speed.py $STUDENT --rows 1 8 34
     python benchmarks/cpu_speed.py $TEACHER --rows 1 8 --server http://127.0.0.1:8000/v1    # beside a llama.cpp server
+    python benchmarks/cpu_speed.py $STUDENT --types bfloat16 float32 int8 --answers 34
 
 All types take turns in every round, so that other work on the machine slows all of them. Types: float32, bfloat16, and
 int8, which is PyTorch's dynamic quantisation of linear layers. The prompt is a question of the study of a real pair
-(docs/real-models.md). The warm-up reads it. All types are in memory at once; --types leaves some out. A server answers as many requests at once as there are rows.
+(docs/real-models.md). The warm-up reads it. All types are in memory at once; --types leaves some out. A server answers
+as many requests at once as there are rows. With --answers the types answer the study's questions instead.
 """
 
 from __future__ import annotations
@@ -20,13 +22,17 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from openai import OpenAI
 from real_study import suite_questions
 
+import relaylab as rl
 from relaylab.engine.engine import Engine
 from relaylab.engine.load import load_engine
+from relaylab.evaluation.stats import mean, paired
+from relaylab.trace import Trace
 
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.float32}
 
@@ -77,12 +83,28 @@ def by_server(url: str, prompts: Sequence[list[int]], tokens: int) -> float:
     return took
 
 
+def answer(engines: dict[str, Engine], count: int) -> None:
+    """How often each type is right, and how often it gives the answer of the first one, token for token."""
+    first: list[Trace] = []
+    for name, engine in engines.items():
+        traces = rl.Pair(engine, rl.NoTeacher()).decode(suite_questions(range(count)), max_tokens=128, batch_size=34)
+        first = first or traces
+        right, before = (np.array([float(bool(t.correct)) for t in some]) for some in (traces, first))
+        ended = np.mean([t.stop == "end" for t in traces])
+        same = np.mean([t.completion_ids == u.completion_ids for t, u in zip(traces, first)])
+        print(
+            f"{name}: right {mean(right)}, minus the first {paired(right, before)}, {ended=:.3f}, {same=:.3f}",
+            flush=True,
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, help="folder of a model")
     parser.add_argument("--types", nargs="+", default=list(TYPES), choices=TYPES)
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 34])
     parser.add_argument("--tokens", type=int, default=24, help="of a row")
+    parser.add_argument("--answers", type=int, help="questions of each of three suites, instead of the speed")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--server", help="one that writes with the same model, as http://127.0.0.1:8000/v1")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
@@ -90,6 +112,8 @@ def main() -> None:
     torch.set_num_threads(asked.threads)
     print(f"{platform.machine()}, {os.cpu_count()} cores, {asked.threads} threads, torch {torch.__version__}")
     engines = {name: loaded(asked.model, name) for name in asked.types}
+    if asked.answers:
+        return answer(engines, asked.answers)
     measured = []
     for rows in asked.rows:
         some = [p.messages() for p in suite_questions(range(-(-rows // 3)))[:rows]]

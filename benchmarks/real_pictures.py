@@ -1,7 +1,7 @@
 """The pictures of the study of a real pair (docs/real-models.md): the map with it, and how its trainings went.
 
-    python benchmarks/real_pictures.py --run "with help=runs/real-training/run" --run "at most two calls=runs/two-calls/run" \
-        --run "no teacher=runs/control/run" --out docs/assets
+    python benchmarks/real_pictures.py --out docs/assets --run "with help=runs/real-training/run" \
+        --run "at most two calls=runs/two-calls/run" --run "no teacher=runs/control/run"
 
 Reads what is in notebooks/measured, and the folders of the runs; runs no model. Needs kaleido and a Chromium. It writes
 ``real-map.svg``, ``real-training.svg`` and the numbers of the latter, ``real-training.csv``.

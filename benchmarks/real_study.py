@@ -128,7 +128,7 @@ def cells(out: Path, traces: list[Trace], relay: Relay, seed: int) -> None:
 
 
 def told(frame: pd.DataFrame) -> None:
-    """Of each length: what stays, weighted to all tokens; and which signal knows where an intervention matters."""
+    """Of each length: what stays, and which signal knows where an intervention matters; weighted to all tokens."""
     for n, rows in frame.groupby("n"):
         rows = rows.assign(kept=rows["same"].astype(float) * rows["weight"], right=rows["before"].astype(bool))
         for where, part in (("above", rows[rows["entropy"] > 0.6]), ("below", rows[rows["entropy"] <= 0.6])):
@@ -136,11 +136,12 @@ def told(frame: pd.DataFrame) -> None:
             print(f"n={n}: unchanged {where} 0.6 nats {share(sums['kept'], sums['weight'])}, {len(part)} tokens")
         changed = ~rows["same"].astype(bool).to_numpy()
         for name in ("entropy", "divergence"):
-            known = auroc_interval(rows[name].to_numpy(float), changed, rows["trace"].to_numpy())
-            print(f"    AUROC of a change by {name}: {known}, {changed.sum()} changes")
+            signal, answer, weight = rows[name].to_numpy(float), rows["trace"].to_numpy(), rows["weight"].to_numpy()
+            known, drawn = auroc_interval(signal, changed, answer, weight), auroc_interval(signal, changed, answer)
+            print(f"    AUROC of a change by {name}: {known}, among the drawn {drawn}, {changed.sum()} changes")
         for what, part in (("mended", rows[~rows["right"]]), ("broken", rows[rows["right"]])):
-            sums = part.groupby("trace")[what].agg(["sum", "size"])
-            print(f"    {what} {sums['sum'].sum()} of {len(part)}: {share(sums['sum'], sums['size'])}")
+            sums = part.assign(part=part[what] * part["weight"]).groupby("trace")[["part", "weight"]].sum()
+            print(f"    {what} {share(sums['part'], sums['weight'])}, {part[what].sum()} of {len(part)} drawn")
 
 
 def dials(out: Path, traces: list[Trace], relay: Relay, wrong: int, seed: int) -> None:

@@ -92,7 +92,7 @@ class Snapshots(TrainerCallback):
 def measured(asked: argparse.Namespace, tests: list[Problem], trained: dict[str, Path]) -> None:
     """Every snapshot greedily on the test questions, with its calls and without; each against the student alone.
 
-    Each answered call is forked: the same student goes on from there without it.
+    Each answered call is forked: the same student goes on from there without it. So is each of the step's rollouts.
     """
     folder = asked.out / "tests"
     folder.mkdir(parents=True, exist_ok=True)
@@ -109,9 +109,19 @@ def measured(asked: argparse.Namespace, tests: list[Problem], trained: dict[str,
         relay = Relay(
             models.engine(str(path)), models.teacher, RelayConfig(max_tokens=MAX_TOKENS, **CAPS), batch_size=64
         )
-        effects = call_effects(traces, relay)
-        effects.to_csv(asked.out / f"effects-{step}.csv", index=False)
-        print(f"    calls: {verdicts(effects)['verdict'].value_counts(sort=False).to_dict()}", flush=True)
+        judged(asked.out / f"effects-{step}.csv", traces, relay)
+        sampled = asked.out / "run" / "rollouts" / f"{int(step):06}.jsonl"  # the next step's, by this student
+        if sampled.exists():
+            config = RelayConfig(max_tokens=MAX_TOKENS, temperature=GRPO["temperature"], **CAPS)
+            relay = Relay(relay.student, models.teacher, config, batch_size=64)
+            judged(asked.out / f"sampled-{step}.csv", list(rl.read_traces(sampled)), relay)
+
+
+def judged(path: Path, traces: Sequence[Trace], relay: Relay) -> None:
+    """Which calls were needed, wasted or harmful; each is forked without it."""
+    effects = call_effects(traces, relay)
+    effects.to_csv(path, index=False)
+    print(f"    {path.stem}, calls: {verdicts(effects)['verdict'].value_counts(sort=False).to_dict()}", flush=True)
 
 
 def right(traces: Sequence[Trace]) -> np.ndarray:

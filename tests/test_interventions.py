@@ -15,6 +15,7 @@ from relaylab.evaluation.interventions import (
     decisive,
     dials,
     harmless,
+    harmless_wrong,
     interventions,
 )
 from relaylab.relay.local_teacher import LocalTeacher
@@ -83,6 +84,9 @@ def test_auroc_counts_pairs():
     pairs = [(a > b) + 0.5 * (a == b) for a in score[label] for b in score[~label]]
     assert auroc(score, label) == pytest.approx(np.mean(pairs))
     assert np.isnan(auroc(score, np.zeros(60, bool)))
+    assert np.isnan(auroc(np.append(score[1:], np.nan), label))
+    times = rng.integers(1, 4, 60)
+    assert auroc(score, label, times) == pytest.approx(auroc(np.repeat(score, times), np.repeat(label, times)))
 
 
 def test_the_interval_of_an_auroc_draws_answers():
@@ -110,6 +114,13 @@ def test_the_dials_of_the_plain_pair(measured, traces):
     assert measured.high_share == pytest.approx((entropies > HIGH).mean())
     assert measured.entropy.low <= measured.entropy.value <= measured.entropy.high
     assert measured.entropy.value > 0.9
+
+
+def test_h_of_wrong_answers_leaves_the_right_ones_out():
+    rows = [(0, 1, 0.9, True, True), (1, 2, 2.0, False, False), (1, 6, 0.7, False, True), (2, 3, 0.7, False, False)]
+    frame = pd.DataFrame(rows, columns=["trace", "position", "entropy", "before", "same"])
+    assert harmless(frame).value == pytest.approx((1 + 1 / 2 + 0) / 3)
+    assert harmless_wrong(frame).value == pytest.approx((1 / 2 + 0) / 2)
 
 
 def test_the_divergence_of_decisive_tokens_is_counted_by_hand(measured, pair, traces):

@@ -144,6 +144,15 @@ def test_the_ban_forbids_nothing_else():
         assert bool(TEXT.forbidden(before)[table[token]]) == banned, (before, token)
 
 
+def test_the_first_token_of_a_command_is_banned_where_it_is_a_piece():
+    """Else a student that has learned commands begins one and leaves its rest: ``< call>5``."""
+    table = {b: i for i, b in enumerate(MERGING.bytes)}
+    assert MERGING.bytes[MERGING.call(1)[0]] == b"<"
+    for before in (b"", b"x", b"(<"):
+        assert MERGING.forbidden(before)[table[b"<"]], before
+    assert not MERGING.forbidden(b"")[[table[b"(<"], table[b"call"], table[b">"], table[b"</"]]].any()
+
+
 def test_fingerprints_tell_tokenizers_apart():
     assert fingerprint(embedded_tokenizer()) == TEXT.fingerprint
     assert MERGING.fingerprint != TEXT.fingerprint

@@ -162,8 +162,8 @@ class TokenText:
     def forbidden(self, turn: bytes | bytearray) -> np.ndarray:
         """Which tokens must not come after the bytes of a turn where no call may be: a bool array (vocabulary,).
 
-        However a call is cut into tokens, the last byte of ``<call`` belongs to some token; that one is in the array. So
-        is the first token of a command (``call``). Else a student that begins one leaves debris, as ``< call>5``.
+        However a call is cut into tokens, the last byte of ``<call`` belongs to some token; that one is in the array.
+        So is the first token of a command (``call``). Else a student that begins one leaves debris, as ``< call>5``.
         """
         matched = next((k for k in range(len(FORBIDDEN) - 1, 0, -1) if turn.endswith(FORBIDDEN[:k])), 0)
         if matched not in self._bans:

@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import rankdata
 from tqdm.auto import tqdm
 
 from relaylab.evaluation.counterfactual import graded_forks
@@ -77,6 +76,11 @@ def harmless(frame: pd.DataFrame, *, threshold: float = HIGH, seed: int = 0) -> 
     return mean(high.groupby("trace")["same"].mean(), seed=seed)
 
 
+def harmless_wrong(frame: pd.DataFrame, *, threshold: float = HIGH, seed: int = 0) -> Interval:
+    """h of the wrong answers alone, where help could matter. In right answers nearly all is harmless."""
+    return harmless(frame[~frame["before"].astype(bool)], threshold=threshold, seed=seed)
+
+
 def decisive(frame: pd.DataFrame) -> pd.DataFrame:
     """The last row of each wrong trace at which the intervention mends; of a frame with every position."""
     mended = frame[~frame["before"].astype(bool) & frame["after"].astype(bool)]
@@ -93,6 +97,7 @@ class Dials:
     """What a student is like, measured with a teacher. Four signals have an AUROC of "this token is decisive"."""
 
     harmless: Interval  # h
+    harmless_wrong: Interval  # h of the wrong answers
     confident: Interval  # c
     high_share: float  # tokens above 0.6 nats, of all
     entropy: Interval  # AUROC of the student's entropy,
@@ -168,7 +173,7 @@ def dials_of(
         return auroc_interval(score[tokens], y[tokens], answer[tokens], seed=seed)
 
     return Dials(
-        harmless(uncertain, seed=seed), confident(forks, seed=seed), high_share,
+        harmless(uncertain, seed=seed), harmless_wrong(uncertain, seed=seed), confident(forks, seed=seed), high_share,
         known(entropy, every), known(-margin, every), known(divergence, every), known(probe, half), len(found),
     )  # fmt: skip
 
@@ -181,27 +186,35 @@ def _divergences(traces: Sequence[Trace], relay: Relay) -> list[np.ndarray]:
     return [np.nan_to_num(np.array(t.divergences, float)) for t in read]
 
 
-def auroc(score: np.ndarray, label: np.ndarray) -> float:
+def auroc(score: np.ndarray, label: np.ndarray, weight: np.ndarray | None = None) -> float:
     """The chance that a labelled token has a higher score than another; ties count half.
+
+    ``weight``: how many tokens each stands for.
 
     >>> auroc(np.array([0.1, 0.4, 0.9]), np.array([False, False, True]))
     1.0
     """
-    if label.all() or not label.any():
-        return float("nan")
-    positive = label.sum()
-    u = rankdata(score)[label].sum() - positive * (positive + 1) / 2
-    return float(u / (positive * (~label).sum()))
+    if label.all() or not label.any() or np.isnan(score).any():
+        return NAN
+    weight = np.ones(len(score)) if weight is None else weight
+    _, at = np.unique(score, return_inverse=True)
+    others = np.bincount(at, weight * ~label)  # of each score
+    below = np.cumsum(others) - others / 2
+    return float(np.average(below[at[label]], weights=weight[label]) / others.sum())
 
 
-def auroc_interval(score: np.ndarray, label: np.ndarray, answer: np.ndarray, *, seed: int = 0) -> Interval:
+def auroc_interval(
+    score: np.ndarray, label: np.ndarray, answer: np.ndarray, weight: np.ndarray | None = None, *, seed: int = 0
+) -> Interval:
     """``auroc`` with its interval; the bootstrap draws answers. ``answer`` says which one each token is of."""
-    if np.isnan(auroc(score, label)):
+    weight = np.ones(len(score)) if weight is None else weight
+    if np.isnan(auroc(score, label, weight)):
         return Interval(NAN, NAN, NAN)
     tokens = [np.flatnonzero(answer == k) for k in np.unique(answer)]
 
     def of_answers(drawn: np.ndarray) -> float:
         some = np.concatenate([tokens[k] for k in drawn])
-        return float(np.nan_to_num(auroc(score[some], label[some]), nan=0.5))  # a draw without a label knows nothing
+        known = auroc(score[some], label[some], weight[some])
+        return float(np.nan_to_num(known, nan=0.5))  # a draw without a label knows nothing
 
     return interval(of_answers, len(tokens), seed=seed)
