@@ -126,14 +126,19 @@ def test_the_pages_have_the_shipped_dials():
     (real,) = read_json(docs.parent / "notebooks" / "measured" / "real_pair.json").values()
     shipped = {world: read_json(embedded()[pair_of(world)[0]] / DIALS)["dials"] for world in worlds()}
     names = {
-        "h": "harmless", "c": "confident", 'AUROC of "this token is decisive": entropy': "entropy", "margin": "margin",
-        "divergence KL(student ‖ teacher)": "divergence", "linear probe": "probe",
-    }  # fmt: skip
+        "h": "harmless",
+        "h of wrong answers": "harmless_wrong",
+        "c": "confident",
+        'AUROC of "this token is decisive": entropy': "entropy",
+        "margin": "margin",
+        "divergence KL(student ‖ teacher)": "divergence",
+        "linear probe": "probe",
+    }
     cells = "{0[value]:.2f} ({0[low]:.2f}, {0[high]:.2f})".format
     study, results = ((docs / name).read_text("utf-8") for name in ("real-models.md", "results.md"))
     order = [real, *(shipped[world] for world in ("lifelike", "wordy", "stubborn", "plain"))]
     for row, name in names.items():
         assert f"| {row} | {' | '.join(cells(found[name]) for found in order)} |" in study
     for world, found in shipped.items():
-        h, c, *known = (cells(found[name]) for name in names.values())
+        h, _, c, *known = (cells(found[name]) for name in names.values())
         assert f"| {world} | {h} | {c} | {', '.join(known)} |" in results
