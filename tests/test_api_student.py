@@ -482,8 +482,28 @@ def test_a_pair_whose_student_is_elsewhere_is_served(pairs, served):
         answers = list(pool.map(lambda p: service.chat(p.question, temperature=0), QUESTIONS))
         assert [a.choices[0].message.content for a in answers] == [t.teacher_view for t in expected]
         served.before = lambda request: DROP
-        with pytest.raises(openai.InternalServerError, match="the student failed: the connection to"):
+        with pytest.raises(openai.InternalServerError, match="the student failed: the connection to") as error:
             service.chat("What is 2+3?")
+        assert (error.value.status_code, error.value.code) == (502, "student_failed")
+
+
+def test_a_stop_string_before_a_call_ends_the_answer_before_the_teacher_is_asked(pairs):
+    from test_serve import served as serving
+
+    local, remote = pairs
+    question = QUESTIONS[0].question
+    trace = local.solve(question)
+    begun = "".join(trace.pieces[: trace.answered[0].start])
+    teacher = ScriptedTeacher([TeacherOutput("", "error", error="down")])
+    relay = Pair(remote.student, teacher, local.defaults).relay(on_failure="exclude")
+    with serving(relay) as service:
+        for stream in (False, True):
+            answer = service.chat(question, stop=begun[10:15], stream=stream)
+            text = answer.choices[0].message.content if not stream else None
+            text = text or "".join(chunk.choices[0].delta.content or "" for chunk in answer)
+            assert (text, teacher.requests) == (begun[: begun.index(begun[10:15])], [])
+        with pytest.raises(openai.InternalServerError, match="the teacher failed: down"):
+            service.chat(question)
 
 
 def test_the_benchmark_of_servers_asks_no_question_in_two_cases(monkeypatch):

@@ -1077,6 +1077,15 @@ def test_passwords_and_queries_are_sent_and_shown_nowhere(server):
         assert "has: a ***, b" in ask(teacher).error
 
 
+@pytest.mark.parametrize("url", ["http://sk-1+2%203@{}/v1", "http://sk-1+2%203:x@{}/v1", "http://{}/v1?k=sk-1%2B2+3"])
+def test_a_key_for_a_user_or_with_a_space_is_shown_nowhere(server, url):
+    words = "neither sk-1+2 3 nor sk-1%2B2%203 nor sk-1%2B2+3"
+    with APITeacher(url.format(server.host), "m", retries=0) as teacher:
+        teacher.probe()
+        server.script(Reply(status=400, body={"error": {"message": words}}))
+        assert ask(teacher).error == "HTTP 400: neither *** nor *** nor ***"
+
+
 @pytest.mark.parametrize("value", ["sk-from-the-environment", ""])
 def test_without_a_key_the_environment_is_asked(server, monkeypatch, value):
     monkeypatch.setenv("OPENAI_API_KEY", value)

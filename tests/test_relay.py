@@ -241,6 +241,8 @@ def test_forks_replay_exactly_and_change_one_thing(engines):
     assert (forced.calls[0].start, forced.calls[0].forced, forced.calls[0].delivered) == (7, True, 3)
     with pytest.raises(ValueError, match="cannot be forked"):
         relay.fork(trace, 10_000)
+    with pytest.raises(ValueError, match=f"the call before position {call.end} is answered first"):
+        relay.fork(trace, call.end, call=3)
 
 
 def test_events_tell_the_trace(engines):
@@ -424,6 +426,8 @@ def test_the_call_of_a_fork_is_for_the_tokens_that_it_asks_for_wherever_calls_en
         call = fork.answered[0]
         assert (call.start, call.requested, call.granted, call.finish_reason) == (5, n, n, "length")
         assert call.delivered == n
+        replayed = list(relay.fork(fork, call.end))[-1].trace
+        assert without_latency(replayed) == without_latency(fork), "it is for them when it is asked again, too"
     assert "\n" in "".join(fork.pieces[call.end : call.end + 39]), "the line does not end it"
     again = list(relay.fork(trace, 5, call=2))[-1].trace
     later = list(Relay(student, LocalTeacher(teacher), max_tokens=80, call_end="line", max_calls=2,

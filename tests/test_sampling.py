@@ -110,6 +110,9 @@ def test_extreme_settings_draw_what_they_say():
     options = dict(temperatures=[1e-40, 1.0, 1.0], uniforms=[0.999, 0.999, 0.0], top_k=[0, 2**70, 1])
     assert sample(rows, **options)[0] == LOGITS.argmax()
     assert sample(rows, **options)[1:] == sample(rows, **options | {"top_k": [0, 0, 1]})[1:]
+    ban = np.arange(12) < 6
+    assert draw(LOGITS, [0.0, 0.999], top_p=1e-46) == [LOGITS.argmax()] * 2
+    assert draw(LOGITS, [0.0, 0.999], 4e38, forbidden={0: ban, 1: ban}) == [6, 11]
     for change in ({"temperature": float("nan")}, {"temperature": float("inf")}, {"max_tokens": None}):
         with pytest.raises(ValueError, match=f"{next(iter(change))}"):
             RelayConfig(**change)

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from relaylab.call_tag import settled, strip_calls
 from relaylab.relay.api_teacher import APITeacher
+from relaylab.relay.local_teacher import Verifier
 from relaylab.relay.pair import Pair, load_pair, problem_seed
 from relaylab.relay.relay import Relay, Stream
 from relaylab.relay.sequence import Done
@@ -226,6 +227,34 @@ def test_stop_strings_end_the_answer_and_are_not_in_it(serving, pair):
         assert "".join(c.choices[0].delta.content or "" for c in streamed) == cut
 
 
+def test_a_stop_string_ends_the_answer_with_the_last_token_that_is_allowed_too(pair):
+    rule = lambda state: 2 if state.position == 3 else None  # noqa: E731
+    relay = Relay(pair.student, ScriptedTeacher(["@@"]), call_rule=rule, write_call=False, max_tokens=12)
+    with served(relay) as it:
+        for tokens in (5, 12):  # the teacher's last one, and the student's
+            whole = it.chat(QUESTIONS[0], max_tokens=tokens).choices[0]
+            cut, stop = whole.message.content[:-2], whole.message.content[-2:]
+            assert (stop == "@@", stop in cut, whole.finish_reason) == (tokens == 5, False, "length")
+            for stream in (False, True):
+                answer = it.chat(QUESTIONS[0], max_tokens=tokens, stop=stop, stream=stream, extra_body={"relay": {}})
+                end = list(answer)[-1].choices[0] if stream else answer.choices[0]
+                assert (end.finish_reason, end.relay["stop"]) == ("stop", "interrupted")
+                assert stream or end.message.content == cut
+
+
+def test_a_long_stop_string_is_compared_no_further_than_the_text():
+    class Counted(str):
+        slices = 0
+
+        def __getitem__(self, key):
+            Counted.slices += 1
+            return super().__getitem__(key)
+
+    text = VisibleText([Counted("ab" * 500)])
+    text.add("1+1=abab")
+    assert (text.ready, Counted.slices) == (4, 8)
+
+
 def test_limits_of_a_request(serving, pair):
     short = serving.chat(QUESTIONS[1], max_completion_tokens=7)
     assert (short.choices[0].finish_reason, short.usage.completion_tokens) == ("length", 7)
@@ -264,6 +293,7 @@ GOOD = {"model": NAME, "messages": messages("1+1?")}
         (GOOD | {"max_tokens": 161}, 400, "at most 160"),
         (GOOD | {"stop": [""]}, 400, "stop"),
         (GOOD | {"stop": ["x"] * 17}, 400, "stop"),
+        (GOOD | {"stop": "x" * 257}, 400, "stop: a text of 1 to 256 characters"),
         (GOOD | {"tools": [{"type": "function"}]}, 400, "tools"),
         (GOOD | {"logprobs": True}, 400, "logprobs"),
         (GOOD | {"relay": {"max_calls": -1}}, 400, "relay.max_calls"),
@@ -299,9 +329,12 @@ def test_other_paths_and_methods(serving):
 
 def test_the_key_and_the_size_of_a_request(pair):
     with served(pair.relay(), api_key="secret", max_body=2000) as it:
-        for key in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Bearer s\u00e9cret".encode()}):
+        wrong = ["Bearer wrong", "Bearer s\u00e9cret".encode(), "secret", "Basic secret"]
+        for key in ({}, *({"Authorization": value} for value in wrong)):
             assert it.post(GOOD, headers=key).status_code == 401
             assert httpx2.get(f"{it.url}/v1/models", headers=key).status_code == 401
+        for value in ("bearer secret", "BEARER  secret"):
+            assert httpx2.get(f"{it.url}/v1/models", headers={"Authorization": value}).status_code == 200
         right = {"Authorization": "Bearer secret"}
         assert it.post(GOOD | {"max_tokens": 2}, headers=right).status_code == 200
         assert it.post(GOOD | {"user": "x" * 2000}, headers=right).status_code == 413
@@ -381,6 +414,11 @@ def test_a_teacher_server_that_is_killed_fails_what_calls_it(pair, misbehaving_s
 def test_a_failure_that_would_end_all_is_no_setting(pair):
     with pytest.raises(ValueError, match="'exclude' or 'carry_on'"):
         Server(pair.relay(on_failure="raise"), NAME)
+
+
+def test_a_teacher_that_takes_text_back_is_not_served(pair):
+    with pytest.raises(ValueError, match="readers have it already"):
+        Server(Relay(pair.student, Verifier(pair.teacher.engine, threshold=1.0)), NAME)
 
 
 def test_a_relay_that_fails_begins_anew(pair, monkeypatch):

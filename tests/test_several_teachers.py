@@ -235,6 +235,17 @@ def test_several_teachers_of_any_kind_and_speed(engines):
     assert both.poll([first]) == []
 
 
+def test_ids_of_one_tokenizer_are_not_read_in_another(engines):
+    rule = lambda s: {5: (2, "foreign"), 16: (4, "large")}.get(s.position)  # noqa: E731
+    traces = []
+    for ids in (None, (5, 6), (70_001, 70_002)):
+        foreign = ScriptedTeacher([TeacherOutput(" tiles of", "length", ids=ids, tokens=2)])
+        mixed = NamedTeachers({"foreign": foreign, "large": LocalTeacher(engines[1]["large"])})
+        traces += Relay(engines[0], mixed, max_tokens=60, write_call=False, call_rule=rule).run(QUESTIONS[:1])
+    assert [(c.to, c.status) for c in traces[0].calls][:2] == [("foreign", "answered"), ("large", "answered")]
+    assert timeless(traces[1:]) == timeless(traces[:1] * 2)
+
+
 def test_what_cannot_work_is_refused(engines):
     scripted = ScriptedTeacher(["x"])
     for names in ({}, {"a b": scripted}, {"": scripted}, {"a>": scripted}, {"x" * 33: scripted}, {"ä": scripted}):

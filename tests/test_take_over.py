@@ -65,6 +65,13 @@ def test_a_call_of_everything_is_the_teacher_alone(student, teacher):
         assert a.call_ratio == 1.0
 
 
+@pytest.mark.parametrize("write_call", [True, False])
+@pytest.mark.parametrize("n", [-1, 0, 10**12])
+def test_a_number_that_no_command_holds_is_no_silent_call_either(student, teacher, n, write_call):
+    with pytest.raises(ValueError, match=f"a call asks for 1 to 999999999999 tokens, not {n}"):
+        Relay(student, teacher, call_rule=CallAt({0: n}), write_call=write_call, max_tokens=9).run(QUESTIONS[:1])
+
+
 def test_a_teacher_that_fails_leaves_the_student_as_it_was(student):
     broken = ScriptedTeacher([TeacherOutput("", "error", error="no")])
     failed = silent(student, broken, CallAt({0: 4, 9: 4}), record=True).run(QUESTIONS[:2])

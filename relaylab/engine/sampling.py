@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 COLDEST = 1e-5  # a temperature below would make logits infinite, and is greedy as it is
+HOTTEST = 1e30  # one above would be infinite itself, and draws evenly as it is
 
 
 @dataclass(eq=False)
@@ -67,7 +68,7 @@ def sample(
     warm = [i for i, t in enumerate(temperatures) if t > 0]
     chosen = logits.argmax(-1)
     if warm:
-        t = torch.tensor([max(temperatures[i], COLDEST) for i in warm], device=logits.device)
+        t = torch.tensor([min(max(temperatures[i], COLDEST), HOTTEST) for i in warm], device=logits.device)
         scaled = logits[warm] / t[:, None]
         cut = [k for k, i in enumerate(warm) if (top_p and top_p[i] < 1) or (top_k and top_k[i] > 0)]
         if cut:
@@ -92,7 +93,9 @@ def _truncate(logits: torch.Tensor, top_p: list[float], top_k: list[int]) -> tor
     most = torch.tensor([min(k or size, size) for k in top_k], device=logits.device)[:, None]
     ordered[torch.arange(size, device=logits.device) >= most] = -torch.inf
     before = torch.softmax(ordered, -1).cumsum(-1) - torch.softmax(ordered, -1)
-    ordered[before >= torch.tensor(top_p, device=logits.device)[:, None]] = -torch.inf
+    beyond = before >= torch.tensor(top_p, device=logits.device)[:, None]
+    beyond[:, 0] = False  # the likeliest stays, even if ``top_p`` is rounded to 0
+    ordered[beyond] = -torch.inf
     return torch.full_like(logits, -torch.inf).scatter(-1, index, ordered)
 
 

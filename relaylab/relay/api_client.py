@@ -21,7 +21,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
-from urllib.parse import parse_qsl, quote, unquote, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, quote, quote_plus, unquote, urlsplit, urlunsplit
 
 import httpx2
 import openai
@@ -154,9 +154,9 @@ class APIClient:
         self.url = urlunsplit((parts.scheme, self.host, parts.path.rstrip("/"), "", ""))
         self._query = dict(parse_qsl(parts.query, keep_blank_values=True))
         self._login = base64.b64encode(unquote(user).encode()).decode() if at else ""
-        hidden = {self._key, unquote(user.partition(":")[2]), self._login, *self._query.values()} - {NO_KEY}
+        hidden = {self._key, *map(unquote, user.split(":", 1)), self._login, *self._query.values()} - {NO_KEY}
         # In every form that an answer may quote them in; those of 3 characters and less would blot out ordinary words.
-        forms = {form for s in hidden if len(s) > 3 for form in (s, quote(s, safe=""), json.dumps(s)[1:-1])}
+        forms = {form for s in hidden if len(s) > 3 for form in (s, quote(s, ""), quote_plus(s), json.dumps(s)[1:-1])}
         self._secrets = sorted(forms, key=len, reverse=True)  # a secret within another must not leave the other's rest
         self._renamed: set[str] = set()  # paths that want RENAMED
         self._options = {"concurrency": concurrency, "timeout": timeout, "retries": retries}
@@ -170,7 +170,7 @@ class APIClient:
         return functools.partial(APIClient, **self._options), (self.url,)
 
     def scrub(self, text: str) -> str:
-        """The text without the key, the password and the values of the URL's query."""
+        """The text without the key, the login and the values of the URL's query."""
         for secret in self._secrets:
             text = text.replace(secret, "***")
         return text

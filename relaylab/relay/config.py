@@ -23,9 +23,9 @@ class RelayConfig:
         max_calls: answered calls; later ones are refused and the student goes on.
         max_call_tokens: teacher tokens that one call may be granted.
         max_teacher_tokens: delivered teacher tokens in all.
-        fixed_call_tokens: grant every call so many tokens, whatever it asks for (table 5).
+        fixed_call_tokens: grant every call so many tokens, also that of a fork, whatever it asks for (table 5).
         call_end: where a call ends: after the ``tokens`` asked for, or at the end of the ``line`` or the ``answer``.
-            A fork's own call is for the tokens that it asks for.
+            A fork's own call ends after the tokens that it asks for.
         write_call: a call rule's calls are written as commands; if False, the teacher takes over silently.
         forbid_calls: no call can be written (teacher-free decoding, table 4), nor the first token of one: with Qwen's
             tokenizer a ``<`` without a space before it.

@@ -306,9 +306,10 @@ class Relay:
             if at < len(trace.completion_ids) and trace.source[at] != TEACHER:
                 sequence.banned = (at, trace.completion_ids[at])
         elif call is not None:
-            if self.forbid_calls or sequence.turn == "done":
-                why = "calls are forbidden" if self.forbid_calls else "the answer ended"
-                raise ValueError(f"no call can be forced: {why}")
+            if self.forbid_calls or sequence.turn != "student":
+                before = f"the call before position {at} is answered first; fork at its start"
+                why = "the answer ended" if sequence.turn == "done" else before
+                raise ValueError(f"no call can be forced: {'calls are forbidden' if self.forbid_calls else why}")
             n, name = call if isinstance(call, tuple) else (call, None)
             format_call(n)  # ValueError for a number that no command holds
             if name is None:  # a call anew asks the same teacher

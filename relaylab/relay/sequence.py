@@ -162,12 +162,12 @@ class Sequence:
         n, name = asked if isinstance(asked, tuple) else (asked, None)
         if name is not None and name not in self._names:
             raise ValueError(f"a call rule asks the teacher {name!r}; there are {', '.join(self._names) or 'no names'}")
+        tokens = self._text.call(n, name)  # ValueError for a number that no command holds
         # 2) A silent call has no command: the student does not learn that the teacher writes.
         if not self.config.write_call:
             self._request(Call(len(self.ids), len(self.ids), n, status="waiting", forced=True, to=name))
             return True
         # 3) Else the command is written as if the student had.
-        tokens = self._text.call(n, name)
         if len(tokens) >= self.room:
             return False
         for token in tokens:
@@ -357,6 +357,8 @@ class Sequence:
         # 2) A call right before the cut is requested anew, under the present caps.
         for call in again:
             self.calls.remove(call)
+            # It was a fork's own if it ended after the tokens that it asked for.
+            self.counted |= call.forced and call.finish_reason == "length" and call.granted == call.requested
             self._request(Call(call.start, call.end, call.requested, status="waiting", forced=call.forced, to=call.to))
         self.calls.sort(key=lambda c: c.start)
         if end_token:

@@ -210,7 +210,8 @@ class NoTeacher(ScriptedTeacher):
 class NamedTeachers:
     """Several teachers, each with its name: ``<call to=NAME>n</call>`` asks one, ``<call>n</call>`` the first.
 
-    A call for any other name is not answered. Each teacher reads what all of them wrote.
+    A call for any other name is not answered. Each teacher reads what all of them wrote, as text unless all tokenizers
+    are equal.
 
     Args:
         teachers: by name, of letters, digits, ``_``, ``.`` and ``-``.
@@ -243,8 +244,9 @@ class NamedTeachers:
         groups, ready = self._by_name(views), list[tuple[TeacherView, TeacherOutput]]()
         while groups and not ready:
             for name, own in groups:
-                answers = self.teachers[name].poll(own, wait=wait and len(groups) == 1)
-                ready += [(view, replace(output, teacher=self.teachers[name].name)) for view, output in answers]
+                for view, output in self.teachers[name].poll(own, wait=wait and len(groups) == 1):
+                    ids = None if self.fingerprint is None else output.ids  # other tokenizers would misread them
+                    ready.append((view, replace(output, ids=ids, teacher=self.teachers[name].name)))
             if not wait:
                 break
             if not ready:

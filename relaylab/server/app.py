@@ -92,8 +92,10 @@ class Server:
         return Response(metrics_text(self._registry), media_type=CONTENT_TYPE_LATEST)
 
     def _check_key(self, request: Request) -> None:
-        given = request.headers.get("authorization", "").removeprefix("Bearer ")
-        if self._key is not None and not hmac.compare_digest(given.encode(), self._key.encode()):
+        if self._key is None:
+            return
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), self._key.encode()):
             raise Refusal(401, "this server needs its API key: send it as 'Authorization: Bearer KEY'")
 
     # Answers ----------------------------------------------------------------------------------------------------------
@@ -300,8 +302,9 @@ def _event(data: dict[str, Any]) -> str:
 def _check(row: Row) -> None:
     """Raises Refusal if a row has no answer."""
     if row.error:
-        teacher = row.trace is not None and row.trace.stop == "excluded"
-        raise Refusal(502 if teacher else 503, row.error, code="teacher_failed" if teacher else "interrupted")
+        failed = row.trace is not None and row.trace.stop == "excluded"
+        code = "student_failed" if row.sequence.failure else "teacher_failed" if failed else "interrupted"
+        raise Refusal(502 if failed else 503, row.error, code=code)
 
 
 async def _disconnect(request: Request) -> None:

@@ -19,9 +19,10 @@ NEUTRAL = {
     "modalities": ["text"], "presence_penalty": 0, "response_format": {"type": "text"}, "suffix": "",
     "tool_choice": "none", "tools": [], "top_logprobs": 0,
 }  # fmt: skip
+STOP_LENGTH = 256  # characters of a stop string: each text that is sent is compared with all its beginnings
 SHAPES = {
     "prompt": "a text, a list of texts, a list of token ids, or a list of such lists",
-    "stop": "a text that is not empty, or a list of at most 16",
+    "stop": f"a text of 1 to {STOP_LENGTH} characters, or a list of at most 16 such texts",
 }
 REASONS = {"end": "stop", "teacher_end": "stop", "interrupted": "stop", "length": "length", "context": "length"}
 
@@ -87,7 +88,7 @@ class AnswerRequest(_Strict):
     @classmethod
     def _list_of_stops(cls, stop: str | list[str]) -> list[str]:
         stops = [stop] if isinstance(stop, str) else stop
-        if len(stops) > 16 or not all(stops):
+        if len(stops) > 16 or not all(1 <= len(s) <= STOP_LENGTH for s in stops):
             raise ValueError
         return stops
 

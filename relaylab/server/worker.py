@@ -68,7 +68,7 @@ class VisibleText:
         """Characters of ``text`` that no stop string will take away."""
         if self.stopped:
             return len(self.text)
-        begun = (k for s in self.stop for k in range(1, len(s)) if self.text.endswith(s[:k]))
+        begun = (k for s in self.stop for k in range(1, min(len(s), len(self.text) + 1)) if self.text.endswith(s[:k]))
         return len(self.text) - max(begun, default=0)
 
     def _settle(self, length: int) -> None:
@@ -133,6 +133,8 @@ class Worker:
     def __init__(self, relay: Relay, max_waiting: int, on_end: Callable[[Row], None]):
         if relay.config.on_failure == "raise":
             raise ValueError("on_failure 'raise' would end all requests at once; use 'exclude' or 'carry_on'")
+        if hasattr(relay.teacher, "threshold"):
+            raise ValueError("a teacher that takes text back cannot be served: readers have it already; serve another")
         self.relay, self.max_waiting, self._on_end = relay, max_waiting, on_end
         self.numbers = count()  # of sequences
         self.waiting, self.live = deque[Row](), dict[int, Row]()
@@ -208,7 +210,7 @@ class Worker:
             elif idle and self._remote and not self.waiting:
                 self._changed.wait(PAUSE_SECONDS)
             for row in self.live.values():
-                if (row.cancelled or row.text.stopped or self._closing) and row.sequence.turn != "done":
+                if (row.cancelled or self._closing) and row.sequence.turn != "done":
                     row.sequence.finish("interrupted")
             joined = [self.waiting.popleft() for _ in range(0 if self._closing else min(places, len(self.waiting)))]
             self.live.update((row.sequence.index, row) for row in joined)
@@ -221,6 +223,10 @@ class Worker:
             row = self.live[event.row]
             row.first, row.last = row.first or time.perf_counter(), event.text
             row.unread.append(event)
+            if row.text.stop:
+                row.read()
+                if row.text.stopped and row.sequence.turn != "done":  # before a teacher is asked for more
+                    row.sequence.finish("interrupted")
         elif isinstance(event, Done):
             row, trace = self.live[event.row], event.trace
             row.read()
@@ -228,10 +234,13 @@ class Worker:
                 row.text.add(trace.pieces[-1][len(row.last) :], teacher=trace.source[-1] == "t")
             row.text.end()
             row.trace, error = trace, None
-            if trace.stop == "excluded":
-                failed = f"the student failed: {row.sequence.failure}"
-                error = next((f"the teacher failed: {c.error}" for c in reversed(trace.calls) if c.error), failed)
-            elif trace.stop == "interrupted" and not row.text.stopped:
+            if row.text.stopped:  # the answer is whole, however the sequence ended
+                trace.stop = "interrupted"
+            elif row.sequence.failure:
+                error = f"the student failed: {row.sequence.failure}"
+            elif trace.stop == "excluded":
+                error = next(f"the teacher failed: {c.error}" for c in reversed(trace.calls) if c.error is not None)
+            elif trace.stop == "interrupted":
                 error = "cancelled" if row.cancelled else "the server is shutting down"
             self._end(row, error)
 
@@ -245,12 +254,11 @@ class Worker:
         if due := now - self._flushed >= FLUSH_SECONDS:  # for all rows at once, which wakes the event loop less often
             self._flushed = now
         for row in self.live.values():
-            sends = row.stream and (due or not row.sent)
-            if row.unread and (sends or row.text.stop):
+            if row.stream and (due or not row.sent):
                 row.read()
-            if sends and (ready := row.text.ready) > row.sent:
-                self._outbox.append((row, row.text.text[row.sent : ready]))
-                row.sent = ready
+                if (ready := row.text.ready) > row.sent:
+                    self._outbox.append((row, row.text.text[row.sent : ready]))
+                    row.sent = ready
         if self._outbox:
             outbox, self._outbox = self._outbox, []
             assert self._loop is not None
