@@ -96,8 +96,8 @@ def kept(out: Path, traces: Sequence[Trace], relay: Relay, places: Sequence[Sequ
         path = out / f"{len(files) + first // CHUNK:05}.csv"
         write_whole(path, interventions(traces, relay, here, n=n, progress=False).to_csv(index=False))
         parts.append(pd.read_csv(path, keep_default_na=False))
-    found = pd.concat(parts[1:] or parts).set_index(["trace", "position"]).loc[wanted].reset_index()
-    return found[list(COLUMNS)]
+    found = pd.concat(parts[1:] or parts).set_index(["trace", "position"])
+    return found.loc[[place for place in wanted if place in found.index]].reset_index()[list(COLUMNS)]
 
 
 def drawn_cells(traces: Sequence[Trace], student: Engine, teacher: Engine, seed: int) -> pd.DataFrame:

@@ -13,6 +13,7 @@ from relaylab.evaluation.eval_run import EvalRun, ModelCache
 from relaylab.evaluation.systems import SYSTEMS, confidence, system
 from relaylab.evaluation.token_router import train_token_router
 from relaylab.relay.config import RelayConfig
+from relaylab.relay.local_teacher import LocalTeacher
 from relaylab.relay.pair import problem_seed
 from relaylab.relay.teachers import ScriptedTeacher
 from relaylab.tasks.suites import problems
@@ -103,6 +104,21 @@ def test_speculative_decoding_loses_nothing_and_needs_fewer_passes(run):
         counts = b.config["counts"]
         assert counts["teacher_passes"] < len(b.completion_ids) / 2
         assert counts["student_passes"] >= len(b.completion_ids) - counts["teacher_passes"]
+
+
+def test_speculative_decoding_samples_as_the_teacher_does(run, models, tmp_path):
+    """Whatever the student's temperature: a greedy teacher is greedy, and one that samples from one token, too."""
+    expected = [t.completion_ids for t in run.traces(SYSTEMS["teacher"])[:2]]
+    sampling = {"temperature": 1.5, "top_p": 0.9, "top_k": 1}
+    for number, options in enumerate(({}, sampling)):
+        cache = ModelCache(LocalTeacher(models.local_teacher("test").engine, **options))
+        hot = replace(run.config, temperature=3.0)
+        traces = EvalRun(cache, run.problems[:2], tmp_path / str(number), hot, progress=False).traces(
+            SYSTEMS["speculative"]
+        )
+        assert [t.completion_ids[:-1] for t in traces] == expected
+        assert options.items() <= traces[0].config.items()
+        assert traces[0].config["temperature"] == traces[0].temperature == options.get("temperature", 0)
 
 
 def test_traces_are_kept_and_read_again(run, models):

@@ -79,6 +79,14 @@ def test_each_trigger_gets_its_best_candidate_within_the_budget(tmp_path):
         calibrate(problems("tiles", 2, split="train"), tmp_path, triggers=["entropy"], progress=False)
 
 
+def test_another_precision_is_another_calibration(tmp_path):
+    options = dict(triggers=["entropy"], lengths=(4,), quantiles=(0.9,), budgets=(1.0,), max_tokens=3, progress=False)
+    calibrate(problems("tiles", 1), tmp_path, dtype="bfloat16", **options)
+    calibrate(problems("tiles", 1), tmp_path, dtype=torch.bfloat16, **options)
+    with pytest.raises(ValueError, match='dtype was "bfloat16", is "float32"'):
+        calibrate(problems("tiles", 1), tmp_path, dtype="float32", **options)
+
+
 def test_what_has_no_threshold_is_refused(tmp_path):
     with pytest.raises(ValueError, match="'relay' has no threshold to calibrate; there are entropy, line"):
         calibrate(problems("tiles", 1), tmp_path, triggers=["relay"])

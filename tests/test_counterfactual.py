@@ -67,6 +67,18 @@ def test_a_call_is_worth_what_its_teacher_knows(student, helped):
         verdicts(effects, against="with")
 
 
+def test_a_teacher_that_fails_is_no_help(student, helped):
+    traces, relay = helped
+    down = ScriptedTeacher([TeacherOutput("", "error", error="down")], name="down")
+    with pytest.warns(UserWarning, match="a model failed in 1 of 4 forks, which are missing values"):
+        effects = call_effects(traces, relay, teachers=[down], progress=False)
+    assert by_arm(effects, "samples") == {"with": 1, "without": 1, "alone": 1, "teacher=down": 0}
+    assert verdicts(effects, against="teacher=down").empty
+    with pytest.warns(UserWarning, match="a model failed in 1 of 3 forks"):
+        helpless = call_effects(traces, Relay(student, down, relay.config, call_rule=relay.call_rule), progress=False)
+    assert verdicts(helpless).empty, "what a failed teacher left as it was is no wasted call"
+
+
 def test_a_later_call_of_the_same_policy_shows_that_a_call_only_moved(student):
     """Forbidden at token 3, the policy calls at token 20 instead; alone it cannot."""
     teacher = Says(RIGHT, "knows")

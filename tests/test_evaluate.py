@@ -14,14 +14,16 @@ from dataclasses import asdict, replace
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import comb
+from scipy.stats import wilcoxon
 
 from relaylab.engine.load import fingerprint_weights, load_model, resolve
 from relaylab.evaluation.evaluate import evaluate, variants
 from relaylab.evaluation.stats import columns, gap_recovered, interval, mean, paired, pass_at_k, share, summary
-from relaylab.evaluation.systems import SYSTEMS
+from relaylab.evaluation.systems import SYSTEMS, system
 from relaylab.evaluation.table import excluded_methods, read_table, rows_of, trace_files
 from relaylab.relay.config import RelayConfig
 from relaylab.relay.teachers import ScriptedTeacher, TeacherOutput
@@ -72,6 +74,11 @@ def test_the_configuration_belongs_to_the_folder(tmp_path):
     for options in ({"seed": 3}, {"count": 3}, {"temperature": 1.0}, {"training": train}, {"suffix": ""}):
         with pytest.raises(ValueError, match=f"{'problems' if 'count' in options else next(iter(options))} was "):
             run(tmp_path, ["relay"], **{"count": 2, "suffix": "Box it."} | options)
+    graded = [replace(p, kind="number", tolerance=10.0) for p in chosen(2)]
+    with pytest.raises(ValueError, match="problem_texts was "):
+        evaluate(["relay"], graded, tmp_path, config=CONFIG, suffix="Box it.", progress=False)
+    with pytest.raises(ValueError, match='dtype was null, is "bfloat16"'):
+        run(tmp_path, ["relay"], 2, suffix="Box it.", dtype=torch.bfloat16)
 
 
 @pytest.mark.parametrize(
@@ -85,6 +92,8 @@ def test_the_configuration_belongs_to_the_folder(tmp_path):
         ({"methods": ["relay", "relay:student=relay+warmup"]}, "'relay' is named twice"),
         ({"methods": ["student", "student:student=student"]}, "named twice"),
         ({"methods": ["relay:student=no-such"]}, "no model 'no-such'"),
+        ({"methods": ["relay:student=runs/c++/student"]}, r"'relay:student=runs/c\+\+/student' has a student without"),
+        ({"methods": ["relay:student="]}, "'relay:student=' has a student without a name"),
     ],
 )
 def test_nothing_is_written_for_a_call_that_cannot_work(tmp_path, options, message):
@@ -96,6 +105,23 @@ def test_nothing_is_written_for_a_call_that_cannot_work(tmp_path, options, messa
 def test_texts_name_variants():
     assert [label for label, _ in variants("relay:student=a+b,n=3")] == ["relay:n=3"] * 2
     assert [label for label, _ in variants("relay:student=warmup")] == ["relay:student=warmup"]
+    for text in ("entropy:threshold=0.5,student=a+b,n=3", "entropy:student=a+b,n=3,threshold=0.5"):
+        label, again = (one for one, _ in variants(text))
+        assert label == again == system(label).label == "entropy:threshold=0.5,n=3"
+    secret = variants("relay:teacher=http://ann:hunter22@127.0.0.1:9/v1,student=a+b")
+    assert {label for label, _ in secret} == {"relay:teacher=http://127.0.0.1:9/v1"}
+
+
+def test_a_method_means_the_same_students_in_the_whole_folder(tmp_path):
+    run(tmp_path, ["student"], 1)
+    before = (tmp_path / "table.csv").read_bytes(), (tmp_path / "config.json").read_bytes()
+    with pytest.raises(ValueError, match="has the method 'student' by another student, 'student'; name 'student', too"):
+        run(tmp_path, ["student:student=warmup+relay"], 1)
+    assert before == ((tmp_path / "table.csv").read_bytes(), (tmp_path / "config.json").read_bytes())
+    table = run(tmp_path, ["student:student=student+warmup"], 1)  # it has all of them
+    assert table["student"].unique().tolist() == ["student", "warmup"]
+    with pytest.raises(ValueError, match="by another student, 'warmup'"):
+        run(tmp_path, ["student"], 1)
 
 
 @given(st.integers(1, 40), st.data())
@@ -122,6 +148,19 @@ def test_intervals_of_samples_whose_intervals_are_known():
     assert mean(np.array([1, nan, 0.0])).value == 0.5
     assert paired(np.array([1, nan, 1.0]), np.array([0, 0, nan])).value == 1
     assert np.isnan(mean(np.array([nan])).value)
+    one = mean(np.array([1.0, nan]))
+    assert one.value == 1
+    assert np.isnan([one.low, one.high]).all(), "one problem has no interval"
+
+
+def test_p_is_that_of_exact_thirds():
+    """Of means over three students: 2/3 - 1 and 1/3 - 0 are one size, and 2/3 - 1/3 - 1/3 is none."""
+    rng = np.random.default_rng(3)
+    a, b = rng.integers(0, 4, (2, 60))
+    exact = wilcoxon(a - b).pvalue
+    assert paired(a / 3, b / 3).p == exact
+    assert wilcoxon(a / 3 - b / 3).pvalue != exact, "as they are, ties are torn apart"
+    assert paired(np.array([0.1 + 0.2]), np.array([0.3])).p == 1
 
 
 def test_the_table_agrees_with_the_traces(evaluated):

@@ -257,12 +257,15 @@ def test_a_file_of_other_terms_is_refused(tmp_path, options, attributes):
     assert not teacher.calls
 
 
-@pytest.mark.parametrize("name", ["question", "answer"])
-def test_another_problem_under_the_same_id_is_refused(tmp_path, name):
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("question", "7"), ("answer", "7"), ("kind", "number"), ("unit", "m"), ("tolerance", 10.0)],
+)
+def test_another_problem_under_the_same_id_is_refused(tmp_path, name, value):
     out = tmp_path / "r"
     pass_rates(Pupil(), PROBLEMS[:2], out)
     with pytest.raises(ValueError, match=f"another {name} under the id 'savings-test-0-1'"):
-        pass_rates(Pupil(), [PROBLEMS[0], replace(PROBLEMS[1], **{name: "7"})], out)
+        pass_rates(Pupil(), [PROBLEMS[0], replace(PROBLEMS[1], **{name: value})], out)
 
 
 def test_what_does_not_matter_to_a_rate_may_change(tmp_path):

@@ -73,3 +73,35 @@ def test_the_frontiers_of_an_evaluation():
     with pytest.raises(ValueError, match="no gap"):
         frontiers(pd.DataFrame(rows).query("method != 'teacher'").replace({"relay:student=a": "teacher"}).assign(
             correct=0.0), family)  # fmt: skip
+
+
+def evaluated(right: dict[str, list[float]]) -> pd.DataFrame:
+    """Right answers by method; the teacher writes all of its tokens, the relay a tenth."""
+    written = {"student": 0, "teacher": 100, "relay": 10}
+    rows = [
+        {"id": str(i), "method": m, "student": m, "sample": 0, "correct": one, "tokens": 100}
+        | {"teacher_tokens": written[m]}
+        for m, values in right.items()
+        for i, one in enumerate(values)
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_a_resample_without_a_gap_is_in_no_interval():
+    """The teacher solves one problem of four more. Where it is not drawn there is no gap, and no frontier of 0."""
+    right = {"student": [0, 0, 1, 1], "teacher": [1, 0, 1, 1], "relay": [1, 0, 1, 1]}
+    found = frontiers(evaluated(right), str).set_index("family").loc["relay"]
+    assert found[["area", "area_low", "area_high"]].tolist() == pytest.approx([0.5, 0.5, 0.5])
+    assert found[["price_50", "price_50_low", "price_50_high"]].tolist() == pytest.approx([0.05, 0.05, 0.05])
+
+
+@pytest.mark.parametrize(
+    ("right", "words"),
+    [
+        ({"student": [0, 1], "relay": [1, 1]}, "the table lacks the method 'teacher', an end of the gap; evaluate it"),
+        ({"student": [0, 1], "teacher": [1, 1], "relay": [np.nan] * 2}, "answer of every method; leave out 'relay'"),
+    ],
+)
+def test_a_table_without_a_frontier_is_refused(right, words):
+    with pytest.raises(ValueError, match=words):
+        frontiers(evaluated(right), str)

@@ -21,7 +21,7 @@ from relaylab.evaluation.interventions import (
 from relaylab.relay.local_teacher import LocalTeacher
 from relaylab.relay.pair import Pair, graded
 from relaylab.relay.relay import Relay
-from relaylab.relay.teachers import NoTeacher
+from relaylab.relay.teachers import NoTeacher, ScriptedTeacher, TeacherOutput
 from relaylab.tasks.suites import problems
 
 PROBLEMS = problems("tiles", 6) + problems("savings", 3)
@@ -59,6 +59,22 @@ def test_an_intervention_is_a_silent_fork_and_the_student_goes_on_alone(pair, tr
         assert row.entropy == trace.entropies[row.position]
         assert fork.source.count("t") == 3
         assert fork.tag_tokens == 0
+
+
+def test_a_teacher_that_fails_is_no_help(pair, traces):
+    """Its forks are missing values. Carried on alone they would be answers that the help left as they were."""
+    word, places = "tiles", [[0]] * len(traces)
+    says = {True: TeacherOutput("", "error", error="down"), False: TeacherOutput("12", "length")}
+    lost = sum(word in t.prompt for t in traces)
+    some = Relay(pair.student, ScriptedTeacher(lambda view: says[word in view.messages[-1]["content"]]), max_tokens=160)
+    assert 0 < lost < len(traces)
+    with pytest.warns(UserWarning, match=f"a model failed in {lost} of 9 forks"):
+        frame = interventions(traces, some, places, progress=False)
+    assert frame["trace"].tolist() == [k for k, t in enumerate(traces) if word not in t.prompt]
+    down = Relay(pair.student, ScriptedTeacher([says[True]]), max_tokens=160)
+    with pytest.raises(RuntimeError, match=r"failed in 9 of 9 forks, .* nothing is left"):
+        interventions(traces, down, places, progress=False)
+    assert interventions([], down, [], progress=False).empty
 
 
 def test_h_and_c_of_a_frame_made_by_hand():

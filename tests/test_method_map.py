@@ -3,12 +3,23 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from relaylab.cli import main
 from relaylab.engine.load import embedded, fingerprint_weights, manifest
-from relaylab.evaluation.method_map import compared, draw_map, measure_dials, pair_of, students, winners, worlds
+from relaylab.evaluation import method_map
+from relaylab.evaluation.method_map import (
+    compared,
+    draw_map,
+    measure_dials,
+    measure_world,
+    pair_of,
+    students,
+    winners,
+    worlds,
+)
 from relaylab.files import read_json
 from relaylab.views.method_map import map_figure
 from relaylab.zoo.verify import DIALS
@@ -34,7 +45,7 @@ def interval(value: float, low: float, high: float) -> dict[str, float]:
 @pytest.fixture
 def table() -> pd.DataFrame:
     return evaluated(**{
-        "student": (10, 0), "teacher": (40, 100), "relay:student=a+b": (30, 4), "student:student=c": (14, 0),
+        "student": (10, 0), "teacher": (40, 100), "relay:student=a+b": (30, 4), "grpo:student=c": (14, 0),
         "entropy:threshold=2,n=3": (18, 2), "entropy:threshold=1,n=3": (29, 9), "probe:threshold=0.5,n=3": (12, 5),
     })  # fmt: skip
 
@@ -92,6 +103,33 @@ def test_a_student_of_several_seeds_is_found_and_an_ablation_is_none():
     found = students("lifelike", "relay")
     assert found[0] == "relay"
     assert all(name == "relay" or "-seed" in name for name in found)
+
+
+def test_in_a_folder_only_seeds_of_the_same_run_are_students_of_a_world(tmp_path):
+    seeds = ["h2c1-relay", "h2c1-relay-seed2", "h2c1-relay-seed10"]
+    for name in (*seeds, "h2c1-relay-six", "h2c1-relay-no-bonus", "h2c1-student-long"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "training.json").touch()
+    assert students("h2c1", "relay", tmp_path) == sorted(str(tmp_path / name) for name in seeds)
+    assert students("h2c1", "student", tmp_path) == []
+
+
+def test_two_seeds_of_plain_grpo_are_no_second_student(tmp_path, monkeypatch):
+    """Calibration is over by then, so nothing of what is named may be refused."""
+    seeds = {"relay": [], "grpo": ["grpo", "warmup"]}
+    monkeypatch.setattr(method_map, "students", lambda world, kind, models=None: seeds.get(kind, [kind]))
+    monkeypatch.setattr(method_map, "TAUGHT", ("savings",))
+    monkeypatch.setattr(method_map, "calibrate", lambda *args, **options: pd.DataFrame({"method": ["plan"]}))
+    table, _ = measure_world("lifelike", tmp_path, count=1, per_suite=1, quick=True)
+    by = table.groupby("method", sort=False)["student"].unique().map(list).to_dict()
+    assert (by["student"], by["grpo"]) == (["student"], ["grpo", "warmup"])
+    assert [method_map.family(method) for method in by].count("plain GRPO") == 1
+
+
+def test_one_problem_cannot_tell_methods_apart(table, chosen):
+    one = winners(table[table["id"] == "tiles-test-0"], chosen, budgets=(0.05,)).iloc[0]
+    assert np.isnan(one[["low", "high"]].astype(float)).all()
+    assert (one["winner"], one["tied"]) == ("student", "entropy plain GRPO probe relay")
 
 
 def test_the_command_measures_a_world_and_keeps_it(tmp_path, monkeypatch, capsys):

@@ -118,12 +118,15 @@ def test_a_policy_is_known_again_though_it_has_no_repr_of_its_own(student, tmp_p
     assert traces[0].config["call_rule"].endswith("Never object>")
 
 
-@pytest.mark.parametrize("name", ["question", "answer"])
-def test_another_problem_under_the_same_id_is_refused(student, tmp_path, name):
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("question", "7"), ("answer", "7"), ("kind", "number"), ("unit", "m"), ("tolerance", 10.0)],
+)
+def test_another_problem_under_the_same_id_is_refused(student, tmp_path, name, value):
     out = tmp_path / "t.jsonl"
     pair(student).decode(PROBLEMS[:2], out=out, **TERMS)
     with pytest.raises(ValueError, match=f"another {name} under the id 'savings-test-0-1'"):
-        pair(student).decode([PROBLEMS[0], replace(PROBLEMS[1], **{name: "7"})], out=out, **TERMS)
+        pair(student).decode([PROBLEMS[0], replace(PROBLEMS[1], **{name: value})], out=out, **TERMS)
 
 
 def test_ids_must_differ(student):

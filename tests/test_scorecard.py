@@ -189,6 +189,13 @@ def test_a_small_gap_has_a_finite_interval_and_no_gap_no_figure():
     assert "-inf" in scorecard(near).set_index("id").loc["router-cost", "ours"]
 
 
+def test_one_problem_has_no_interval():
+    table = pd.concat(rows(m, [m != "student"] * 40, 0.1) for m in ("student", "relay", "teacher"))
+    ours = measured(table[table["id"] == "p0"])
+    assert ours["gap-recovered"] == "one problem has no interval; evaluate more of them"
+    assert scorecard(ours).set_index("id").loc["gap-recovered", "verdict"] == NOT_TESTED
+
+
 # The card -------------------------------------------------------------------------------------------------------------
 
 

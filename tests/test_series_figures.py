@@ -94,6 +94,14 @@ def test_the_report_holds_every_method_and_escapes_what_models_wrote(evaluation)
         report(evaluation)
 
 
+def test_one_problem_has_no_interval(evaluation):
+    table = read_table(evaluation)
+    table.drop_duplicates("method").to_csv(evaluation / "table.csv", index=False)
+    text = report(evaluation).read_text()
+    assert "<td>100.0</td>" in text
+    assert "(nan, nan)" not in text
+
+
 def test_the_traces_of_a_method_are_found_by_its_label(make, evaluation):
     """Whatever its file is called."""
     label = "relay:student=plain/relay"

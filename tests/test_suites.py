@@ -5,6 +5,7 @@ import itertools
 import operator
 import random
 import re
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
@@ -21,6 +22,7 @@ from relaylab.tasks.suites import (
     level_of,
     mixture,
     problem,
+    problem_texts,
     problems,
     split_of,
 )  # fmt: skip
@@ -132,3 +134,10 @@ def test_a_solution_runs_over_40_to_150_tokens_and_its_hard_step_is_a_small_part
         length = len(tokenizer(p.solution)["input_ids"])
         assert 40 <= length <= 150
         assert all(len(str(step.result)) <= 0.12 * length for step in p.steps if step.hard)
+
+
+def test_the_texts_of_problems_say_how_they_are_graded():
+    one = problem("tiles", 0)
+    assert problem_texts([one]) == [[one.id, one.question, one.answer]], "as in folders that were made before"
+    graded = [one, *(replace(one, **way) for way in ({"kind": "number"}, {"unit": "m"}, {"tolerance": 10.0}))]
+    assert len({str(texts) for texts in problem_texts(graded)}) == 4

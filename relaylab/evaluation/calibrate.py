@@ -75,7 +75,7 @@ def calibrate(
     models = ModelCache(teacher, router_problems, max_tokens, options, untrained=student)
     config = {"student": student, "weights": fingerprint_weights(student), "teacher": models.teacher.name}
     config |= {"seed": seed, "max_tokens": max_tokens, "problems": problem_texts(problems)}
-    config |= {"router_problems": problem_texts(router_problems)}
+    config |= {"router_problems": problem_texts(router_problems)} | models.precision
     folder = bind_folder(out, plain(config))
     models.keep, models.progress = Path(routers or folder), progress
     run = EvalRun(models, problems, folder, RelayConfig(max_tokens=max_tokens), seed, batch_size, progress=False)

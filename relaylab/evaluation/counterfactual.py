@@ -17,6 +17,7 @@ If a call is banned, a wrong answer may be the ban's doing; compare with the arm
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -55,6 +56,7 @@ def call_effects(
 ) -> pd.DataFrame:  # fmt: skip
     """Fork every answered call of graded traces; one row per call and arm (``EFFECT_COLUMNS``).
 
+    A fork in which a model failed is excluded, whatever the relay's ``on_failure``; a warning counts them.
     ``accuracy`` is that of the ``samples`` that count (excluded ones do not). ``delivered``, ``later_calls``,
     ``teacher_tokens`` and ``tokens`` are means of the answers.
 
@@ -69,6 +71,7 @@ def call_effects(
 
     Raises:
         ValueError: for traces or arms that cannot be compared.
+        RuntimeError: where a model failed in every fork.
     """
     arms = _arms(relay, lengths, teachers, students, placebo)
     if samples < 1 or (samples > 1 and not relay.config.temperature and not getattr(relay.teacher, "temperature", 0)):
@@ -89,6 +92,7 @@ def call_effects(
                     call is trace.answered[0], call.start, arm.name, arm.relay.teacher.name, n, *_means(answers, call),
                 ))  # fmt: skip
     frame = pd.DataFrame(rows, columns=list(EFFECT_COLUMNS))
+    told_of_lost(len(arms) * len(calls) * samples, int(frame["samples"].sum()))
     frame["arm"] = pd.Categorical(frame["arm"], categories=[arm.name for arm in arms])
     frame = frame.sort_values(["trace", "start", "arm"], kind="stable", ignore_index=True)
     return frame.astype({"n": "Int64"})
@@ -108,14 +112,14 @@ def _arms(
 
     def varied(student: Student = relay.student, teacher: Teacher = relay.teacher, forbid: bool = False) -> Relay:
         same = {"call_rule": relay.call_rule, "record": relay.record, "batch_size": relay.batch_size}
-        return Relay(student, teacher, replace(config, forbid_calls=forbid), **same)
+        return Relay(student, teacher, replace(config, forbid_calls=forbid, on_failure="exclude"), **same)
 
     arms = [
-        _Arm("with", relay, {}),
-        _Arm("without", relay, {"forbid": True}),
+        _Arm("with", varied(), {}),
+        _Arm("without", varied(), {"forbid": True}),
         _Arm("alone", varied(forbid=True), {"forbid": True}),
         *([_Arm("placebo", varied(forbid=True), {})] if placebo else []),
-        *(_Arm(f"n={n}", relay, {"call": n}) for n in lengths),
+        *(_Arm(f"n={n}", varied(), {"call": n}) for n in lengths),
         *(_Arm(f"teacher={t.name}", varied(teacher=t), {}) for t in teachers),
         *(_Arm(f"student={e.name}", varied(student=e, forbid=True), {"forbid": True}) for e in students),
     ]
@@ -157,6 +161,16 @@ def graded_forks(relay: Relay, traces: Sequence[Trace], at: Sequence[int], bar: 
     finally:
         stream.close()
     return [graded(fork, problem_of(trace)) for fork, trace in zip(stream.traces, traces)]
+
+
+def told_of_lost(forks: int, kept: int) -> None:
+    """Warn of forks in which a model failed: they are missing values. RuntimeError where none is left."""
+    if kept == forks:
+        return
+    text = f"a model failed in {forks - kept} of {forks} forks, which are missing values"
+    if not kept:
+        raise RuntimeError(f"{text}; nothing is left to measure; see that the models answer, and call again")
+    warnings.warn(text, stacklevel=3)
 
 
 def _placebo(trace: Trace, call: Call, alone: Trace, student: Student) -> Trace:

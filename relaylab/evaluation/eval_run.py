@@ -90,6 +90,12 @@ class ModelCache:
         return same_world if same_world in embedded() else name
 
     @property
+    def precision(self) -> dict[str, str]:
+        """What a configuration holds of how local models are loaded: their type of numbers, where it is given."""
+        given = {name: self.options.get(name) for name in ("dtype", "quantize")}
+        return {name: str(value).removeprefix("torch.") for name, value in given.items() if value}
+
+    @property
     def _own(self) -> bool:
         return self.untrained not in embedded()
 

@@ -23,7 +23,7 @@ from relaylab.defaults import TEACHER, UNTRAINED
 from relaylab.engine.load import fingerprint_weights
 from relaylab.evaluation.eval_run import EvalRun, ModelCache, without_secrets
 from relaylab.evaluation.stats import summary
-from relaylab.evaluation.systems import RelaySystem, System, system
+from relaylab.evaluation.systems import SYSTEMS, RelaySystem, System, system
 from relaylab.evaluation.table import read_table, rows_of, write_table
 from relaylab.files import CONFIG, bind_folder, check_config, own_code, plain, read_json, write_json
 from relaylab.relay.config import RelayConfig
@@ -65,8 +65,8 @@ def evaluate(
         warning counts them, and the same call tries them again.
 
     Raises:
-        ValueError: if ``out`` holds another evaluation, for a method that is unknown or named twice, and for several
-            samples at temperature 0, which would all be equal.
+        ValueError: if ``out`` holds another evaluation, or a method by other students, for a method that is unknown or
+            named twice, and for several samples at temperature 0, which would all be equal.
     """
     relay_options = {k: options.pop(k) for k in [*options] if k in RELAY_OPTIONS}
     config = replace(config or RelayConfig(), **relay_options)
@@ -77,12 +77,14 @@ def evaluate(
         names = ", ".join(label for label, _ in chosen)
         raise ValueError(f"{names}: these methods take all problems together and no shard; leave the shard out")
     out = Path(out)
+    _check_students(out, chosen)
     questions, training = ([replace(p, question=p.prompt(suffix)) for p in part] for part in (problems, training))
     models = ModelCache(teacher, training, config.max_tokens, options, untrained=student)
     name = teacher if isinstance(teacher, str) and not is_url(teacher) else models.teacher.name
     made_with = {"student": without_secrets(student), "teacher": name, **asdict(config), "samples": samples}
     made_with |= {"seed": seed, "training": _digest(training), "suffix": suffix, "problems": [p.id for p in problems]}
     made_with |= {"problem_texts": _digest(problems), "weights": _weights(models, [s for _, s in chosen])}
+    made_with |= models.precision
     _bind(out, made_with)
     models.keep, models.progress = Path(routers or out), progress
     rows = []
@@ -92,7 +94,7 @@ def evaluate(
         run = EvalRun(models, questions, folder, config, seed + j, batch_size, shard, progress, given=relay_options)
         for label, one in chosen:
             if not (shard and one.whole):
-                rows.append(rows_of(run.traces(one), label, without_secrets(getattr(one, "student", "")), j))
+                rows.append(rows_of(run.traces(one), label, _student(one), j))
     table = pd.concat(rows, ignore_index=True)
     if lost := int(table["excluded"].sum()):
         text = f"{lost} of {len(table)} answers were excluded because a model failed"
@@ -108,14 +110,26 @@ def evaluate(
 def variants(text: str) -> list[tuple[str, System]]:
     """The systems that a text names, one per student, each with the label that they share.
 
+    Raises:
+        ValueError: for what ``system`` refuses, and for a student without a name.
+
     >>> [(label, s.student) for label, s in variants("relay:student=relay+warmup")]
     [('relay', 'relay'), ('relay', 'warmup')]
     """
     before, key, after = text.partition("student=")
     names, comma, rest = after.partition(",")
+    if key and not all(names.split("+")):
+        raise ValueError(f"{text!r} has a student without a name; + stands between students, and in no student's name")
     several = [system(f"{before}{key}{name}{comma}{rest}") for name in names.split("+")]
-    shared = before.rstrip(":,") + (f":{rest}" if rest else "")
-    return [(one.label if len(several) == 1 else shared, one) for one in several]
+    shared = several[0]
+    if len(several) > 1:  # the label of them all names none
+        shared = replace(shared, student=getattr(SYSTEMS[shared.name], "student", ""))
+    return [(shared.label, one) for one in several]
+
+
+def _student(one: System) -> str:
+    """The student of a system, as the table has it; of one without a student, none."""
+    return without_secrets(getattr(one, "student", ""))
 
 
 def _chosen(methods: Sequence[str]) -> list[tuple[str, System]]:
@@ -163,6 +177,17 @@ def _bind(out: Path, config: dict[str, Any]) -> None:
     check_config(out, before | {"weights": now["weights"] | weights, "training": training or now["training"]}, merged)
     if merged != before:
         write_json(path, merged)
+
+
+def _check_students(out: Path, chosen: Sequence[tuple[str, System]]) -> None:
+    """A method means the same students in the whole folder: those of this call, or some of them."""
+    if not (out / "table.csv").exists():
+        return
+    now, methods = {(label, _student(one)) for label, one in chosen}, {label for label, _ in chosen}
+    for method, student in read_table(out)[["method", "student"]].drop_duplicates().to_numpy():
+        if method in methods and (method, student) not in now:
+            remedy = f"name {student!r}, too, or choose another folder"
+            raise ValueError(f"{out} has the method {method!r} by another student, {student!r}; {remedy}")
 
 
 def _with_earlier(out: Path, table: pd.DataFrame) -> pd.DataFrame:

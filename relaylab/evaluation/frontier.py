@@ -70,11 +70,16 @@ def frontiers(
         ``family``, ``area``, ``price_50`` and so on, each with ``_low`` and ``_high``; the largest area first.
 
     Raises:
-        ValueError: where the teacher is not better than the student.
+        ValueError: without the student or the teacher, where no problem has an answer of every method, and where the
+            teacher is not better than the student.
     """
     right, written, length = (columns(table, name) for name in ("correct", "teacher_tokens", "tokens"))
+    if lacking := {"student", "teacher"} - set(right):
+        raise ValueError(f"the table lacks the method {min(lacking)!r}, an end of the gap; evaluate it, too")
     known = right.notna().all(axis=1)
-    n = int(known.sum())
+    if not (n := int(known.sum())):
+        least = right.notna().sum().idxmin()
+        raise ValueError(f"no problem has an answer of every method; leave out {least!r}, or evaluate it again")
     # 1) Every problem once, then as often as it is drawn: (resamples, problems).
     drawn = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=RESAMPLES)
     counts = np.vstack([np.ones(n), drawn])
@@ -84,12 +89,13 @@ def frontiers(
     missing = accuracy["teacher"] - accuracy["student"]
     if missing[0] <= 0:
         raise ValueError("the teacher is not better than the student; there is no gap to recover")
-    recovered = accuracy.sub(accuracy["student"], axis=0).div(missing.where(missing > 0), axis=0)
+    has_gap = missing > 0  # a resample without one is in no interval
+    recovered = accuracy.sub(accuracy["student"], axis=0).div(missing, axis=0)
     # 2) The figures of each family's frontier, in each of them.
     rows = []
     for name in dict.fromkeys(map(family, right.columns)):
         own = [method for method in right.columns if family(method) == name]
-        points = np.stack([shares.loc[:, own], recovered.loc[:, own].fillna(0)], axis=-1)  # (resamples, methods, 2)
+        points = np.stack([shares.loc[has_gap, own], recovered.loc[has_gap, own]], axis=-1)  # (resamples, methods, 2)
         found = [hull([tuple(point) for point in some]) for some in points]
         figures = {"area": [area(corners, limit) for corners in found]}
         figures |= {f"price_{100 * gap:.0f}": [price(corners, gap) for corners in found] for gap in gaps}

@@ -19,14 +19,14 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from relaylab.evaluation.counterfactual import graded_forks
+from relaylab.evaluation.counterfactual import graded_forks, told_of_lost
 from relaylab.evaluation.score import recorded
 from relaylab.evaluation.stats import NAN, Interval, interval, mean
 from relaylab.evaluation.token_router import fit_probe, margins
 from relaylab.relay.local_teacher import LocalTeacher
 from relaylab.relay.relay import Relay
 from relaylab.tasks.grading import extract_boxed
-from relaylab.trace import Trace
+from relaylab.trace import UNFINISHED, Trace
 
 HIGH = 0.6  # nats; the most uncertain fifth of the tokens of real models lies above (Wang et al., 2506.01939)
 COLUMNS = ("trace", "id", "suite", "level", "position", "token", "entropy", "n", "before", "after", "same")
@@ -46,15 +46,17 @@ def interventions(
 
     Returns:
         The columns ``COLUMNS``. ``entropy`` (nats) is the student's at the token; ``before`` and ``after``: whether the
-        answer is right; ``same``: whether the intervention left the final answer as it was.
+        answer is right; ``same``: whether the intervention left the final answer as it was. A fork in which a model
+        failed is a missing value: it has no row, and a warning counts them.
 
     Raises:
         ValueError: for traces without a recorded entropy or without a problem.
+        RuntimeError: where a model failed in every fork.
     """
     for trace in traces:
         if trace.entropies is None or "answer" not in trace.problem:
             raise ValueError(f"trace {trace.id!r} lacks entropies or a problem; use Pair.decode(..., record=True)")
-    config = replace(relay.config, write_call=False, max_calls=1, forbid_calls=False)
+    config = replace(relay.config, write_call=False, max_calls=1, forbid_calls=False, on_failure="exclude")
     silent = Relay(relay.student, relay.teacher, config, batch_size=relay.batch_size)
     chosen = [(k, traces[k], at) for k, places in enumerate(positions) for at in places]
     with tqdm(total=len(chosen), desc="interventions", disable=not progress) as bar:
@@ -62,11 +64,14 @@ def interventions(
     boxes = [extract_boxed(trace.teacher_view) for trace in traces]
     rows = []
     for (number, trace, at), fork in zip(chosen, forks):
+        if fork.stop in UNFINISHED:
+            continue
         same = bool(fork.correct and trace.correct) or boxes[number] == extract_boxed(fork.teacher_view)
         rows.append((
             number, trace.id, trace.problem.get("suite"), trace.problem.get("level"), at, trace.pieces[at],
             trace.entropies[at] if trace.entropies else None, n, trace.correct, fork.correct, same,
         ))  # fmt: skip
+    told_of_lost(len(forks), len(rows))
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 

@@ -62,7 +62,8 @@ def students(world: str, kind: str, models: Path | None = None) -> list[str]:
     own = named(world, kind)
     if models is None:
         return [name for name in embedded() if name == own or name.startswith(f"{own}-seed")]
-    made = models.glob(f"{own.replace('/', '-')}*/training.json")
+    folder = own.replace("/", "-")
+    made = [*models.glob(f"{folder}/training.json"), *models.glob(f"{folder}-seed*/training.json")]
     return sorted(str(file.parent) for file in made)
 
 
@@ -154,7 +155,7 @@ def measure_world(
     if relays := students(world, "relay", models):
         methods += [f"relay:student={'+'.join(relays)}", f"teacher-free:student={'+'.join(relays)}"]
     if plain := students(world, "grpo", models):
-        methods.append(f"student:student={'+'.join(plain)}")
+        methods.append(f"grpo:student={'+'.join(plain)}")
     table = evaluate(
         [*methods, *chosen["method"].drop_duplicates()], drawn(count), out / "evaluation", training=training,
         max_tokens=160, batch_size=128, **options,
@@ -165,11 +166,11 @@ def measure_world(
 def family(method: str) -> str:
     """What a method is called on the map.
 
-    >>> family("relay:student=a+b"), family("student:student=a"), family("entropy:threshold=1.2,n=3")
+    >>> family("relay:student=a+b"), family("grpo:student=a"), family("entropy:threshold=1.2,n=3")
     ('relay', 'plain GRPO', 'entropy')
     """
     name, _, options = method.partition(":")
-    return "plain GRPO" if name == "student" and options else name
+    return "plain GRPO" if name == "grpo" or (name == "student" and options) else name
 
 
 def winners(table: pd.DataFrame, chosen: pd.DataFrame, budgets: Sequence[float] = BUDGETS) -> pd.DataFrame:
@@ -188,13 +189,14 @@ def winners(table: pd.DataFrame, chosen: pd.DataFrame, budgets: Sequence[float] 
         and ``gap_high``, and ``tied``: the other families with a method that the paired bootstrap cannot tell from it.
     """
     figures, right = summary(table).set_index("method"), columns(table, "correct")
+    reached = figures["teacher_low"].fillna(figures["teacher_share"])  # of one problem there is no interval
     calibrated = chosen.groupby("method")["budget"].min()
     rows = []
     for budget in budgets:
-        least = np.array([calibrated.get(m, figures.loc[m, "teacher_low"]) for m in figures.index], float)
+        least = np.array([calibrated.get(m, reached[m]) for m in figures.index], float)
         own = figures[least <= budget].drop(index="teacher", errors="ignore")
         best = str(own["accuracy"].idxmax())
-        even = {family(m) for m in own.index if paired(right[best], right[m]).low <= 0} - {family(best)}
+        even = {family(m) for m in own.index if not paired(right[best], right[m]).low > 0} - {family(best)}
         kept = ["accuracy", "low", "high", "teacher_share", "gap", "gap_low", "gap_high"]
         row = {"budget": budget, "winner": family(best), "method": best, **own.loc[best, kept]}
         rows.append(row | {"tied": " ".join(sorted(even))})

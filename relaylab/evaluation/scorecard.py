@@ -204,6 +204,9 @@ def measured(table: pd.DataFrame, names: Names | None = None, *, seed: int = 0) 
         if math.isnan(ours.value):
             result[claim.id] = f"the teacher is not better than the student on these {part.sum()} problems"
             continue
+        if math.isnan(ours.low):
+            result[claim.id] = "one problem has no interval; evaluate more of them"
+            continue
         counts = [f"{students[m]} students of {m}" for m in labels.values() if students[m] > 1]
         note = ", ".join([f"{part.sum()} problems", *counts])
         result[claim.id] = Measured(ours.value, ours.low, ours.high, note)

@@ -19,7 +19,10 @@ NAN = float("nan")
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A figure with its 95 % interval (percentile bootstrap over problems) and, of a paired test, its ``p``."""
+    """A figure with its 95 % interval (percentile bootstrap over problems) and, of a paired test, its ``p``.
+
+    One problem has no interval: its bounds are NaN.
+    """
 
     value: float
     low: float
@@ -58,19 +61,19 @@ def columns(table: pd.DataFrame, value: str) -> pd.DataFrame:
 def interval(statistic: Callable[[np.ndarray], float], problems: int, *, seed: int = 0) -> Interval:
     """The statistic of an array of problem indices, with its bootstrap interval; NaN without any problem.
 
-    Resamples in which it is NaN, as there is no gap in them, are left out.
+    The bounds of a single problem are NaN. Resamples in which it is NaN, as there is no gap in them, are left out.
     """
     if problems == 0:
         return Interval(NAN, NAN, NAN)
     every = np.arange(problems)
     value = float(statistic(every))
     if problems < 2 or np.isnan(value):
-        return Interval(value, value, value)
+        return Interval(value, NAN, NAN)
     drawn = np.random.default_rng(seed).integers(0, problems, (RESAMPLES, problems))
     values = np.array([statistic(indices) for indices in drawn])
     values = values[~np.isnan(values)]
     if not len(values):
-        return Interval(value, value, value)
+        return Interval(value, NAN, NAN)
     method = "linear" if np.isfinite(values).all() else "nearest"  # nothing lies between a number and infinity
     low, high = np.quantile(values, [0.025, 0.975], method=method)
     return Interval(value, min(float(low), value), max(float(high), value))
@@ -96,9 +99,9 @@ def paired(a: np.ndarray | pd.Series, b: np.ndarray | pd.Series, *, seed: int = 
     """
     x, y = _complete(a, b)
     result = mean(x - y, seed=seed)
-    p = 1.0
-    if np.any(x - y):
-        p = float(wilcoxon(x - y).pvalue)  # pyright: ignore[reportAttributeAccessIssue] - scipy has no stub for it
+    p, differences = 1.0, np.round(x - y, 12)  # of means over three students, equal ones differ in their last bits
+    if np.any(differences):
+        p = float(wilcoxon(differences).pvalue)  # pyright: ignore[reportAttributeAccessIssue] - scipy has no stub for it
     return Interval(result.value, result.low, result.high, p)
 
 

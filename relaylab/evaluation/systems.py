@@ -252,6 +252,7 @@ def confidence(trace: Trace) -> float:
 class Speculative(System):
     """transformers' assisted generation: the student drafts ``draft`` tokens, the teacher accepts what it agrees with.
 
+    The answers are the teacher's, with its own temperature, ``top_p`` and ``top_k``.
     Every token counts as the teacher's; ``config["counts"]`` has the passes of both models. One question at a time,
     since transformers assists no batches.
     """
@@ -265,8 +266,9 @@ class Speculative(System):
         if teacher.fingerprint != student.text.fingerprint:
             raise ValueError("speculative decoding compares tokens: student and teacher must have one tokenizer")
         config = {"method": "speculative", "draft": self.draft, "seed": run.seed}
-        config |= {"temperature": run.config.temperature, "max_tokens": run.config.max_tokens}
+        config |= {"temperature": teacher.temperature, "max_tokens": run.config.max_tokens}
         config |= {"student": student.name, "teacher": teacher.name}
+        config |= {"top_p": teacher.top_p, "top_k": teacher.top_k} if teacher.temperature > 0 else {}
         done = {t.id: t for t in read_traces(run.path(self))} if run.path(self).exists() else {}
         for trace in done.values():
             check_config(run.path(self), {k: v for k, v in trace.config.items() if k != "counts"}, config)
@@ -286,8 +288,8 @@ def _assisted(problem: Problem, student: Engine, teacher: Engine, run: EvalRun, 
         model.register_forward_hook(lambda *_, name=name: counts.__setitem__(name, counts[name] + 1))
         for model, name in ((teacher.model, "teacher_passes"), (student.model, "student_passes"))
     ]
-    seed, temperature = problem_seed(run.seed, problem.id), run.config.temperature
-    sampling = {"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {}
+    seed, temperature = problem_seed(run.seed, problem.id), config["temperature"]
+    sampling = {name: config[name] for name in ("temperature", "top_p", "top_k")} if temperature > 0 else {}
     generation = student.model.generation_config
     before = generation.num_assistant_tokens, generation.num_assistant_tokens_schedule
     generation.num_assistant_tokens, generation.num_assistant_tokens_schedule = config["draft"], "constant"

@@ -104,7 +104,8 @@ class Pair:
 
         Raises:
             ValueError: where two problems share an id, and where the file was made by another pair, with another
-                configuration (see ``Trace.config``), or has another question or answer under the same id.
+                configuration (see ``Trace.config``), or has under the same id another question, another answer, or
+                another way to grade it.
         """
         chosen = [_problem(p, f"question-{i}") for i, p in enumerate(problems)]
         if twice := [name for name, count in Counter(p.id for p in chosen).items() if count > 1]:
@@ -229,7 +230,7 @@ def _resume(
         for trace in read_traces(file):
             lines += file == path
             files.check_config(file, trace.config, config)
-            for name in ("question", "answer") if trace.id in by_id else ():
+            for name in ("question", "answer", "kind", "unit", "tolerance") if trace.id in by_id else ():
                 if trace.problem.get(name) != getattr(by_id[trace.id], name):
                     raise ValueError(f"{file} has another {name} under the id {trace.id!r}; choose another file")
             if trace.id in by_id and tuple(trace.problem.get("history", ())) != by_id[trace.id].history:

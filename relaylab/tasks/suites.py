@@ -211,8 +211,10 @@ def problem_of(trace: Trace) -> Problem:
 
 
 def problem_texts(problems: Sequence[Problem]) -> list[list[Any]]:
-    """What a configuration holds of problems, so that others are refused: ids, questions, answers and histories."""
-    return [[p.id, p.question, p.answer, *p.history] for p in problems]
+    """What a configuration holds of problems, so that others are refused: what is asked, and how answers are graded."""
+    usual = ["expression", "", 0.0]  # most problems' way; it is left out
+    ways = ([p.kind, p.unit, p.tolerance] for p in problems)
+    return [[p.id, p.question, p.answer, *p.history, *(way if way != usual else [])] for p, way in zip(problems, ways)]
 
 
 def level_of(suite: str) -> Level:

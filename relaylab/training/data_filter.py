@@ -224,7 +224,7 @@ def _resume(path: Path, parts: Sequence[Path], config: dict[str, Any], problems:
             files.check_config(file, before, config)
         for rate in rates:
             problem = by_id.get(rate.problem.id, rate.problem)
-            for name in ("question", "answer", "history"):
+            for name in ("question", "answer", "history", "kind", "unit", "tolerance"):
                 if getattr(rate.problem, name) != getattr(problem, name):
                     raise ValueError(f"{file} has another {name} under the id {problem.id!r}; choose another file")
             if rate.samples or problem.id not in by_id:

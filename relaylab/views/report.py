@@ -103,7 +103,9 @@ def _for_people(methods: pd.DataFrame) -> pd.DataFrame:
     """The summary in per cent."""
     shown = methods[["method", "students", "samples", "problems"]].copy()
     intervals = methods[["accuracy", "low", "high"]].to_numpy()
-    shown["accuracy %"] = [f"{100 * v:.1f} ({100 * a:.1f}, {100 * b:.1f})" for v, a, b in intervals]
+    shown["accuracy %"] = [
+        f"{100 * v:.1f} ({100 * a:.1f}, {100 * b:.1f})" if pd.notna(a) else f"{100 * v:.1f}" for v, a, b in intervals
+    ]
     for name in (c for c in map(str, methods) if c.startswith("pass@")):
         shown[f"{name} %"] = (100 * methods[name]).round(1)
     shown["teacher tokens %"] = (100 * methods["teacher_share"]).round(2)
