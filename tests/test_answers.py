@@ -79,6 +79,52 @@ def test_two_numbers_are_not_one_with_groups(written):
     assert not right(written, "1,200", "number")
 
 
+@pytest.mark.parametrize("written", [r"90 \text{ min}", "90 min", r"x = 90\,\mathrm{min}.", "1 h 30 min"])
+def test_minutes_are_a_unit_and_no_minimum(written):
+    assert all(right(written, answer, "expression") for answer in ("90", "1.5 hours", "90 minutes"))
+    assert right(written, "90", "number", unit="min")
+    assert not right(written, "91 minutes", "expression")
+
+
+@pytest.mark.parametrize(
+    ("written", "answer", "equal"),
+    [
+        ("30 sec", "30", True),
+        ("1 min 30 sec", "90 seconds", True),
+        (r"9.8 \text{ m}/\text{sec}^2", "9.8", True),
+        (r"\frac{3}{2} \text{ min}", "90 seconds", True),
+        ("30 min", "30 seconds", False),
+    ],
+)
+def test_short_names_of_times(written, answer, equal):
+    assert right(written, answer, "expression") == equal
+
+
+@pytest.mark.parametrize(
+    ("written", "answer", "equal"),
+    [
+        ("1.6 km", "1600 m", True),
+        ("2 kg", "2000 g", True),
+        ("1000 mL", "1 L", True),
+        ("10.8 km/h", "3 m/s", True),
+        ("(1.6 km, 2 kg)", "(1600 m, 2000 g)", True),
+        ("1600 km", "1600 m", False),
+        ("3000 g", "3 m", False),
+        ("3m", "3 m", True),  # the letter may be a variable
+        ("m + 2m", "3 m", True),
+        ("3", "3 m", False),
+    ],
+)
+def test_a_letter_of_a_reference_is_a_unit_beside_a_known_unit(written, answer, equal):
+    assert right(written, answer, "expression") == equal
+    assert right(written, answer, "number") == equal
+
+
+def test_a_percentage_whose_unit_stands_apart_is_asked_for_by_its_number():
+    assert [right(written, "50", "number", unit="%") for written in ("50", r"50\%", "0.5")] == [True, True, False]
+    assert [right(written, r"50\%", "number") for written in ("50", r"50\%", "0.5")] == [False, True, True]
+
+
 QUANTITIES = {
     "-0.50": [Fraction(-1, 2)],
     r"-\frac{3}{6}": [Fraction(-1, 2)],

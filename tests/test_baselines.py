@@ -159,6 +159,8 @@ def test_labels_have_files_of_their_own_and_hold_no_password(run):
         ("cascade:share=-1", "share is -1.0"),
         ("plan:n=-1", "n is -1"),
         ("relay:n=-1", "n is -1"),
+        ("relay:n=5,call_end=line", r"n=5 fixes .* call_end=line leaves it open; leave out call_end, or say n=0"),
+        ("fixed:call_end=answer", "fixed: n=20 fixes"),
         ("entropy:threshold=nan", "threshold is nan"),
         ("speculative:draft=0", "draft is 0"),
         ("router:p=0.1,p=0.2", "p is set twice"),

@@ -90,6 +90,10 @@ def test_another_precision_is_another_calibration(tmp_path):
 def test_what_has_no_threshold_is_refused(tmp_path):
     with pytest.raises(ValueError, match="'relay' has no threshold to calibrate; there are entropy, line"):
         calibrate(problems("tiles", 1), tmp_path, triggers=["relay"])
+    for name in ("problems", "triggers", "budgets"):
+        with pytest.raises(ValueError, match=f"there are no {name} to calibrate with"):
+            calibrate(**{"problems": problems("tiles", 1), "out": tmp_path / "x", name: ()})
+    assert not (tmp_path / "x").exists()
     with pytest.raises(RuntimeError, match="nowhere"):
         calibrate(problems("tiles", 1), tmp_path, triggers=["entropy"], device="nowhere", progress=False)
 

@@ -218,5 +218,8 @@ def test_gains_are_means_over_calls_with_intervals_over_traces():
     together = effects_by(frame, "level").set_index("arm")
     assert together.loc["without", ["calls", "gain"]].tolist() == [4, 0.25]
     assert together.loc["without", "low"] < 0.25 < together.loc["without", "high"]
+    unknown = effects_by(frame.assign(level=None), "level")
+    assert unknown["level"].isna().all()
+    assert unknown.set_index("arm").loc["without", ["calls", "gain"]].tolist() == [4, 0.25]
     with pytest.raises(ValueError, match="by is 'colour'"):
         effects_by(frame, "colour")

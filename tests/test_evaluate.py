@@ -24,7 +24,7 @@ from relaylab.engine.load import fingerprint_weights, load_model, resolve
 from relaylab.evaluation.evaluate import evaluate, variants
 from relaylab.evaluation.stats import columns, gap_recovered, interval, mean, paired, pass_at_k, share, summary
 from relaylab.evaluation.systems import SYSTEMS, system
-from relaylab.evaluation.table import excluded_methods, read_table, rows_of, trace_files
+from relaylab.evaluation.table import excluded_methods, read_table, rows_of, trace_files, write_table
 from relaylab.relay.config import RelayConfig
 from relaylab.relay.teachers import ScriptedTeacher, TeacherOutput
 from relaylab.tasks.suites import problems
@@ -100,6 +100,22 @@ def test_nothing_is_written_for_a_call_that_cannot_work(tmp_path, options, messa
     with pytest.raises(ValueError, match=message):
         run(tmp_path / "x", **{"methods": ["student"], **options})
     assert not (tmp_path / "x").exists()
+
+
+def test_an_evaluation_of_nothing_is_refused(tmp_path, evaluated):
+    with pytest.raises(ValueError, match="there is no problem to evaluate on"):
+        run(tmp_path / "x", count=0)
+    assert not (tmp_path / "x").exists()
+    for nothing in (pd.DataFrame(), evaluated[1][:0]):
+        with pytest.raises(ValueError, match="the table has no rows"):
+            summary(nothing)
+
+
+@pytest.mark.filterwarnings("error")
+def test_pass_at_k_is_unknown_where_no_problem_has_k_answers(evaluated):
+    table = evaluated[1].query("method == 'teacher'")
+    lost = table.assign(sample=1, excluded=1, correct=np.nan)
+    assert np.isnan(summary(pd.concat([table, lost]), ks=[2])["pass@2"][0])
 
 
 def test_texts_name_variants():
@@ -363,6 +379,17 @@ def test_ids_that_look_like_numbers_stay_texts(tmp_path):
     table = evaluate(["relay"], numbered, tmp_path, **options)
     assert table["id"].tolist() == read_table(tmp_path)["id"].tolist() == ["00", "01"] * 2
     assert set(read_table(tmp_path)["level"]) == {"3"}
+
+
+@pytest.mark.parametrize("ids", [["a\rb", "\r"], ["NA", "nan", "007"], ["", " x "], ['a,"b"', "a\r\nb", "a\nb"]])
+def test_ids_of_every_kind_come_back(tmp_path, evaluated, ids):
+    table = evaluated[1].head(len(ids)).assign(id=ids)
+    write_table(table, tmp_path / "table.csv")
+    read = read_table(tmp_path)
+    assert read["id"].tolist() == ids
+    pd.testing.assert_frame_equal(
+        read.drop(columns="id"), read_table(evaluated[0]).head(len(ids)).drop(columns="id"), check_dtype=False
+    )
 
 
 def test_a_malformed_call_is_none_that_a_cap_refused():

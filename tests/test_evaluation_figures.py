@@ -87,6 +87,8 @@ def test_figures_of_effects():
     assert (list(fig.data[0].x), list(fig.data[0].y)) == (["x", "y"], [50, -50])
     assert (list(fig.data[0].error_y.array), list(fig.data[0].error_y.arrayminus)) == ([25, 0], [25, 0])
     assert "over without +50 in x, -50 in y" in checked(fig)
+    nameless = figures.effects_figure(effects.assign(suite=["x", None, "y"]))
+    assert list(nameless.data[0].x) == ["none", "y"]
     with pytest.raises(ValueError, match="there are no"):
         figures.effects_figure(effects[:1])
 
@@ -101,6 +103,8 @@ def test_figures_of_teachers_and_hostile_names():
         assert list(fig.data[0].x) == ["&lt;b onclick='x'&gt;&#36;x&#36;", "mid"]
         assert list(fig.data[1].y) == pytest.approx(100 * transfer_frame(two)["teacher_share"])
         assert "mid" in checked(fig)
+    silent = transfer_frame({"mid": [relayed(correct=True)]}, by="first_call")
+    assert "mid in none 100.0 % right" in checked(figures.transfer_figure(silent, by="first_call"))
     fig = figures.agreement_figure(agreement_frame(two))
     assert fig.data[0].z[0][1] == fig.data[0].z[1][0] == 100
     assert not set("<$") & set("".join(fig.data[0].x))

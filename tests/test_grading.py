@@ -123,6 +123,15 @@ def test_reasons():
         grade_problem(boxed("5"), Problem("a", "mine", "?", "5", kind="essay"))
 
 
+@pytest.mark.parametrize("tolerance", [float("nan"), float("inf"), -1.0])
+@pytest.mark.parametrize("text", [boxed("5"), boxed("x"), "no box"])
+def test_a_tolerance_that_cannot_be_is_named(text, tolerance):
+    with pytest.raises(ValueError, match=rf"^the tolerance is {tolerance}; it must be finite"):
+        grade_details(text, "5", tolerance=tolerance)
+    with pytest.raises(ValueError, match=rf"^a: the tolerance is {tolerance}"):
+        grade_problem(text, Problem("a", "mine", "?", "5", tolerance=tolerance))
+
+
 def test_plain_numbers_are_fast_and_need_no_worker():
     text = "Tiles of a row: 12+34=46.\nAll: 46*12=552.\nThe tiles left: 552-2=550.\nThe answer is \\boxed{550}."
     verifier._stop()

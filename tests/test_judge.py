@@ -46,8 +46,8 @@ def trace(name: str, text: str, *, correct: bool | None) -> Trace:
 
 
 def test_only_one_word_is_a_verdict():
-    assert [parse_verdict(reply) for reply in ("yes", " Yes.\n", '"YES"')] == [True] * 3
-    assert [parse_verdict(reply) for reply in ("**no**", "No")] == [False] * 2
+    assert [parse_verdict(reply) for reply in ("yes", " Yes.\n", '"YES"', "yes .", "`yes`")] == [True] * 5
+    assert [parse_verdict(reply) for reply in ("**no**", "No", "no\u3002")] == [False] * 3
     unclear = ("", "yesterday", "eyes", "yes, since both are 4", "yes no", "not yes", "correct")
     assert [parse_verdict(reply) for reply in unclear] == [None] * len(unclear)
 
@@ -170,6 +170,18 @@ def test_audit_judges_right_and_wrong_alike(server, connect):
     found = audit([trace("a", r"\boxed{four}", correct=True)], connect())
     assert (found.unjudged, found.judged, found.shares["agreement"], found.disagreements) == (1, 0, None, [])
     assert "-" in str(found)
+
+
+def test_the_judge_sees_the_unit_and_the_conversation(server, connect):
+    told = trace("a", r"\boxed{four}", correct=True)
+    told.problem |= {
+        "unit": "cm",
+        "history": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"}],
+    }
+    found = audit([told], connect())
+    asked = "[user] Hi\n[assistant] Yes?\n[user] 2+2?"
+    assert case(server.requests[0]) == {"question": asked, "reference": "4 cm", "answer": "four"}
+    assert found.both_right == 1
 
 
 def test_an_excluded_answer_is_not_judged(server, connect):

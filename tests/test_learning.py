@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from relaylab.evaluation.learning import calls_at, hard_kinds, step_accuracy
+from relaylab.evaluation.learning import calls_at, hard_kinds, result_digits, step_accuracy
 from relaylab.trace import Call, Trace
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
@@ -35,6 +35,16 @@ def test_step_accuracy_counts_no_line_behind_a_wrong_one():
     assert step_accuracy(traces) == {"sum": pytest.approx(2 / 3), "product": 0.5}
     assert hard_kinds(traces) == {"sum", "product"}
     assert hard_kinds([traces[0]] * 4 + [traces[1]]) == set()
+
+
+@pytest.mark.parametrize(("result", "right"), [("15", 1.0), ("15.5", 0.0), ("15,000", 0.0), ("15, 5", 1.0)])
+def test_a_longer_number_that_begins_with_the_result_is_another(result, right):
+    assert step_accuracy([trace("a", result, "705")])["sum"] == right
+
+
+def test_digits_of_a_result_are_found_in_tokens_of_several_characters():
+    found = Trace("q", [1], [1, 2, 3, 4], "ssss", ["7*8", "=56", ". So 3", "\n1+1= 2"])
+    assert result_digits(found) == {0: {1}, 1: {3}}
 
 
 @pytest.mark.parametrize(

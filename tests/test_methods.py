@@ -86,6 +86,8 @@ def test_steer_is_glimp_above_the_threshold_of_the_mixture(run):
     steer, glimp = run.traces(system("steer")), run.traces(system(f"glimp:threshold={threshold!r}"))
     assert [(t.completion_ids, t.source) for t in steer] == [(t.completion_ids, t.source) for t in glimp]
     assert unsure_above([0.0] * 50, 0.9) == float("inf"), "one kind of lines: nobody is unsure"
+    with pytest.raises(ValueError, match="there are no values to fit two Gaussians to"):
+        unsure_above([])
 
 
 def test_r2r_calls_where_its_router_says_so_and_finds_what_it_should(run):

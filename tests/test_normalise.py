@@ -33,8 +33,19 @@ EXAMPLES = {
         ("where", "where"),
         ("3.5", "3.5"),
     ],
-    n.texts: [(r"274\mathrm{i}", "274i"), (r"\operatorname{arcsin} x", r"\arcsin x")],
-    n.python: [("2^-10 x^(1/2)", "2^{-10} x^{1/2}"), (r"\text{pi} spin", r"\text{pi} spin")],
+    n.texts: [
+        (r"274\mathrm{i}", "274i"),
+        (r"\operatorname{arcsin} x", r"\arcsin x"),
+        (r"90 \text{ min}", r"90 \text{ min}"),
+        (r"2\operatorname{sec}\theta", r"2\sec \theta"),
+    ],
+    n.python: [
+        ("2^-10 x^(1/2)", "2^{-10} x^{1/2}"),
+        (r"\text{pi} spin", r"\text{pi} spin"),
+        ("30 sec, 1 min 5 s/2 min", "30 sec, 1 min 5 s/2 min"),
+        ("9 m/sec^2", "9 m/sec^2"),
+        ("2 sec^2 x + 2 sec(x) + 1/sec x + 3 min(a, b)", r"2 \sec ^2 x + 2 \sec (x) + 1/\sec x + 3 \min (a, b)"),
+    ],
     n.fractions: [
         (r"-137\frac12", r"-\frac{275}{2}"),
         (r"\frac{270}7", r"\frac{270}{7}"),

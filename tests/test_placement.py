@@ -152,6 +152,14 @@ def test_windows_are_aligned_at_the_call_and_behind_the_answer():
     assert (frame["logprob"] == -frame["entropy"]).all()
 
 
+def test_a_silent_call_has_its_first_token_before_and_behind_the_edge():
+    trace = Trace("q", [1], [1, 2, 3, 4], "sstt", [*"a=56"], [Call(2, 2, 2, 2, 2, 2)])
+    frame = windows_frame([recorded(trace)], width=2, baseline=0)
+    assert frame[["phase", "offset", "token"]].to_numpy().tolist() == [
+        ["before", -2, 0], ["before", -1, 1], ["before", 0, 2], ["teacher", 1, 2], ["teacher", 2, 3]
+    ]  # fmt: skip
+
+
 def test_windows_end_where_another_writes_and_leave_out_what_is_unknown():
     trace = recorded(relayed((10, 2), (14, 3)))  # two tokens of the student stand between the two
     trace.entropies[9] = trace.logprobs[9] = None
@@ -212,6 +220,11 @@ def test_transfer_counts_pairs_of_answers():
     assert frame.loc["big", "low"] == pytest.approx(0.0945, abs=1e-4)
     assert frame.loc["mid", "low"] == pytest.approx(0.3424, abs=1e-4)
     assert len(transfer_frame(runs(), by="suite")) == 3
+    bare = {name: [relayed(name="x", correct=True, problem={})] for name in ("a", "b")}  # neither a suite nor a call
+    for by in ("suite", "first_call"):
+        frame = transfer_frame(bare, by=by)
+        assert frame["teacher"].tolist() == ["a", "b"]
+        assert frame[by].isna().all()
     never = transfer_frame({"none": [relayed(correct=True)]}).iloc[0]
     assert np.isnan(never["mean_n"])
 
@@ -247,6 +260,7 @@ def test_runs_that_cannot_be_compared_are_refused():
         (lambda: agreement_frame({"a": [relayed()]}), "at least two"),
         (lambda: transfer_frame({"a": [relayed()]}), "not graded"),
         (lambda: transfer_frame({"a": [relayed(correct=True)]}, by="colour"), "by is 'colour'"),
+        (lambda: transfer_frame({"a": [relayed(correct=True)]}, by="teacher"), "by is 'teacher'; it must be one of id"),
     ):
         with pytest.raises(ValueError, match=words):
             make()

@@ -74,6 +74,11 @@ def test_levels_that_are_numbers_or_missing_keep_their_order(tmp_path):
         ("beta,accuracy\n1,2\n", "no column 'key'"),
         ("key,beta,seed,planned,accuracy\na,1,0,True,0.5\nb,1,1,True,0.6\nc,2,1,False,0.6\n", "nothing varies"),
         (None, "there is no file"),
+        ("\n", r"r\.csv is no table \(No columns"),
+        ("key,beta,seed,planned,accuracy\na,1,x,True,0.5\nb,2,1,True,0.6\n", r"seed in .*r\.csv is no number .*'x'"),
+        ("key,beta,seed,planned,accuracy\na,1,0,True,0.5\na,2,0,True,0.6\n", r"r\.csv has the key 'a' twice"),
+        ("key,beta,seed,planned,accuracy\na,1,0,True,\nb,2,0,True,x\n", r"'accuracy' of .*r\.csv has no number"),
+        ("key,beta,seed,planned,accuracy,other\na,1,0,True,0.5,1\nb,1,1,True,0.6,2\n", "nothing varies"),
     ],
 )
 def test_what_is_no_table_of_a_sweep_says_so(tmp_path, text, words):
@@ -81,6 +86,16 @@ def test_what_is_no_table_of_a_sweep_says_so(tmp_path, text, words):
         (tmp_path / "r.csv").write_text(text)
     with pytest.raises(ValueError, match=words):
         read_results(tmp_path / "r.csv", collect=["accuracy"])
+
+
+def test_results_may_be_truths_and_seeds_large(tmp_path):
+    rows = "".join(f"{level}{s},{level},{2**53 + s},True,{s == 0 or level == 'b'}\n" for level in "ab" for s in (0, 1))
+    (tmp_path / "r.csv").write_text("key,beta,seed,planned,solved\n" + rows)
+    plan, table = read_results(tmp_path / "r.csv", collect=["solved"])
+    assert [p.seed for p in plan.points] == [2**53, 2**53 + 1] * 2
+    found = effects(plan, table)
+    assert found["result"].tolist() == ["solved"] * 2
+    assert (found["mean"].tolist(), found["seeds"].tolist()) == ([0.5, 1.0], [2, 2])
 
 
 def test_a_setting_of_an_earlier_plan_is_no_result(tmp_path):

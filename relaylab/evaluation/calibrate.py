@@ -72,6 +72,9 @@ def calibrate(
     """
     if unknown := [t for t in triggers if not hasattr(SYSTEMS.get(t), "threshold")]:
         raise ValueError(f"{unknown[0]!r} has no threshold to calibrate; there are {', '.join(TRIGGERS)}")
+    given = {"problems": problems, "triggers": triggers, "budgets": budgets}
+    if empty := [name for name, values in given.items() if not len(values)]:
+        raise ValueError(f"there are no {empty[0]} to calibrate with; give at least one")
     models = ModelCache(teacher, router_problems, max_tokens, options, untrained=student)
     config = {"student": student, "weights": fingerprint_weights(student), "teacher": models.teacher.name}
     config |= {"seed": seed, "max_tokens": max_tokens, "problems": problem_texts(problems)}

@@ -230,7 +230,7 @@ def effects_by(effects: pd.DataFrame, by: str = "suite", *, seed: int = 0) -> pd
     index = pd.MultiIndex.from_frame(effects[["trace", "call"]])
     frame = effects.assign(gain=with_call.reindex(index).to_numpy() - effects["accuracy"]).dropna(subset="gain")
     rows = []
-    for (group, arm), f in frame.groupby([by, "arm"], sort=False, observed=True):
+    for (group, arm), f in frame.groupby([by, "arm"], sort=False, observed=True, dropna=False):
         each = f.groupby("trace")["gain"].agg(["sum", "count"]).to_numpy()  # (traces, 2)
         sums = each[np.random.default_rng(seed).integers(0, len(each), (1000, len(each)))].sum(axis=1)
         low, high = np.percentile(sums[:, 0] / sums[:, 1], [2.5, 97.5]) if len(each) > 1 else (np.nan, np.nan)

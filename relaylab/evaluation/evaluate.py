@@ -72,6 +72,8 @@ def evaluate(
     config = replace(config or RelayConfig(), **relay_options)
     if samples < 1 or (samples > 1 and config.temperature == 0):
         raise ValueError(f"samples is {samples}; at least 1, and at temperature 0 no more, since all would be equal")
+    if not problems:
+        raise ValueError("there is no problem to evaluate on; give at least one")
     chosen = _chosen(methods)
     if shard and all(one.whole for _, one in chosen):
         names = ", ".join(label for label, _ in chosen)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import string
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
@@ -46,7 +47,7 @@ def parse_verdict(reply: str) -> bool | None:
     >>> [parse_verdict(reply) for reply in ("Yes.", " no", "Yes, because", "eyes", "no yes")]
     [True, False, None, None, None]
     """
-    return {"yes": True, "no": False}.get(reply.strip().strip("\"'*.!").casefold())
+    return {"yes": True, "no": False}.get(reply.strip().strip(f"{string.whitespace}\"'`*.!\u3002").casefold())
 
 
 class Judge:
@@ -169,7 +170,8 @@ class Audit:
 def audit(traces: Iterable[Trace], judge: Judge) -> Audit:
     """Let the judge look at the answer of every graded trace, and count where it differs.
 
-    The answer is the last box of the teacher's view, or its end without a box. Excluded answers are left out.
+    The answer is the last box of the teacher's view, or its end without a box. The question stands behind its history,
+    the reference before its unit. Excluded answers are left out.
 
     Raises:
         ValueError: for a trace without grade, question or reference, and if the judge's budget is too small.
@@ -180,7 +182,8 @@ def audit(traces: Iterable[Trace], judge: Judge) -> Audit:
             raise ValueError(f"trace {t.id!r} has no grade, question or answer; decode problems, not bare questions")
     boxes = [extract_boxed(t.teacher_view) for t in traces]
     answers = [t.teacher_view[-TAIL:] if box is None else box for t, box in zip(traces, boxes)]
-    cases = [(t.problem["question"], t.problem["answer"], answer) for t, answer in zip(traces, answers)]
+    references = [f"{t.problem['answer']} {t.problem.get('unit', '')}".strip() for t in traces]
+    cases = list(zip(map(_asked, traces), references, answers))
     verdicts = judge.judge(cases)
     cells = Counter((t.correct, v.right) for t, v in zip(traces, verdicts, strict=True))
     disagreements = [
@@ -194,3 +197,11 @@ def audit(traces: Iterable[Trace], judge: Judge) -> Audit:
         disagreements=disagreements,
         errors=list(dict.fromkeys(v.error for v in verdicts if v.error is not None)),
     )
+
+
+def _asked(trace: Trace) -> str:
+    """The question; in a conversation behind the messages before it."""
+    if not (history := trace.problem.get("history")):
+        return trace.problem["question"]
+    messages = [*history, {"role": "user", "content": trace.problem["question"]}]
+    return "\n".join(f"[{m['role']}] {m['content']}" for m in messages)

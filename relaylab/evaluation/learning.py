@@ -39,7 +39,7 @@ def kind_of_step(step: Mapping[str, Any]) -> str:
 
 def written(step: Mapping[str, Any]) -> str:
     """A pattern of the step's right expression and result in a line."""
-    return rf"(?<!\d){re.escape(step['expression'])}={step['result']}(?!\d)"
+    return rf"(?<!\d){re.escape(step['expression'])}={step['result']}(?!\d|[.,]\d)"
 
 
 def hard_kinds(alone: Traces) -> set[str]:
@@ -71,9 +71,9 @@ def result_digits(trace: Trace) -> dict[int, set[int]]:
     for i, (piece, source) in enumerate(zip(trace.pieces, trace.source)):
         if source == "c":
             continue
-        if after and any(c.isdigit() for c in piece):
-            digits[line].add(i)
         for c in piece:
+            if after and c.isdigit():
+                digits[line].add(i)
             after = c == "=" or (after and (c.isdigit() or c == " "))
             line += c == "\n"
     return digits

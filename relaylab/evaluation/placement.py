@@ -109,7 +109,8 @@ def windows_frame(traces: Sequence[Trace], *, width: int = 8, baseline: int = 1,
 
     One row per token. ``phase`` and ``offset``: ``before`` (-width..0, 0 is where the command begins), ``teacher``
     (1..width, the teacher's first tokens as the student sees them), ``after`` (1..width). Before and after end where a
-    token is not the student's own.
+    token is not the student's own. The 0 of a silent call, which has no command, is the teacher's first token: it has a
+    row in both.
 
     Args:
         traces: decoded with ``record=True``.
@@ -153,21 +154,21 @@ def transfer_frame(runs: Mapping[str, Sequence[Trace]], *, by: str | None = None
 
     Args:
         runs: teacher -> its traces, all of the same problems in the same order.
-        by: a column of ``trace.to_frame``.
+        by: a column of ``trace.to_frame`` but ``teacher``.
     """
     runs = _complete(runs)
     names = list(runs)
     frame = pd.concat([to_frame(runs[name]).assign(run=name, place=range(len(runs[name]))) for name in names])
-    if by is not None and by not in frame:
-        columns = frame.columns.drop(["run", "place"])
-        raise ValueError(f"by is {by!r}; it must be a column of trace.to_frame: {', '.join(columns)}")
+    columns = frame.columns.drop(["run", "place", "teacher"])  # the result has a teacher of its own
+    if by is not None and by not in columns:
+        raise ValueError(f"by is {by!r}; it must be one of {', '.join(columns)}")
     if frame["correct"].isna().any():
         raise ValueError("some answers are not graded; decode problems with Pair.decode, which grades them")
     frame["correct"] = frame["correct"].astype(bool)
     before = frame.loc[frame["run"] == names[0], "correct"].to_numpy()[frame["place"]]
     frame = frame.assign(gained=frame["correct"] & ~before, lost=~frame["correct"] & before, called=frame["calls"] > 0)
     rows = []
-    for key, f in frame.groupby(["run", *([by] if by else [])], sort=False):
+    for key, f in frame.groupby(["run", *([by] if by else [])], sort=False, dropna=False):
         interval = binomtest(int(f["correct"].sum()), len(f)).proportion_ci(method="wilson")
         written, calls = f["teacher_tokens"].sum(), f["calls"].sum()
         row = dict(zip(["teacher", by], key)) | {"problems": len(f), "accuracy": f["correct"].mean()}

@@ -135,6 +135,8 @@ def summary(
     share of all tokens. ``problems`` counts those with an answer. ``gap`` lies between the methods ``student`` and
     ``teacher``.
     """
+    if not len(table):
+        raise ValueError("the table has no rows; evaluate at least one problem")
     accuracy, written, length = (columns(table, c) for c in ("correct", "teacher_tokens", "tokens"))
     means = {c: columns(table, c).mean() for c in ("call_ratio", "content_ratio", "calls", "tokens")}
     rows = []
@@ -149,7 +151,8 @@ def summary(
         row |= {"problems": int(accuracy[name].notna().sum())}
         row |= {"accuracy": right.value, "low": right.low, "high": right.high}
         for k in (k for k in ks if k <= row["samples"]):
-            row[f"pass@{k}"] = np.mean([pass_at_k(int(c), n, k) for c, n in groups if n >= k])
+            chances = [pass_at_k(int(c), n, k) for c, n in groups if n >= k]
+            row[f"pass@{k}"] = np.mean(chances) if chances else NAN
         row |= {"teacher_share": tokens.value, "teacher_low": tokens.low, "teacher_high": tokens.high}
         row |= {column: values[name] for column, values in means.items()}
         row |= {"gap": gap.value, "gap_low": gap.low, "gap_high": gap.high}
@@ -168,6 +171,8 @@ def unsure_above(values: Sequence[float], posterior: float = 0.5) -> float:
     >>> 4 < unsure_above(values) < unsure_above(values, 0.9) < 4.6
     True
     """
+    if not len(values):
+        raise ValueError("there are no values to fit two Gaussians to; give at least one")
     x = np.sort(np.asarray(values, float))
     means, weights = np.quantile(x, [0.25, 0.95]), np.array([0.5, 0.5])
     floor = 1e-3 + 0.01 * x.std()

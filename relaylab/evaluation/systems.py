@@ -106,6 +106,12 @@ class RelaySystem(System):
     teacher: str = ""
     call_end: CallEnd | Literal[""] = ""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.n and self.call_end not in ("", "tokens"):
+            text = f"{self.name}: n={self.n} fixes the length of calls, and call_end={self.call_end} leaves it open"
+            raise ValueError(f"{text}; leave out call_end, or say n=0")
+
     def decode(self, run: EvalRun) -> list[Trace]:
         config = run.relay_config(self.student)
         config = replace(config, call_end=self.call_end, fixed_call_tokens=None) if self.call_end else config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -60,7 +61,10 @@ def dial_columns(dials: Mapping[str, Any]) -> dict[str, float]:
 
 def write_table(frame: pd.DataFrame, path: Path) -> None:
     """Write a CSV file, whole or not at all."""
-    write_whole(path, frame.to_csv(index=False, float_format="%.6g"))
+    text = frame.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+    if "\r" in text:  # pandas would read it as the end of a line, since it writes no quotes around it
+        text = frame.to_csv(index=False, float_format="%.6g", lineterminator="\n", quoting=csv.QUOTE_ALL)
+    write_whole(path, text)
 
 
 def trace_name(label: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -100,11 +101,11 @@ def read_results(path: str | Path, *, collect: Sequence[str]) -> tuple[Plan, pd.
         collect: its results, columns of numbers.
 
     Returns:
-        A plan that ``effects`` and ``plane`` take, and its planned rows. The factor is the first column that varies;
+        A plan that ``effects`` and ``plane`` take, and its planned rows. The factor is the first setting that varies;
         its levels are in the order of the file, an empty one is ``none``.
 
     Raises:
-        ValueError: if it is no such table, has not these results, or nothing in it varies.
+        ValueError: if it is no such table, has not these results or two rows of one key, or nothing in it varies.
 
     >>> import tempfile
     >>> file = Path(tempfile.mkdtemp()) / "results.csv"
@@ -116,19 +117,31 @@ def read_results(path: str | Path, *, collect: Sequence[str]) -> tuple[Plan, pd.
     path, plane = Path(path), ("teacher_share", "accuracy")
     if not path.exists():
         raise ValueError(f"there is no file {path}; it is the results.csv of a sweep's folder")
-    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except ValueError as error:  # those of pandas' parsers are of this kind
+        raise ValueError(f"{path} is no table ({error}); it must be the results.csv of a sweep's folder") from None
     wanted = list(dict.fromkeys((*collect, *(name for name in plane if name in table))))
     if missing := [name for name in ("key", "seed", "planned", *collect) if name not in table]:
         raise ValueError(f"{path} has no column {missing[0]!r}; it must be a sweep's results.csv with {list(collect)}")
     table = table[table["planned"] == "True"].reset_index(drop=True)
-    settings = [str(name) for name in table if name not in (*COLUMNS, "code", *wanted)]
+    if (twice := table["key"].duplicated()).any():
+        raise ValueError(f"{path} has the key {table['key'][twice].iloc[0]!r} twice; leave one row for each point")
+    settings = [str(name) for name in table.loc[:, :"planned"] if name not in (*COLUMNS, "code", *wanted)]
     factor = next((name for name in settings if table[name].nunique() > 1), None)
     if factor is None:
         raise ValueError(f"nothing varies in the planned rows of {path}; a sweep compares at least two levels")
     table[factor] = table[factor].replace("", "none")
-    table[wanted] = table[wanted].apply(pd.to_numeric, errors="coerce")
+    table[wanted] = table[wanted].replace({"True": "1", "False": "0"}).apply(pd.to_numeric, errors="coerce")
+    if empty := [name for name in collect if not table[name].notna().any()]:
+        raise ValueError(f"the column {empty[0]!r} of {path} has no number in a planned row; collect another one")
     rows = zip(table["key"], table[factor], table["seed"], strict=True)
-    points = tuple(Point(key, {}, {factor: level}, int(float(seed)) if seed else None) for key, level, seed in rows)
+    try:  # an older file has seeds such as 1.0
+        points = tuple(
+            Point(key, {}, {factor: level}, int(Fraction(seed)) if seed else None) for key, level, seed in rows
+        )
+    except ValueError as error:
+        raise ValueError(f"a seed in {path} is no number ({error}); seeds are whole numbers, or empty") from None
     return Plan(path.stem, path, points, {factor: list(dict.fromkeys(table[factor]))}, tuple(collect), plane), table
 
 

@@ -8,6 +8,7 @@ here: grade ``Trace.teacher_view``, not ``Trace.text``.
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -76,13 +77,14 @@ def grade_problem(text: str, problem: Problem) -> bool:
     (True, False)
 
     Raises:
-        ValueError: for an unknown kind of answer.
+        ValueError: for an unknown kind of answer, and for a tolerance that is negative or not finite.
         RuntimeError: if math-verify is needed and cannot be imported.
     """
-    if problem.kind not in KINDS:
-        raise ValueError(f"{problem.id}: unknown kind of answer {problem.kind!r}; it is one of {', '.join(KINDS)}")
     settings = {"kind": problem.kind, "unit": problem.unit, "tolerance": problem.tolerance}
-    return grade_details(text, problem.answer, **settings).correct
+    try:
+        return grade_details(text, problem.answer, **settings).correct
+    except ValueError as error:
+        raise ValueError(f"{problem.id}: {error}") from None
 
 
 def grade(text: str, answer: str) -> bool:
@@ -106,9 +108,15 @@ def grade_details(
         unit: of the reference, if it is not written there.
         tolerance: of a number, absolute.
 
+    Errors are those of ``grade_problem``.
+
     >>> grade_details(r"\boxed{\frac12}", "0.5")
     Grade(correct=True, extracted='\\frac12', reason='equal')
     """
+    if kind not in KINDS:
+        raise ValueError(f"unknown kind of answer {kind!r}; it is one of {', '.join(KINDS)}")
+    if not 0 <= tolerance < math.inf:
+        raise ValueError(f"the tolerance is {tolerance}; it must be finite, and at least 0")
     extracted = extract_boxed(text)
     if extracted is None:
         reason: Reason = "no_box"

@@ -16,6 +16,11 @@ FONTS = r"text(?:bf|it|rm|sf|tt|normal|up)?|math(?:rm|bf|it|sf|tt|normal)|mbox|o
 _INNER = re.compile(rf"\\(?:{FONTS})\s*\{{([^{{}}]*)\}}")
 TEXT = re.compile(rf"\\(?:{FONTS})\s*{GROUP}")
 FUNCTIONS = "arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|log|ln|exp|max|min|gcd|sqrt"
+# What stands behind `min` and `sec` if they are units: no argument of a function.
+_NO_ARGUMENT = re.compile(
+    r"\s*(?:\^\s*\{?\s*-?\d\s*\}?\s*)?(?:$|[/},;)]|(?:\\text\{\s*)?(?:and|or)(?![A-Za-z]))"
+    r"|\s*\d[\d.]*\s?(?:\\text|s(?:ec)?(?![A-Za-z]))"
+)
 GREEK = "alpha|beta|gamma|delta|epsilon|theta|lambda|mu|nu|pi|rho|sigma|tau|phi|omega"
 SMALL_NUMBERS = re.findall(
     r"\w+",
@@ -103,11 +108,18 @@ def texts(text: str) -> str:
 def _text(match: re.Match[str]) -> str:
     inner = re.sub(r"\^\{(-?\d)\}", r"^\1", match[1].replace(r"\_", "_").replace(r"\&", "&"))
     core = inner.strip()
-    if re.fullmatch(FUNCTIONS, core):
+    if re.fullmatch(FUNCTIONS, core) and not _is_unit(match):
         return rf"\{core} "
     if re.fullmatch(r"[-+(]?\s*(?:\\?\$)?[\d.].*|\\[A-Za-z]+|\\text\{.*\}", core) or re.fullmatch(r"[iexy]|\W*", core):
         return inner
     return rf"\text{{{inner}}}"
+
+
+def _is_unit(match: re.Match[str]) -> bool:
+    """Whether ``min`` or ``sec`` is a unit: behind a number or a stroke, and without an argument."""
+    if match[1].strip() not in ("min", "sec") or not _NO_ARGUMENT.match(match.string, match.end()):
+        return False
+    return match.string[: match.start()].rstrip().endswith(tuple("0123456789}/"))
 
 
 def remarks(text: str) -> str:
@@ -136,7 +148,9 @@ def python(text: str) -> str:
 
 def _command(match: re.Match[str]) -> str:
     name = match[1]
-    return match[0] if name is None else r"\infty " if name in ("oo", "inf") else rf"\{name} "
+    if name is None or _is_unit(match):
+        return match[0]
+    return r"\infty " if name in ("oo", "inf") else rf"\{name} "
 
 
 def fractions(text: str) -> str:

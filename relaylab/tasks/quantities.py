@@ -1,7 +1,8 @@
 r"""Numbers with their units, exactly. All functions take texts that ``normalise`` has written.
 
 Units are compared if both sides have one: 15 cm is not 15 m, and 1.6 km is 1600 m. A reference without a unit accepts
-any. A percentage is a hundredth of its number, or equals a plain reference above 1 (*what percentage ...?*).
+any. A percentage is a hundredth of its number, or equals a plain reference above 1 (*what percentage ...?*). Of a
+reference whose own unit is percent (``unit="%"``) the number itself is asked for: 50 accepts 50 and 50 %, and not 0.5.
 """
 
 from __future__ import annotations

@@ -207,6 +207,7 @@ def effects_figure(effects: pd.DataFrame, *, by: str = "suite") -> go.Figure:
     """What a call adds over each alternative, in points of accuracy with 95 % intervals; from
     ``counterfactual.effects_by`` with the same ``by``."""
     f = _some(effects[effects["arm"] != "with"], "arms beside the calls as they were")
+    f = f.assign(**{by: f[by].astype(object).fillna("none").astype(str)})
     f = f.assign(arm=f["arm"].astype(str), gain=100 * f["gain"], low=100 * f["low"], high=100 * f["high"])
     fig = _grouped(f, by, "gain", "arm", {by: figure_text(by), "gain": "gain of the call (points of accuracy)"})
     fig.add_hline(y=0, line={"color": GREY, "dash": "dot", "width": 1})
@@ -222,7 +223,8 @@ def effects_figure(effects: pd.DataFrame, *, by: str = "suite") -> go.Figure:
 def transfer_figure(transfer: pd.DataFrame, *, by: str | None = None) -> go.Figure:
     """Accuracy and the teacher's share of the tokens with each teacher, with 95 % intervals; from
     ``placement.transfer_frame`` with the same ``by``."""
-    f = _some(transfer, "teachers").assign(group=transfer[by].astype(str) if by else "all problems")
+    group = transfer[by].astype(object).fillna("none").astype(str) if by else "all problems"
+    f = _some(transfer, "teachers").assign(group=group)
     names = {"accuracy": "accuracy (% of problems)", "teacher_share": "teacher tokens (% of all)"}
     long = f.melt(["teacher", "group", "low", "high"], list(names), var_name="panel")
     long[["value", "low", "high"]] *= 100
