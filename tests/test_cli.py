@@ -376,6 +376,10 @@ def test_show_as_a_page(relaylab, hostile, tmp_path):
     assert re.findall(r'"pieces":\s*\["(.)', page.read_text()) == ["b", "a"], "a page begins with it"
     assert relaylab("show", hostile, "--html", hostile).code == 2
     assert hostile.read_bytes() == before
+    (mine := tmp_path / "mine.html").write_text("<html>mine")
+    refused = relaylab("show", hostile, "--html", mine)
+    assert (refused.code, mine.read_text()) == (2, "<html>mine")
+    assert "mine.html holds something else than relaylab writes there; choose another file" in refused.err
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 9, b'{"version": 2, "prompt"'])

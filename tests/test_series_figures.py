@@ -89,8 +89,10 @@ def test_the_report_holds_every_method_and_escapes_what_models_wrote(evaluation)
     assert "teacher: 100.0 % right at 100.0 %; relay: 80.0 % right at 33.3 %" in fig.layout.meta["alt"]
     line = next(line for line in fig.data if "router (expected)" in line.name)
     assert (line.y[0], line.y[-1]) == (pytest.approx(20), pytest.approx(100))
-    (evaluation / "report.html").write_text("notes of mine")
-    with pytest.raises(ValueError, match="no HTML page; choose another file"):
+    (evaluation / "report.html").write_text("<html>notes of mine")
+    with pytest.raises(
+        ValueError, match=r"report\.html holds something else than relaylab writes there; choose another"
+    ):
         report(evaluation)
 
 

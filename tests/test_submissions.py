@@ -63,6 +63,22 @@ def test_a_class_is_graded_by_the_command(solved, tmp_path):
     assert "ada" in done.output
 
 
+def test_a_table_of_marks_replaces_one_of_the_same_lesson_alone(solved, tmp_path, monkeypatch):
+    submit(tmp_path / "in" / "ada.ipynb", solved)
+    monkeypatch.setattr(
+        "relaylab.submissions.mark_answers", lambda *_, **__: dict.fromkeys(NAMES, Mark(True, "right."))
+    )
+    words = ["grade", str(tmp_path / "in"), "--lesson", "05", "--csv", str(table := tmp_path / "marks.csv")]
+    for before in ("import os\n", as_csv({}, {"digit_entropy": 2})):  # a program, and the marks of another lesson
+        table.write_text(before)
+        done = CliRunner().invoke(cli.app, words)
+        assert "marks.csv holds something else than relaylab writes there; choose another" in str(done.exception)
+        assert table.read_text() == before
+    table.write_text(as_csv({"ada": dict.fromkeys(NAMES, Mark(False, "open"))}, LESSON.points))
+    assert CliRunner().invoke(cli.app, words).exit_code == 0
+    assert table.read_text().splitlines()[1].startswith("ada,2,right.")
+
+
 @pytest.mark.parametrize(
     ("code", "remark"),
     [
