@@ -266,7 +266,8 @@ def _show(marks: Mapping[str, Mapping[str, Mark]], points: Mapping[str, int]) ->
     from relaylab.views.tables import text_table
 
     most = sum(points.values())
-    table = text_table("submission", *(f"{name} ({p})" for name, p in points.items()), f"total ({most})", "%")
+    exercises = [f"{name.replace('_', '_ ')} ({p})" for name, p in points.items()]  # a space breaks the line
+    table = text_table("submission", *exercises, f"total ({most})", "%")
     for student, own in marks.items():
         cells = [str(points[name] * own[name].right) for name in points]
         total = _total(own, points)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from test_exercises import WRONG
 from typer.testing import CliRunner
 
-from relaylab import cli
+from relaylab import cli, submissions
 from relaylab.lab import copy_lessons
 from relaylab.submissions import Mark, answer_cells, as_csv, find_submissions, mark_answers, read_lesson
 
@@ -158,6 +160,15 @@ def test_variables_of_the_lesson_that_an_answer_may_use(tmp_path):
     code = "".join(task.given)
     assert code.startswith("published = ")
     assert mark_answers(tmp_path / "notebooks" / task.path.name, task)["kept_lead"].right
+
+
+def test_a_narrow_terminal_shows_every_exercise_and_its_points(monkeypatch):
+    points, console = read_lesson("03").points, Console(width=80, record=True, file=io.StringIO())
+    monkeypatch.setattr(submissions, "console", console)
+    submissions._show({"ada": {name: Mark(True, "right.") for name in points}}, points)
+    head, body = console.export_text().split("┡")
+    assert {"group_", "advantages", "loss_", "mask", "undilutable", "(3)"} <= {*head.split()}
+    assert [*body.splitlines()[1].replace("│", "").split()] == ["ada", "2", "1", "4", "2", "3", "12", "100"]
 
 
 def test_folders_and_names(tmp_path):
