@@ -16,9 +16,11 @@ import json
 import os
 import platform
 import random
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -28,7 +30,7 @@ import typer
 
 from relaylab.doctor import find_browser
 from relaylab.evaluation.stats import summary
-from relaylab.evaluation.table import read_table, trace_name
+from relaylab.evaluation.table import only_label, read_table, trace_name
 from relaylab.sweep.results import effects, plane, read_results
 from relaylab.trace import Trace, read_traces
 from relaylab.version import __version__
@@ -64,24 +66,32 @@ def main(
     run: Annotated[
         list[str] | None, typer.Option(help="NAME=FOLDER of a training run: a learning curve; several times.")
     ] = None,
-    method: Annotated[str, typer.Option(help="Of the evaluation: whose calls and whose token strip.")] = "relay",
+    method: Annotated[
+        str | None, typer.Option(help="Of the evaluation: whose calls and whose token strip. Default: its only relay.")
+    ] = None,
     suite: Annotated[str, typer.Option(help="Of the token strip.")] = "tiles",
     out: Annotated[Path, typer.Option(help="Pictures, numbers and index.")] = Path(__file__).parent,
     sweep: Annotated[list[Path] | None, typer.Option(help="A sweep's results.csv; several times.")] = None,
 ) -> None:
     """Draw the pictures of the series from an evaluation and training runs."""
-    table, traces = read_table(evaluation), method_traces(evaluation, method)
+    table = read_table(evaluation)
+    method = method or only_label(table["method"].unique(), "relay")
     config = json.loads((evaluation / "config.json").read_text())
-    pictures = {
-        "accuracy": accuracy(table),
-        "suites": suites(table),
-        "calls": calls(traces, method),
-        "strip": strip(traces, suite),
+    makers: dict[str, Callable[[], Picture]] = {
+        "accuracy": lambda: accuracy(table),
+        "suites": lambda: suites(table),
+        "calls": lambda: calls(method_traces(evaluation, method), method),
+        "strip": lambda: strip(method_traces(evaluation, method), method, suite),
     }
     if runs := dict(_named(text) for text in run or ()):
-        pictures["learning"] = learning(runs)
-    for path in sweep or ():
-        pictures[f"sweep-{path.stem}"] = swept(path)
+        makers["learning"] = lambda: learning(runs)
+    makers |= {f"sweep-{path.stem}": partial(swept, path) for path in sweep or ()}
+    pictures: dict[str, Picture] = {}
+    for name, make in makers.items():
+        try:
+            pictures[name] = make()
+        except ValueError as error:
+            print(f"{name} is left out: {error}")
     out.mkdir(parents=True, exist_ok=True)
     for name, picture in pictures.items():
         for old in out.glob(f"{name}.*"):  # of a browser that is there now, or was
@@ -118,12 +128,12 @@ def calls(traces: list[Trace], method: str) -> Picture:
     return _plotted(fig, pd.DataFrame(numbers))
 
 
-def strip(traces: list[Trace], suite: str) -> Picture:
+def strip(traces: list[Trace], method: str, suite: str) -> Picture:
     """One answer, token by token: the suite's first that is right and has one call."""
     mine = (t for t in traces if t.problem["suite"] == suite and t.correct)
     trace = next((t for t in mine if len(t.answered) == len(t.calls) == 1), None)
     if trace is None:
-        raise ValueError(f"{suite!r} has no right answer with one call; --suite or --method names others")
+        raise ValueError(f"{suite!r} has no right answer of {method!r} with one call; name another --suite")
     rows = zip(trace.completion_ids, trace.pieces, trace.source, strict=True)
     numbers = pd.DataFrame(rows, columns=["id", "text", "source"])
     alt = f"A relay: {trace_summary(trace)}. The student: {trace.text}"
@@ -254,4 +264,9 @@ def _named(text: str) -> tuple[str, Path]:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app = typer.Typer(pretty_exceptions_enable=False)
+    app.command()(main)
+    try:
+        app()
+    except (ValueError, OSError) as error:
+        sys.exit(f"make.py: {error}")

@@ -87,6 +87,15 @@ def read_json(path: str | os.PathLike) -> Any:
         raise ValueError(f"{path} is empty or broken ({error}); remove it to begin anew") from None
 
 
+def check_own_file(path: str | os.PathLike, begins: bytes) -> None:
+    """Before a file is written anew: a ValueError if ``path`` holds something that does not begin as ours do."""
+    if Path(path).exists():
+        with open(path, "rb") as file:
+            head = file.read(len(begins))
+        if head not in (b"", begins):
+            raise ValueError(f"{path} holds something else than relaylab writes there; choose another file")
+
+
 def check_replaceable(out: str | os.PathLike, *, marker: str) -> None:
     """Before long work: a ValueError if ``out`` holds something else than ``replaced_folder`` may replace."""
     out = Path(out)

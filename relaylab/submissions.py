@@ -26,7 +26,7 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 from relaylab.call_tag import visible
-from relaylab.files import write_whole
+from relaylab.files import check_own_file, write_whole
 from relaylab.notebook_commands import find_notebook, lessons_home
 from relaylab.options import console, option, say
 
@@ -223,6 +223,8 @@ def grade_command(
         raise RuntimeError("grade needs the limits of Linux or macOS; on Windows, run it in WSL or a container")
     task = read_lesson(lesson, folder)
     found = find_submissions(submissions, task)
+    if csv_:
+        check_own_file(csv_, as_csv({}, task.points).encode())  # the first line, which names the lesson's exercises
 
     def mark(source: Path | str) -> dict[str, Mark]:
         if isinstance(source, str):
@@ -264,7 +266,8 @@ def _show(marks: Mapping[str, Mapping[str, Mark]], points: Mapping[str, int]) ->
     from relaylab.views.tables import text_table
 
     most = sum(points.values())
-    table = text_table("submission", *(f"{name} ({p})" for name, p in points.items()), f"total ({most})", "%")
+    exercises = [f"{name.replace('_', '_ ')} ({p})" for name, p in points.items()]  # a space breaks the line
+    table = text_table("submission", *exercises, f"total ({most})", "%")
     for student, own in marks.items():
         cells = [str(points[name] * own[name].right) for name in points]
         total = _total(own, points)

@@ -376,6 +376,10 @@ def test_show_as_a_page(relaylab, hostile, tmp_path):
     assert re.findall(r'"pieces":\s*\["(.)', page.read_text()) == ["b", "a"], "a page begins with it"
     assert relaylab("show", hostile, "--html", hostile).code == 2
     assert hostile.read_bytes() == before
+    (mine := tmp_path / "mine.html").write_text("<html>mine")
+    refused = relaylab("show", hostile, "--html", mine)
+    assert (refused.code, mine.read_text()) == (2, "<html>mine")
+    assert "mine.html holds something else than relaylab writes there; choose another file" in refused.err
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 9, b'{"version": 2, "prompt"'])
@@ -534,7 +538,18 @@ def test_of_a_file_all_rows_are_taken(relaylab, tmp_path):
     words = ["--data", data, "--max-tokens", 1, "--teacher", "student"]
     done = relaylab("filter", *words, "--samples", 1, "--out", tmp_path / "r.jsonl")
     assert "of 401 problems have a pass rate" in done.out
-    assert "401 traces in" in relaylab("decode", *words, "--out", tmp_path / "t.jsonl").out
+    done = relaylab("decode", *words, "--out", tmp_path / "t.jsonl")
+    assert "401 traces in" in done.out
+    assert (hint := "401 of 401 questions are of no embedded suite") in done.err
+    known = {"question": problem("tiles", 0).question, "answer": "1"}
+    words[:2] = ["--data", short := tmp_path / "short.jsonl"]
+    short.write_text(data.read_text().splitlines()[0] + "\n" + json.dumps(known) + "\n")
+    done = relaylab("evaluate", *words, "--methods", "student relay", "--out", tmp_path / "e")
+    assert done.err.count("1 of 2 questions are of no embedded suite") == 1
+    assert "--suite" in done.err
+    assert "--student" in done.err
+    words[:2] = ["--suite", "tiles", "--limit", 2]
+    assert hint[-26:] not in relaylab("evaluate", *words, "--methods", "relay", "--out", tmp_path / "s").err
     assert "none of the 401 responses" in relaylab("warmup", *words, "--check", 0, "--out", tmp_path / "w").err
     assert "100 of each suite or benchmark, all rows of a file" in relaylab("decode", "-h").out
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shutil
@@ -17,6 +18,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 from scipy.special import comb
 from scipy.stats import wilcoxon
 
@@ -29,7 +31,7 @@ from relaylab.relay.config import RelayConfig
 from relaylab.relay.teachers import ScriptedTeacher, TeacherOutput
 from relaylab.tasks.suites import problems
 from relaylab.trace import Call, Trace, read_traces
-from relaylab.views.tables import method_table
+from relaylab.views.tables import method_table, trace_table
 
 SUITES = ("savings", "tiles")
 CONFIG = RelayConfig(max_tokens=120, max_calls=2)
@@ -276,10 +278,28 @@ def test_answers_of_a_failing_teacher_are_missing_and_no_wrong_ones(tmp_path):
     assert excluded_methods(table) == ["teacher"]
     columns_of = {c.header: [*c.cells] for c in method_table(summary(table)).columns}
     assert columns_of["excluded"] == ["0", "8"]
-    assert columns_of["95 % interval"][-1] == columns_of["correct"][-1] == "-"  # and not nan %
+    assert columns_of["95\N{NO-BREAK SPACE}%\ninterval"][-1] == columns_of["correct"][-1] == "-"  # and not nan %
     assert np.isnan(summary(table).set_index("method").loc["teacher", "accuracy"])
     table = run(tmp_path / "some", ["teacher"], teacher=Failing("no such word"))  # the same call tries them again
     assert table["excluded"].sum() == 0
+
+
+def test_a_narrow_terminal_folds_names_and_keeps_every_number():
+    name = "relay:student=" + "a-very-long-folder/" * 3
+    row = {"accuracy": 0.875, "low": 0.0, "high": 1.0, "teacher_share": 1.0, "calls": 12.5, "gap": -1.25, "excluded": 8}
+    table = pd.DataFrame([{"method": name} | row])
+    suites = [Trace("q", [1], [2] * 9, "s" * 9, ["t"] * 9, stop="excluded", problem={"suite": name})]
+    for shown, expected in (
+        (method_table(table), ["87.5 %", "0.0, 100.0", "100.00 %", "12.50", "-125.0 %", "8"]),
+        (trace_table(suites), ["1", "-", "0.0 %", "0.00", "9.0", "0", "1"]),
+    ):
+        console = Console(width=80, record=True, file=io.StringIO())
+        console.print(shown)
+        lines = console.export_text().splitlines()
+        rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if line.startswith("│")]
+        assert rows[0][1:] == expected
+        assert "".join(row[0] for row in rows) == name
+        assert not [line for line in lines if "…" in line]
 
 
 def test_another_model_of_the_same_name_is_refused(tmp_path):

@@ -12,6 +12,7 @@ import numpy as np
 import psutil
 import pytest
 import typer
+from sweep_stand_in import CHILD
 from typer.testing import CliRunner
 
 from relaylab.notebook_commands import find_notebook, notebooks_run
@@ -211,6 +212,26 @@ def test_a_process_that_dies_at_once_leaves_a_record(tmp_path, monkeypatch):
     record = execute(source, tmp_path / "out", child=child, log="log.txt")
     assert (record["status"], record["error"]) == ("failed", "its process died (exit code 3)")
     assert json.loads((tmp_path / "out" / "failure.json").read_text()) == record
+
+
+def test_a_run_that_fails_keeps_the_result_of_an_earlier_one(tmp_path):
+    """The good copy and its record stay beside those of the failure, until a run is done again."""
+    source, out = notebook(tmp_path / "n.ipynb", "teacher = 't'\nbeta = 0.0"), tmp_path / "out"
+
+    def run(**values) -> dict[str, str]:
+        execute(source, out, values, child=CHILD, log="log.txt", env={"OMP_NUM_THREADS": "1"})
+        return {p.name: p.read_text() for p in out.iterdir() if p.name != "log.txt"}
+
+    good = run(beta=0.5)
+    assert sorted(good) == ["n.ipynb", "result.json"]
+    for teacher in ("bad", "die", "bad"):
+        bad = run(teacher=teacher)
+        assert good.items() <= bad.items()
+        assert json.loads(bad["failure.json"])["parameters"] == {"teacher": teacher}
+    assert sorted(bad) == ["failure.ipynb", "failure.json", "n.ipynb", "result.json"]
+    again = run(beta=0.7)
+    assert sorted(again) == ["n.ipynb", "result.json"]
+    assert json.loads(again["result.json"])["parameters"] == {"beta": 0.7}
 
 
 def until(there, seconds=120):

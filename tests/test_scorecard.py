@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -139,6 +140,18 @@ def test_every_claim_has_an_answer_and_the_figures_are_the_definitions(table):
     assert 50 < ours["free-hard"].low < 75 < ours["free-hard"].high < 100
     card = scorecard(ours).set_index("id")
     assert card.loc[["relay-above-grpo", "swap-peak"], "verdict"].tolist() == ["holds", NOT_TESTED]
+
+
+def test_the_only_relay_is_the_relay_whatever_its_student(table):
+    mine = table.replace({"method": {name: f"{name}:student=runs/a" for name in ("relay", "teacher-free", "grpo")}})
+    ablation = rows("relay:student=ablations/simple", [1] * 40, 0.1)
+    assert measured(pd.concat([mine, ablation])) == {
+        k: v if isinstance(v, str) else replace(v, note=v.note.replace("of relay", "of relay:student=runs/a"))
+        for k, v in measured(pd.concat([table, ablation])).items()
+    }
+    several = measured(pd.concat([mine, rows("relay:student=runs/b", [1] * 40, 0.1)]))
+    assert several["gap-recovered"] == "not evaluated: relay"
+    assert measured(ablation)["gap-recovered"].startswith("not evaluated: relay,")
 
 
 def test_an_excluded_answer_takes_its_problem_out_of_the_pair(table):

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -89,8 +90,10 @@ def test_the_report_holds_every_method_and_escapes_what_models_wrote(evaluation)
     assert "teacher: 100.0 % right at 100.0 %; relay: 80.0 % right at 33.3 %" in fig.layout.meta["alt"]
     line = next(line for line in fig.data if "router (expected)" in line.name)
     assert (line.y[0], line.y[-1]) == (pytest.approx(20), pytest.approx(100))
-    (evaluation / "report.html").write_text("notes of mine")
-    with pytest.raises(ValueError, match="no HTML page; choose another file"):
+    (evaluation / "report.html").write_text("<html>notes of mine")
+    with pytest.raises(
+        ValueError, match=r"report\.html holds something else than relaylab writes there; choose another"
+    ):
         report(evaluation)
 
 
@@ -174,15 +177,30 @@ def test_without_a_browser_there_are_pages_and_the_index_says_so(make, evaluatio
     assert "There is no Chromium" in (out / "README.md").read_text()
 
 
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        ((None, "plan", "tiles"), "no traces of 'plan'; there are relay, student, teacher"),
-        ((None, "relay", "galaxy"), "'galaxy' has no right answer with one call"),
-        ((["runs/relay"], "relay", "tiles"), "write NAME=FOLDER"),
-    ],
-)
-def test_what_the_evaluation_has_not_is_said(make, evaluation, tmp_path, options, said):
-    with pytest.raises(ValueError, match=said):
-        make.main(evaluation, *options, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+def test_the_only_relay_of_an_evaluation_is_drawn(make, evaluation, tmp_path, monkeypatch, capsys):
+    """A student of one's own has another label. What cannot be drawn is left out."""
+    label = "relay:student=runs/mine/student"
+    (evaluation / "traces" / "0" / "relay.jsonl").rename(evaluation / "traces" / "0" / f"{trace_name(label)}.jsonl")
+    (table := evaluation / "table.csv").write_text(table.read_text().replace("\nrelay,", f"\n{label},"))
+    monkeypatch.setattr(make, "_render", lambda fig, path: path.write_text("drawn"))
+    make.main(evaluation, None, None, "galaxy", tmp_path / "out")
+    assert {p.stem for p in (tmp_path / "out").glob("*.csv")} == {"accuracy", "suites", "calls"}
+    assert f"--method {label} --suite galaxy" in (tmp_path / "out" / "README.md").read_text()
+    assert f"strip is left out: 'galaxy' has no right answer of {label!r} with one call" in capsys.readouterr().out
+
+
+def test_what_the_evaluation_has_not_is_said(make, evaluation, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(make, "_render", lambda fig, path: path.write_text("drawn"))
+    make.main(evaluation, None, "plan", "tiles", tmp_path / "out")
+    assert "calls is left out: " in (said := capsys.readouterr().out)
+    assert "no traces of 'plan'; there are relay, student, teacher" in said
+    with pytest.raises(ValueError, match="write NAME=FOLDER"):
+        make.main(evaluation, ["runs/relay"], "relay", "tiles", tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_an_error_of_the_program_is_one_line(tmp_path):
+    done = subprocess.run([sys.executable, SCRIPT, tmp_path], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(f"make.py: {tmp_path} holds no evaluation")
+    assert "Traceback" not in done.stderr

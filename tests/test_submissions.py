@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from test_exercises import WRONG
 from typer.testing import CliRunner
 
-from relaylab import cli
+from relaylab import cli, submissions
 from relaylab.lab import copy_lessons
 from relaylab.submissions import Mark, answer_cells, as_csv, find_submissions, mark_answers, read_lesson
 
@@ -61,6 +63,22 @@ def test_a_class_is_graded_by_the_command(solved, tmp_path):
     assert rows["dan"]["kept remark"] == f"0 notebooks; one must be {LESSON.path.name}"
     assert rows["eve"]["kept remark"].startswith("not a notebook")
     assert "ada" in done.output
+
+
+def test_a_table_of_marks_replaces_one_of_the_same_lesson_alone(solved, tmp_path, monkeypatch):
+    submit(tmp_path / "in" / "ada.ipynb", solved)
+    monkeypatch.setattr(
+        "relaylab.submissions.mark_answers", lambda *_, **__: dict.fromkeys(NAMES, Mark(True, "right."))
+    )
+    words = ["grade", str(tmp_path / "in"), "--lesson", "05", "--csv", str(table := tmp_path / "marks.csv")]
+    for before in ("import os\n", as_csv({}, {"digit_entropy": 2})):  # a program, and the marks of another lesson
+        table.write_text(before)
+        done = CliRunner().invoke(cli.app, words)
+        assert "marks.csv holds something else than relaylab writes there; choose another" in str(done.exception)
+        assert table.read_text() == before
+    table.write_text(as_csv({"ada": dict.fromkeys(NAMES, Mark(False, "open"))}, LESSON.points))
+    assert CliRunner().invoke(cli.app, words).exit_code == 0
+    assert table.read_text().splitlines()[1].startswith("ada,2,right.")
 
 
 @pytest.mark.parametrize(
@@ -142,6 +160,15 @@ def test_variables_of_the_lesson_that_an_answer_may_use(tmp_path):
     code = "".join(task.given)
     assert code.startswith("published = ")
     assert mark_answers(tmp_path / "notebooks" / task.path.name, task)["kept_lead"].right
+
+
+def test_a_narrow_terminal_shows_every_exercise_and_its_points(monkeypatch):
+    points, console = read_lesson("03").points, Console(width=80, record=True, file=io.StringIO())
+    monkeypatch.setattr(submissions, "console", console)
+    submissions._show({"ada": {name: Mark(True, "right.") for name in points}}, points)
+    head, body = console.export_text().split("┡")
+    assert {"group_", "advantages", "loss_", "mask", "undilutable", "(3)"} <= {*head.split()}
+    assert [*body.splitlines()[1].replace("│", "").split()] == ["ada", "2", "1", "4", "2", "3", "12", "100"]
 
 
 def test_folders_and_names(tmp_path):

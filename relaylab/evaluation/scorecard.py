@@ -11,7 +11,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import cache, partial
 from pathlib import Path
 
@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 
 from relaylab.evaluation.stats import columns, interval, part_of_gap
+from relaylab.evaluation.table import only_label
 
 FOLDER = Path(__file__).parent
 NOT_TESTED = "not testable here"
@@ -180,10 +181,12 @@ class Measured:
 def measured(table: pd.DataFrame, names: Names | None = None, *, seed: int = 0) -> dict[str, Measured | str]:
     """Claim id -> our measurement, or a text that says what the table of an evaluation lacks for it.
 
-    A system's value on a problem is the mean over its students, such as three training seeds.
+    A system's value on a problem is the mean over its students, such as three training seeds. Without ``names``, the
+    only relay, ``teacher-free`` and ``grpo`` stand for these, whichever student of your own they name.
     """
-    names = names or Names()
     right, ratio = columns(table, "correct"), columns(table, "call_ratio")
+    others = {*right} - {label for label in astuple(Names()) if ":" in label}
+    names = names or Names(**{k: only_label(others, getattr(Names(), k)) for k in ("relay", "free", "grpo")})
     problems = table.drop_duplicates("id").set_index("id").loc[right.index]
     parts = {"all": np.ones(len(problems), bool), "unseen": problems["suite"].isin(names.unseen).to_numpy()}
     parts |= {level: (problems["level"] == level).to_numpy() for level in ("easy", "hard")}

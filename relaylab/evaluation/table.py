@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,16 @@ def dial_columns(dials: Mapping[str, Any]) -> dict[str, float]:
     """Where a world lies on the map: h and c with the ends of their intervals, from ``measure_dials``."""
     ends, letters = {"": "value", "_low": "low", "_high": "high"}, {"h": "harmless", "c": "confident"}
     return {f"{letter}{end}": dials[name][key] for letter, name in letters.items() for end, key in ends.items()}
+
+
+def only_label(methods: Iterable[str], name: str) -> str:
+    """The label of the one method ``NAME:student=...``; the name itself if it is a method, or there are several.
+
+    >>> only_label(["student", "relay:student=mine"], "relay")
+    'relay:student=mine'
+    """
+    own = [label for label in methods if label == name or re.fullmatch(rf"{name}:student=[^,]+", label)]
+    return own[0] if len(own) == 1 else name
 
 
 def write_table(frame: pd.DataFrame, path: Path) -> None:

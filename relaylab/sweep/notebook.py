@@ -30,6 +30,7 @@ from relaylab.settings import holds_secret, nearest
 
 RESULT = "RELAYLAB_RESULT"  # environment variable: the file that ``result`` writes to
 DONE, FAILED = "result.json", "failure.json"  # in the folder of an executed notebook
+ATTEMPT = "failure.ipynb"  # a copy that may fail, beside the copy and the result of an earlier run
 CHILD = (sys.executable, "-m", "relaylab.sweep.notebook")  # reads a job from its standard input and executes it
 TYPES = {"int": int, "float": float, "str": str, "bool": bool, "list": list, "dict": dict, "None": type(None)}
 
@@ -193,6 +194,8 @@ def execute(
 
     The folder then holds the executed copy and ``result.json`` if it is done, ``failure.json`` if it is not. A notebook
     that raises, hangs or dies gives a record, not an exception. If this process dies, the notebook's processes end.
+    The copy and the result of an earlier run stay until the new run is done. If it fails, its copy is
+    ``failure.ipynb``.
 
     Args:
         notebook: its path.
@@ -213,16 +216,16 @@ def execute(
     notebook, folder = Path(notebook).resolve(), Path(folder).resolve()
     values = check_values(parameters or {}, read_parameters(notebook))
     folder.mkdir(parents=True, exist_ok=True)
-    for name in (DONE, FAILED):
-        for file in (folder / name, *folder.glob(f".{name}.*")):  # the second: a process died while it wrote the first
-            file.unlink(missing_ok=True)
+    for file in (folder / FAILED, *(f for name in (DONE, FAILED) for f in folder.glob(f".{name}.*"))):
+        file.unlink(missing_ok=True)  # the latter: a process died while it wrote a record
+    copy = folder / (ATTEMPT if (folder / DONE).exists() else notebook.name)
     began, error = time.monotonic(), None
     with (
         tempfile.TemporaryDirectory(prefix="relaylab-") as scratch,
         open(folder / log if log else os.devnull, "wb") as out,
     ):
         results, errors = Path(scratch, "values.json"), Path(scratch, "error.txt")
-        job = {"notebook": str(notebook), "copy": str(folder / notebook.name), "parameters": values}
+        job = {"notebook": str(notebook), "copy": str(copy), "parameters": values}
         job |= {"errors": str(errors), "progress": not log}
         process = subprocess.Popen(
             child, stdin=subprocess.PIPE, stdout=out if log else None, stderr=out if log else None,
@@ -253,6 +256,8 @@ def execute(
     status = "timeout" if timed_out else "failed" if error else "done"
     record = {**(about or {}), "notebook": notebook.name, "parameters": values, "status": status}
     record |= {"seconds": round(time.monotonic() - began, 3), "values": found, "error": error}
+    if not error:
+        copy.replace(folder / notebook.name)
     write_json(folder / (FAILED if error else DONE), record)
     return record
 

@@ -13,12 +13,12 @@ import plotly.graph_objects as go
 from relaylab.call_tag import visible
 from relaylab.evaluation.stats import columns, paired, summary
 from relaylab.evaluation.table import read_table, trace_files, trace_name, write_table
-from relaylab.files import read_json, write_whole
+from relaylab.files import check_own_file, read_json, write_whole
 from relaylab.trace import read_traces
 from relaylab.version import __version__
 from relaylab.views.evaluation_figures import accuracy_against_share, suite_bars
 from relaylab.views.figures import call_positions, figure_text
-from relaylab.views.theme import html_page, html_table, show_figure
+from relaylab.views.theme import PAGE, html_page, html_table, show_figure
 
 SAMPLE = 300  # traces whose call positions are drawn
 
@@ -36,7 +36,7 @@ def report(out: str | Path) -> Path:
         The page.
 
     Raises:
-        ValueError: The folder holds no evaluation, or its ``report.html`` is no HTML page.
+        ValueError: The folder holds no evaluation, or its ``report.html`` is no page of ours.
     """
     out = Path(out)
     table = read_table(out)
@@ -64,8 +64,7 @@ def report(out: str | Path) -> Path:
         *(show_figure(fig).html for fig in figures.values()),
     ]
     path = out / "report.html"
-    if path.exists() and not path.read_bytes()[:64].lstrip().lower().startswith((b"<!doctype html", b"<html")):
-        raise ValueError(f"{path} exists and is no HTML page; choose another file")
+    check_own_file(path, PAGE.encode())
     write_whole(path, html_page("relaylab: evaluation", "".join(parts), "report.css"))
     return path
 

@@ -38,8 +38,9 @@ def trace_table(traces: Iterable[Trace]) -> Table:
 def method_table(summary: Any) -> Table:
     """One row per method. ``summary``: of ``evaluation.stats.summary``."""
     excluded = ["excluded"] if summary["excluded"].any() else []
-    table = text_table("method", "correct", "95 % interval", "teacher tokens", "calls", "gap recovered", *excluded)
-    table.columns[2].no_wrap, table.caption = True, "calls per response"
+    means = "correct", "95\N{NO-BREAK SPACE}% interval", "teacher tokens", "calls", "gap recovered"
+    table = text_table("method", *means, *excluded)
+    table.caption = "calls per response"
     for row in summary.itertuples():
         cells = [
             f"{100 * row.accuracy:.1f} %",
@@ -55,7 +56,7 @@ def method_table(summary: Any) -> Table:
 
 def zoo_table(manifest: Mapping[str, Mapping[str, Any]]) -> Table:
     """One row per embedded model, with its scores in the manifest."""
-    table = text_table("model", "size", "alone", "relay", "teacher", "h, c")
+    table = text_table("model", "size", "alone", "relay", "teacher", "h,\N{NO-BREAK SPACE}c")
     table.caption = (
         "right answers to test problems: alone at temperature 1 without calls, the relay greedy; its teacher tokens; "
         "h: harmless share of uncertain tokens, c: confident share of decisive ones (docs/results.md)"
@@ -71,11 +72,11 @@ def zoo_table(manifest: Mapping[str, Mapping[str, Any]]) -> Table:
 
 
 def text_table(name: str, *numbers: str) -> Table:
-    """A table for a terminal with a column of names and columns of numbers."""
+    """A table for a terminal with a column of names and columns of numbers. Where it is narrow, names are folded."""
     table = Table()
-    table.add_column(name, no_wrap=True)
+    table.add_column(name, overflow="fold")
     for header in numbers:
-        table.add_column(header, justify="right")
+        table.add_column(header.replace(" ", "\n"), justify="right", no_wrap=True)
     return table
 
 

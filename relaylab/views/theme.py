@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from relaylab.call_tag import visible
-from relaylab.files import write_whole
+from relaylab.files import check_own_file, write_whole
 from relaylab.trace import COMMAND, STUDENT, TEACHER
 
 if TYPE_CHECKING:
@@ -33,6 +33,9 @@ HEAT = [[0, "rgba(0,114,178,.06)"], [1, "rgba(0,114,178,.7)"]]
 HEAT_SIGNED = [[0, "rgba(213,94,0,.7)"], [0.5, "rgba(128,128,128,0)"], [1, "rgba(0,114,178,.7)"]]
 SANS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Liberation Sans', Arial, sans-serif"
 MONO = "ui-monospace, SFMono-Regular, Menlo, Consolas, 'DejaVu Sans Mono', 'Liberation Mono', monospace"
+PAGE = (
+    '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="color-scheme" content="light dark">'  # begins so
+)
 NO_MATH = "tex2jax_ignore mathjax_ignore"  # classes that stop MathJax 2 and 3: a dollar in a text stays a dollar
 
 
@@ -155,7 +158,8 @@ class Html:
         return self.text
 
     def save(self, path: str | Path) -> None:
-        """Write it as a page of its own: one HTML file that needs no network."""
+        """Write it as a page of its own: one HTML file that needs no network. It replaces pages of ours only."""
+        check_own_file(path, PAGE.encode())
         write_whole(path, html_page(self.text.partition("\n")[0][:80], self.html))
 
 
@@ -170,9 +174,7 @@ def html_page(title: str, body: str, *sheets: str) -> str:
     css = f"<style>{style('body', *sheets)}</style>" if sheets else ""
     script = plotly_script() if 'class="rl-fig ' in body else ""
     return (
-        '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="color-scheme" content="light dark">'
-        f"<title>{html.escape(visible(title))}</title>{css}{script}"
-        f'<body class="{NO_MATH}">{body}</body></html>\n'
+        f'{PAGE}<title>{html.escape(visible(title))}</title>{css}{script}<body class="{NO_MATH}">{body}</body></html>\n'
     )
 
 
