@@ -342,7 +342,8 @@ def _check_output(path: Path | None, other: Path | None, name: str, other_name: 
 def _check_answers(traces: list[Trace]) -> None:
     """Say what keeps answers from being read or graded. Exit with 1 if every call failed."""
     if traces and not any("\\boxed" in t.text for t in traces):
-        warn(NO_BOX)
+        ended = all(t.stop == "teacher_end" for t in traces)
+        warn(r"no answer holds a \boxed{}: the teacher ended each one (finish_reason 'stop')" if ended else NO_BOX)
     if excluded := sum(t.stop == "excluded" for t in traces):
         warn(f"{excluded} of {len(traces)} answers are excluded: a model failed. The same command tries again")
     calls = [c for t in traces for c in t.calls if c.status in ("answered", "failed")]

@@ -41,6 +41,8 @@ SHARED = (
     "notebooks/measured/**/*.*",
     "notebooks/capstone/*.*",
     "docs/*.md",
+    "docs/assets/*.svg",  # pictures of these pages
+    "docs/assets/*.csv",  # and the numbers behind them
 )
 
 

@@ -94,7 +94,10 @@ def map_command(
     ] = None,
     measured: Annotated[Path | None, option("JSON of other pairs: name -> what dials.json has of a world.")] = None,
 ) -> None:
-    """Which way of asking for help wins in which world, at 2, 5 and 10 % teacher tokens."""
+    """Which way of asking for help wins in which world, at 2, 5 and 10 % teacher tokens.
+
+    A student takes part where the lower end of the interval of its share is within the budget.
+    """
     from relaylab.evaluation import method_map as maps
     from relaylab.evaluation.frontier import frontiers
     from relaylab.evaluation.stats import summary
@@ -128,6 +131,7 @@ def map_command(
     figures = "".join(show_figure(fig).html for fig in (map_figure(drawn, others), *planes))
     write_whole(out / "map.html", html_page("When learning to call pays", figures, "report.css"))
     print(drawn.drop(columns=["low", "high", "gap_low", "gap_high"]).round(3).to_string(index=False))
+    say("a student takes part where the lower end of the interval of its share is within the budget")
     say(f"the map is {out / 'map.html'}")
 
 

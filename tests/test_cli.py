@@ -224,13 +224,17 @@ def test_a_server_with_two_models_is_in_reach(relaylab, misbehaving_server):
 def test_names_of_ones_own_file_are_usable(relaylab, tmp_path):
     own = tmp_path / "mine_for_the_command_line.py"
     own.write_text(
-        "from relaylab.relay.teachers import ScriptedTeacher\n"
+        "from relaylab.relay.teachers import ScriptedTeacher, TeacherOutput\n"
+        "ends = ScriptedTeacher([TeacherOutput('so 38', 'stop')], name='ends')\n"
         "echo = ScriptedTeacher(['so 39'], name='echo')\n"
         "def made(): return ScriptedTeacher(['so 40'], name='made')\n"
     )
-    for name in ("echo", "made"):
+    for name in ("echo", "made", "ends"):
         options = ["--import", own, "--teacher", name, "--json", "--student", "student", *FORCED]
-        assert json.loads(relaylab("solve", QUESTION, *options).out)["teacher"] == name
+        done = relaylab("solve", QUESTION, *options)
+        assert json.loads(done.out)["teacher"] == name
+        assert ("the teacher ended each one" in done.err) == (name == "ends")
+        assert ("--prompt-suffix" in done.err) == (name != "ends")
         del sys.modules[own.stem]
     own.write_text("1 / 0")
     assert "mine_for_the_command_line.py: ZeroDivisionError" in relaylab("solve", "q", "--import", own).err

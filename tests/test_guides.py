@@ -14,7 +14,9 @@ import pytest
 
 from relaylab.cli import app
 from relaylab.notebook_commands import find_notebook
+from relaylab.relay.pair import load_pair
 from relaylab.sweep.notebook import read_parameters
+from relaylab.tasks.suites import problems
 
 DOCS = Path(__file__).parents[1] / "docs"
 GUIDES = ("researchers-guide.md", "instructors-guide.md")
@@ -34,10 +36,23 @@ def test_the_code_of_the_researchers_guide_runs(tmp_path, monkeypatch):
     scope: dict = {"__name__": "guide"}
     for block in blocks:
         exec(compile(block, "guide", "exec", dont_inherit=True), scope)
-    assert scope["helped"].text != scope["t"].text, "another teacher, another answer"
+    calculated = scope["rl"].load_pair("relay", scope["Calculator"]())
+    helped = calculated.decode(problems("tiles", 20), progress=False)
+    share = sum(t.count("t") for t in helped) / sum(len(t.completion_ids) for t in helped)
+    assert (sum(t.correct for t in helped), round(100 * share, 1)) == (20, 3.9), "as the page says"
     assert (tmp_path / "runs" / "thrifty" / "student" / "adapter_model.safetensors").exists()
     assert len(scope["done"].trace.answered) >= 1
     assert scope["done"].trace.answered[0].requested == 2
+
+
+def test_the_page_of_serving_shows_what_the_pair_answers():
+    page, scope = read("serving.md"), {}
+    exec(re.search(r"^question = \(.*?^\)", page, re.DOTALL | re.MULTILINE)[0], scope)
+    trace = load_pair("relay", "teacher").solve(scope["question"])
+    (call,) = trace.calls
+    said = {"asked": call.requested, "granted": call.granted, "delivered": call.delivered}
+    said |= {"start": call.start, "end": call.end, "status": call.status, "error": call.error}
+    assert f"{trace.teacher_view} {[said]}\n" in page
 
 
 @pytest.mark.parametrize("guide", GUIDES)

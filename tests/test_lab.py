@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import runpy
 import signal
 import subprocess
@@ -49,6 +50,18 @@ def test_a_copy_is_made_and_then_left_alone(home, tmp_path):
     before = (mine / "notebooks" / "01_b.ipynb").stat().st_mtime_ns
     assert set(states(copy_lessons(mine, home)).values()) == {"current"}
     assert (mine / "notebooks" / "01_b.ipynb").stat().st_mtime_ns == before
+
+
+def test_links_and_pictures_of_copied_pages_lead_somewhere(tmp_path):
+    copy_lessons(tmp_path / "mine", ROOT)
+    found = [
+        (page, link)
+        for page in (tmp_path / "mine").rglob("*.md")
+        for link in re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8"))
+        if "://" not in link
+    ]
+    assert any(link.endswith(".svg") for _, link in found)
+    assert [(page.name, link) for page, link in found if not (page.parent / link).exists()] == []
 
 
 def test_a_new_version_replaces_what_nobody_touched_and_nothing_else(home, tmp_path):

@@ -140,7 +140,9 @@ def test_the_command_measures_a_world_and_keeps_it(tmp_path, monkeypatch, capsys
     monkeypatch.setattr("sys.argv", [*words, "--world", "lifelike", "--measured", str(other)])
     with pytest.raises(SystemExit) as ended:
         main()
-    assert not ended.value.code, capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert not ended.value.code, printed
+    assert "a student takes part where the lower end of the interval of its share is within the budget" in printed
     drawn = pd.read_csv(tmp_path / "map" / "map.csv")
     assert drawn["budget"].tolist() == [0.02, 0.05, 0.1]
     page = (tmp_path / "map" / "map.html").read_text()
