@@ -87,7 +87,7 @@ def evaluate(
     made_with |= {"seed": seed, "training": _digest(training), "suffix": suffix, "problems": [p.id for p in problems]}
     made_with |= {"problem_texts": _digest(problems), "weights": _weights(models, [s for _, s in chosen])}
     made_with |= models.precision
-    names = {models.model(one.student) for _, one in chosen if hasattr(one, "student")}  # type: ignore[attr-defined]
+    names = {models.model(own) for _, one in chosen if (own := getattr(one, "student", ""))}
     if hint := next(filter(None, (notice(name, *(p.question for p in problems)) for name in names)), None):
         warnings.warn(hint, stacklevel=2)
     _bind(out, made_with)
