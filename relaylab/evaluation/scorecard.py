@@ -11,7 +11,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 
@@ -185,8 +185,9 @@ def measured(table: pd.DataFrame, names: Names | None = None, *, seed: int = 0) 
     only relay, ``teacher-free`` and ``grpo`` stand for these, whichever student of your own they name.
     """
     right, ratio = columns(table, "correct"), columns(table, "call_ratio")
-    others = {*right} - {label for label in astuple(Names()) if ":" in label}
-    names = names or Names(**{k: only_label(others, getattr(Names(), k)) for k in ("relay", "free", "grpo")})
+    usual = Names()
+    others = {str(label) for label in right} - {label for label in astuple(usual) if ":" in label}
+    names = names or replace(usual, **{k: only_label(others, getattr(usual, k)) for k in ("relay", "free", "grpo")})
     problems = table.drop_duplicates("id").set_index("id").loc[right.index]
     parts = {"all": np.ones(len(problems), bool), "unseen": problems["suite"].isin(names.unseen).to_numpy()}
     parts |= {level: (problems["level"] == level).to_numpy() for level in ("easy", "hard")}
