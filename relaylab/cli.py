@@ -86,7 +86,12 @@ def _decode(
     """Relay and grade many questions. Default: 100 of each suite or benchmark, all rows of a file."""
     _check_output(out, questions.data, "--out", "--data")
     problems = [replace(p, question=p.prompt(questions.suffix)) for p in questions.load(100)]
-    traces = models.pair(student).decode(
+    from relaylab.relay.pair import notice
+
+    pair = models.pair(student)
+    if hint := notice(pair.student.name, *(p.question for p in problems)):
+        warn(hint)
+    traces = pair.decode(
         problems, out=out, seed=seed, system=system, batch_size=batch_size, shard=shard, **relay, **calls.keywords
     )
     console.print(trace_table(traces))

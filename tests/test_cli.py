@@ -543,6 +543,23 @@ def test_of_a_file_all_rows_are_taken(relaylab, tmp_path):
     assert "100 of each suite or benchmark, all rows of a file" in relaylab("decode", "-h").out
 
 
+def test_embedded_models_warn_of_questions_that_they_do_not_know(relaylab, tmp_path):
+    data, words = tmp_path / "mine.jsonl", ["--max-tokens", 1, "--teacher", "student"]
+    known, other = ({"question": q, "answer": "1"} for q in (problem("tiles", 0).question, QUESTION))
+    data.write_text(f"{json.dumps(known)}\n{json.dumps(other)}\n")
+    for command in (
+        ["decode", "--out", tmp_path / "t"],
+        ["evaluate", "--methods", "student relay", "--out", tmp_path / "e"],
+    ):
+        done = relaylab(*command, "--data", data, *words)
+        assert done.code == 0
+        assert done.err.count("1 of 2 questions are of no embedded suite") == 1
+        assert "decode --suite" in done.err
+        assert "--student and --teacher" in done.err
+    words += ["--suite", "tiles", "--limit", 2]
+    assert "no embedded suite" not in relaylab("evaluate", *words, "--methods", "relay", "--out", tmp_path / "s").err
+
+
 def test_an_exponent_that_no_command_can_have_is_refused_at_once(relaylab, tmp_path):
     done = relaylab("warmup", "--suite", "savings", "--exponent=-1", "--out", tmp_path / "w")
     assert done.code == 2

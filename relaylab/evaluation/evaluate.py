@@ -27,7 +27,7 @@ from relaylab.evaluation.systems import RelaySystem, System, system
 from relaylab.evaluation.table import read_table, rows_of, write_table
 from relaylab.files import CONFIG, bind_folder, check_config, own_code, plain, read_json, write_json
 from relaylab.relay.config import RelayConfig
-from relaylab.relay.pair import is_url, models_of
+from relaylab.relay.pair import is_url, models_of, notice
 from relaylab.relay.teachers import Teacher, every_teacher
 from relaylab.tasks.suites import Problem, problem_texts
 
@@ -83,6 +83,9 @@ def evaluate(
     made_with = {"student": without_secrets(student), "teacher": name, **asdict(config), "samples": samples}
     made_with |= {"seed": seed, "training": _digest(training), "suffix": suffix, "problems": [p.id for p in problems]}
     made_with |= {"problem_texts": _digest(problems), "weights": _weights(models, [s for _, s in chosen])}
+    names = {models.model(one.student) for _, one in chosen if hasattr(one, "student")}  # type: ignore[attr-defined]
+    if hint := next(filter(None, (notice(name, *(p.question for p in problems)) for name in names)), None):
+        warnings.warn(hint, stacklevel=2)
     _bind(out, made_with)
     models.keep, models.progress = Path(routers or out), progress
     rows = []

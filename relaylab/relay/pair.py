@@ -135,13 +135,17 @@ class Pair:
         return [done[p.id] for p in chosen]
 
 
-def notice(student: str, question: str) -> str | None:
+def notice(student: str, *questions: str) -> str | None:
     """What to tell a user who asks an embedded student what none of its suites asks; None otherwise."""
-    if suite_of(question.partition("\n")[0]) or student not in embedded():  # what follows a line break is a suffix
+    if student not in embedded():
         return None
+    if not (foreign := sum(not suite_of(q.partition("\n")[0]) for q in questions)):  # behind a line break is a suffix
+        return None
+    which = "this question is" if len(questions) == 1 else f"{foreign} of {len(questions)} questions are"
     return (
-        "this question is of no embedded suite, and the embedded models know nothing else: the answer means nothing. "
-        "problem('tiles', 0) draws a question; load_pair(student, teacher) takes real models"
+        f"{which} of no embedded suite, and the embedded models know nothing else: such an answer means nothing. Take "
+        "questions of a suite (decode --suite; in Python problem('tiles', 0) draws a question), or real models "
+        "(--student and --teacher; load_pair(student, teacher))"
     )
 
 
