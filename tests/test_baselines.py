@@ -141,7 +141,7 @@ def test_labels_have_files_of_their_own_and_hold_no_password(run):
         ("router:p=nan", "p is nan; it lies in 0 to 1"),
         ("router:p=1.5", "p is 1.5"),
         ("cascade:share=-1", "share is -1.0"),
-        ("plan:n=-1", "n is -1"),
+        ("plan:n=-1", "n is -1; it must be at least 1$"),
         ("relay:n=-1", "n is -1"),
         ("entropy:threshold=nan", "threshold is nan"),
         ("speculative:draft=0", "draft is 0"),

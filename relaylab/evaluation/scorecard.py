@@ -11,7 +11,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 
@@ -185,8 +185,9 @@ def measured(table: pd.DataFrame, names: Names | None = None, *, seed: int = 0) 
     only relay, ``teacher-free`` and ``grpo`` stand for these, whichever student of your own they name.
     """
     right, ratio = columns(table, "correct"), columns(table, "call_ratio")
-    others = {*right} - {label for label in astuple(Names()) if ":" in label}
-    names = names or Names(**{k: only_label(others, getattr(Names(), k)) for k in ("relay", "free", "grpo")})
+    usual = Names()
+    others = {str(label) for label in right} - {label for label in astuple(usual) if ":" in label}
+    names = names or replace(usual, **{k: only_label(others, getattr(usual, k)) for k in ("relay", "free", "grpo")})
     problems = table.drop_duplicates("id").set_index("id").loc[right.index]
     parts = {"all": np.ones(len(problems), bool), "unseen": problems["suite"].isin(names.unseen).to_numpy()}
     parts |= {level: (problems["level"] == level).to_numpy() for level in ("easy", "hard")}
@@ -206,6 +207,9 @@ def measured(table: pd.DataFrame, names: Names | None = None, *, seed: int = 0) 
         ours = interval(partial(_drawn, claim, *values), int(part.sum()), seed=seed)
         if math.isnan(ours.value):
             result[claim.id] = f"the teacher is not better than the student on these {part.sum()} problems"
+            continue
+        if math.isnan(ours.low):
+            result[claim.id] = "one problem has no interval; evaluate more of them"
             continue
         counts = [f"{students[m]} students of {m}" for m in labels.values() if students[m] > 1]
         note = ", ".join([f"{part.sum()} problems", *counts])
