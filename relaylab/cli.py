@@ -65,7 +65,8 @@ def _solve(
     if not question.strip():
         raise ValueError("the question is empty")
     text = f"{question}\n{prompt_suffix}" if prompt_suffix else question
-    trace = models.pair(student).solve(text, seed=seed, system=system, **relay, **calls.keywords)
+    keywords = relay | calls.keywords(models.teacher, relay)
+    trace = models.pair(student).solve(text, seed=seed, system=system, **keywords)
     print(trace.to_json() if json_ else trace_text(trace))
     _check_answers([trace])
 
@@ -88,12 +89,11 @@ def _decode(
     problems = [replace(p, question=p.prompt(questions.suffix)) for p in questions.load(100)]
     from relaylab.relay.pair import notice
 
+    keywords = relay | calls.keywords(models.teacher, relay)
     pair = models.pair(student)
     if hint := notice(pair.student.name, *(p.question for p in problems)):
         warn(hint)
-    traces = pair.decode(
-        problems, out=out, seed=seed, system=system, batch_size=batch_size, shard=shard, **relay, **calls.keywords
-    )
+    traces = pair.decode(problems, out=out, seed=seed, system=system, batch_size=batch_size, shard=shard, **keywords)
     console.print(trace_table(traces))
     say(f"{len(traces)} traces in {shard_path(out, shard)}")
     _check_answers(traces)
@@ -245,11 +245,12 @@ def _serve(
     key = os.environ.get("RELAYLAB_API_KEY") or None
     if key is None and host not in ("127.0.0.1", "::1", "localhost"):
         warn(f"everybody who reaches {host} can use this server; set RELAYLAB_API_KEY to ask for a key")
+    keywords: dict[str, Any] = {"on_failure": "exclude"} | relay | calls.keywords(models.teacher, relay)
     say(f"loading {student} and its teacher; nobody is answered before the next line")
     pair = models.pair(student)
     from relaylab.server.app import Server, serve
 
-    loop = pair.relay(batch_size=max_batch, **{"on_failure": "exclude", **relay, **calls.keywords})
+    loop = pair.relay(batch_size=max_batch, **keywords)
     name = name or f"{pair.student.name}+{pair.teacher.name}"
     server = Server(loop, name, api_key=key, max_waiting=max_waiting, max_body=max_body)
     say(f"{server.name} at http://{host}:{port}/v1")
@@ -327,6 +328,8 @@ def _zoo_verify(
 
 
 def _read(path: Path) -> list[Trace]:
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; name a file of traces")
     if not (traces := list(read_traces(path))):
         raise ValueError(f"{path} has no trace in it")
     return traces

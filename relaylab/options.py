@@ -66,7 +66,8 @@ def _options_of(kind: Any) -> list[inspect.Parameter]:
     help_of = dict(re.findall(r"^ +(\w+): (.+)$", RelayConfig.__doc__ or "", re.MULTILINE))
     options = []
     for p in inspect.signature(RelayConfig, eval_str=True).parameters.values():
-        default = "" if p.default in (None, False, True) else f" Default: {p.default}."
+        own = "; solve, decode and serve: the student's own cap, if it has one" if p.name == "max_tokens" else ""
+        default = "" if p.default in (None, False, True) else f" Default: {p.default}{own}."
         names = ["--write-call/--silent"] if p.name == "write_call" else []
         text = help_of[p.name].replace("``", "").rstrip(".")
         info = option(f"{text[0].upper()}{text[1:]}.{default}", *names, rich_help_panel="Relay")
@@ -222,18 +223,24 @@ class Pairs(Teachers):
 class Calls:
     """Calls that the student does not write by itself."""
 
-    call_when_unsure: Annotated[float | None, option("Call where the student's entropy exceeds this (nats).")] = None
+    call_when_unsure: Annotated[
+        float | None, option("Call where the student's entropy exceeds this (nats).", min=0)
+    ] = None
     call_every: Annotated[int | None, option("Call after this many tokens without a call.", min=1)] = None
     call_tokens: Annotated[int, option("Tokens that these two options ask for.", min=1)] = 4
     record: Annotated[bool | None, option("Keep log-probabilities and entropies.", "--record/--no-record")] = None
 
-    @property
-    def keywords(self) -> dict[str, Any]:
+    def keywords(self, teacher: str, relay: dict[str, Any]) -> dict[str, Any]:
+        """The call rule and ``record``. A ValueError where a rule asks nobody, or calls are forbidden."""
         from relaylab.relay.call_rules import CallEvery, CallWhenUnsure
 
         unsure, every = self.call_when_unsure, self.call_every
         if unsure is not None and every is not None:
             raise ValueError("name --call-when-unsure or --call-every, not both")
+        against = "--teacher none" if teacher == "none" else "--forbid-calls" if relay.get("forbid_calls") else None
+        if against and (unsure is not None or every is not None):
+            given = "--call-every" if unsure is None else "--call-when-unsure"
+            raise ValueError(f"{given} asks a teacher, and {against} lets nobody be asked; leave out one of them")
         rule = CallEvery(every, self.call_tokens) if every is not None else None
         rule = CallWhenUnsure(unsure, self.call_tokens) if unsure is not None else rule
         return given_only(call_rule=rule, record=self.record)
@@ -290,7 +297,7 @@ class Questions:
 
         limit = self.limit or default
         if bool(self.suite) + bool(self.benchmark or self.data) != 1:
-            raise ValueError("name either --suite, --benchmark or --data")
+            raise ValueError(f"name one of --suite, --benchmark or --data{', not several' if self.suite else ''}")
         if (self.question_field or self.answer_field) and (self.benchmark or not self.data):
             raise ValueError("--question-field and --answer-field are for --data without --benchmark")
         if self.suite:

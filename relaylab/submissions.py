@@ -28,7 +28,7 @@ import typer
 from relaylab.call_tag import visible
 from relaylab.files import check_own_file, write_whole
 from relaylab.notebook_commands import find_notebook, lessons_home
-from relaylab.options import console, option, say
+from relaylab.options import console, option, say, warn
 
 ADAPTERS = "adapters.py"  # of a capstone in several files
 START_SECONDS = 300.0  # to import the checks, on a busy machine
@@ -114,6 +114,8 @@ def find_submissions(folder: str | Path, lesson: Lesson) -> dict[str, Path | str
             named = [p for p in books if p.name == ADAPTERS] if kind == ".py" else []
             named = named or [p for p in books if p.name == lesson.path.name] or books
             found[name] = named[0] if len(named) == 1 else f"{len(named)} notebooks; one must be {lesson.path.name}"
+    if folder.is_file():
+        raise ValueError(f"{folder} is a file; give its folder")
     if not found:
         raise ValueError(f"{folder} holds no notebooks and no folders; give the folder of the submissions")
     return found
@@ -226,6 +228,13 @@ def grade_command(
     if csv_:
         check_own_file(csv_, as_csv({}, task.points).encode())  # the first line, which names the lesson's exercises
 
+    answered = 0
+    for name, source in found.items():
+        try:
+            answered += isinstance(source, Path) and bool(answer_cells(code_cells_of(source), task))
+        except ValueError as error:
+            found[name] = str(error)
+
     def mark(source: Path | str) -> dict[str, Mark]:
         if isinstance(source, str):
             return dict.fromkeys(task.points, Mark(False, source))
@@ -234,6 +243,11 @@ def grade_command(
     with ThreadPoolExecutor(workers) as pool:
         marks = dict(zip(found, pool.map(mark, found.values())))
     _show(marks, task.points)
+    unread = [f"{name}: {reason}" for name, reason in found.items() if isinstance(reason, str)]
+    if unread:
+        warn(f"not read, so without points: {'; '.join(unread)}")
+    if not answered and len(unread) < len(found):
+        warn(f"no submission has an answer cell of {task.path.stem}; is --lesson {lesson} right?")
     if csv_:
         write_whole(csv_, as_csv(marks, task.points))
         say(f"points and remarks are in {csv_}")

@@ -157,7 +157,7 @@ def test_labels_have_files_of_their_own_and_hold_no_password(run):
         ("router:p=nan", "p is nan; it lies in 0 to 1"),
         ("router:p=1.5", "p is 1.5"),
         ("cascade:share=-1", "share is -1.0"),
-        ("plan:n=-1", "n is -1"),
+        ("plan:n=-1", "n is -1; it must be at least 1$"),
         ("relay:n=-1", "n is -1"),
         ("relay:n=5,call_end=line", r"n=5 fixes .* call_end=line leaves it open; leave out call_end, or say n=0"),
         ("fixed:call_end=answer", "fixed: n=20 fixes"),

@@ -69,6 +69,7 @@ def relaylab(capsys, monkeypatch, threads):
         (["solve"], "Missing argument"),
         (["solve", "q", "--max-tokens", "many"], "Invalid value for '--max-tokens'"),
         (["solve", "q", "--on-failure", "panic"], "Invalid value for '--on-failure'"),
+        (["solve", "q", "--call-when-unsure", -0.5], "Invalid value for '--call-when-unsure'"),
         (["zoo", "list", "--loud"], "No such option"),
     ],
 )
@@ -87,6 +88,17 @@ DECODE = ["decode", "--out", "t.jsonl"]
     [
         (["solve", "q", "--call-every", 3, "--call-when-unsure", 1], "--call-when-unsure or --call-every, not both"),
         (
+            ["solve", "q", "--call-every", 3, "--teacher", "none"],
+            "--call-every asks a teacher, and --teacher none lets",
+        ),
+        (["solve", "q", "--call-when-unsure", 1, "--forbid-calls"], "asks a teacher, and --forbid-calls lets nobody"),
+        ([*DECODE, "--suite", "depot", "--call-every", 3, "--forbid-calls"], "leave out one of them"),
+        (["serve", "--call-every", 3, "--teacher", "none"], "leave out one of them"),
+        (["solve", "q", "--max-calls", -1], "max_calls is -1; it must be at least 0, or None (left out) for no cap"),
+        (["show", "."], ". is a folder; name a file of traces"),
+        (["sweep", "x.ipynb"], "x.ipynb is a notebook; give a YAML file"),
+        (["train", "embedded/relay"], "a training run needs output_dir; on the command line: --output_dir ..."),
+        (
             ["solve", "q", "--tokenizer", "student"],
             "--tokenizer, --teacher-model and --chat-only are for a teacher behind a URL",
         ),
@@ -96,8 +108,8 @@ DECODE = ["decode", "--out", "t.jsonl"]
         (["solve", "q", "--import", "none.py"], "none.py"),
         (["solve", "q", "--teacher", "http://127.0.0.1:9/v1"], "the teacher does not answer: http://127.0.0.1:9/v1"),
         ([*DECODE, "--suite", "depot", "--teacher", "http://127.0.0.1:9/v1"], "the teacher does not answer"),
-        ([*DECODE], "name either --suite, --benchmark or --data"),
-        ([*DECODE, "--suite", "depot", "--data", "d.jsonl"], "name either --suite, --benchmark or --data"),
+        ([*DECODE], "name one of --suite, --benchmark or --data"),
+        ([*DECODE, "--suite", "depot", "--data", "d.jsonl"], "one of --suite, --benchmark or --data, not several"),
         ([*DECODE, "--suite", "nowhere"], "unknown suite 'nowhere'"),
         ([*DECODE, "--suite", "depot", "--suite", "depot"], "'depot-test-0-0' comes twice"),
         ([*DECODE, "--suite", "depot", "--shard", "3/2"], "a shard is written i/n"),
@@ -473,7 +485,13 @@ def test_evaluate_takes_benchmarks_from_files_and_says_what_it_misses(relaylab, 
     (trace,) = read_traces(tmp_path / "a" / "traces" / "0" / "student.jsonl")
     assert trace.prompt.endswith("within \\boxed{}.")  # the benchmark's own suffix
     for wrong, message in (
-        (["--methods", "student"], "either --suite, --benchmark or --data"),
+        (["--methods", "student"], "one of --suite, --benchmark or --data"),
+        (
+            ["--suite", "savings", "--teacher", "none"],
+            "'teacher' needs a teacher, and there is none; leave it out",
+        ),
+        (["--suite", "savings", "--teacher", "none", "--methods", "student relay"], "'relay' needs a teacher"),
+        (["--suite", "savings", "--methods", "student,teacher"], "'student,teacher'; separate methods by spaces"),
         (["--suite", "savings", "--methods", "magic"], "'magic'"),
         (["--benchmark", "nothing"], "unknown benchmark 'nothing'"),
         (["--benchmark", "gsm8k", "--benchmark", "savings", "--data", tmp_path], "made and not read"),
@@ -483,6 +501,8 @@ def test_evaluate_takes_benchmarks_from_files_and_says_what_it_misses(relaylab, 
         assert done.code == 2
         assert message in done.err
     assert "holds no evaluation" in relaylab("report", tmp_path / "b").err
+    words = ["--suite", "savings", "--limit", 1, "--max-tokens", 2, "--teacher", "none", "--out", tmp_path / "c"]
+    assert relaylab("evaluate", *words, "--methods", "student teacher-free relay:teacher=student").code == 0
 
 
 def test_a_token_router_learns_from_the_benchmark_s_own_training_problems(relaylab, tmp_path):
@@ -536,6 +556,12 @@ def test_a_map_without_a_world_says_so(relaylab, tmp_path):
     assert f"no world has a student in {tmp_path / 'nowhere'}; make one: relaylab zoo train" in done.err
 
 
+def test_a_device_that_is_not_there_is_named(relaylab, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    done = relaylab("solve", "q", "--device", "cuda")
+    assert (done.code, done.err) == (2, "relaylab: there is no CUDA device here; leave out the device (--device)\n")
+
+
 def test_of_a_file_all_rows_are_taken(relaylab, tmp_path):
     data = tmp_path / "mine.jsonl"
     data.write_text("".join(json.dumps({"question": f"{i}+1?", "answer": str(i + 1)}) + "\n" for i in range(401)))
@@ -555,7 +581,26 @@ def test_of_a_file_all_rows_are_taken(relaylab, tmp_path):
     words[:2] = ["--suite", "tiles", "--limit", 2]
     assert hint[-26:] not in relaylab("evaluate", *words, "--methods", "relay", "--out", tmp_path / "s").err
     assert "none of the 401 responses" in relaylab("warmup", *words, "--check", 0, "--out", tmp_path / "w").err
-    assert "100 of each suite or benchmark, all rows of a file" in relaylab("decode", "-h").out
+    shown = " ".join(relaylab("decode", "-h").out.replace("│", " ").split())
+    assert "100 of each suite or benchmark, all rows of a file" in shown
+    assert "Default: 512; solve, decode and serve: the student's own cap" in shown
+
+
+def test_embedded_models_warn_of_questions_that_they_do_not_know(relaylab, tmp_path):
+    data, words = tmp_path / "mine.jsonl", ["--max-tokens", 1, "--teacher", "student"]
+    known, other = ({"question": q, "answer": "1"} for q in (problem("tiles", 0).question, QUESTION))
+    data.write_text(f"{json.dumps(known)}\n{json.dumps(other)}\n")
+    for command in (
+        ["decode", "--out", tmp_path / "t"],
+        ["evaluate", "--methods", "student relay", "--out", tmp_path / "e"],
+    ):
+        done = relaylab(*command, "--data", data, *words)
+        assert done.code == 0
+        assert done.err.count("1 of 2 questions are of no embedded suite") == 1
+        assert "decode --suite" in done.err
+        assert "--student and --teacher" in done.err
+    words += ["--suite", "tiles", "--limit", 2]
+    assert "no embedded suite" not in relaylab("evaluate", *words, "--methods", "relay", "--out", tmp_path / "s").err
 
 
 def test_an_exponent_that_no_command_can_have_is_refused_at_once(relaylab, tmp_path):

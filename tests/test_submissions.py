@@ -62,7 +62,15 @@ def test_a_class_is_graded_by_the_command(solved, tmp_path):
     assert rows["'=cyd"]["samples_needed remark"] == "with 10 samples such a problem is still kept in 15.0 of 100 cases"
     assert rows["dan"]["kept remark"] == f"0 notebooks; one must be {LESSON.path.name}"
     assert rows["eve"]["kept remark"].startswith("not a notebook")
-    assert "ada" in done.output
+    assert f"dan: 0 notebooks; one must be {LESSON.path.name}; eve: not a notebook of format 4" in done.stderr
+    assert "ada" in done.stdout
+    assert "bob" not in done.stderr
+    assert "is --lesson" not in done.stderr
+    for name in ("ada.ipynb", "=cyd.ipynb", "bob"):
+        (handed_in / name).rename(tmp_path / name)
+    submit(handed_in / "fay.ipynb", json.loads((LESSON.path.parent / "06_ablations.ipynb").read_text("utf-8")))
+    done = CliRunner().invoke(cli.app, ["grade", str(handed_in), "--lesson", "05"])
+    assert f"no submission has an answer cell of {LESSON.path.stem}; is --lesson 05 right?" in done.stderr
 
 
 def test_a_table_of_marks_replaces_one_of_the_same_lesson_alone(solved, tmp_path, monkeypatch):
@@ -189,6 +197,8 @@ def test_folders_and_names(tmp_path):
     for folder in ("empty", "missing"):
         with pytest.raises(ValueError, match="holds no notebooks"):
             find_submissions(tmp_path / folder, LESSON)
+    with pytest.raises(ValueError, match=r"ada\.ipynb is a file; give its folder"):
+        find_submissions(tmp_path / "ada.ipynb", LESSON)
     with pytest.raises(ValueError, match="no exercise of 00_first_relay has a check"):
         read_lesson("00")
 

@@ -122,6 +122,8 @@ def load_model(
     options: dict[str, Any] = {"dtype": dtype or (torch.float32 if device == "cpu" else "auto")} | SAFE
     if quantize is not None:
         options |= _four_bit(quantize, dtype or torch.bfloat16, device, adapter=path if adapter else "")
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise ValueError("there is no CUDA device here; leave out the device (--device)")
     try:
         model = _merged(path, options) if adapter else _from_files(path, options)
         if quantize is None:  # a model in 4 bits is where it belongs

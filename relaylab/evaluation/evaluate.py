@@ -23,12 +23,12 @@ from relaylab.defaults import TEACHER, UNTRAINED
 from relaylab.engine.load import fingerprint_weights
 from relaylab.evaluation.eval_run import EvalRun, ModelCache, without_secrets
 from relaylab.evaluation.stats import summary
-from relaylab.evaluation.systems import SYSTEMS, RelaySystem, System, system
+from relaylab.evaluation.systems import ASKING, SYSTEMS, RelaySystem, System, system
 from relaylab.evaluation.table import read_table, rows_of, write_table
 from relaylab.files import CONFIG, bind_folder, check_config, own_code, plain, read_json, write_json
 from relaylab.relay.config import RelayConfig
 from relaylab.relay.pair import is_url, models_of, notice
-from relaylab.relay.teachers import Teacher, every_teacher
+from relaylab.relay.teachers import NoTeacher, Teacher, every_teacher
 from relaylab.tasks.suites import Problem, problem_texts
 
 RELAY_OPTIONS = {f.name for f in fields(RelayConfig)}
@@ -65,8 +65,8 @@ def evaluate(
         warning counts them, and the same call tries them again.
 
     Raises:
-        ValueError: if ``out`` holds another evaluation, or a method by other students, for a method that is unknown or
-            named twice, and for several samples at temperature 0, which would all be equal.
+        ValueError: if ``out`` holds another evaluation, or a method by other students; for a method that is unknown,
+            named twice, or lacks a teacher; for several samples at temperature 0, which would all be equal.
     """
     relay_options = {k: options.pop(k) for k in [*options] if k in RELAY_OPTIONS}
     config = replace(config or RelayConfig(), **relay_options)
@@ -78,6 +78,12 @@ def evaluate(
     if shard and all(one.whole for _, one in chosen):
         names = ", ".join(label for label, _ in chosen)
         raise ValueError(f"{names}: these methods take all problems together and no shard; leave the shard out")
+    if teacher == "none" or isinstance(teacher, NoTeacher):
+        asking = [label for label, one in chosen if isinstance(one, ASKING) and not getattr(one, "teacher", "")]
+        if asking:
+            raise ValueError(
+                f"the method {asking[0]!r} needs a teacher, and there is none; leave it out, or name a teacher"
+            )
     out = Path(out)
     _check_students(out, chosen)
     questions, training = ([replace(p, question=p.prompt(suffix)) for p in part] for part in (problems, training))

@@ -60,7 +60,8 @@ class System(ABC):
             value = getattr(self, option, low)
             default = getattr(type(self), option, None)
             if not low <= value <= high and value != default:
-                raise ValueError(f"{self.name}: {option} is {value}; it lies in {low} to {high}")
+                bounds = f"must be at least {low}" if high == math.inf else f"lies in {low} to {high}"
+                raise ValueError(f"{self.name}: {option} is {value}; it {bounds}")
         if (end := getattr(self, "call_end", None)) and end not in get_args(CallEnd):
             raise ValueError(f"{self.name}: call_end is {end!r}; it is one of {', '.join(get_args(CallEnd))}")
 
@@ -331,6 +332,7 @@ ALL = (
     Steer("steer"), SpecReason("specreason"), Speculative("speculative"),
     Citer("citer"), Citer("probe", linear=True), Citer("r2r", top=100, recall=0.95),
 )  # fmt: skip
+ASKING = tuple({type(system) for system in ALL} - {StudentOnly})  # classes of ours that need a teacher
 SYSTEMS: dict[str, System] = {system.name: system for system in ALL}
 
 
@@ -351,7 +353,8 @@ def system(text: str) -> System:
         name, options = f"{name}:{own}", rest
         SYSTEMS.setdefault(name, _imported(name))
     if name not in SYSTEMS:
-        raise ValueError(f"no method {name!r}; there are {', '.join(SYSTEMS)}")
+        hint = "separate methods by spaces" if "," in name else f"there are {', '.join(SYSTEMS)}"
+        raise ValueError(f"no method {name!r}; {hint}")
     default = SYSTEMS[name]
     kinds = {f.name: type(getattr(default, f.name)) for f in fields(default) if f.name != "name"}
     changed = {}

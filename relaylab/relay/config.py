@@ -59,7 +59,7 @@ class RelayConfig:
             if value is None and not needed:
                 continue
             if value is None or value < minimum:
-                hint = "" if needed else ", or None for no cap"
+                hint = "" if needed else ", or None (left out) for no cap"
                 raise ValueError(f"{name} is {value}; it must be at least {minimum}{hint}")
         sampling = self.temperature, self.top_p, self.top_k
         if None in sampling or not (0 <= self.temperature < math.inf and 0 < self.top_p <= 1 and self.top_k >= 0):

@@ -171,6 +171,8 @@ def label(value: Any) -> str:
 
 def _read_file(path: Path, size: str | None) -> tuple[SweepFile, str]:
     """The settings of a file in one of its sizes, and what this sweep is called."""
+    if path.suffix == ".ipynb":
+        raise ValueError(f"{path} is a notebook; give a YAML file that names it (docs/sweeps.md)")
     if not path.is_file():
         raise ValueError(f"there is no sweep {path}")
     settings = read_yaml(path.read_text(encoding="utf-8"), str(path))

@@ -199,7 +199,7 @@ class RelayGRPOConfig(GRPOConfig):
             for number in value.values() if setting.name == "teacher_size" and isinstance(value, dict) else [value]:
                 _bounded(setting.name, number)
         if missing := [name for name in ("student", "output_dir") if not getattr(self, name)]:
-            raise ValueError(f"a training run needs {missing[0]}")
+            raise ValueError(f"a training run needs {missing[0]}; on the command line: --{missing[0]} ...")
         self._check_batches()
         self._check_reward()
         if unknown := set(self.suites) - set(ALL_SUITES):
