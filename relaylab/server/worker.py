@@ -239,7 +239,8 @@ class Worker:
             elif row.sequence.failure:
                 error = f"the student failed: {row.sequence.failure}"
             elif trace.stop == "excluded":
-                error = next(f"the teacher failed: {c.error}" for c in reversed(trace.calls) if c.error is not None)
+                errors = [c.error for c in trace.calls if c.error is not None]
+                error = f"the teacher failed: {errors[-1] if errors else 'it said nothing'}"
             elif trace.stop == "interrupted":
                 error = "cancelled" if row.cancelled else "the server is shutting down"
             self._end(row, error)
