@@ -292,15 +292,16 @@ def rates_of(path, asked, right):
 def test_a_file_of_rates_gives_rates_and_the_data_the_problems(tmp_path, trained):
     old = [Problem("a", "mine", "2+2?", "5"), Problem("b", "mine", "3+3?", "6")]
     rates = rates_of(tmp_path / "rates.jsonl", old, 2)
-    new = [replace(old[0], kind="number", tolerance=0.5), old[1]]
+    new = [replace(old[0], level="hard"), old[1]]
     options = dict(student="warmup", teacher="none", filter_rates=rates, filter_threshold=0.5)
     train(problems=new, output_dir=tmp_path / "same", **options)
     assert trained[0][2] == new
-    new = [replace(old[0], answer="4"), old[1]]
-    with pytest.raises(
-        ValueError, match=r"rates\.jsonl has no rate of 1 problems, 'a' first: .*answers must be the same"
-    ):
-        train(problems=new, output_dir=tmp_path / "other", **options)
+    for other in ({"answer": "4"}, {"kind": "number", "tolerance": 0.5}):
+        new = [replace(old[0], **other), old[1]]
+        with pytest.raises(
+            ValueError, match=r"rates\.jsonl has no rate of 1 problems, 'a' first: .*grading must be the same"
+        ):
+            train(problems=new, output_dir=tmp_path / str(len(other)), **options)
 
 
 def test_a_resumed_run_has_the_problems_that_it_began_with(tmp_path, trained):

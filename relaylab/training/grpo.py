@@ -267,7 +267,7 @@ def _filed_rates(file: str, problems: Sequence[Problem]) -> list[Rate]:
     rates = {_text(rate.problem): rate for rate in load_rates(file)}
     if missing := [p.id for p in problems if _text(p) not in rates]:
         told = f"{file} has no rate of {len(missing)} problems, {missing[0]!r} first"
-        raise ValueError(f"{told}: their ids, questions and answers must be the same; run the filter on them")
+        raise ValueError(f"{told}: their ids, questions, answers and grading must be the same; run the filter on them")
     return [rates[_text(p)] for p in problems]
 
 
