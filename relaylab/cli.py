@@ -129,7 +129,7 @@ def _warmup(
     questions: opt.Questions,
     models: opt.Models,
     settings: opt.Warmup,
-    student: opt.Student = UNTRAINED,
+    student: Annotated[str, option("An embedded name, a directory or a hub id.")] = UNTRAINED,
     exponents: Annotated[list[int], option("The k of n = d * 10^k; repeatable.", "--exponent", min=0)] = [0, 1, 2, 3],  # noqa: B006
     check: Annotated[int, option("Test problems per suite to measure accuracy on; 0: none.", min=0)] = 50,
     seed: opt.Seed = 0,
@@ -155,7 +155,10 @@ def _train(
     config: Annotated[str, typer.Argument(help="A YAML file of settings, or the name of a shipped run.")],
     process: opt.Process,
 ) -> None:
-    """Stage 2: GRPO with the relay. Settings follow the file: --max_steps 300 --output_dir runs/a."""
+    """Stage 2: GRPO with the relay. Settings follow the file: --max_steps 300 --output_dir runs/a.
+
+    docs/training.md says where the settings are listed.
+    """
     process.import_files()
     from relaylab.training.config import parse_config
     from relaylab.training.grpo import train

@@ -100,7 +100,7 @@ def check_replaceable(out: str | os.PathLike, *, marker: str) -> None:
     """Before long work: a ValueError if ``out`` holds something else than ``replaced_folder`` may replace."""
     out = Path(out)
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / marker).exists())):
-        raise ValueError(f"{out} is not empty and relaylab did not make it; choose another folder")
+        raise ValueError(f"{out} is not empty and this command did not make it: no {marker}; choose another folder")
 
 
 @contextmanager
@@ -173,16 +173,19 @@ def check_config(where: str | os.PathLike, before: dict[str, Any], now: dict[str
     """Compare the configuration that a file or folder was made with to the present one.
 
     Raises:
-        ValueError: names each setting that differs, with both values.
+        ValueError: names each setting that differs, with both values. Where most settings have no counterpart, it says
+            that something else is there.
 
     >>> check_config("runs/a", {"seed": 0}, {"seed": 1})
     Traceback (most recent call last):
-    ValueError: runs/a was made with another configuration: seed was 0, is 1. Choose another name or remove it
+    ValueError: runs/a was made with another configuration: seed was 0, is 1; nothing was changed; choose another name
     """
-    before, now = _flat(before), _flat(plain(now))
+    before, now, kept = _flat(before), _flat(plain(now)), "nothing was changed; choose another name"
+    if 2 * len(before.keys() & now.keys()) < len(before.keys() | now.keys()):
+        raise ValueError(f"{where} holds something else than this command makes; {kept}")
     if changed := sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k)):
         text = "; ".join(f"{k} was {_short(before.get(k))}, is {_short(now.get(k))}" for k in changed)
-        raise ValueError(f"{where} was made with another configuration: {text}. Choose another name or remove it")
+        raise ValueError(f"{where} was made with another configuration: {text}; {kept}")
 
 
 def _flat(config: dict[str, Any]) -> dict[str, Any]:
@@ -202,7 +205,7 @@ def bind_folder(folder: str | os.PathLike, config: dict[str, Any]) -> Path:
         # Hidden files are those that another shard is writing this moment.
         other = folder.exists() and (not folder.is_dir() or any(p.name[0] != "." for p in folder.iterdir()))
         if other and not (folder / CONFIG).exists():
-            raise ValueError(f"{folder} is not empty and relaylab did not make it; choose another folder")
+            raise ValueError(f"{folder} is not empty and holds no {CONFIG} of this command; choose another folder")
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / CONFIG).exists():
             write_json(folder / CONFIG, plain(config))
@@ -212,7 +215,8 @@ def bind_folder(folder: str | os.PathLike, config: dict[str, Any]) -> Path:
 
 def _short(value: Any) -> str:
     text = json.dumps(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    size = f" ({len(value)} entries)" if isinstance(value, list) else ""
+    return text if len(text) <= 80 else f"{text[:77]}...{size}"
 
 
 # JSON Lines -----------------------------------------------------------------------------------------------------------

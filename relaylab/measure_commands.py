@@ -20,7 +20,9 @@ def evaluate_command(
     questions: opt.Questions,
     teacher: opt.Teachers,
     relay: opt.Relay,
-    methods: Annotated[str, option("With options: 'router:p=0.3 relay:student=a+b'.")] = "student teacher relay",
+    methods: Annotated[
+        str, option("'router:p=0.3 relay:student=a+b'; docs/evaluation.md lists them.")
+    ] = "student teacher relay",
     student: Annotated[str, option("The untrained one, for methods that name no other.")] = UNTRAINED,
     samples: opt.Samples = 1,
     training: Annotated[int, option("Training problems for methods that learn (citer, r2r, steer).", min=0)] = 300,
@@ -71,13 +73,16 @@ def calibrate_command(
     """
     problems, router_problems = questions.load_apart(20, split="train", seed=seed)
     teacher.start(student, teacher.teacher)
-    from relaylab.evaluation.calibrate import calibrate
+    from relaylab.evaluation.calibrate import TRIGGERS, calibrate
 
     chosen = calibrate(
         problems, out, student=student, teacher=teacher.load(), budgets=budget, max_tokens=max_tokens, seed=seed,
         router_problems=router_problems, **teacher.keywords,
     )  # fmt: skip
     print(chosen.round(4).to_string(index=False))
+    found = set(zip(chosen["trigger"], chosen["budget"]))
+    if lacking := [f"{t} at {b:g}" for t in TRIGGERS for b in budget if (t, b) not in found]:
+        say(f"no candidate is within the budget: {', '.join(lacking)}")
     say(f'next: relaylab evaluate ... --methods "student teacher {" ".join(chosen["method"].drop_duplicates())}"')
 
 

@@ -199,9 +199,12 @@ class Trace:
         """The trace that ``to_dict`` wrote.
 
         Raises:
-            ValueError: for another version, an unknown field, a value of a wrong type, or text that is no Unicode.
+            ValueError: for what is no trace, another version, an unknown field, a value of a wrong type, or text that
+                is no Unicode.
         """
         fields: dict[str, Any] = dict(data)
+        if "prompt" not in fields:
+            raise ValueError("it holds no trace")
         if (version := fields.pop("version", None)) != VERSION:
             raise ValueError(f"this is a trace of version {version!r}; this relaylab reads version {VERSION}")
         if wrong := _wrong_type(fields):

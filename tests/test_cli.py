@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+import pandas as pd
 import pytest
 
 from relaylab.cli import main
@@ -102,7 +103,7 @@ DECODE = ["decode", "--out", "t.jsonl"]
             ["solve", "q", "--tokenizer", "student"],
             "--tokenizer, --teacher-model and --chat-only are for a teacher behind a URL",
         ),
-        (["solve", "q", "--student", "nobody"], "no model 'nobody'"),
+        (["solve", "q", "--student", "relayy"], "none of the embedded ones; did you mean 'relay'?"),
         (["solve", "q", "--temperature", -1], "are finite and not negative"),
         (["solve", "q", "--top-p", 0], "top_p lies in (0, 1]"),
         (["solve", "q", "--import", "none.py"], "none.py"),
@@ -399,6 +400,14 @@ def test_show_as_a_page(relaylab, hostile, tmp_path):
     assert "mine.html holds something else than relaylab writes there; choose another file" in refused.err
 
 
+def test_show_of_pass_rates_says_that_there_are_no_traces(relaylab, tmp_path):
+    (tmp_path / "rates.jsonl").write_text('{"kind": "pass rates", "version": 1, "config": {}}\n')
+    assert (
+        "rates.jsonl, line 1: not a record of relaylab (it holds no trace)"
+        in relaylab("show", tmp_path / "rates.jsonl").err
+    )
+
+
 @pytest.mark.parametrize("content", [b"", b"\0" * 9, b'{"version": 2, "prompt"'])
 def test_show_of_a_file_without_a_trace(relaylab, tmp_path, content):
     (tmp_path / "t.jsonl").write_bytes(content)
@@ -602,6 +611,27 @@ def test_embedded_models_warn_of_questions_that_they_do_not_know(relaylab, tmp_p
         assert "--student and --teacher" in done.err
     words += ["--suite", "tiles", "--limit", 2]
     assert "no embedded suite" not in relaylab("evaluate", *words, "--methods", "relay", "--out", tmp_path / "s").err
+
+
+def test_help_says_where_more_stands(relaylab):
+    assert "docs/training.md says where the settings are listed" in relaylab("train", "-h").out
+    assert "docs/evaluation.md lists them" in " ".join(relaylab("evaluate", "-h").out.replace("│", " ").split())
+    assert "URL" not in relaylab("warmup", "-h").out
+
+
+def test_a_trigger_without_a_candidate_within_a_budget_is_named(relaylab, tmp_path, monkeypatch):
+    row = {
+        "trigger": "entropy",
+        "budget": 0.05,
+        "method": "entropy:threshold=1",
+        "accuracy": 1.0,
+        "teacher_share": 0.04,
+    }
+    monkeypatch.setattr("relaylab.evaluation.calibrate.calibrate", lambda *_, **__: pd.DataFrame([row]))
+    monkeypatch.setattr("relaylab.evaluation.calibrate.TRIGGERS", ("entropy", "line"))
+    words = ["--suite", "tiles", "--limit", 1, "--budget", 0.02, "--budget", 0.05]
+    printed = relaylab("calibrate", *words, "--out", tmp_path / "out").out
+    assert "no candidate is within the budget: entropy at 0.02, line at 0.02, line at 0.05\n" in printed
 
 
 def test_an_exponent_that_no_command_can_have_is_refused_at_once(relaylab, tmp_path):

@@ -14,6 +14,7 @@ from relaylab.files import (
     CONFIG,
     LineWriter,
     bind_folder,
+    check_config,
     read_lines,
     replaced_folder,
     shard_files,
@@ -29,9 +30,20 @@ def test_a_folder_is_bound_to_its_configuration(tmp_path):
         bind_folder(folder, {"seed": 1, "caps": [1, 2]})
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("x")
-    with pytest.raises(ValueError, match="relaylab did not make it"):
+    with pytest.raises(ValueError, match=r"mine is not empty and holds no config\.json of this command"):
         bind_folder(tmp_path / "mine", {"seed": 0})
     assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
+
+
+def test_a_configuration_of_something_else_and_long_values_are_told_shortly():
+    run = {"seed": 0, "beta": 0.1, "reward": "a", "max_steps": 3}
+    with pytest.raises(ValueError, match=r"^runs/a holds something else than this command makes; nothing was changed"):
+        check_config("runs/a", {"seed": 0, "methods": ["relay"], "problems": "3f"}, run)
+    with pytest.raises(ValueError, match="configuration: lora was null, is 8; seed was 0, is 1; nothing was changed"):
+        check_config("runs/a", run, run | {"seed": 1, "lora": 8})
+    before, now = ([f"a long question {i}" for i in range(n)] for n in (400, 800))
+    with pytest.raises(ValueError, match=r"\.\.\. \(400 entries\), is .*\.\.\. \(800 entries\); nothing"):
+        check_config("runs/a", run | {"problems": before}, run | {"problems": now})
 
 
 def test_shards_that_begin_at_the_same_moment_share_a_folder(tmp_path):

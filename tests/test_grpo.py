@@ -223,7 +223,7 @@ def test_the_same_call_again_is_done_already_and_another_is_refused(run, teacher
 def test_folders_that_are_not_a_runs_own_stay_as_they_are(run, teacher, tmp_path):
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "thesis.txt").write_text("mine")
-    with pytest.raises(ValueError, match="relaylab did not make it"):
+    with pytest.raises(ValueError, match="notes is not empty and holds no config"):
         short_run(tmp_path / "notes", teacher)
     assert (tmp_path / "notes" / "thesis.txt").read_text() == "mine"
     for out in (run, run / "student"):

@@ -129,7 +129,7 @@ def test_pretraining_resumes_to_the_same_weights_and_replaces_only_what_is_ours(
     assert checksum(tmp_path / "killed") == whole
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "text").write_text("mine")
-    with pytest.raises(ValueError, match="relaylab did not make it"):
+    with pytest.raises(ValueError, match="this command did not make it"):
         make("student", tmp_path / "thesis")
     assert [p.name for p in (tmp_path / "thesis").iterdir()] == ["text"]
 

@@ -326,7 +326,7 @@ def test_what_a_warm_up_did_not_make_stays(tmp_path):
     chosen = problems("savings", 2, split="train")
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "thesis").write_text("mine")
-    with pytest.raises(ValueError, match="relaylab did not make it"):
+    with pytest.raises(ValueError, match="this command did not make it"):
         warmup("student", chosen, tmp_path / "notes", **QUICK)
     with pytest.raises(ValueError, match="loss is 'kl'; it must be one of distill, cross_entropy"):
         warmup("student", chosen, tmp_path / "out", loss="kl", **QUICK)

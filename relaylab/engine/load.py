@@ -41,6 +41,7 @@ from relaylab.call_tag import visible
 from relaylab.engine.engine import Engine
 from relaylab.engine.supported import end_ids_of
 from relaylab.files import read_json
+from relaylab.settings import nearest
 
 # PEFT 0.21 and TRL 1.16 ask transformers 5.23 by a name that goes in version 6; a user can do nothing about it.
 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
@@ -83,8 +84,8 @@ def resolve(name: str | Path) -> str:
         return str(path)
     if str(name).count("/") != 1 or str(name).startswith((".", "~", "/")):
         raise ValueError(
-            f"no model {str(name)!r}: it is none of the embedded ones ({', '.join(here)}), no directory, "
-            "and no hub id of the form owner/name"
+            f"no model {str(name)!r}: it is no directory, no hub id of the form owner/name, and none of the embedded "
+            f"ones; {nearest(name, here)}"
         )
     _look_for_hub()
     return str(name)

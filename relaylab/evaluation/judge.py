@@ -91,6 +91,8 @@ class Judge:
             remedy = "raise max_requests, or judge fewer answers"
             raise ValueError(f"{len(todo)} requests are needed and {left} of {self.max_requests} are left; {remedy}")
         replies, errors = self._replies, self._send(todo) if todo else {}
+        if self._path is not None and not replies:
+            self._path.unlink(missing_ok=True)  # it is empty
         return [
             Verdict(None, error=errors[k]) if k in errors else Verdict(parse_verdict(replies[k]), replies[k])
             for k in keys
