@@ -173,19 +173,20 @@ def check_config(where: str | os.PathLike, before: dict[str, Any], now: dict[str
     """Compare the configuration that a file or folder was made with to the present one.
 
     Raises:
-        ValueError: names each setting that differs, with both values. Where most settings have no counterpart, it says
-            that something else is there.
+        ValueError: names each setting that differs, with both values. Where most of the former settings are none of
+            this command's, it says that something else is there.
 
     >>> check_config("runs/a", {"seed": 0}, {"seed": 1})
     Traceback (most recent call last):
     ValueError: runs/a was made with another configuration: seed was 0, is 1; nothing was changed; choose another name
     """
     before, now, kept = _flat(before), _flat(plain(now)), "nothing was changed; choose another name"
-    if 2 * len(before.keys() & now.keys()) < len(before.keys() | now.keys()):
+    if not (changed := sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))):
+        return
+    if len(before.keys() & now.keys()) < len(before) / 2:
         raise ValueError(f"{where} holds something else than this command makes; {kept}")
-    if changed := sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k)):
-        text = "; ".join(f"{k} was {_short(before.get(k))}, is {_short(now.get(k))}" for k in changed)
-        raise ValueError(f"{where} was made with another configuration: {text}; {kept}")
+    text = "; ".join(f"{k} was {_short(before.get(k))}, is {_short(now.get(k))}" for k in changed)
+    raise ValueError(f"{where} was made with another configuration: {text}; {kept}")
 
 
 def _flat(config: dict[str, Any]) -> dict[str, Any]:

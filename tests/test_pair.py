@@ -88,7 +88,7 @@ def test_a_file_of_other_terms_is_refused(student, tmp_path, other):
     out = tmp_path / "t.jsonl"
     pair(student).decode(PROBLEMS[:1], out=out, **TERMS)
     before = out.read_bytes()
-    with pytest.raises(ValueError, match=rf"t\.jsonl was made with .*{next(iter(other))} was .*Choose another"):
+    with pytest.raises(ValueError, match=rf"t\.jsonl was made with .*{next(iter(other))} was .*choose another"):
         pair(student).decode(PROBLEMS, out=out, **TERMS | other)
     assert out.read_bytes() == before
 
