@@ -10,6 +10,7 @@ are ``questions`` (files for training), ``answers``, ``cells``, ``dials``, ``rul
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import re
 import time
@@ -47,8 +48,8 @@ CHUNK = 64  # interventions that are kept together
 MAX_TOKENS = 128
 GSM8K_TOKENS = 400
 # Where triggers may call: quantiles of their signal, at every token or at the first ones of lines
-QUANTILES = dict.fromkeys(("entropy", "margin", "r2r"), (0.97, 0.98, 0.99, 0.995, 0.998)) | {
-    "line": (0.6, 0.7, 0.8, 0.9, 0.95)
+QUANTILES = dict.fromkeys(("entropy", "margin", "r2r"), (0.93, 0.95, 0.97, 0.98, 0.99, 0.995, 0.998)) | {
+    "line": (0.4, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
 }
 UNBOUND = ("out", "threads", "only", "benchmarks", "triggers")  # they decide no answer
 STEPS = ("questions", "answers", "cells", "dials", "rule", "triggers", "gsm8k")
@@ -179,30 +180,28 @@ def rule(out: Path, tests: list[Problem], pair: rl.Pair, alone: list[Trace]) -> 
 
 
 def triggers(out: Path, tests: list[Problem], asked: argparse.Namespace) -> None:
-    """Triggers at budgets: thresholds of 36 training questions, silently; on the test questions also written.
+    """Triggers at budgets, silent and written: thresholds of 36 training questions, figures of the test questions.
 
     The router ``r2r`` learns from other training questions before.
     """
-    options, chosen = {"dtype": getattr(torch, asked.dtype)}, []
+    options = {"dtype": getattr(torch, asked.dtype)}
     training, learned = (suite_questions(some, "train") for some in (range(100, 112), range(140, 174)))
     models = ModelCache(str(asked.teacher), learned, MAX_TOKENS, options, untrained=str(asked.student), keep=out)
-    for trigger in asked.triggers:
-        chosen.append(calibrate(
-            training, out / f"calibrated-{trigger}", student=models.untrained, teacher=models.teacher, lengths=(4,),
-            triggers=(trigger,), quantiles=QUANTILES[trigger], max_tokens=MAX_TOKENS, batch_size=36, routers=out,
-            router_problems=learned if trigger == "r2r" else (), **options,
-        ))  # fmt: skip
-    calibrated = pd.concat(chosen)
-    calibrated.to_csv(out / "thresholds.csv", index=False)
-    print(calibrated.to_string(), flush=True)
     run = EvalRun(models, tests, out, rl.RelayConfig(max_tokens=MAX_TOKENS), asked.seed, batch_size=34)
     alone = np.array([float(bool(t.correct)) for t in run.traces(SYSTEMS["student"])])
-    for method in dict.fromkeys(calibrated["method"]):
-        for how in (method, f"{method},write=1"):
-            traces = run.traces(system(how))
+    for trigger, write in itertools.product(asked.triggers, (False, True)):
+        chosen = calibrate(
+            training, out / f"calibrated-{trigger}{'-written' if write else ''}", student=models.untrained,
+            teacher=models.teacher, lengths=(4,), triggers=(trigger,), quantiles=QUANTILES[trigger], write=write,
+            max_tokens=MAX_TOKENS, batch_size=36, routers=out, router_problems=learned if trigger == "r2r" else (),
+            **options,
+        )  # fmt: skip
+        print(chosen.to_string(), flush=True)
+        for method in dict.fromkeys(chosen["method"]):
+            traces = run.traces(system(method))
             right = np.array([float(bool(t.correct)) for t in traces])
             mended, broken = int((right > alone).sum()), int((right < alone).sum())
-            print(f"{how}: right {mean(right)}, {teacher_share(traces)}, minus the student")
+            print(f"{method}: right {mean(right)}, {teacher_share(traces)}, minus the student")
             print(f"    {paired(right, alone)}; mended {mended}, broken {broken}", flush=True)
 
 

@@ -2,14 +2,16 @@
 
     python benchmarks/real_training.py --student $STUDENT --teacher $TEACHER --out runs/real-training
 
-The questions are those of the suite ``savings``, asked for short lines and behind one solved problem. Only the last
-third of the student's layers is trained, which shortens the backward pass. The steps are ``warmup``, ``train``
-and ``measure``; --only chooses some. Each goes on where it stopped.
+The questions are those of one suite, asked for short lines and behind one solved problem: ``savings`` with a few words
+in each line, or ``shopping`` with one, whose answers take at most 64 tokens. Only the last third of the student's
+layers is trained, which shortens the backward pass. The steps are ``warmup``, ``train`` and ``measure``; --only
+chooses some. Each goes on where it stopped.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import shutil
 import time
 from collections.abc import Sequence
@@ -34,36 +36,40 @@ from relaylab.trace import Trace
 from relaylab.training.grpo import train
 from relaylab.training.warmup import warmup
 
-SUITE = "savings"
 STYLE = (
-    "Solve the problem in short lines, one line for each event, as in 'What it is: 12+34=46.' Write no other text. "
-    "The last line is: The answer is \\boxed{number}."
+    "Solve the problem in short lines, one line for each event, as in '{example}' Write no other text. "
+    "The last line is: The answer is \\boxed{{number}}."
 )
-MAX_TOKENS = 140
+# Of each suite: what a line looks like, how much of its label is kept, and the limit of tokens.
+SUITES = {"savings": ("What it is: 12+34=46.", r".*", 140), "shopping": ("Shop: 12+34=46.", r"\w+", 100)}
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 # A call is answered to the end of its line. Any number of calls: a command that is refused begets more commands.
 CAPS = {"max_call_tokens": 24, "call_end": "line"}
 # Most commands stand where the student is in doubt, and never inside a word or a number.
 WARMUP = {
     "max_steps": 96, "per_device_train_batch_size": 4, "save_steps": 16, "temperature": 0.7, "counts": (0.2, 0.5, 0.3),
-    "exponents": (0,), "max_tokens": 110, "uniform": 0.3, "whole_words": True, "decode_batch_size": 40,
+    "exponents": (0,), "uniform": 0.3, "whole_words": True, "decode_batch_size": 40,
 }  # fmt: skip
 # 8 groups of 4 rollouts. A rollout earns 1 if it is right, less the teacher's share of it.
 GRPO = CAPS | {
     "num_generations": 4, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 8, "learning_rate": 3e-4,
-    "beta": 0.0, "temperature": 0.7, "max_completion_length": MAX_TOKENS, "reward": "simple",
+    "beta": 0.0, "temperature": 0.7, "reward": "simple",
     "scale_rewards": "batch", "save_steps": 4, "keep_rollouts": 1, "dtype": "bfloat16",
 }  # fmt: skip
 NO_STUDENT = ("*.pt", "*.pth", "*.bin", "trainer_state.json")  # files of a checkpoint
 STEPS = ("warmup", "train", "measure")
 
 
-def questions(indices: Sequence[int], split: Split) -> list[Problem]:
+def questions(suite: str, indices: Sequence[int], split: Split) -> list[Problem]:
     """Problems with these indices, asked for short lines, behind one solved problem."""
-    solved = rl.problem(SUITE, 0, split="train", world="plain")
-    turns = (("system", STYLE), ("user", solved.question), ("assistant", solved.solution))
+    example, label, _ = SUITES[suite]
+    solved = rl.problem(suite, 0, split="train", world="plain")
+    lines = [
+        re.sub(rf"^.*?({label}):", lambda kept: kept[1].capitalize() + ":", x) for x in solved.solution.split("\n")
+    ]
+    turns = (("system", STYLE.format(example=example)), ("user", solved.question), ("assistant", "\n".join(lines)))
     history = tuple({"role": role, "content": content} for role, content in turns)
-    return [replace(rl.problem(SUITE, i, split=split, world="plain"), history=history) for i in indices]
+    return [replace(rl.problem(suite, i, split=split, world="plain"), history=history) for i in indices]
 
 
 def last_third(student: Path) -> dict:
@@ -96,8 +102,9 @@ def measured(asked: argparse.Namespace, tests: list[Problem], trained: dict[str,
     """
     folder = asked.out / "tests"
     folder.mkdir(parents=True, exist_ok=True)
-    models = ModelCache(str(asked.teacher), [], MAX_TOKENS, {"dtype": torch.bfloat16}, untrained=str(asked.student))
-    config = RelayConfig(max_tokens=MAX_TOKENS, max_call_tokens=CAPS["max_call_tokens"])
+    limit = SUITES[asked.suite][-1]
+    models = ModelCache(str(asked.teacher), [], limit, {"dtype": torch.bfloat16}, untrained=str(asked.student))
+    config = RelayConfig(max_tokens=limit, max_call_tokens=CAPS["max_call_tokens"])
     run = EvalRun(models, tests, folder, config, batch_size=34)
     alone = right(run.traces(SYSTEMS["student"]))
     for name in ("student", "teacher", "plan:n=14", "entropy:threshold=1.2,n=4"):
@@ -106,13 +113,11 @@ def measured(asked: argparse.Namespace, tests: list[Problem], trained: dict[str,
         told(f"step {step}, no calls", run.traces(system(f"teacher-free:student={path}")), alone)
         traces = run.traces(system(f"relay:student={path},call_end=line"))
         told(f"step {step}", traces, alone)
-        relay = Relay(
-            models.engine(str(path)), models.teacher, RelayConfig(max_tokens=MAX_TOKENS, **CAPS), batch_size=64
-        )
+        relay = Relay(models.engine(str(path)), models.teacher, RelayConfig(max_tokens=limit, **CAPS), batch_size=64)
         judged(asked.out / f"effects-{step}.csv", traces, relay)
         sampled = asked.out / "run" / "rollouts" / f"{int(step):06}.jsonl"  # the next step's, by this student
         if sampled.exists():
-            config = RelayConfig(max_tokens=MAX_TOKENS, temperature=GRPO["temperature"], **CAPS)
+            config = RelayConfig(max_tokens=limit, temperature=GRPO["temperature"], **CAPS)
             relay = Relay(relay.student, models.teacher, config, batch_size=64)
             judged(asked.out / f"sampled-{step}.csv", list(rl.read_traces(sampled)), relay)
 
@@ -139,6 +144,7 @@ def main() -> None:
     parser.add_argument("--student", type=Path, required=True)
     parser.add_argument("--teacher", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--suite", choices=SUITES, default="savings")
     parser.add_argument("--settings", type=yaml.safe_load, default={}, help="others for the GRPO, as YAML")
     parser.add_argument("--max-steps", type=int, default=16)
     parser.add_argument("--count", type=int, default=102, help="test questions")
@@ -146,16 +152,18 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=STEPS, choices=STEPS)
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
-    training, tests = questions(range(200, 500), "train"), questions(range(asked.count), "test")
+    training = questions(asked.suite, range(200, 500), "train")
+    tests, limit = questions(asked.suite, range(asked.count), "test"), SUITES[asked.suite][-1]
     warm, run, snapshots = (asked.out / name for name in ("warm", "run", "snapshots"))
     began = time.time()
     if "warmup" in asked.only:
         warmup(
             str(asked.student), training[:200], warm, teacher=str(asked.teacher), lora=last_third(asked.student),
-            dtype=torch.bfloat16, **WARMUP,
+            dtype=torch.bfloat16, max_tokens=min(limit, 110), **WARMUP,
         )  # fmt: skip
     if "train" in asked.only:
-        settings = {"teacher": [str(asked.teacher)], "max_steps": asked.max_steps} | GRPO | asked.settings
+        settings = {"teacher": [str(asked.teacher)], "max_steps": asked.max_steps, "max_completion_length": limit}
+        settings |= GRPO | asked.settings
         train(student=str(warm), output_dir=str(run), problems=training, callbacks=[Snapshots(snapshots)], **settings)
     trained = {"0": warm} | {p.name: p for p in sorted(snapshots.glob("[0-9]*"), key=lambda p: int(p.name))}
     if "measure" in asked.only:

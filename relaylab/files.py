@@ -310,13 +310,15 @@ def shard(items: Sequence[Item], part: str | None) -> list[Item]:
     ['b', 'd']
 
     Raises:
-        ValueError: for a text that is not of this form.
+        ValueError: for a text that is not of this form, and for a part that has none of the items.
     """
     if part is None:
         return list(items)
     number, slash, count = part.partition("/")
     if not (slash and number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count)):
         raise ValueError(f"a shard is written i/n with 1 <= i <= n, such as 2/4, not {part!r}")
+    if int(number) > len(items):
+        raise ValueError(f"shard {part} has none of the {len(items)} problems; take at most {len(items)} shards")
     return list(items[int(number) - 1 :: int(count)])
 
 

@@ -79,6 +79,22 @@ def test_each_trigger_gets_its_best_candidate_within_the_budget(tmp_path):
         calibrate(problems("tiles", 2, split="train"), tmp_path, triggers=["entropy"], progress=False)
 
 
+def test_a_written_form_is_calibrated_for_itself(tmp_path):
+    options = dict(lengths=(4,), quantiles=(0.9,), budgets=(1.0,), max_tokens=40, progress=False)
+    (silent,), (written,) = (
+        calibrate(problems("tiles", 2), tmp_path / str(write), triggers=["entropy"], write=write, **options)
+        .to_dict("records") for write in (False, True)
+    )  # fmt: skip
+    assert written["method"] == f"{silent['method']},write=True"
+    (made,) = (list(read_traces(path)) for path in (tmp_path / "True").glob("entropy*.jsonl"))
+    assert any("<call>4</call>" in t.text for t in made)
+    assert written["teacher_share"] == sum(t.count("t") for t in made) / sum(len(t.completion_ids) for t in made)
+    with pytest.raises(ValueError, match="write was null, is true"):
+        calibrate(problems("tiles", 2), tmp_path / "False", triggers=["entropy"], write=True, **options)
+    with pytest.raises(ValueError, match="'offload' writes no command"):
+        calibrate(problems("tiles", 2), tmp_path, triggers=["entropy", "offload"], write=True, **options)
+
+
 def test_another_precision_is_another_calibration(tmp_path):
     options = dict(triggers=["entropy"], lengths=(4,), quantiles=(0.9,), budgets=(1.0,), max_tokens=3, progress=False)
     calibrate(problems("tiles", 1), tmp_path, dtype="bfloat16", **options)

@@ -114,6 +114,7 @@ DECODE = ["decode", "--out", "t.jsonl"]
         ([*DECODE, "--suite", "nowhere"], "unknown suite 'nowhere'"),
         ([*DECODE, "--suite", "depot", "--suite", "depot"], "'depot-test-0-0' comes twice"),
         ([*DECODE, "--suite", "depot", "--shard", "3/2"], "a shard is written i/n"),
+        ([*DECODE, "--suite", "depot", "--limit", 1, "--shard", "2/2"], "shard 2/2 has none of the 1 problems"),
         ([*DECODE, "--data", "d.jsonl"], "d.jsonl"),
         ([*DECODE, "--suite", "depot", "--answer-field", "a"], "are for --data without --benchmark"),
         ([*DECODE, "--data", "t.jsonl"], "--out and --data are both t.jsonl"),

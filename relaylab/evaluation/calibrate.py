@@ -39,7 +39,8 @@ def calibrate(
     teacher: str | Teacher = defaults.TEACHER,
     router_problems: Sequence[Problem] = (), triggers: Sequence[str] = TRIGGERS, budgets: Sequence[float] = BUDGETS,
     lengths: Sequence[int] = LENGTHS, quantiles: Sequence[float] = QUANTILES, max_tokens: int = 160, seed: int = 0,
-    batch_size: int = 128, routers: str | Path | None = None, progress: bool = True, **options: Any,
+    write: bool = False, batch_size: int = 128, routers: str | Path | None = None, progress: bool = True,
+    **options: Any,
 ) -> pd.DataFrame:  # fmt: skip
     """Choose each trigger's threshold and call length at each budget. Interrupted, the same call goes on.
 
@@ -57,6 +58,7 @@ def calibrate(
         seed: random seed.
         batch_size: rows decoded together.
         routers: the folder that keeps trained routers; by default ``out``.
+        write: the calls write their command into the answer; a folder is for one form of them.
         progress: show a bar.
         options: device and dtype of local models.
 
@@ -66,25 +68,31 @@ def calibrate(
         problem counts for no candidate, and a warning says of how many that is so.
 
     Raises:
-        ValueError: for a trigger without a threshold, a router without problems, and if ``out`` is of other problems,
-            models or settings.
+        ValueError: for a trigger without a threshold, or without a command where one is asked for, for a router without
+            problems, and if ``out`` is of other problems, models or settings.
         RuntimeError: where a model failed in an answer to every problem.
     """
     if unknown := [t for t in triggers if not hasattr(SYSTEMS.get(t), "threshold")]:
         raise ValueError(f"{unknown[0]!r} has no threshold to calibrate; there are {', '.join(TRIGGERS)}")
+    if write and (silent := [t for t in triggers if not hasattr(SYSTEMS[t], "write")]):
+        raise ValueError(f"{silent[0]!r} writes no command; leave it out, or calibrate without write=True")
     given = {"problems": problems, "triggers": triggers, "budgets": budgets}
     if empty := [name for name, values in given.items() if not len(values)]:
         raise ValueError(f"there are no {empty[0]} to calibrate with; give at least one")
     models = ModelCache(teacher, router_problems, max_tokens, options, untrained=student)
     config = {"student": student, "weights": fingerprint_weights(student), "teacher": models.teacher.name}
     config |= {"seed": seed, "max_tokens": max_tokens, "problems": problem_texts(problems)}
-    config |= {"router_problems": problem_texts(router_problems)} | models.precision
+    config |= (
+        {"router_problems": problem_texts(router_problems)} | models.precision | ({"write": True} if write else {})
+    )
     folder = bind_folder(out, plain(config))
     models.keep, models.progress = Path(routers or folder), progress
     run = EvalRun(models, problems, folder, RelayConfig(max_tokens=max_tokens), seed, batch_size, progress=False)
     alone = run.traces(SYSTEMS["student"])
+    more = {"r2r": ",recall=0"}  # its threshold is the one given here
+    form = ",write=1" if write else ""
     candidates = [
-        (trigger, system(f"{trigger}:threshold={threshold:.4g}{length}{',recall=0' if trigger == 'r2r' else ''}"))
+        (trigger, system(f"{trigger}:threshold={threshold:.4g}{length}{more.get(trigger, '')}{form}"))
         for trigger in triggers
         for threshold in thresholds(trigger, run, alone, quantiles)
         for length in ([f",n={n}" for n in lengths] if _counts(trigger) else [""])
