@@ -15,6 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import trl.trainer.utils
 from safetensors.torch import load_file
 
 from relaylab.engine.load import load_engine
@@ -75,8 +76,8 @@ def rollouts(out: Path, step: int = 0) -> list:
 # The loss ----------------------------------------------------------------------------------------------------------
 
 
-class Captured(module.GRPOTrainer):
-    """TRL's trainer, stopped before its first update; gradients are those of one whole batch."""
+class Captured(module.CompletionTrainer):
+    """The trainer, stopped before its first update; gradients are those of one whole batch."""
 
     last: Captured
 
@@ -107,7 +108,7 @@ class Captured(module.GRPOTrainer):
 
 
 def captured(monkeypatch, tmp_path, teacher, **options):
-    monkeypatch.setattr(module, "GRPOTrainer", Captured)
+    monkeypatch.setattr(module, "CompletionTrainer", Captured)
     short_run(tmp_path / "run", teacher, **{"seed": 1} | options)
     trainer, traces = Captured.last, rollouts(tmp_path / "run")
     assert any("t" in t.source for t in traces)
@@ -154,6 +155,18 @@ def test_gradients_equal_a_naive_loop_over_rollouts(monkeypatch, tmp_path, teach
     for name, grad in ours.items():
         assert (grad - theirs[name]).norm() < 1e-3 * theirs[name].norm(), name
     assert max(g.abs().max() for g in ours.values()) > 1e-3
+
+
+def test_logits_are_of_completions_alone(monkeypatch, tmp_path, teacher):
+    rows, real = [], trl.trainer.utils._ChunkedLogProbFunction.apply
+
+    def counted(hidden, *rest):
+        rows.append(len(hidden))
+        return real(hidden, *rest)
+
+    monkeypatch.setattr(trl.trainer.utils, "_ChunkedLogProbFunction", SimpleNamespace(apply=counted))
+    short_run(tmp_path / "run", teacher, beta=0.0)
+    assert rows == [sum(len(t.completion_ids) for t in rollouts(tmp_path / "run", step)) for step in (0, 1)]
 
 
 def test_teacher_tokens_get_exactly_nothing_and_without_the_mask_they_do(monkeypatch, tmp_path, teacher):

@@ -1,7 +1,7 @@
 """Stage 2: GRPO with the relay as its rollout (method: stage 2), on TRL's GRPOTrainer.
 
-The trainer is TRL's own; for ``credit_calls`` a subclass. Ours are a rollout function, a reward function and two
-callbacks. ``docs/training.md`` says how each setting relates to the paper's.
+The trainer is TRL's own but for two small things. Ours are a rollout function, a reward function and two callbacks.
+``docs/training.md`` says how each setting relates to the paper's.
 
 A run is exact to resume. Prompts are drawn into one long order beforehand (TRL's sampler replays the first epoch's
 order after a resume), rollouts are seeded by step, and checkpoints lie between batches of rollouts.
@@ -21,8 +21,10 @@ from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
+import trl.trainer.utils
 from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback, set_seed
 from trl.trainer.grpo_trainer import GRPOTrainer
@@ -127,7 +129,7 @@ def _train(
     args = config.trl_config(run.checkpoints, bf16=policy.engine.dtype == torch.bfloat16)
     count = config.max_steps // config.steps_per_batch * config.prompts_per_batch * workers.num_processes
     metrics = MetricsCallback(run, config.max_steps, progress=not config.disable_tqdm)
-    trainer = (CallCreditTrainer if config.credit_calls else GRPOTrainer)(
+    trainer = (CallCreditTrainer if config.credit_calls else CompletionTrainer)(
         model=model,
         args=args,
         processing_class=tokenizer,
@@ -152,7 +154,19 @@ def _train(
     workers.wait_for_everyone()  # a launcher may stop all once one has left
 
 
-class CallCreditTrainer(GRPOTrainer):
+class CompletionTrainer(GRPOTrainer):
+    """TRL's trainer, but logits are of completions only.
+
+    Without Triton, as on a CPU, TRL computes those of the prompts, too, and masks them. With the vocabulary of a real
+    model, and solved examples in the prompt, that is a good part of a step.
+    """
+
+    def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
+        with patch.object(trl.trainer.utils, "_use_triton", lambda device: True):  # "only tokens that have a label"
+            return super()._get_per_token_logps_and_entropies(*args, **kwargs)
+
+
+class CallCreditTrainer(CompletionTrainer):
     """TRL's trainer with ``Rollouts.credits`` as the advantages of the tokens of commands. Its loss takes one a token.
 
     A credit is divided by what TRL divides the advantages of the group by. Where rewards are nearly equal, that is
