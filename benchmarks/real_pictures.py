@@ -4,7 +4,7 @@
         --run "at most two calls=runs/two-calls/run" --run "no teacher=runs/control/run"
 
 Reads what is in notebooks/measured, and the folders of the runs; runs no model. Needs kaleido and a Chromium. It writes
-``real-map.svg``, ``real-training.svg`` and the numbers of the latter, ``real-training.csv``.
+``real-map.svg``, and of the runs ``real-training.svg`` with its numbers, ``real-training.csv``; --name names these two.
 """
 
 from __future__ import annotations
@@ -28,14 +28,15 @@ COLUMNS = ("accuracy", "reward", "calls", "call_ratio", "ended")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", action="append", default=[], help="NAME=FOLDER of a training run; several times")
+    parser.add_argument("--name", default="real-training", help="of the files of the runs")
     parser.add_argument("--out", type=Path, required=True, help="folder of the pictures")
     asked = parser.parse_args()
     figures = {"real-map": map_figure(pd.read_csv(MEASURED / "map.csv"), read_json(MEASURED / "real_pair.json"))}
     if runs := dict(run.split("=", 1) for run in asked.run):
         metrics = {name: read_metrics(folder) for name, folder in runs.items()}
         told = [frame[["step", *COLUMNS]].assign(run=name) for name, frame in metrics.items()]
-        write_table(pd.concat(told), asked.out / "real-training.csv")
-        figures["real-training"] = learning_curves(metrics, columns=COLUMNS, smooth=4, title="GRPO on the real pair")
+        write_table(pd.concat(told), asked.out / f"{asked.name}.csv")
+        figures[asked.name] = learning_curves(metrics, columns=COLUMNS, smooth=4, title="GRPO on the real pair")
     for name, fig in figures.items():
         write_svg(fig, asked.out / f"{name}.svg")
         print(name, fig.layout.meta["alt"])

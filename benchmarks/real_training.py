@@ -3,9 +3,9 @@
     python benchmarks/real_training.py --student $STUDENT --teacher $TEACHER --out runs/real-training
 
 The questions are those of one suite, asked for short lines and behind one solved problem: ``savings`` with a few words
-in each line, or ``shopping`` with one, whose answers take at most 64 tokens. Only the last third of the student's
-layers is trained, which shortens the backward pass. The steps are ``warmup``, ``train`` and ``measure``; --only
-chooses some. Each goes on where it stopped.
+in each line, or ``shopping`` with one, where nearly all answers take at most 64 tokens. Only the last third of the
+student's layers is trained, which shortens the backward pass. The steps are ``warmup``, ``train`` and ``measure``;
+--only chooses some. Each goes on where it stopped.
 """
 
 from __future__ import annotations
