@@ -91,8 +91,8 @@ def test_a_written_form_is_calibrated_for_itself(tmp_path):
     assert written["teacher_share"] == sum(t.count("t") for t in made) / sum(len(t.completion_ids) for t in made)
     with pytest.raises(ValueError, match="write was null, is true"):
         calibrate(problems("tiles", 2), tmp_path / "False", triggers=["entropy"], write=True, **options)
-    with pytest.raises(ValueError, match="'offload' writes no command"):
-        calibrate(problems("tiles", 2), tmp_path, triggers=["entropy", "offload"], write=True, **options)
+    with pytest.raises(ValueError, match="'specreason' writes no command"):
+        calibrate(problems("tiles", 2), tmp_path, triggers=["entropy", "specreason"], write=True, **options)
 
 
 def test_another_precision_is_another_calibration(tmp_path):
