@@ -82,17 +82,16 @@ def calibrate(
     models = ModelCache(teacher, router_problems, max_tokens, options, untrained=student)
     config = {"student": student, "weights": fingerprint_weights(student), "teacher": models.teacher.name}
     config |= {"seed": seed, "max_tokens": max_tokens, "problems": problem_texts(problems)}
-    config |= (
-        {"router_problems": problem_texts(router_problems)} | models.precision | ({"write": True} if write else {})
-    )
+    config |= {"router_problems": problem_texts(router_problems)} | models.precision
+    if write:
+        config["write"] = True
     folder = bind_folder(out, plain(config))
     models.keep, models.progress = Path(routers or folder), progress
     run = EvalRun(models, problems, folder, RelayConfig(max_tokens=max_tokens), seed, batch_size, progress=False)
     alone = run.traces(SYSTEMS["student"])
-    more = {"r2r": ",recall=0"}  # its threshold is the one given here
     form = ",write=1" if write else ""
     candidates = [
-        (trigger, system(f"{trigger}:threshold={threshold:.4g}{length}{more.get(trigger, '')}{form}"))
+        (trigger, system(f"{trigger}:threshold={threshold:.4g}{length}{',recall=0' if trigger == 'r2r' else ''}{form}"))
         for trigger in triggers
         for threshold in thresholds(trigger, run, alone, quantiles)
         for length in ([f",n={n}" for n in lengths] if _counts(trigger) else [""])
