@@ -32,6 +32,7 @@ from relaylab.evaluation.interventions import COLUMNS, auroc_interval, dials_of,
 from relaylab.evaluation.score import recorded, score_traces
 from relaylab.evaluation.stats import mean, paired, share
 from relaylab.evaluation.systems import SYSTEMS, system
+from relaylab.evaluation.table import write_table
 from relaylab.files import bind_folder, plain, write_json, write_whole
 from relaylab.relay.local_teacher import LocalTeacher
 from relaylab.relay.relay import Relay
@@ -95,7 +96,7 @@ def kept(out: Path, traces: Sequence[Trace], relay: Relay, places: Sequence[Sequ
         some = missing[first : first + CHUNK]
         here = [[p for k, p in some if k == number] for number in range(len(traces))]
         path = out / f"{len(files) + first // CHUNK:05}.csv"
-        write_whole(path, interventions(traces, relay, here, n=n, progress=False).to_csv(index=False))
+        write_table(interventions(traces, relay, here, n=n, progress=False), path)
         parts.append(pd.read_csv(path, keep_default_na=False))
     found = pd.concat(parts[1:] or parts).set_index(["trace", "position"])
     return found.loc[[place for place in wanted if place in found.index]].reset_index()[list(COLUMNS)]
@@ -122,7 +123,7 @@ def cells(out: Path, traces: list[Trace], relay: Relay, seed: int) -> None:
     frame = made.merge(drawn[["trace", "position", "divergence", "cell", "weight"]], on=["trace", "position"])
     frame["mended"] = ~frame["before"].astype(bool) & frame["after"].astype(bool)
     frame["broken"] = frame["before"].astype(bool) & ~frame["after"].astype(bool)
-    frame.to_csv(out / "cells.csv", index=False)
+    write_table(frame, out / "cells.csv")
     table = frame.groupby(["cell", "n"])[["same", "mended", "broken"]].mean()
     print(table.assign(forks=frame.groupby(["cell", "n"]).size()).round(2).to_string())
     told(frame)

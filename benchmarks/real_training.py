@@ -19,16 +19,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 import yaml
 from real_study import teacher_share
 from transformers import TrainerCallback
 
 import relaylab as rl
+from relaylab import defaults
 from relaylab.evaluation.counterfactual import call_effects, verdicts
 from relaylab.evaluation.eval_run import EvalRun, ModelCache
 from relaylab.evaluation.stats import mean, paired
 from relaylab.evaluation.systems import SYSTEMS, system
+from relaylab.evaluation.table import write_table
+from relaylab.files import bind_folder, plain
 from relaylab.relay.config import RelayConfig
 from relaylab.relay.relay import Relay
 from relaylab.tasks.suites import Problem, Split
@@ -65,7 +69,8 @@ def questions(suite: str, indices: Sequence[int], split: Split) -> list[Problem]
     example, label, _ = SUITES[suite]
     solved = rl.problem(suite, 0, split="train", world="plain")
     lines = [
-        re.sub(rf"^.*?({label}):", lambda kept: kept[1].capitalize() + ":", x) for x in solved.solution.split("\n")
+        re.sub(rf"^.*?({label}):", lambda kept: f"{kept[1][0].upper()}{kept[1][1:]}:", x)
+        for x in solved.solution.split("\n")
     ]
     turns = (("system", STYLE.format(example=example)), ("user", solved.question), ("assistant", "\n".join(lines)))
     history = tuple({"role": role, "content": content} for role, content in turns)
@@ -81,30 +86,35 @@ def last_third(student: Path) -> dict:
 
 
 class Snapshots(TrainerCallback):
-    """Keeps the adapter of every 8th step, to be measured later."""
+    """Keeps the adapter of every 8th step and of the last, to be measured later."""
 
     def __init__(self, out: Path):
         self.out = out
 
     def on_save(self, args, state, control, **_):
         home = self.out / str(state.global_step)
-        if state.global_step % 8 == 0 and not home.exists():
+        if (state.global_step % 8 == 0 or state.global_step == state.max_steps) and not home.exists():
             checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             beside = self.out / f".{state.global_step}"
             shutil.copytree(checkpoint, beside, ignore=shutil.ignore_patterns(*NO_STUDENT), dirs_exist_ok=True)
             beside.rename(home)
 
+    def on_train_begin(self, args, state, control, **_):
+        if state.global_step:  # a run that was killed between its checkpoint and the copy
+            self.on_save(args, state, control)
 
-def measured(asked: argparse.Namespace, tests: list[Problem], trained: dict[str, Path]) -> None:
+
+def measured(asked: argparse.Namespace, tests: list[Problem], trained: dict[str, Path], settings: dict) -> None:
     """Every snapshot greedily on the test questions, with its calls and without; each against the student alone.
 
     Each answered call is forked: the same student goes on from there without it. So is each of the step's rollouts.
+    All caps are those of the training's ``settings``.
     """
-    folder = asked.out / "tests"
-    folder.mkdir(parents=True, exist_ok=True)
-    limit = SUITES[asked.suite][-1]
+    names = {"student": str(asked.student), "teacher": str(asked.teacher), "suite": asked.suite}
+    folder = bind_folder(asked.out / "tests", plain(names | {"count": asked.count, "settings": settings}))
+    limit, caps = settings["max_completion_length"], {k: v for k, v in settings.items() if k in defaults.CAPS}
     models = ModelCache(str(asked.teacher), [], limit, {"dtype": torch.bfloat16}, untrained=str(asked.student))
-    config = RelayConfig(max_tokens=limit, max_call_tokens=CAPS["max_call_tokens"])
+    config = RelayConfig(max_tokens=limit, **caps)
     run = EvalRun(models, tests, folder, config, batch_size=34)
     alone = right(run.traces(SYSTEMS["student"]))
     for name in ("student", "teacher", "plan:n=14", "entropy:threshold=1.2,n=4"):
@@ -113,19 +123,21 @@ def measured(asked: argparse.Namespace, tests: list[Problem], trained: dict[str,
         told(f"step {step}, no calls", run.traces(system(f"teacher-free:student={path}")), alone)
         traces = run.traces(system(f"relay:student={path},call_end=line"))
         told(f"step {step}", traces, alone)
-        relay = Relay(models.engine(str(path)), models.teacher, RelayConfig(max_tokens=limit, **CAPS), batch_size=64)
-        judged(asked.out / f"effects-{step}.csv", traces, relay)
+        relay = Relay(models.engine(str(path)), models.teacher, config, batch_size=64)
+        judged(folder / f"effects-{step}.csv", traces, relay)
         sampled = asked.out / "run" / "rollouts" / f"{int(step):06}.jsonl"  # the next step's, by this student
         if sampled.exists():
-            config = RelayConfig(max_tokens=limit, temperature=GRPO["temperature"], **CAPS)
-            relay = Relay(relay.student, models.teacher, config, batch_size=64)
-            judged(asked.out / f"sampled-{step}.csv", list(rl.read_traces(sampled)), relay)
+            relay = Relay(
+                relay.student, models.teacher, replace(config, temperature=settings["temperature"]), batch_size=64
+            )
+            judged(folder / f"sampled-{step}.csv", list(rl.read_traces(sampled)), relay)
 
 
 def judged(path: Path, traces: Sequence[Trace], relay: Relay) -> None:
     """Which calls were needed, wasted or harmful; each is forked without it."""
-    effects = call_effects(traces, relay)
-    effects.to_csv(path, index=False)
+    if not path.exists():
+        write_table(call_effects(traces, relay), path)
+    effects = pd.read_csv(path).astype({"arm": pd.CategoricalDtype(["with", "without", "alone"])})
     print(f"    {path.stem}, calls: {verdicts(effects)['verdict'].value_counts(sort=False).to_dict()}", flush=True)
 
 
@@ -161,13 +173,13 @@ def main() -> None:
             str(asked.student), training[:200], warm, teacher=str(asked.teacher), lora=last_third(asked.student),
             dtype=torch.bfloat16, max_tokens=min(limit, 110), **WARMUP,
         )  # fmt: skip
+    settings = {"teacher": [str(asked.teacher)], "max_completion_length": limit} | GRPO | asked.settings
     if "train" in asked.only:
-        settings = {"teacher": [str(asked.teacher)], "max_steps": asked.max_steps, "max_completion_length": limit}
-        settings |= GRPO | asked.settings
-        train(student=str(warm), output_dir=str(run), problems=training, callbacks=[Snapshots(snapshots)], **settings)
+        run_options = {"max_steps": asked.max_steps, "callbacks": [Snapshots(snapshots)]} | settings
+        train(student=str(warm), output_dir=str(run), problems=training, **run_options)
     trained = {"0": warm} | {p.name: p for p in sorted(snapshots.glob("[0-9]*"), key=lambda p: int(p.name))}
     if "measure" in asked.only:
-        measured(asked, tests, trained)
+        measured(asked, tests, trained, settings)
     print(f"{time.time() - began:.0f} s with {torch.get_num_threads()} threads")
 
 

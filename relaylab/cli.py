@@ -91,7 +91,7 @@ def _decode(
 
     keywords = relay | calls.keywords(models.teacher, relay)
     pair = models.pair(student)
-    if hint := notice(pair.student.name, *(p.question for p in problems)):
+    if hint := notice(pair.student, *(p.question for p in problems)):
         warn(hint)
     traces = pair.decode(problems, out=out, seed=seed, system=system, batch_size=batch_size, shard=shard, **keywords)
     console.print(trace_table(traces))

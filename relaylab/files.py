@@ -180,7 +180,8 @@ def check_config(where: str | os.PathLike, before: dict[str, Any], now: dict[str
     Traceback (most recent call last):
     ValueError: runs/a was made with another configuration: seed was 0, is 1; nothing was changed; choose another name
     """
-    before, now, kept = _flat(before), _flat(plain(now)), "nothing was changed; choose another name"
+    kept, now = "nothing was changed; choose another name", _flat(plain(now))
+    before = _flat(before) if isinstance(before, dict) else {"": before}  # a foreign file may hold anything
     if not (changed := sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))):
         return
     if len(before.keys() & now.keys()) < len(before) / 2:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from relaylab.engine.load import load_engine
+from relaylab.evaluation import counterfactual
 from relaylab.evaluation.counterfactual import call_effects, effects_by, verdicts
 from relaylab.relay.call_rules import CallAt
 from relaylab.relay.local_teacher import LocalTeacher
@@ -137,6 +140,25 @@ def test_the_placebo_is_the_command_followed_by_the_students_own_words(embedded)
         f = effects[(effects["trace"] == k) & (effects["start"] == call.start)].set_index("arm").loc["placebo"]
         assert (f["delivered"], f["later_calls"]) == (call.delivered, 0)
         assert (f["tokens"], f["teacher_tokens"]) == (len(fork.traces[0].completion_ids), fork.traces[0].count("t"))
+
+
+def test_a_student_that_fails_alone_has_no_placebo(embedded, monkeypatch):
+    """A server may fail in one fork: what it wrote until then is no answer of its own to stand on."""
+    pair, caps, traces = embedded
+    plain = counterfactual.graded_forks
+
+    def failing(relay, seeded, at, bar, **change):
+        answers = plain(relay, seeded, at, bar, **change)
+        if relay.config.forbid_calls and change.get("forbid"):
+            answers[0] = replace(answers[0], stop="excluded")
+        return answers
+
+    monkeypatch.setattr(counterfactual, "graded_forks", failing)
+    with pytest.warns(UserWarning, match="a model failed"):
+        effects = call_effects(traces, pair.relay(**caps), placebo=True, progress=False)
+    samples = effects.pivot_table(index=["trace", "call"], columns="arm", values="samples", observed=True)
+    assert (samples["placebo"] == samples["alone"]).all()
+    assert 0 in samples["placebo"].tolist()
 
 
 def test_silent_calls_are_forked_silently_and_their_placebo_does_nothing(embedded):

@@ -35,6 +35,14 @@ def test_a_folder_is_bound_to_its_configuration(tmp_path):
     assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
 
 
+@pytest.mark.parametrize("foreign", ["[1]", '"text"', "null"])
+def test_a_configuration_that_is_no_object_is_something_else(tmp_path, foreign):
+    (tmp_path / "config.json").write_text(foreign)
+    with pytest.raises(ValueError, match=r"holds something else than this command makes; nothing was changed"):
+        bind_folder(tmp_path, {"seed": 0})
+    assert (tmp_path / "config.json").read_text() == foreign
+
+
 def test_a_configuration_of_something_else_and_long_values_are_told_shortly():
     run = {"seed": 0, "beta": 0.1, "reward": "a", "max_steps": 3}
     with pytest.raises(ValueError, match=r"^runs/a holds something else than this command makes; nothing was changed"):

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import pytest
+import torch
 
 from relaylab.engine import load as zoo
 from relaylab.engine.load import embedded, load_engine, load_model
 from relaylab.relay.call_rules import CallAt
 from relaylab.relay.config import RelayConfig
-from relaylab.relay.pair import Pair, load_pair, load_teacher
+from relaylab.relay.pair import Pair, load_pair, load_teacher, notice
 from relaylab.relay.teachers import NoTeacher, ScriptedTeacher, TeacherOutput
 from relaylab.tasks.grading import grade
 from relaylab.tasks.suites import SUITES, Problem, level_of, problem, problems
@@ -104,6 +105,25 @@ def test_a_file_of_another_pair_is_refused(student, tmp_path):
         writer.write(replace(next(read_traces(out)), config={}))
     with pytest.raises(ValueError, match="seed was null"):
         pair(student, temperature=0.0).decode(PROBLEMS, out=out, **TERMS)
+
+
+def test_a_file_of_another_precision_is_refused(student, tmp_path):
+    """bfloat16 gives other answers than float32; the file shall not hold both."""
+    out = tmp_path / "t.jsonl"
+    rounded = load_engine("student", dtype=torch.bfloat16)
+    before = pair(rounded).decode(PROBLEMS[:1], out=out, **TERMS)
+    with pytest.raises(ValueError, match=r'student_weights was "[0-9a-f]{16} bfloat16", is "[0-9a-f]{16}"'):
+        pair(student).decode(PROBLEMS, out=out, **TERMS)
+    assert pair(rounded).decode(PROBLEMS[:1], out=out, **TERMS) == before
+
+
+def test_a_folder_named_as_an_embedded_model_holds_another_student(tmp_path):
+    mine = tmp_path / "relay" / "student"
+    shutil.copytree(embedded()["student"], mine)
+    engine = load_engine(mine)
+    assert engine.name == "relay"
+    assert notice(engine, "Why is the sky blue?") is None
+    assert "know nothing else" in (notice("relay", "Why is the sky blue?") or "")
 
 
 def test_a_policy_is_known_again_though_it_has_no_repr_of_its_own(student, tmp_path):

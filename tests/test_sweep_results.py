@@ -76,6 +76,8 @@ def test_levels_that_are_numbers_or_missing_keep_their_order(tmp_path):
         (None, "there is no file"),
         ("\n", r"r\.csv is no table \(No columns"),
         ("key,beta,seed,planned,accuracy\na,1,x,True,0.5\nb,2,1,True,0.6\n", r"seed in .*r\.csv is no number .*'x'"),
+        ("key,beta,seed,planned,accuracy\na,1,1/0,True,0.5\nb,2,1,True,0.6\n", r"seed in .*r\.csv is no number"),
+        ("key,beta,seed,planned,accuracy\na,1,1.5,True,0.5\nb,2,1,True,0.6\n", r"seed in .*r\.csv is no .*1\.5"),
         ("key,beta,seed,planned,accuracy\na,1,0,True,0.5\na,2,0,True,0.6\n", r"r\.csv has the key 'a' twice"),
         ("key,beta,seed,planned,accuracy\na,1,0,True,\nb,2,0,True,x\n", r"'accuracy' of .*r\.csv has no number"),
         ("key,beta,seed,planned,accuracy,other\na,1,0,True,0.5,1\nb,1,1,True,0.6,2\n", "nothing varies"),

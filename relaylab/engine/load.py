@@ -293,8 +293,11 @@ def fingerprint_weights(model: str | Path | torch.nn.Module | Engine) -> str:
         model: a name as for ``load_model``, a model that is loaded already, or its engine.
 
     Returns:
-        16 hexadecimal digits. Files are read once per process unless they change.
+        16 hexadecimal digits. Files are read once per process unless they change. Behind those of an engine from files
+        stands its type of numbers, if it is not float32: its answers are others.
     """
+    if isinstance(model, Engine) and model.source and model.dtype != torch.float32:
+        return f"{fingerprint_weights(model.source)} {str(model.dtype).removeprefix('torch.')}"
     digest = hashlib.sha256()
     if isinstance(model, Engine):
         model = model.source or model.model

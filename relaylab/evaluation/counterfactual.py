@@ -136,8 +136,8 @@ def _answers(
     seeded = [replace(t, seed=problem_seed(seed, f"{t.id}/{j}")) for _, _, t in calls for j in range(samples)]
     at = [call.start if arm.change else call.end for _, call, _ in calls for _ in range(samples)]
     change = dict(arm.change)
+    own = [answer for answers in alone for answer in answers]
     if arm.name == "placebo":
-        own = [answer for answers in alone for answer in answers]
         every = [call for _, call, _ in calls for _ in range(samples)]
         seeded = [_placebo(*parts, arm.relay.student) for parts in zip(seeded, every, own)]
         at = [len(trace.completion_ids) for trace in seeded]
@@ -149,6 +149,8 @@ def _answers(
             "write_call": [not quiet for quiet in silent],
         }
     answers = graded_forks(arm.relay, seeded, at, bar, **change)
+    if arm.name == "placebo":  # where the student failed alone, its placebo is missing, too
+        answers = [before if before.stop in UNFINISHED else answer for answer, before in zip(answers, own)]
     return [answers[k : k + samples] for k in range(0, len(answers), samples)]
 
 

@@ -77,7 +77,7 @@ class Pair:
         Warns if the student is an embedded model and the question is not of its suites.
         """
         problem = _problem(question, "")
-        if hint := notice(self.student.name, problem.question):
+        if hint := notice(self.student, problem.question):
             warnings.warn(hint, stacklevel=2)
         trace = self.relay(record=record, **options).run([_prompt(problem, system)], seeds=[seed])[0]
         return graded(trace, problem) if problem is question else trace
@@ -136,9 +136,11 @@ class Pair:
         return [done[p.id] for p in chosen]
 
 
-def notice(student: str, *questions: str) -> str | None:
+def notice(student: Student | str, *questions: str) -> str | None:
     """What to tell a user who asks an embedded student what none of its suites asks; None otherwise."""
-    if student not in embedded():
+    # A folder ``runs/relay`` gives its student the name ``relay``; the source tells it from the embedded one.
+    name = student if isinstance(student, str) else getattr(student, "source", None) or student.name
+    if name not in embedded():
         return None
     if not (foreign := sum(not suite_of(q.partition("\n")[0]) for q in questions)):  # behind a line break is a suffix
         return None

@@ -137,12 +137,17 @@ def read_results(path: str | Path, *, collect: Sequence[str]) -> tuple[Plan, pd.
         raise ValueError(f"the column {empty[0]!r} of {path} has no number in a planned row; collect another one")
     rows = zip(table["key"], table[factor], table["seed"], strict=True)
     try:  # an older file has seeds such as 1.0
-        points = tuple(
-            Point(key, {}, {factor: level}, int(Fraction(seed)) if seed else None) for key, level, seed in rows
-        )
-    except ValueError as error:
+        points = tuple(Point(key, {}, {factor: level}, _seed(seed) if seed else None) for key, level, seed in rows)
+    except (ValueError, ZeroDivisionError) as error:
         raise ValueError(f"a seed in {path} is no number ({error}); seeds are whole numbers, or empty") from None
     return Plan(path.stem, path, points, {factor: list(dict.fromkeys(table[factor]))}, tuple(collect), plane), table
+
+
+def _seed(text: str) -> int:
+    """Exact, unlike a float: seeds may be large."""
+    if (seed := Fraction(text)).denominator != 1:
+        raise ValueError(text)
+    return int(seed)
 
 
 def _results(table: pd.DataFrame) -> list[str]:

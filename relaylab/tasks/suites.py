@@ -218,7 +218,7 @@ def problem_texts(problems: Sequence[Problem]) -> list[list[Any]]:
 
 
 def level_of(suite: str) -> Level:
-    """The level of a suite: ``easy``, ``medium``, ``hard`` or ``beyond``."""
+    """The level of a suite: ``easy``, ``medium``, ``hard``, ``beyond``, ``fact`` or ``route``."""
     return PLANS[_known(suite)][0]
 
 
