@@ -145,7 +145,7 @@ def learning(runs: dict[str, Path]) -> Picture:
     from relaylab.training.run_dir import read_metrics
 
     metrics = {name: read_metrics(folder) for name, folder in runs.items()}
-    kept = [frame[["step", *COLUMNS]].assign(run=name) for name, frame in metrics.items()]
+    kept = [frame.reindex(columns=["step", *COLUMNS]).assign(run=name) for name, frame in metrics.items()]
     fig = learning_curves(metrics, columns=COLUMNS, title="How the trainings went")
     fig.data = [line for line in fig.data if line.mode == "lines"]  # the steps themselves are in the CSV
     fig.update_layout(title_subtitle_text="means of the last 10 steps")

@@ -140,6 +140,9 @@ def _warmup(
     """
     training = questions.load(400, split="train")
     models.start(student)
+    if settings.teacher in models.own:
+        raise ValueError(f"--teacher {settings.teacher}: a warm-up takes a name, a folder or a URL; a teacher of your "
+                         "own answers in Python (relaylab.training.warmup_data)")  # fmt: skip
     from relaylab.tasks.suites import problems
     from relaylab.training.warmup import warmup
 
@@ -346,7 +349,7 @@ def _check_output(path: Path | None, other: Path | None, name: str, other_name: 
 
 
 def _check_answers(traces: list[Trace]) -> None:
-    """Say what keeps answers from being read or graded. Exit with 1 if every call failed."""
+    """Say what keeps answers from being read or graded. Exit with 1 if every call or every answer failed."""
     if traces and not any("\\boxed" in t.text for t in traces):
         ended = all(t.stop == "teacher_end" for t in traces)
         warn(r"no answer holds a \boxed{}: the teacher ended each one (finish_reason 'stop')" if ended else NO_BOX)
@@ -355,6 +358,8 @@ def _check_answers(traces: list[Trace]) -> None:
     calls = [c for t in traces for c in t.calls if c.status in ("answered", "failed")]
     if calls and all(c.status == "failed" for c in calls):
         warn(f"every call failed; the last error: {calls[-1].error}")
+        raise typer.Exit(1)
+    if traces and excluded == len(traces):
         raise typer.Exit(1)
 
 

@@ -12,6 +12,8 @@ import json
 import mmap
 import os
 import re
+import secrets
+import shutil
 import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -50,17 +52,18 @@ def write_whole(path: str | os.PathLike, data: str | bytes) -> None:
     'new'
     """
     path = Path(path)
-    descriptor, rest = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    rest = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        with naming(path), os.fdopen(descriptor, "wb") as out:
+        with naming(path), open(rest, "xb") as out:
             out.write(data.encode() if isinstance(data, str) else data)
             out.flush()
             os.fsync(out.fileno())
-        os.chmod(rest, 0o644)
+        if path.exists():  # it keeps its rights; a new file has those of the user's umask
+            shutil.copymode(path, rest)
         os.replace(rest, path)
         _flush_folder(path.parent)
     except BaseException:
-        Path(rest).unlink(missing_ok=True)
+        rest.unlink(missing_ok=True)
         raise
 
 

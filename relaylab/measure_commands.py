@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -107,12 +108,12 @@ def map_command(
     from relaylab.evaluation.frontier import frontiers
     from relaylab.evaluation.stats import summary
     from relaylab.evaluation.table import write_table
-    from relaylab.files import read_json, write_whole
+    from relaylab.files import write_whole
     from relaylab.views.evaluation_figures import accuracy_against_share
     from relaylab.views.method_map import map_figure
     from relaylab.views.theme import html_page, show_figure
 
-    others, found, planes = read_json(measured) if measured else {}, {}, []
+    others, found, planes = _pairs_of(measured) if measured else {}, {}, []
     if not (names := world or maps.worlds(models)):
         remedy = f"make one: relaylab zoo train h2c1/student --out {models}/h2c1-student"
         raise ValueError(f"no world has a student in {models}; {remedy}")
@@ -138,6 +139,21 @@ def map_command(
     print(drawn.drop(columns=["low", "high", "gap_low", "gap_high"]).round(3).to_string(index=False))
     say("a student takes part where the lower end of the interval of its share is within the budget")
     say(f"the map is {out / 'map.html'}")
+
+
+def _pairs_of(path: Path) -> dict[str, Any]:
+    """The pairs of a file of ``--measured``, before anything is measured."""
+    from relaylab.views.method_map import pair_place
+
+    try:
+        pairs = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON ({error}); write name -> what dials.json has of a world") from None
+    if not isinstance(pairs, dict):
+        raise ValueError(f"{path} holds a {type(pairs).__name__}; write name -> what dials.json has of a world")
+    for name, dials in pairs.items():
+        pair_place(name, dials)
+    return pairs
 
 
 EvaluationFolder = Annotated[Path, typer.Argument(help="Folder of an evaluation.")]

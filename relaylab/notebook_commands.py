@@ -77,7 +77,7 @@ def notebooks_run(
     pdf: Annotated[bool, option("Also print each page to a PDF; needs a Chromium.", "--pdf")] = False,
 ) -> None:
     """Execute notebooks with other parameters and save their results as JSON."""
-    from relaylab.sweep.notebook import check_values, execute, read_parameters
+    from relaylab.sweep.notebook import check_folder, check_values, execute, read_parameters
 
     folder = folder or lesson_folder()
     small = smoke_parameters(folder) if smoke else {}
@@ -92,6 +92,8 @@ def notebooks_run(
     stems = [path.stem for path in jobs]
     if twice := next((stem for stem in stems if stems.count(stem) > 1), None):
         raise ValueError(f"two notebooks are called {twice!r} and would both write to {out / twice}; run them apart")
+    for path in jobs:
+        check_folder(path, out / path.stem)
     if html or pdf:
         from relaylab.pages import browser, write_page
 

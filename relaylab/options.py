@@ -135,7 +135,7 @@ class Process:
     def set_threads(self, *models: str) -> None:
         import torch
 
-        from relaylab.relay.pair import models_of
+        from relaylab.relay.names import models_of
 
         every = [model for name in models for model in models_of(name).values()]
         small = "OMP_NUM_THREADS" not in os.environ and all(_is_small(m) for m in every if self.is_local(m))
@@ -144,7 +144,7 @@ class Process:
 
     def is_local(self, name: str) -> bool:
         """Whether the model of this name is loaded here, or all of several teachers are."""
-        from relaylab.relay.pair import is_url, models_of
+        from relaylab.relay.names import is_url, models_of
 
         return name != "none" and name not in self.own and not any(map(is_url, models_of(name).values()))
 
@@ -181,7 +181,8 @@ class Teachers(Models):
 
     def load(self, *, temperature: float = 0.0) -> Teacher:
         """The teacher. A server is probed, so that a command does not start on one that is down or misnamed."""
-        from relaylab.relay.pair import is_url, load_teacher, models_of
+        from relaylab.relay.names import is_url, models_of
+        from relaylab.relay.pair import load_teacher
         from relaylab.relay.teachers import every_teacher
 
         if own := self.own.get(self.teacher):
@@ -227,7 +228,7 @@ class Calls:
         float | None, option("Call where the student's entropy exceeds this (nats).", min=0)
     ] = None
     call_every: Annotated[int | None, option("Call after this many tokens without a call.", min=1)] = None
-    call_tokens: Annotated[int, option("Tokens that these two options ask for.", min=1)] = 4
+    call_tokens: Annotated[int | None, option("Tokens that these two options ask for. Default: 4.", min=1)] = None
     record: Annotated[bool | None, option("Keep log-probabilities and entropies.", "--record/--no-record")] = None
 
     def keywords(self, teacher: str, relay: dict[str, Any]) -> dict[str, Any]:
@@ -241,8 +242,11 @@ class Calls:
         if against and (unsure is not None or every is not None):
             given = "--call-every" if unsure is None else "--call-when-unsure"
             raise ValueError(f"{given} asks a teacher, and {against} lets nobody be asked; leave out one of them")
-        rule = CallEvery(every, self.call_tokens) if every is not None else None
-        rule = CallWhenUnsure(unsure, self.call_tokens) if unsure is not None else rule
+        if self.call_tokens and unsure is None and every is None:
+            raise ValueError("--call-tokens is for --call-when-unsure or --call-every; name one of them")
+        tokens = self.call_tokens or 4
+        rule = CallEvery(every, tokens) if every is not None else None
+        rule = CallWhenUnsure(unsure, tokens) if unsure is not None else rule
         return given_only(call_rule=rule, record=self.record)
 
 

@@ -12,8 +12,9 @@ import re
 import subprocess
 import tempfile
 import warnings
+from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import nbformat
 from jinja2 import pass_context
@@ -55,10 +56,18 @@ class _Formulas(IPythonRenderer):
     """Markdown with its formulas as MathML, which browsers show without a library."""
 
     def block_math(self, body: str) -> str:
-        return f'<div class="formula" tabindex="0">{convert(body, display="block")}</div>'
+        return f'<div class="formula" tabindex="0">{_mathml(body, display="block")}</div>'
 
     def inline_math(self, body: str) -> str:
-        return convert(body)
+        return _mathml(body)
+
+
+def _mathml(formula: str, display: Literal["inline", "block"] = "inline") -> str:
+    """A formula as MathML; its source where it is none."""
+    try:
+        return convert(formula, display=display)
+    except Exception:  # of many kinds, for what an author or a reader wrote
+        return f"<code>{escape(formula)}</code>"
 
 
 class LessonPage(HTMLExporter):

@@ -104,13 +104,13 @@ def find_submissions(folder: str | Path, lesson: Lesson) -> dict[str, Path | str
     """
     folder, found, kind = Path(folder), {}, lesson.path.suffix
     entries = [p for p in sorted(folder.iterdir()) if p.is_dir() or p.suffix == kind] if folder.is_dir() else []
-    for path in (p for p in entries if not p.name.startswith(".")):
+    for path in (p for p in entries if not _passed_over(p.name)):
         name = path.stem if path.suffix == kind else path.name
         if name in found:
             raise ValueError(f"{folder} holds {name!r} as a notebook and as a folder; remove one")
         found[name] = path
         if path.is_dir():
-            books = [p for p in sorted(path.rglob(f"*{kind}")) if not p.parent.name.startswith(".")]
+            books = [p for p in sorted(path.rglob(f"*{kind}")) if not any(map(_passed_over, p.relative_to(path).parts))]
             named = [p for p in books if p.name == ADAPTERS] if kind == ".py" else []
             named = named or [p for p in books if p.name == lesson.path.name] or books
             found[name] = named[0] if len(named) == 1 else f"{len(named)} notebooks; one must be {lesson.path.name}"
@@ -119,6 +119,11 @@ def find_submissions(folder: str | Path, lesson: Lesson) -> dict[str, Path | str
     if not found:
         raise ValueError(f"{folder} holds no notebooks and no folders; give the folder of the submissions")
     return found
+
+
+def _passed_over(name: str) -> bool:
+    """Hidden files and folders, and those that no student wrote, as of an environment or of a macOS archive."""
+    return name.startswith(".") or name in ("__MACOSX", "__pycache__", "site-packages", "node_modules")
 
 
 def answer_cells(cells: Sequence[tuple[str, str]], lesson: Lesson) -> list[tuple[str, str]]:

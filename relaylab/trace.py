@@ -30,6 +30,7 @@ RARE = ("alternatives", "history", "teacher_top", "divergences")  # fields that 
 PARALLEL = (  # fields with one entry per completion token
     "source", "pieces", "logprobs", "entropies", "teacher_logprobs", "teacher_top", "divergences", "alternatives",
 )  # fmt: skip
+STATISTICS = dict.fromkeys(PARALLEL[2:])  # the fields of numbers, all None: for a copy with other tokens
 NESTED = ("calls", "problem", "config", *RARE)  # fields that a table holds as JSON text
 
 # Why a generation ended: the student's end token; the teacher's; the limit of tokens; the model's context is full; the
@@ -37,6 +38,12 @@ NESTED = ("calls", "problem", "config", *RARE)  # fields that a table holds as J
 STOPS = ("end", "teacher_end", "length", "context", "excluded", "interrupted")
 UNFINISHED = ("excluded", "interrupted")  # of these, those that hold no answer
 PROBLEMS = ("empty", "malformed", "zero", "too_large", "unclosed")  # statuses of calls that are none
+
+
+def _without_calls(text: str, named: bool) -> str:
+    """As a relay finds calls: among the bytes of a turn, each of which counts as a character of a command."""
+    as_bytes = text.encode(errors="surrogatepass").decode("latin-1")
+    return strip_calls(as_bytes, named=named).encode("latin-1").decode(errors="surrogatepass")
 
 
 @dataclass(slots=True)
@@ -129,7 +136,8 @@ class Trace:
     def teacher_view(self) -> str:
         """The completion as the teacher sees it: the student's commands removed, the teacher's own text untouched."""
         named = self.named
-        return "".join(text if s == TEACHER else strip_calls(text, named=named) for s, text in self.segments())
+        turns = self.segments()
+        return "".join(text if s == TEACHER else _without_calls(text, named) for s, text in turns)
 
     @property
     def named(self) -> bool:

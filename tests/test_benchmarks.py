@@ -90,6 +90,14 @@ def test_only_the_mini_rows_of_bbeh_mini(monkeypatch):
     assert len(load_benchmark("bbeh")) == 6
 
 
+def test_yes_and_no_of_a_csv_file_are_texts(tmp_path):
+    (tmp_path / "bbeh_mini.csv").write_text("input,target,mini\na,x,1\nb,x,0\nc,x,False\nd,x,True\n")
+    assert [p.question for p in load_benchmark("bbeh_mini", path=tmp_path)] == ["a", "d"]
+    head = "question,final_answer,answer_type,is_multiple_answer\n"
+    (tmp_path / "olympiadbench.csv").write_text(head + 'q,4.2,Numerical,False\nr,"1,3",Numerical,True\n')
+    assert [p.kind for p in load_benchmark("olympiadbench", path=tmp_path)] == ["number", "several"]
+
+
 @pytest.mark.parametrize(
     ("message", "remedy"),
     [

@@ -640,3 +640,34 @@ def test_an_exponent_that_no_command_can_have_is_refused_at_once(relaylab, tmp_p
     assert done.code == 2
     assert "greater than or equal to 0" in done.err
     assert not [*tmp_path.iterdir()]
+
+
+def test_a_student_that_fails_in_every_answer_is_an_error(relaylab, tmp_path, monkeypatch):
+    traces = [Trace("q", [1], stop="excluded", id="a"), Trace("q", [1], stop="excluded", id="b")]
+    monkeypatch.setattr(Pair, "decode", lambda *_, **__: traces)
+    result = relaylab("decode", "--suite", "savings", "--limit", 2, "--out", tmp_path / "t.jsonl")
+    assert result.code == 1
+    assert "2 of 2 answers are excluded" in result.err
+
+
+def test_an_option_without_the_one_that_it_is_for_is_refused(relaylab, tmp_path):
+    result = relaylab("decode", "--suite", "savings", "--call-tokens", 9, "--out", tmp_path / "t.jsonl")
+    assert result.code == 2
+    assert "--call-tokens is for --call-when-unsure or --call-every" in result.err
+    (tmp_path / "mine.py").write_text("def mine(): pass\n")
+    out = tmp_path / "w"
+    result = relaylab(
+        "warmup", "--suite", "savings", "--import", tmp_path / "mine.py", "--teacher", "mine", "--out", out
+    )
+    assert result.code == 2
+    assert "--teacher mine: a warm-up takes a name, a folder or a URL" in result.err
+
+
+@pytest.mark.parametrize(("text", "words"), [("x", "is no JSON"), ("[]", "holds a list"), ('{"a": {}}', "'a' needs")])
+def test_pairs_of_a_file_are_read_before_anything_is_measured(relaylab, tmp_path, text, words):
+    (tmp_path / "pairs.json").write_text(text)
+    result = relaylab("map", "--measured", tmp_path / "pairs.json", "--out", tmp_path / "map")
+    assert result.code == 2
+    assert words in result.err
+    assert "remove it" not in result.err
+    assert not (tmp_path / "map").exists()

@@ -138,8 +138,9 @@ def test_the_placebo_is_the_command_followed_by_the_students_own_words(embedded)
         fork = Relay(pair.student, script, max_tokens=120, max_calls=before + 1).fork(traces[k], call.end)
         list(fork)
         f = effects[(effects["trace"] == k) & (effects["start"] == call.start)].set_index("arm").loc["placebo"]
-        assert (f["delivered"], f["later_calls"]) == (call.delivered, 0)
-        assert (f["tokens"], f["teacher_tokens"]) == (len(fork.traces[0].completion_ids), fork.traces[0].count("t"))
+        assert (f["delivered"], f["later_calls"]) == (0, 0)
+        taught = fork.traces[0].count("t") - call.delivered  # what stands after this command is the student's own
+        assert (f["tokens"], f["teacher_tokens"]) == (len(fork.traces[0].completion_ids), taught)
 
 
 def test_a_student_that_fails_alone_has_no_placebo(embedded, monkeypatch):
@@ -171,7 +172,8 @@ def test_silent_calls_are_forked_silently_and_their_placebo_does_nothing(embedde
         f = f.set_index("arm")
         assert f.loc["with", "tokens"] == len(traces[k].completion_ids)
         assert f.loc["with", "teacher_tokens"] == traces[k].count("t")
-        assert f.loc["placebo", ["tokens", "accuracy"]].equals(f.loc["alone", ["tokens", "accuracy"]])
+        same = ["tokens", "accuracy", "delivered", "teacher_tokens"]
+        assert f.loc["placebo", same].equals(f.loc["alone", same])
         assert f.loc["n=3", "delivered"] == 3
         assert f.loc["without", "delivered"] == 0
 

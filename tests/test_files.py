@@ -6,6 +6,7 @@ import errno
 import gzip
 import json
 import os
+import stat
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -144,3 +145,18 @@ def test_a_compressed_file_is_read_and_never_appended_to(tmp_path):
         path.write_bytes(broken)
         with pytest.raises(ValueError, match=r"t\.jsonl\.gz is no whole gzip file"):
             list(read_lines(path))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="rights are those of POSIX")
+def test_a_new_file_has_the_rights_of_the_user_and_an_old_one_keeps_its_own(tmp_path):
+    before = os.umask(0o077)
+    try:
+        write_whole(tmp_path / "points.csv", "ada,6")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "points.csv").stat().st_mode) == 0o600
+    for rights in (0o640, 0o600):
+        (tmp_path / "points.csv").chmod(rights)
+        write_whole(tmp_path / "points.csv", "bob,5")
+        assert stat.S_IMODE((tmp_path / "points.csv").stat().st_mode) == rights
+    assert [p.name for p in tmp_path.iterdir()] == ["points.csv"]

@@ -430,7 +430,7 @@ def test_13_says_that_the_help_matters_and_not_the_command():
     effects = call_effects(called, pair.relay(), placebo=True, progress=False)
     wide = effects.pivot(index=["trace", "call"], columns="arm", values="accuracy")
     assert wide["with"].mean() > 0.5
-    assert abs(wide["placebo"] - wide["without"]).mean() < 0.1
+    assert abs(wide["placebo"] - wide["alone"]).mean() < 0.1
     assert "both arms say the same, since both students cannot do them" in " ".join(sources("13")["cell-41"].split())
     assert wide["without"].mean() == 0
 

@@ -12,6 +12,8 @@ import torch
 from reference import slow_lines
 
 from relaylab.cost import HandOff, hand_offs, usage
+from relaylab.engine.engine import Engine
+from relaylab.engine.load import load_engine
 from relaylab.evaluation.calibrate import _surprises, calibrate, thresholds
 from relaylab.evaluation.eval_run import EvalRun, ModelCache
 from relaylab.evaluation.evaluate import variants
@@ -174,6 +176,18 @@ def called(run):
     student = run.models.engine("warmup")
     relay = Relay(student, run.models.teacher, call_rule=CallAt({5: 3, 20: 6}), max_tokens=50, record=True)
     return relay.run([p.question for p in run.problems[:2]])
+
+
+def test_models_padded_to_different_sizes_are_compared_over_their_tokens(run, called):
+    """Qwen2.5's larger models have more rows behind the same tokens."""
+    teacher, padded = run.models.teacher.engine, load_engine("teacher")
+    padded.model.resize_token_embeddings(padded.model.config.vocab_size + 16)
+    padded = Engine(padded.model, padded.tokenizer, name="padded")
+    student = run.models.engine("warmup")
+    frames = [score_traces(one, called, against=student) for one in (teacher, padded)]
+    for name in ("logprob", "divergence"):
+        assert frames[1][name].to_numpy() == pytest.approx(frames[0][name].to_numpy(), abs=1e-4)
+    assert frames[1]["top"].tolist() == frames[0]["top"].tolist()
 
 
 @torch.no_grad()

@@ -324,3 +324,18 @@ def test_notebooks_are_found_by_their_beginnings(tmp_path):
         find_notebook("02", tmp_path)
     with pytest.raises(ValueError, match="has no notebooks '03_b'; did you mean '02_b'"):
         find_notebook("03_b", tmp_path)
+
+
+def test_neither_the_notebook_nor_a_strangers_file_is_replaced(tmp_path):
+    (tmp_path / "my").mkdir()
+    source = notebook(tmp_path / "my" / "my.ipynb", "x = 1")
+    before = source.read_bytes()
+    with pytest.raises(ValueError, match=r"the executed copy would replace .*my\.ipynb; choose another folder"):
+        notebooks_run([str(source)], out=tmp_path, folder=tmp_path)
+    mine = tmp_path / "out" / "my" / "result.json"
+    mine.parent.mkdir(parents=True)
+    mine.write_text('{"mine": 1}')
+    with pytest.raises(ValueError, match=r"result\.json is no record of an executed notebook"):
+        notebooks_run([str(source)], out=tmp_path / "out", folder=tmp_path)
+    assert source.read_bytes() == before
+    assert mine.read_text() == '{"mine": 1}'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import json
 import re
 import shutil
@@ -76,6 +77,13 @@ def test_formulas_are_in_the_page_and_dollars_of_a_question_stay():
     assert "<mfrac><mrow><mn>1</mn></mrow><mrow><mn>2</mn></mrow></mfrac>" in page
     assert "Ann has $5 and Bob has $7." in page
     assert "<code>$x$</code>" in page
+
+
+@pytest.mark.parametrize("formula", ["x_i_j", "a^b^c", r"\frac", "<b>_i_j"])
+def test_a_formula_that_is_none_is_shown_as_it_is(formula):
+    page = page_of(book("", text=f"Text ${formula}$ goes on.\n\n$$\n{formula}\n$$"))
+    assert page.count(f"<code>{html.escape(formula)}</code>") >= 1
+    assert "goes on." in page
 
 
 @pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import shutil
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +17,10 @@ import torch
 
 from relaylab.engine import load as zoo
 from relaylab.engine.load import embedded, load_engine, load_model
+from relaylab.relay.api_teacher import APITeacher
 from relaylab.relay.call_rules import CallAt
 from relaylab.relay.config import RelayConfig
-from relaylab.relay.pair import Pair, load_pair, load_teacher, notice
+from relaylab.relay.pair import Pair, load_pair, load_teacher, notice, relay_config
 from relaylab.relay.teachers import NoTeacher, ScriptedTeacher, TeacherOutput
 from relaylab.tasks.grading import grade
 from relaylab.tasks.suites import SUITES, Problem, level_of, problem, problems
@@ -460,3 +463,72 @@ def test_an_option_that_no_teacher_takes_is_refused():
     for wrong in ("devcie", "timeout"):
         with pytest.raises(TypeError, match=f"none of the teachers 'a=student b=teacher' takes '{wrong}'"):
             load_teacher("a=student b=teacher", **{wrong: 1})
+
+
+def test_a_rule_is_known_by_what_it_holds(student, tmp_path):
+    """A threshold in a closure, a default or an attribute is the obvious way to write a sweep."""
+
+    def closed(n):
+        return lambda state: 2 if state.since >= n else None
+
+    def default(n):
+        def rule(state, n=n):
+            return 2 if state.since >= n else None
+
+        return rule
+
+    class Held:
+        uses_entropy = False
+
+        def __init__(self, n):
+            self.n = n
+
+        def __call__(self, state):
+            return 2 if state.since >= self.n else None
+
+    for k, rule in enumerate((closed, default, Held)):
+        out = tmp_path / f"{k}.jsonl"
+        first = pair(student).decode(PROBLEMS[:1], out=out, **TERMS | dict(call_rule=rule(5)))
+        assert pair(student).decode(PROBLEMS[:1], out=out, **TERMS | dict(call_rule=rule(5))) == first
+        with pytest.raises(ValueError, match=r"call_rule was .*n=5.*, is .*n=9"):
+            pair(student).decode(PROBLEMS[:1], out=out, **TERMS | dict(call_rule=rule(9)))
+
+
+def test_what_else_a_server_is_told_is_part_of_the_configuration(student):
+    def told(**options):
+        teacher = APITeacher("http://127.0.0.1:1/v1", "m", **options)
+        return relay_config(Pair(student, teacher).relay(), seed=0)
+
+    plain, cut, forced = told(), told(extra_body={"top_p": 0.1, "key": "SECRET"}), told(mode="completions")
+    assert plain != cut != told(extra_body={"top_p": 0.2})
+    assert plain != forced
+    assert "SECRET" not in json.dumps(cut)
+    assert cut == told(extra_body={"key": "SECRET", "top_p": 0.1})
+
+
+HUB = """
+import json, torch
+from relaylab.engine.load import load_engine, relay_defaults
+from relaylab.training.policy_model import base_model, load_trainable
+from safetensors.torch import load_file
+model, _ = load_trainable("me/adapter", device="cpu")
+here, there = (load_engine(name).model for name in ("me/adapter", "relay"))
+ids = torch.tensor([[5, 6, 7]])
+same = all(torch.allclose(m(ids).logits, there(ids).logits, atol=1e-3) for m in (here, model))
+print(json.dumps([same, base_model("me/adapter"), relay_defaults("me/adapter"), relay_defaults("me/full")]))
+"""
+
+
+def test_an_adapter_on_the_hub_is_an_adapter_and_a_student_there_has_its_caps(tmp_path):
+    """From the hub's cache, as a machine without a network has it."""
+    for name, folder in (("adapter", embedded()["relay"]), ("full", embedded()["warmup"])):
+        home = tmp_path / f"models--me--{name}"
+        shutil.copytree(folder, home / "snapshots" / "abc")
+        (home / "refs").mkdir()
+        (home / "refs" / "main").write_text("abc")
+    caps = {"max_calls": 2, "call_end": "line"}
+    (tmp_path / "models--me--full" / "snapshots" / "abc" / "relay_config.json").write_text(json.dumps(caps))
+    env = os.environ | {"HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", HUB], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [True, "warmup", zoo.relay_defaults("relay"), caps]

@@ -161,6 +161,13 @@ def test_rolled_back_deletes_the_whole_turn_of_an_answered_call():
     assert trace.source == "sscctt" + "sct" + "ss", "the trace itself is left alone"
 
 
+def test_the_released_code_takes_traces_with_statistics():
+    trace = rollout("sscctt", True)
+    trace.alternatives = [{"a": 1.0}] * 6
+    trace.divergences, trace.teacher_top = [0.0] * 6, ["a"] * 6
+    assert score([[trace]], released_code=True) == score([[rollout("sscctt", True)]], released_code=True)
+
+
 def test_the_released_code_takes_a_helped_answer_for_an_unaided_one():
     assert score([[HELPED_RIGHT, ALONE_WRONG]], released_code=True) == [[1.5, 0]]
     assert score([[HELPED_RIGHT, ALONE_WRONG]]) == [[pytest.approx(0.6), -1]]

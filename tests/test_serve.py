@@ -30,6 +30,7 @@ from relaylab.tasks.suites import problem
 
 QUESTIONS = [problem(suite, i).question for i in range(3) for suite in ("tiles", "harvest", "savings")]
 NAME = "pair"
+HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +39,9 @@ def pair() -> Pair:
 
 
 @contextmanager
-def served(relay: Relay, *, drain: int = 5, **options) -> Iterator[Served]:
+def served(relay: Relay, *, drain: int = 5, local: bool = False, **options) -> Iterator[Served]:
     server = Server(relay, NAME, **options)
-    config = uvicorn.Config(server.app(), port=0, log_level="critical", timeout_graceful_shutdown=drain)
+    config = uvicorn.Config(server.app(local=local), port=0, log_level="critical", timeout_graceful_shutdown=drain)
     http = uvicorn.Server(config)
     thread = threading.Thread(target=http.run)
     thread.start()
@@ -64,7 +65,8 @@ class Served:
 
     def post(self, body, path: str = "/v1/chat/completions", **options) -> httpx2.Response:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        return httpx2.post(self.url + path, content=data, timeout=300, **options)
+        headers = {"Content-Type": "application/json"} | options.pop("headers", {})
+        return httpx2.post(self.url + path, content=data, timeout=300, headers=headers, **options)
 
     def running(self) -> int:
         return httpx2.get(f"{self.url}/health", timeout=300).json()["running"]
@@ -328,7 +330,7 @@ def test_other_paths_and_methods(serving):
 
 
 def test_the_key_and_the_size_of_a_request(pair):
-    with served(pair.relay(), api_key="secret", max_body=2000) as it:
+    with served(pair.relay(), api_key="secret", max_body=2000, local=True) as it:
         wrong = ["Bearer wrong", "Bearer s\u00e9cret".encode(), "secret", "Basic secret"]
         for key in ({}, *({"Authorization": value} for value in wrong)):
             assert it.post(GOOD, headers=key).status_code == 401
@@ -339,6 +341,21 @@ def test_the_key_and_the_size_of_a_request(pair):
         assert it.post(GOOD | {"max_tokens": 2}, headers=right).status_code == 200
         assert it.post(GOOD | {"user": "x" * 2000}, headers=right).status_code == 413
         assert httpx2.get(f"{it.url}/health", timeout=300).status_code == 200
+        assert it.post(GOOD, headers=right | {"Host": "lab.example"}).status_code == 200, "the key says who asks"
+
+
+def test_a_page_of_another_site_gets_no_answer(pair):
+    """A browser sends plain text anywhere without asking first, and takes a rebound name for the site itself."""
+    with served(pair.relay(), local=True) as it:
+        foreign = {"Origin": "https://site.example"}
+        for kind in ("text/plain", "application/x-www-form-urlencoded", ""):
+            answer = it.post(GOOD, headers=foreign | {"Content-Type": kind})
+            assert answer.status_code == 415
+            assert "Content-Type: application/json" in answer.json()["error"]["message"]
+        assert it.post(GOOD, headers={"Host": "site.example:8000"}).status_code == 400
+        assert httpx2.get(f"{it.url}/v1/models", headers={"Host": "site.example"}).status_code == 400
+        for host in ("localhost:8000", "127.0.0.1"):
+            assert it.post(GOOD | {"max_tokens": 2}, headers={"Host": host}).status_code == 200
 
 
 def test_more_answers_than_may_wait_are_refused(pair):
@@ -364,8 +381,7 @@ def test_a_client_that_leaves_takes_its_row_along(pair, stream):
         stays = pool.submit(it.chat, QUESTIONS[0], max_tokens=12)
         body = json.dumps({"model": NAME, "messages": messages(QUESTIONS[1]), "stream": stream}).encode()
         with socket.create_connection(it.address) as leaves:
-            head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
-            leaves.sendall(head.encode() + body)
+            leaves.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body)
             wait(lambda: len(teacher.requests) == it.running() == 2)
         wait(lambda: it.running() == 1)
         assert len(relay.student.slots) == 1
@@ -572,6 +588,6 @@ def test_a_setting_beyond_all_sense_is_the_setting_of_its_request_alone(pair):
 def test_a_client_that_leaves_in_the_middle_of_its_request_is_no_fault(pair):
     with served(pair.relay()) as it:
         with socket.create_connection(it.address) as client:
-            client.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 500\r\n\r\n{")
+            client.sendall(HEAD + b"Content-Length: 500\r\n\r\n{")
         wait(lambda: it.metrics().get('relaylab_refused_total{status="499"}') == 1)
         assert 'relaylab_refused_total{status="500"}' not in it.metrics()

@@ -26,7 +26,8 @@ from relaylab.evaluation.learning import answer_text
 from relaylab.evaluation.score import score_traces
 from relaylab.options import Process
 from relaylab.relay.local_teacher import LocalTeacher, Verifier
-from relaylab.relay.pair import Pair, load_teacher, models_of, relay_config
+from relaylab.relay.names import models_of
+from relaylab.relay.pair import Pair, load_teacher, relay_config
 from relaylab.relay.relay import Relay
 from relaylab.relay.sequence import CallClosed
 from relaylab.relay.teachers import NamedTeachers, NoTeacher, ScriptedTeacher, TeacherOutput, TeacherView, complete

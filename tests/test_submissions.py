@@ -209,3 +209,15 @@ def test_a_remark_is_no_formula_and_no_control_character():
     assert row["submission"] == "'+ada"
     assert row["kept remark"].startswith("'=HYPERLINK")
     assert "\x1b" not in text
+
+
+def test_files_that_no_student_wrote_are_passed_over(tmp_path):
+    for path in (
+        "anna/05_anna.ipynb", "anna/__MACOSX/._05_anna.ipynb", "__MACOSX/anna/._05_anna.ipynb",
+        "ben/05.ipynb", "ben/.ipynb_checkpoints/05-checkpoint.ipynb", "ben/.venv/lib/site-packages/x/demo.ipynb",
+        "__pycache__/x.ipynb", "._cleo.ipynb",
+    ):  # fmt: skip
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text("{}")
+    found = find_submissions(tmp_path, LESSON)
+    assert found == {"anna": tmp_path / "anna" / "05_anna.ipynb", "ben": tmp_path / "ben" / "05.ipynb"}

@@ -10,6 +10,7 @@ import pytest
 
 from relaylab.sweep.plan import Plan, Point
 from relaylab.sweep.results import collect, effects, plane, read_results
+from relaylab.sweep.run import Store
 from relaylab.views.sweep_report import effect_figures, effects_shown, plane_figure
 
 LEVELS = {"full": {"reward": "difficulty_aware"}, "simple": {"reward": "simple"}, "no bonus": {"bonus": 1.0}}
@@ -144,3 +145,26 @@ def test_long_levels_that_begin_alike_stay_apart():
     corners = corners.assign(**{f"{a}_{end}": corners[a] for a in "xy" for end in ("low", "high")})
     plan = Plan("s", Path("n.ipynb"), (), {"student": levels}, ("a", "b"), ("b", "a"))
     assert [list(marks.y) for marks in plane_figure(plan, corners).data] == [[0.5], [0.6]]
+
+
+def test_a_folder_with_any_name_gives_its_records(tmp_path):
+    for name in ("sw [v2]", "a*b", "ee::f"):
+        store = Store(tmp_path / name)
+        record = {"levels": {}, "parameters": {"x": 1}, "values": {"accuracy": 0.5}, "seconds": 1, "status": "done"}
+        store.write("points/abc/result.json", json.dumps(record))
+        assert store.records()["abc"]["values"] == {"accuracy": 0.5}
+        assert list(store.records(key="abc")) == ["abc"]
+        assert store.records(key="abd") == {}
+
+
+def test_numbers_and_texts_that_no_table_holds_are_written_all_the_same(tmp_path):
+    plan = Plan("s", Path("n.ipynb"), (Point("a", {}, {}), Point("b", {}, {})), {}, ())
+    for key, flops, words in (("a", 6 * 10**19, "x"), ("b", 3, "half \ud800")):
+        record = {"levels": {}, "parameters": {"big": 2**63, "seed": 7}, "seed": None, "seconds": 1, "status": "done"}
+        record["values"] = {"flops": flops, "words": words}
+        Store(tmp_path).write(f"points/{key}/result.json", json.dumps(record))
+    table = collect(plan, tmp_path)
+    assert table["flops"].tolist() == [6e19, 3.0]
+    assert table["words"].tolist() == ["x", "half \\ud800"]
+    assert table["seed"].tolist() == [7, 7], "a seed that does not vary is a seed, too"
+    assert pd.read_parquet(tmp_path / "results.parquet")["big"].tolist() == [2.0**63] * 2

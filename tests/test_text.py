@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_command import TEXTS, slow_find
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from relaylab.engine import token_text
@@ -258,6 +258,18 @@ def test_without_a_template_the_question_stands_alone():
     tokenizer = embedded_tokenizer()
     tokenizer.chat_template = None
     assert tokenizer.decode(prompt_ids(tokenizer, ask("2+2?"))) == "2+2?\n\n"
+
+
+def test_without_a_template_a_prompt_begins_as_the_tokenizer_begins_a_text():
+    """As base models do: they never saw a text without its first token."""
+    tokenizer = embedded_tokenizer()
+    tokenizer.chat_template = None
+    plain = prompt_ids(tokenizer, ask("2+2?"))
+    end = tokenizer.eos_token
+    tokenizer.bos_token = end
+    begin = processors.TemplateProcessing(single=f"{end} $A", special_tokens=[(end, tokenizer.eos_token_id)])
+    tokenizer.backend_tokenizer.post_processor = begin
+    assert prompt_ids(tokenizer, ask("2+2?")) == [tokenizer.eos_token_id, *plain]
 
 
 def test_a_slow_tokenizer_is_refused_with_a_reason():

@@ -156,3 +156,11 @@ def test_tag_tokens_are_those_of_commands_and_those_that_touch_a_tag(tokens):
 def test_a_call_is_lost_once_nobody_will_answer_it():
     lost = {s: Call(0, 1, 1, status=s).lost for s in ("answered", "waiting", "failed", "refused", *PROBLEMS)}
     assert [status for status, is_lost in lost.items() if not is_lost] == ["answered", "waiting"]
+
+
+def test_a_long_body_of_few_characters_is_no_call_for_grading_either():
+    """A relay counts bytes, so both tags stay in what the teacher sees, and the answer between them counts."""
+    text = "<call>\u7b54\u6848\u662f \\boxed{12} \u5143\u4eba\u6c11\u5e01</call>"
+    assert len(text) - len("<call></call>") <= 32 < len(text.encode()) - len("<call></call>")
+    assert Trace("q", [1], [5], "s", [text]).teacher_view == text
+    assert Trace("q", [1], [5, 6], "ss", ["\u00fc<call>2</call>", "\u7b54"]).teacher_view == "\u00fc\u7b54"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import re
@@ -19,9 +20,10 @@ from test_grpo import same_weights
 from torch.distributions import Categorical
 
 from relaylab.call_tag import find_calls
-from relaylab.engine.load import load_engine, resolve
-from relaylab.relay.pair import load_teacher
+from relaylab.engine.load import embedded, load_engine, resolve
+from relaylab.relay.pair import load_pair, load_teacher
 from relaylab.relay.relay import Relay
+from relaylab.relay.teachers import ScriptedTeacher
 from relaylab.tasks.suites import problems
 from relaylab.trace import Trace, read_traces
 from relaylab.training import warmup as module
@@ -336,3 +338,38 @@ def test_what_a_warm_up_did_not_make_stays(tmp_path):
             warmup(tmp_path / "models" / "me", chosen, out, **QUICK)
     assert (tmp_path / "models" / "me" / "model.safetensors").exists()
     assert (tmp_path / "notes" / "thesis").read_text() == "mine"
+
+
+def test_the_password_of_a_teacher_reaches_no_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "load_teacher", lambda name, **_: ScriptedTeacher(["1"] * 99))
+    url = "http://ann:SECRET@127.0.0.1:1/v1?token=TOKEN#large"
+    warmup("student", problems("savings", 4, split="train"), tmp_path / "w", teacher=url, counts=(0, 1), **QUICK)
+    assert (
+        json.loads((tmp_path / "w" / "warmup.json").read_text())["config"]["teacher"] == "http://127.0.0.1:1/v1#large"
+    )
+    for file in (p for p in tmp_path.rglob("*") if p.is_file()):
+        assert not any(word in file.read_bytes() for word in (b"SECRET", b"TOKEN")), file
+
+
+def test_a_student_that_calls_by_itself_gets_no_command_twice():
+    """Its own commands are left as they are, and such responses are left out."""
+    pair, chosen = load_pair("relay"), problems("tiles", 12, split="train")
+    options = dict(counts=(0, 1), numbers=[2, 3, 4], max_tokens=160, temperature=0.7, progress=False)
+    rows = warmup_data(pair.student, chosen, teacher=pair.teacher, **options)
+    texts = [pair.student.tokenizer.decode(row["input_ids"]) for row in rows]
+    assert texts
+    assert not any("</call><call>" in text for text in texts)
+    assert {text.count("<call>") for text in texts} <= {0, 1}
+
+
+def test_a_tokenizer_without_a_token_for_padding_will_do(tmp_path):
+    mine = tmp_path / "mine"
+    shutil.copytree(embedded()["student"], mine)
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        if (mine / name).exists():
+            settings = json.loads((mine / name).read_text())
+            settings.pop("pad_token", None)
+            (mine / name).write_text(json.dumps(settings))
+    assert load_engine(mine).tokenizer.pad_token_id is None
+    done = warmup(str(mine), problems("savings", 8, split="train"), tmp_path / "w", counts=(0, 1), **QUICK)
+    assert (done.student / "warmup.json").exists()

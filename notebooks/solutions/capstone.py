@@ -18,7 +18,8 @@ from solutions import my_relay as solution
 
 def _play(
     student: Callable, teacher: Callable, max_tokens: int, max_calls: int, *, sees: bool = False, mark: str = "c",
-    capped: bool = True, limited: bool = True, whole: bool = False,
+    capped: bool = True, limited: bool = True, whole: bool = False, everywhere: bool = False, ends: bool = False,
+    pattern: re.Pattern = solution.COMMAND,
 ) -> list[tuple[str, str]]:  # fmt: skip
     """The relay, or one with a mistake."""
     answer: list[tuple[str, str]] = []
@@ -26,9 +27,11 @@ def _play(
     while len(answer) < max_tokens and (token := student([text for text, _ in answer])):
         answer.append((token, "s"))
         written = [text for text, _ in answer[begin:]]
-        found = list(solution.COMMAND.finditer("".join(written)))
+        found = list(pattern.finditer("".join(written)))
         last = found[-1] if found else None
         if not last or last.end() <= len("".join(written[:-1])) or (whole and last[0] not in written):
+            continue
+        if ends and last.end() < len("".join(written)):
             continue
         for k, end in enumerate(accumulate(map(len, written))):
             if end > last.start() and end - len(written[k]) < last.end():
@@ -38,13 +41,13 @@ def _play(
             continue
         text = "".join(t for t, who in answer if sees or who != "c")
         answer += [(t, "t") for t in teacher(text, n)[:n]]
-        calls, begin = calls + 1, len(answer)
+        calls, begin = calls + 1, 0 if everywhere else len(answer)
     return answer
 
 
-def _cuts(text: str, rng: random.Random) -> list[str]:
-    """A text in tokens of one to seven characters, no command together with other text."""
-    parts = [part for part in re.split(r"(<call>\d+</call>)", text) if part]
+def _cuts(text: str, rng: random.Random, *, mixed: bool = False) -> list[str]:
+    """A text in tokens of one to seven characters; unless ``mixed``, no command together with other text."""
+    parts = [text] if mixed else [part for part in re.split(r"(<call>\d+</call>)", text) if part]
     tokens = []
     for part in parts:
         while part:
@@ -56,17 +59,21 @@ def _cuts(text: str, rng: random.Random) -> list[str]:
 
 def _pairs(rng: random.Random) -> Iterator[tuple]:
     lines = ["7*8=<call>2</call>.", "a<call>30</call>b<call>2</call>c", "<call>1</call><call>1</call>x", "no call",
-             "<call>0</call>y", "<call></call>z<call>4</call>", "1 < 2 <call>3</call> <b>"]  # fmt: skip
-    for k in range(60):
-        script = _cuts(lines[k % len(lines)], rng)
-        words = [str(rng.randint(0, 9)) for _ in range(rng.randint(1, 40))]
+             "<call>0</call>y", "<call></call>z<call>4</call>", "1 < 2 <call>3</call> <b>",
+             "<call>07</call>k<call>1</call>"]  # fmt: skip
+    mixed = ["a<call>2</call>.b<call>1</call>c", "7*8=<call>2</call>56."]  # cut anywhere
+    echo = ["=<call>2</call></call>q", "b<call>1</call></call>c<call>1</call>"]  # the teacher begins a command
+    for k in range(99):
+        line = [*lines, *mixed, *echo][k % (len(lines) + len(mixed) + len(echo))]
+        script = _cuts(line, rng, mixed=line in mixed)
+        words = ["<call>3" if line in echo else str(rng.randint(0, 9)) for _ in range(rng.randint(1, 40))]
 
         def student(tokens: list[str], script=script, words=words) -> str:
             own = [t for t in tokens if not t.startswith("w")]
             return script[len(own)] if len(own) < len(script) else ""
 
-        def teacher(text: str, n: int, words=words) -> list[str]:
-            return [f"w{len(text)}-{w}" for w in words][:n]
+        def teacher(text: str, n: int, words=words, seen=line not in mixed) -> list[str]:
+            return [f"w{len(text) if seen else ''}-{w}" for w in words][:n]
 
         yield student, teacher, rng.choice([3, 8, 20, 60]), rng.choice([0, 1, 1, 2, 5])
 
@@ -99,6 +106,21 @@ def too_many_calls(*a):
 @my_relay.mistake("A command can be made of several tokens. Look at the text, not at one token.")
 def one_token(*a):
     return _play(*a, whole=True)
+
+
+@my_relay.mistake("A command must lie in what the student wrote since the teacher's last token.")
+def across_the_teacher(*a):
+    return _play(*a, everywhere=True)
+
+
+@my_relay.mistake("A number has no leading zeros: <call>07</call> is no command.")
+def leading_zeros(*a):
+    return _play(*a, pattern=re.compile(r"<call>(\d+)</call>"))
+
+
+@my_relay.mistake("A command is complete with its last character, also in the middle of a token.")
+def at_the_end_only(*a):
+    return _play(*a, ends=True)
 
 
 # The reward -----------------------------------------------------------------------------------------------------------

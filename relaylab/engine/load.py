@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 import torch
-from huggingface_hub import constants
+from huggingface_hub import constants, snapshot_download
 from safetensors import safe_open
 from transformers import (
     AutoModelForCausalLM,
@@ -52,6 +52,8 @@ RELAY_CONFIG = "relay_config.json"  # beside a trained student: the caps that it
 CONFIGS = ("config.json", "adapter_config.json")  # a directory with one of them is a model
 SAFE = {"use_safetensors": True, "trust_remote_code": False}
 LAYERS = re.compile("n(um)?_(hidden_|decoder_)?layers?")  # as configurations spell the number of layers
+# Of a file that a model may lack, on the hub or in a folder.
+OPTIONAL = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
 PATTERN_SECONDS = 30.0  # for the patterns of an adapter; real ones take milliseconds
 # The ways in which PEFT looks for a pattern in the names of modules.
 MATCH = r"""
@@ -73,7 +75,10 @@ def embedded() -> dict[str, Path]:
 
 
 def resolve(name: str | Path) -> str:
-    """The path or hub id that a name stands for: an embedded name first, then a directory, else a hub id as it is."""
+    """The path or hub id that a name stands for: an embedded name first, then a directory, else a hub id as it is.
+
+    Of an adapter on the hub it is the folder of its files in the hub's cache.
+    """
     here = embedded()
     if str(name) in here:
         return str(here[str(name)])
@@ -88,7 +93,15 @@ def resolve(name: str | Path) -> str:
             f"ones; {nearest(name, here)}"
         )
     _look_for_hub()
-    return str(name)
+    return _hub_adapter(str(name)) or str(name)
+
+
+@lru_cache(maxsize=256)
+def _hub_adapter(name: str) -> str | None:
+    """The folder of an adapter on the hub, fetched if it is not in the cache; None for a whole model."""
+    if not cached_file(name, "adapter_config.json", **OPTIONAL):
+        return None
+    return snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"])
 
 
 @lru_cache(maxsize=1)
@@ -166,17 +179,16 @@ def _from_files(path: str, options: dict[str, Any]) -> Any:
     transformers reads the shards that an index of safetensors names, also if they are pickles. It makes as many layers
     as the configuration asks for, before it looks for their weights.
     """
-    missing = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
-    if index := cached_file(path, "model.safetensors.index.json", **missing):
+    if index := cached_file(path, "model.safetensors.index.json", **OPTIONAL):
         tensors = read_json(index).get("weight_map", {})
         if other := next((s for s in tensors.values() if not str(s).endswith(".safetensors")), None):
             raise ValueError(f"{index} names {other!r}, which is no safetensors file")
-    elif file := cached_file(path, "model.safetensors", **missing):
+    elif file := cached_file(path, "model.safetensors", **OPTIONAL):
         with safe_open(file, "pt") as opened:
             tensors = opened.keys()
     else:
         tensors = None  # transformers says what is missing
-    config = cached_file(path, "config.json", **missing)
+    config = cached_file(path, "config.json", **OPTIONAL)
     if config and tensors is not None:
         numbers = (n for key, n in _entries(read_json(config)) if LAYERS.fullmatch(key) and isinstance(n, int | float))
         if (layers := max(numbers, default=0)) > len(tensors):
@@ -360,5 +372,5 @@ def changed() -> list[str]:
 
 def relay_defaults(name: str | Path) -> dict[str, Any]:
     """The settings of ``RelayConfig`` that a student was trained with: its ``relay_config.json``; empty without one."""
-    file = Path(resolve(name)) / RELAY_CONFIG
-    return read_json(file) if file.exists() else {}
+    file = cached_file(resolve(name), RELAY_CONFIG, **OPTIONAL)
+    return read_json(file) if file else {}

@@ -253,7 +253,9 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]
     marks = {f"\ue000{i}\ue001": m["content"] for i, m in enumerate(messages)} if special else {}
     shown = [m | {"content": mark} for m, mark in zip(messages, marks)] if special else messages
     text = prompt_text(tokenizer, shown)
-    ids: list[int] = []
+    # What begins a text stands in a template; without one the tokenizer knows it.
+    begin = [] if getattr(tokenizer, "chat_template", None) else raw_ids(tokenizer, "")[:1]
+    ids: list[int] = [i for i in begin if i == tokenizer.bos_token_id]
     for part in re.split("(\ue000[0-9]+\ue001)", text) if special else [text]:
         is_content = part in marks
         ids += tokenizer(marks.get(part, part), add_special_tokens=False, split_special_tokens=is_content)["input_ids"]

@@ -33,7 +33,7 @@ from relaylab.relay.sequence import Done
 from relaylab.relay.students import Student
 from relaylab.relay.teachers import Teacher
 from relaylab.tasks.suites import problem_of
-from relaylab.trace import TEACHER, UNFINISHED, Call, Trace
+from relaylab.trace import STATISTICS, TEACHER, UNFINISHED, Call, Trace
 
 VERDICTS = ("needed", "wasted, right anyway", "wasted, wrong anyway", "harmful")
 EFFECT_COLUMNS = (
@@ -89,7 +89,8 @@ def call_effects(
                 n = None if "forbid" in arm.change else arm.change.get("call", call.requested)
                 rows.append((
                     number, trace.id, trace.problem.get("suite"), trace.problem.get("level"), trace.calls.index(call),
-                    call is trace.answered[0], call.start, arm.name, arm.relay.teacher.name, n, *_means(answers, call),
+                    call is trace.answered[0], call.start, arm.name, arm.relay.teacher.name, n,
+                    *_means(answers, call, placebo=arm.name == "placebo"),
                 ))  # fmt: skip
     frame = pd.DataFrame(rows, columns=list(EFFECT_COLUMNS))
     told_of_lost(len(arms) * len(calls) * samples, int(frame["samples"].sum()))
@@ -185,16 +186,18 @@ def _placebo(trace: Trace, call: Call, alone: Trace, student: Student) -> Trace:
     calls = [c for c in trace.calls if c.end <= call.end and c is not call] + [replace(call, delivered=len(own))]
     source, stop = trace.source[: call.end] + TEACHER * len(own), "teacher_end" if ended or not own else "interrupted"
     parts = dict(completion_ids=ids, source=source, pieces=student.text.pieces(ids), calls=calls, stop=stop)
-    return replace(trace, **parts, logprobs=None, entropies=None)
+    return replace(trace, **STATISTICS | parts)
 
 
-def _means(answers: list[Trace], call: Call) -> tuple[float, ...]:
-    """The last seven of ``EFFECT_COLUMNS``."""
+def _means(answers: list[Trace], call: Call, *, placebo: bool) -> tuple[float, ...]:
+    """The last seven of ``EFFECT_COLUMNS``. What stands after a placebo is the student's own."""
     answers = [t for t in answers if t.stop not in UNFINISHED]
     count, right = len(answers) or np.nan, sum(bool(t.correct) for t in answers)
     delivered = [c.delivered for t in answers for c in t.answered if c.start == call.start]
     later = sum(c.start > call.start for t in answers for c in t.answered)
     tokens = sum(t.count(TEACHER) for t in answers), sum(len(t.completion_ids) for t in answers)
+    if placebo:
+        delivered, tokens = [], (tokens[0] - sum(delivered), tokens[1])
     mean = sum(delivered) / len(delivered) if delivered else 0.0
     return len(answers), right, right / count, mean, later / count, *(n / count for n in tokens)
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from relaylab.defaults import CAPS
 from relaylab.engine.engine import Engine
@@ -18,7 +17,8 @@ from relaylab.files import Item
 from relaylab.relay.call_rules import CallRule
 from relaylab.relay.config import CallEnd, RelayConfig, with_training
 from relaylab.relay.local_teacher import LocalTeacher
-from relaylab.relay.pair import Pair, is_url, load_student, load_teacher, local_name
+from relaylab.relay.names import is_url
+from relaylab.relay.pair import Pair, load_student, load_teacher, local_name
 from relaylab.relay.students import Student
 from relaylab.relay.teachers import NoTeacher, Teacher
 from relaylab.tasks.suites import Problem, problem_texts
@@ -26,18 +26,6 @@ from relaylab.trace import Trace, TraceWriter
 
 if TYPE_CHECKING:
     from relaylab.evaluation.systems import System
-
-
-def without_secrets(value: Any) -> Any:
-    """A server's address without its login and query; any other value as it is.
-
-    >>> without_secrets("http://ann:secret@127.0.0.1:8000/v1?key=secret"), without_secrets(20)
-    ('http://127.0.0.1:8000/v1', 20)
-    """
-    if not (isinstance(value, str) and is_url(value)):
-        return value
-    parts = urlsplit(value)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 @dataclass(eq=False)

@@ -21,13 +21,14 @@ import pandas as pd
 
 from relaylab.defaults import TEACHER, UNTRAINED
 from relaylab.engine.load import fingerprint_weights
-from relaylab.evaluation.eval_run import EvalRun, ModelCache, without_secrets
+from relaylab.evaluation.eval_run import EvalRun, ModelCache
 from relaylab.evaluation.stats import summary
 from relaylab.evaluation.systems import ASKING, SYSTEMS, RelaySystem, System, system
 from relaylab.evaluation.table import read_table, rows_of, write_table
 from relaylab.files import CONFIG, bind_folder, check_config, own_code, plain, read_json, write_json
 from relaylab.relay.config import RelayConfig
-from relaylab.relay.pair import is_url, models_of, notice
+from relaylab.relay.names import is_url, models_of, without_secrets
+from relaylab.relay.pair import notice
 from relaylab.relay.teachers import NoTeacher, Teacher, every_teacher
 from relaylab.tasks.suites import Problem, problem_texts
 

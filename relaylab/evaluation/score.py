@@ -78,8 +78,10 @@ def score_traces(
         ]
         columns += [entropy.tolist(), (logp > chosen).sum(-1).tolist()]
         if other is not None:
-            beside = torch.log_softmax(other, -1)
-            columns.append((beside.exp() * (beside - logp)).nan_to_num(0.0).sum(-1).tolist())
+            # Models of one tokenizer may be padded to different sizes; no token stands behind these numbers.
+            size = min(other.shape[-1], logp.shape[-1])
+            beside = torch.log_softmax(other[..., :size], -1)
+            columns.append((beside.exp() * (beside - logp[..., :size])).nan_to_num(0.0).sum(-1).tolist())
         columns += [list(logits.topk(topk).values.cpu().numpy())] if topk else []
         columns += [list(states.float().cpu().numpy())] if hidden else []
         for i, *values in zip(at, *columns):

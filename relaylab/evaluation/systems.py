@@ -28,12 +28,13 @@ import torch
 from tqdm.auto import tqdm
 
 from relaylab.engine.engine import Engine
-from relaylab.evaluation.eval_run import EvalRun, without_secrets
+from relaylab.evaluation.eval_run import EvalRun
 from relaylab.evaluation.stats import unsure_above
 from relaylab.files import check_config
 from relaylab.relay.call_rules import CallAt, CallEvery, CallWhenUnsure
 from relaylab.relay.config import CallEnd
 from relaylab.relay.local_teacher import Verifier
+from relaylab.relay.names import without_secrets
 from relaylab.relay.pair import graded, problem_seed
 from relaylab.relay.teachers import NoTeacher
 from relaylab.tasks.suites import Problem
@@ -272,6 +273,9 @@ class Speculative(System):
         teacher, student = run.models.local_teacher("speculative"), run.models.engine(self.student)
         if teacher.fingerprint != student.text.fingerprint:
             raise ValueError("speculative decoding compares tokens: student and teacher must have one tokenizer")
+        if (own := student.model.config.vocab_size) != (other := teacher.engine.model.config.vocab_size):
+            sizes = f"{own} rows in {student.name} and {other} in {teacher.name}"
+            raise ValueError(f"speculative decoding in transformers needs embeddings of one size; there are {sizes}")
         config = {"method": "speculative", "draft": self.draft, "seed": run.seed}
         config |= {"temperature": teacher.temperature, "max_tokens": run.config.max_tokens}
         config |= {"student": student.name, "teacher": teacher.name}

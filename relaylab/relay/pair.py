@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
+import json
 import os
 import re
 import warnings
@@ -29,6 +31,7 @@ from relaylab.engine.load import (
 )
 from relaylab.relay.config import RelayConfig, with_training
 from relaylab.relay.local_teacher import LocalTeacher
+from relaylab.relay.names import is_url, models_of
 from relaylab.relay.relay import Prompt, Relay
 from relaylab.relay.sequence import Done
 from relaylab.relay.students import Student
@@ -202,12 +205,12 @@ def relay_config(relay: Relay, seed: int) -> dict[str, Any]:
     return {
         "student": relay.student.name,
         "student_weights": fingerprint_weights(relay.student) if isinstance(relay.student, Engine) else None,
+        **{f"student_{name}": value for name, value in request_fields(relay.student).items()},
         **_teacher_config(relay.teacher),
         **({"teachers": {name: _teacher_config(teacher) for name, teacher in several.items()}} if several else {}),
         "seed": seed,
         **asdict(relay.config),
-        # Where an object has no repr of its own, its address is not the same in the next run.
-        "call_rule": re.sub(r" at 0x[0-9a-fA-F]+", "", repr(relay.call_rule)),
+        "call_rule": _rule_text(relay.call_rule),
         "record": relay.record,
         **({"alternatives": relay.alternatives} if relay.alternatives else {}),
         **({"own_code": own_code} if own_code else {}),
@@ -221,8 +224,35 @@ def _teacher_config(teacher: Teacher) -> dict[str, Any]:
         "teacher": teacher.name,
         "teacher_weights": engine and fingerprint_weights(engine),
         **{f"teacher_{k}": getattr(teacher, k, None) for k in sampling},
-        **({"teacher_mode": mode} if (mode := getattr(teacher, "mode", None)) == "chat_only" else {}),
+        **{f"teacher_{name}": value for name, value in request_fields(teacher).items()},
     }
+
+
+def request_fields(model: Any) -> dict[str, str]:
+    """What else decides the answers of a server: its mode, and a digest of further fields, which may hold a key."""
+    body, mode = getattr(model, "extra_body", None), getattr(model, "mode", "auto")
+    text = json.dumps(body, sort_keys=True, default=str).encode()
+    digest = {"extra_body": hashlib.blake2b(text, digest_size=8).hexdigest()} if body else {}
+    return digest | ({"mode": mode} if mode != "auto" else {})
+
+
+def _rule_text(rule: Any) -> str:
+    """A rule as text. Of one without a repr of its own, it has the values that it holds, as of a closure."""
+    told = _repr(rule)
+    if not inspect.isfunction(rule) and repr(rule) != object.__repr__(rule):
+        return told
+    held = dict(getattr(rule, "__dict__", {}))
+    if inspect.isfunction(rule):
+        signature = inspect.signature(rule).parameters.values()
+        held |= inspect.getclosurevars(rule).nonlocals
+        held |= {p.name: p.default for p in signature if p.default is not p.empty}
+    values = ", ".join(f"{name}={_repr(held[name])}" for name in sorted(held))
+    return f"{values} in {told}" if held else told
+
+
+def _repr(value: Any) -> str:
+    """An object's address is not the same in the next run."""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
 
 
 def _resume(
@@ -247,24 +277,6 @@ def _resume(
     if shards or len(kept) < lines:
         writer.replace(kept.values())
     return kept
-
-
-def models_of(teacher: str) -> dict[str, str]:
-    """The models of several teachers, by the names that a text gives them; of one, its own by the name ``""``.
-
-    Raises:
-        ValueError: for a name that stands twice.
-
-    >>> models_of("small=student large=teacher"), models_of("teacher")
-    ({'small': 'student', 'large': 'teacher'}, {'': 'teacher'})
-    """
-    parts = [part.partition("=") for part in teacher.split()]
-    if len(parts) < 2 or not all(equals for _, equals, _ in parts):
-        return {"": teacher}
-    models = {name: model for name, _, model in parts}
-    if len(models) < len(parts):
-        raise ValueError(f"each teacher needs a name of its own; {teacher!r} has one twice")
-    return models
 
 
 def load_teacher(
@@ -356,8 +368,3 @@ def load_pair(
     elif teacher_options:
         raise ValueError("teacher_options are for a teacher that is loaded by name; this one is made already")
     return Pair(model, teacher, relay_defaults(local))
-
-
-def is_url(name: str) -> bool:
-    """Whether a model's name is the address of a server."""
-    return name.startswith(("http://", "https://"))

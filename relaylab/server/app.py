@@ -17,6 +17,8 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, G
 from prometheus_client import generate_latest as metrics_text
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
@@ -31,6 +33,7 @@ from relaylab.server.worker import Row, VisibleText, Worker
 
 BODY_SECONDS = 30  # in which the body of a request must be there
 LONG = 10_000  # characters of a prompt that is tokenised in a thread of its own
+LOCAL = ("127.0.0.1", "localhost")
 CLOSED_REQUEST = 499  # what nginx logs for a client that left; nobody reads it
 
 
@@ -55,8 +58,13 @@ class Server:
         self._run, self._numbers = secrets.token_hex(8), count()  # of this server, and of its answers
         self._metrics()
 
-    def app(self) -> Starlette:
-        """The ASGI application. Its lifespan is that of the worker's thread."""
+    def app(self, *, local: bool = False) -> Starlette:
+        """The ASGI application. Its lifespan is that of the worker's thread.
+
+        ``local``: without a key, answer only what is addressed to this machine by its own name.
+        """
+        # A site may let its name lead to this machine; the browser takes the answers for its own then.
+        names = Middleware(TrustedHostMiddleware, allowed_hosts=LOCAL, www_redirect=False)
         routes = [
             Route("/v1/chat/completions", self._chat, methods=["POST"]),
             Route("/v1/completions", self._completions, methods=["POST"]),
@@ -72,7 +80,8 @@ class Server:
             yield
             await asyncio.to_thread(self.worker.close)
 
-        return Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan)
+        guards = [names] if local and self._key is None else []
+        return Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan, middleware=guards)
 
     # Small routes -----------------------------------------------------------------------------------------------------
 
@@ -122,6 +131,9 @@ class Server:
 
     async def _read(self, request: Request, kind: type[AnswerRequest]) -> Any:
         self._check_key(request)
+        # A page of any site can make a browser send other types to this machine without asking it first.
+        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+            raise Refusal(415, "the request must be JSON: send it with 'Content-Type: application/json'")
         body = bytearray()
         try:
             async with asyncio.timeout(BODY_SECONDS):
@@ -316,6 +328,5 @@ def serve(server: Server, *, host: str, port: int, drain: int) -> None:
     """Serve until Ctrl-C or SIGTERM; then answers under way have ``drain`` seconds to end."""
     import uvicorn
 
-    uvicorn.run(
-        server.app(), host=host, port=port, log_level="warning", server_header=False, timeout_graceful_shutdown=drain
-    )
+    app = server.app(local=host in LOCAL)
+    uvicorn.run(app, host=host, port=port, log_level="warning", server_header=False, timeout_graceful_shutdown=drain)

@@ -25,7 +25,7 @@ from typing import Any
 
 import psutil
 
-from relaylab.files import write_json
+from relaylab.files import read_json, write_json
 from relaylab.settings import holds_secret, nearest
 
 RESULT = "RELAYLAB_RESULT"  # environment variable: the file that ``result`` writes to
@@ -182,6 +182,24 @@ def _refuse_secret(name: str, value: Any) -> None:
 
 
 # Execution ------------------------------------------------------------------------------------------------------------
+
+
+def check_folder(notebook: str | Path, folder: str | Path) -> None:
+    """Refuse a folder in which the executed copy would replace the notebook itself, or records of something else.
+
+    Raises:
+        ValueError: names the file.
+    """
+    notebook, folder = Path(notebook).resolve(), Path(folder).resolve()
+    if notebook.parent == folder:
+        raise ValueError(f"the executed copy would replace {notebook}; choose another folder (--out)")
+    for path in (folder / name for name in (DONE, FAILED) if (folder / name).exists()):
+        try:
+            record = read_json(path)
+        except ValueError:
+            continue  # damaged; there is nothing to lose
+        if not isinstance(record, dict) or not {"notebook", "status"} <= set(record):
+            raise ValueError(f"{path} is no record of an executed notebook; choose another folder (--out)")
 
 
 def execute(

@@ -26,6 +26,7 @@ MAX_POINTS = 100_000
 COLUMNS = ("key", "seed", "version", "commit", "planned")  # of a table of results, besides parameters and results
 IMPORT = re.compile(r"^\s*(?:from|import)\s+(\w+)", re.MULTILINE)
 Name = Annotated[str, BeforeValidator(str)]
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]  # a table holds no more
 Values = dict[str, Any]
 Level = tuple[str, Values]
 Resources = dict[Literal["cpus", "gpus", "memory_gb"], Annotated[float, Field(ge=0)]]
@@ -41,7 +42,7 @@ class SweepFile(BaseModel):
     grid: dict[str, list[Any]] = {}
     zips: list[dict[str, list[Any]]] = []
     lists: dict[str, dict[Name, Values]] = {}
-    seeds: Annotated[int, Field(ge=1, le=MAX_POINTS)] | Annotated[list[int], Field(min_length=1)] | None = None
+    seeds: Annotated[int, Field(ge=1, le=MAX_POINTS)] | Annotated[list[Seed], Field(min_length=1)] | None = None
     seed_parameter: str = "seed"
     where: list[Values] = []
     collect: list[str] = []
@@ -207,6 +208,8 @@ def _check_names(path: Path, file: SweepFile, factors: Mapping[str, list[Level]]
                 raise ValueError(f"{path}: {name!r} cannot be varied here: seeds go under 'seeds'")
             if owner.setdefault(name, factor) != factor:
                 raise ValueError(f"{path}: {name!r} is varied by {owner[name]!r} and by {factor!r}; one must do")
+    if taken := [name for name in file.parameters if name in COLUMNS and name not in ("seed", file.seed_parameter)]:
+        raise ValueError(f"{path}: the table of results has a column {taken[0]!r} of its own; name the parameter anew")
     results = [*file.collect, *(file.plane if "plane" in file.model_fields_set else ())]
     if taken := [name for name in results if name in {*COLUMNS, *defaults, *factors}]:
         raise ValueError(f"{path}: {taken[0]!r} is a parameter, so no result can be collected under this name")

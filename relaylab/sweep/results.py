@@ -32,7 +32,9 @@ def collect(plan: Plan, out: str | Path) -> pd.DataFrame:
     for key, record in records:
         row = record["levels"] | record["parameters"] | {name: record.get(name) for name in COLUMNS}
         row |= {"key": key, "planned": key in order}
-        rows.append(row | {n if n not in columns else f"result.{n}": v for n, v in record["values"].items()})
+        row["seed"] = record["parameters"].get("seed") if row["seed"] is None else row["seed"]
+        row |= {n if n not in columns else f"result.{n}": v for n, v in record["values"].items()}
+        rows.append({name: _cell(value) for name, value in row.items()})
     columns += dict.fromkeys(name for row in rows for name in row if name not in columns)
     table = pd.DataFrame(rows, columns=columns)
     for name in table:
@@ -141,6 +143,15 @@ def read_results(path: str | Path, *, collect: Sequence[str]) -> tuple[Plan, pd.
     except (ValueError, ZeroDivisionError) as error:
         raise ValueError(f"a seed in {path} is no number ({error}); seeds are whole numbers, or empty") from None
     return Plan(path.stem, path, points, {factor: list(dict.fromkeys(table[factor]))}, tuple(collect), plane), table
+
+
+def _cell(value: Any) -> Any:
+    """What a table cannot hold as it is: integers of more than 64 bits, and halves of surrogate pairs."""
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()
+    if type(value) is int and not -(2**63) <= value < 2**63:
+        return float(value) if abs(value) < 2**1023 else str(value)
+    return value
 
 
 def _seed(text: str) -> int:

@@ -53,27 +53,43 @@ class Store:
         self.out = str(out).rstrip("/") if self.is_url else str(Path(out).resolve())
         if self.out.startswith("memory:"):
             raise ValueError(f"{out} is the memory of one process, and every point runs in a process of its own")
+        if not self.is_url:
+            return
         try:
-            self.files, self.root = fsspec.url_to_fs(self.out if self.is_url else f"file://{self.out}")
+            self.files, self.root = fsspec.url_to_fs(self.out)
         except (ImportError, ValueError) as error:
             raise ValueError(f"{out} cannot be reached: {error}") from error
 
     def records(self, name: str = DONE, key: str = "*") -> dict[str, Record]:
         """The records of all points, or of one, by key. A broken one is left out: its point runs again."""
-        self.files.invalidate_cache()  # of listings: others write too
-        paths, records = self.files.glob(f"{self.root}/points/{key}/{name}"), {}
-        for path, data in (self.files.cat(paths, on_error="omit") if paths else {}).items():
+        records: dict[str, Record] = {}
+        for path, data in self._contents(f"points/{key}/{name}"):
             with suppress(ValueError, TypeError, KeyError, RecursionError):
                 record = json.loads(data)
                 parts = {name: dict(record[name]) for name in ("levels", "parameters", "values")}
-                records[path.split("/")[-2]] = record | parts | {"seconds": float(record["seconds"])}
+                simple = {"seconds": float(record["seconds"]), "status": str(record.get("status", "done"))}
+                records[path.split("/")[-2]] = record | parts | simple
         return records
+
+    def _contents(self, pattern: str) -> Iterator[tuple[str, bytes]]:
+        if self.is_url:
+            self.files.invalidate_cache()  # of listings: others write too
+            paths = self.files.glob(f"{self.root}/{pattern}")
+            yield from (self.files.cat(paths, on_error="omit") if paths else {}).items()
+            return
+        for path in Path(self.out).glob(pattern):  # the folder's own name may hold [ or *
+            with suppress(FileNotFoundError):
+                yield path.as_posix(), path.read_bytes()
 
     def write(self, name: str, data: str | bytes) -> str:
         """Write a file, whole; its path or URL."""
-        self.files.makedirs(f"{self.root}/{name}".rsplit("/", 1)[0], exist_ok=True)
         data = data.encode() if isinstance(data, str) else data
-        self.files.pipe_file(f"{self.root}/{name}", data) if self.is_url else write_whole(f"{self.root}/{name}", data)
+        if self.is_url:
+            self.files.makedirs(f"{self.root}/{name}".rsplit("/", 1)[0], exist_ok=True)
+            self.files.pipe_file(f"{self.root}/{name}", data)
+        else:
+            Path(self.out, name).parent.mkdir(parents=True, exist_ok=True)
+            write_whole(Path(self.out, name), data)
         return f"{self.out}/{name}"
 
     @contextmanager

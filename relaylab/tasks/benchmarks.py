@@ -129,7 +129,7 @@ def load_benchmark(
     rows = _local(bench, Path(path)) if path is not None else _hub(bench)
     found: dict[str, Problem] = {}
     for where, row in rows:
-        if bench.only and isinstance(row, dict) and not row.get(bench.only, True):
+        if bench.only and isinstance(row, dict) and not _true(row.get(bench.only, True)):
             continue
         problem = _problem(bench, row, where)
         other = found.setdefault(problem.id, problem)
@@ -204,6 +204,11 @@ def _hub(bench: Benchmark) -> Rows:
     return ((f"{bench.hub}, row {number}", row) for number, row in enumerate(rows))
 
 
+def _true(value: Any) -> bool:
+    """Whether a cell says yes; those of a CSV file are texts."""
+    return str(value).strip().lower() not in ("", "0", "0.0", "false", "no", "none", "nan")
+
+
 def _problem(bench: Benchmark, row: Any, where: str) -> Problem:
     columns = {"question": (bench.question, *QUESTION), "answer": (bench.answer, *ANSWER)}
     question, answer, solution = read_row(row, where, **columns)
@@ -212,7 +217,7 @@ def _problem(bench: Benchmark, row: Any, where: str) -> Problem:
     kind, error = bench.kind, text_of(row.get("error"))
     if "is_multiple_answer" in row:  # OlympiadBench says of each row what its answer is
         numerical = row.get("answer_type") == "Numerical"
-        kind = "several" if row["is_multiple_answer"] else "number" if numerical else "expression"
+        kind = "several" if _true(row["is_multiple_answer"]) else "number" if numerical else "expression"
     if error and not math.isfinite(_float(error)):
         raise ValueError(f"{where}: the column error holds {error!r}; it must be a number or empty")
     share = bench.relative * abs(_float(answer)) if bench.relative else 0.0

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from relaylab import files
 from relaylab.engine.load import fingerprint_weights
-from relaylab.relay.pair import problem_seed
+from relaylab.relay.pair import problem_seed, request_fields
 from relaylab.relay.teachers import NamedTeachers, NoTeacher, Teacher, TeacherOutput, TeacherView, complete
 from relaylab.stopping import stop_signals
 from relaylab.tasks.grading import grade_problem
@@ -97,7 +97,7 @@ def pass_rates(
     fields = {k: getattr(teacher, k, fields.get(k)) for k in ("fingerprint", "temperature", "top_p", "top_k")}
     engine, own_code = getattr(teacher, "engine", None), files.own_code(teacher)
     weights = engine and fingerprint_weights(engine)
-    config = {"teacher": teacher.name, "teacher_weights": weights} | fields | sampling
+    config = {"teacher": teacher.name, "teacher_weights": weights} | request_fields(teacher) | fields | sampling
     config |= {"own_code": own_code} if own_code else {}
     done = _resume(path, () if shard else files.shard_files(out), config, problems)
     todo, errors, size = [p for p in problems if p.id not in done], list[str](), max(1, batch_size // samples)

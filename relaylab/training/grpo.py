@@ -31,7 +31,8 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.utils import nanstd
 
 from relaylab.files import locked, own_code, read_json, replaced_folder, write_json
-from relaylab.relay.pair import load_teacher, models_of
+from relaylab.relay.names import models_of
+from relaylab.relay.pair import load_teacher, request_fields
 from relaylab.relay.teachers import NamedTeachers, NoTeacher, Teacher, every_teacher
 from relaylab.stopping import stop_signals
 from relaylab.tasks.data import load_problems
@@ -206,17 +207,23 @@ def _bound(
 ) -> dict[str, Any]:
     """What decides a run: settings, the student's weights, teachers, and the texts of the problems."""
     texts = json.dumps(problem_texts(problems))
-    told = ("name", "temperature", "top_p", "top_k")  # a teacher's own name holds no password
     every = every_teacher(teachers)
     own = own_code(rewards.SCHEMES[config.reward], *every)
     return config.bound | {
         "student_weights": weights_digest(config.student),
-        "teachers": [{name: getattr(teacher, name, None) for name in told} for teacher in every],
+        "teachers": [_told(teacher) for teacher in every],
         "teacher_weights": [weights_digest(model) for name in names for model in models_of(name).values()],
         **({"own_code": own} if own else {}),
         "problems": len(problems),
         "problem_texts": hashlib.sha256(texts.encode(errors="surrogatepass")).hexdigest(),
     }
+
+
+def _told(teacher: Teacher) -> dict[str, Any]:
+    """What decides the words of a teacher. Its own name holds no password."""
+    told = {name: getattr(teacher, name, None) for name in ("name", "temperature", "top_p", "top_k")}
+    threshold = getattr(teacher, "threshold", None)
+    return told | request_fields(teacher) | ({} if threshold is None else {"threshold": threshold})
 
 
 def _teacher(name: str, options: dict[str, Any]) -> Teacher:

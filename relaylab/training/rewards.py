@@ -31,7 +31,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-from relaylab.trace import STUDENT, TEACHER, Trace
+from relaylab.trace import STATISTICS, STUDENT, TEACHER, Trace
 
 Ratio = Literal["paper", "content", "group"]
 Kind = Literal["solvable", "dependent", "unsolvable"]
@@ -242,8 +242,7 @@ def rolled_back(trace: Trace) -> Trace:
         source=STUDENT * len(kept),
         pieces=[trace.pieces[i] for i in kept],
         calls=[],
-        logprobs=None,
-        entropies=None,
+        **STATISTICS,
     )
 
 

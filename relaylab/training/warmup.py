@@ -29,7 +29,8 @@ from relaylab.call_tag import format_call
 from relaylab.engine.engine import Engine
 from relaylab.engine.load import load_engine
 from relaylab.files import bind_folder, check_config, check_replaceable, plain, read_json, replaced_folder, write_json
-from relaylab.relay.pair import Pair, load_teacher, models_of
+from relaylab.relay.names import models_of, without_secrets
+from relaylab.relay.pair import Pair, load_teacher
 from relaylab.relay.teachers import NamedTeachers, NoTeacher, ScriptedTeacher, Teacher, TeacherOutput
 from relaylab.stopping import stop_signals
 from relaylab.tasks.suites import Problem, problem_texts
@@ -186,6 +187,7 @@ def warmup(
     free = ("out", "problems", "check", "progress", "device", "save_steps")  # these decide nothing, or are digested
     settings = {k: v for k, v in locals().items() if k not in ("free", *free)}
     teachers = models_of(str(teacher)) if teacher else {}
+    settings["teacher"] = without_secrets(str(teacher)) if teacher else teacher
     settings |= {"weights": [weights_digest(m) for m in (student, *teachers.values())]}
     config = plain(settings | {"problems": problem_texts(problems), "check": problem_texts(check)})
     check_apart(out, student)
@@ -231,7 +233,8 @@ def warmup(
         # An adapter that begins as zero and is switched off is the untouched student.
         zero = base_model(student) == str(student) and (lora or {}).get("init_lora_weights", True) in (True, "gaussian")
         reference = None if isinstance(model, PeftModel) and zero else copy.deepcopy(model)
-        pad_id: Any = tokenizer.pad_token_id
+        # Padding is masked, so any token will do where a tokenizer has none for it.
+        pad_id: Any = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         tag = policy.engine.text.encode(format_call(1, next(iter(teachers), "") or None))[0]
         trainer = DistillTrainer(model, reference, pad_id, tag=tag, keep=keep, **options)
     else:

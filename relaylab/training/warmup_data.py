@@ -28,7 +28,7 @@ from relaylab.relay.relay import Relay
 from relaylab.relay.sequence import Done
 from relaylab.relay.teachers import NoTeacher, Teacher
 from relaylab.tasks.suites import Problem
-from relaylab.trace import TEACHER, Trace
+from relaylab.trace import TEACHER, Call, Trace
 
 NO_LOSS = -100  # the label of a token that is read and not learned
 
@@ -196,7 +196,8 @@ def warmup_data(
     if teacher:
         relay = Relay(student, teacher, on_failure="raise", **options)
         chosen = help_at_random(relay, chosen, uniform=uniform, whole_words=whole_words, progress=progress, **drawing)
-        chosen = [trace for trace in chosen if trace.stop in ("end", "teacher_end")]
+        # A student that calls by itself would get its own commands a second time.
+        chosen = [t for t in chosen if t.stop in ("end", "teacher_end") and all(map(_is_help, t.calls))]
     rows = []
     for trace in chosen:
         tokens, encode = _labelled(trace), lambda text: [(i, i, 1) for i in student.text.encode(text)]
@@ -210,8 +211,14 @@ def warmup_data(
     if not rows:
         ended = sum(t.stop == "end" for t in traces)
         remedy = "raise max_tokens, or turn keep_correct off"
+        remedy += ", or take a student that does not call yet" if teacher else ""
         raise ValueError(f"none of the {len(traces)} responses can be used: {ended} ended within their limit; {remedy}")
     return Dataset.from_list(rows)
+
+
+def _is_help(call: Call) -> bool:
+    """A silent call of ``help_at_random`` that was answered."""
+    return call.forced and call.start == call.end and call.status == "answered"
 
 
 def _labelled(trace: Trace) -> list[tuple[int, int, int]]:

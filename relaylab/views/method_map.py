@@ -20,6 +20,14 @@ MEASURED = "measured, no winner known"
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star")
 
 
+def pair_place(name: str, dials: Any) -> dict[str, float]:
+    """Where a measured pair lies on the map. ValueError if it has not h and c."""
+    try:
+        return {dial: float(value) for dial, value in dial_columns(dials).items()}
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"the pair {name!r} needs harmless and confident, each with value, low, high") from error
+
+
 def map_figure(drawn: pd.DataFrame, measured: Mapping[str, Any] | None = None) -> go.Figure:
     """Each world at its h and c, coloured by the winner at the middle budget; at each budget on hover and in words.
 
@@ -40,10 +48,7 @@ def map_figure(drawn: pd.DataFrame, measured: Mapping[str, Any] | None = None) -
     wins = [f"{figure_text(str(winner))} wins at {100 * middle:.0f} % teacher tokens" for winner in at["winner"]]
     parts = [at.assign(label=labels, name=[label.partition("<br>")[0] for label in labels], marks=wins)]
     for name, dials in (measured or {}).items():
-        try:
-            place = {dial: float(value) for dial, value in dial_columns(dials).items()}
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"the pair {name!r} needs harmless and confident, each with value, low, high") from error
+        place = pair_place(name, dials)
         label = f"<b>{figure_text(name)}</b>"
         parts.append(pd.DataFrame([place | {"label": label, "name": label, "marks": MEASURED}]))
         words.append(f"{visible(name)}, h {100 * place['h']:.0f} %, c {100 * place['c']:.0f} %")

@@ -140,7 +140,7 @@ def effects_shown(rows: pd.DataFrame) -> pd.DataFrame:
 def _failure(record: Mapping[str, Any]) -> str:
     error = visible(record.get("error") or "", keep="\n\t")
     last = next((line for line in reversed(error.splitlines()) if line.strip()), "")
-    return f"{record['status']}: {_text(last)}<details><pre>{_text(error)}</pre></details>"
+    return f"{_text(record['status'])}: {_text(last)}<details><pre>{_text(error)}</pre></details>"
 
 
 def _number(value: float, low: float, high: float) -> str:
