@@ -31,6 +31,7 @@ def main() -> None:
     parser.add_argument("--name", default="real-training", help="of the files of the runs")
     parser.add_argument("--out", type=Path, required=True, help="folder of the pictures")
     asked = parser.parse_args()
+    asked.out.mkdir(parents=True, exist_ok=True)
     figures = {"real-map": map_figure(pd.read_csv(MEASURED / "map.csv"), read_json(MEASURED / "real_pair.json"))}
     if runs := dict(run.split("=", 1) for run in asked.run):
         metrics = {name: read_metrics(folder) for name, folder in runs.items()}
