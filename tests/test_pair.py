@@ -492,6 +492,9 @@ def test_a_rule_is_known_by_what_it_holds(student, tmp_path):
         assert pair(student).decode(PROBLEMS[:1], out=out, **TERMS | dict(call_rule=rule(5))) == first
         with pytest.raises(ValueError, match=r"call_rule was .*n=5.*, is .*n=9"):
             pair(student).decode(PROBLEMS[:1], out=out, **TERMS | dict(call_rule=rule(9)))
+    long = [relay_config(pair(student).relay(call_rule=Held([*range(k)])), seed=0)["call_rule"] for k in (4000, 4001)]
+    assert long[0] != long[1]
+    assert max(map(len, long)) < 400, "it stands in every trace"
 
 
 def test_what_else_a_server_is_told_is_part_of_the_configuration(student):

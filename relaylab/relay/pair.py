@@ -246,13 +246,16 @@ def _rule_text(rule: Any) -> str:
         signature = inspect.signature(rule).parameters.values()
         held |= inspect.getclosurevars(rule).nonlocals
         held |= {p.name: p.default for p in signature if p.default is not p.empty}
-    values = ", ".join(f"{name}={_repr(held[name])}" for name in sorted(held))
+    values = ", ".join(f"{name}={_repr(held[name], 200)}" for name in sorted(held))
     return f"{values} in {told}" if held else told
 
 
-def _repr(value: Any) -> str:
-    """An object's address is not the same in the next run."""
-    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
+def _repr(value: Any, most: int | None = None) -> str:
+    """The text of an object without its address, which is another in the next run; a digest ends a long one."""
+    text = re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
+    if most is None or len(text) <= most:
+        return text
+    return f"{text[:most]}... {hashlib.blake2b(text.encode(errors='surrogatepass'), digest_size=8).hexdigest()}"
 
 
 def _resume(
