@@ -60,7 +60,7 @@ format: $(READY)
 
 clean:
 	rm -rf .venv web/node_modules dist build .pytest_cache .ruff_cache .hypothesis
-	rm -rf $(addprefix runs/,first site page browser)  # what make itself made there
+	rm -rf $(addprefix runs/,first site page browser)  # what nothing but make writes
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Done once, and again when what is to be installed changes. `make clean` starts from nothing.

@@ -121,7 +121,7 @@ def measured(asked: argparse.Namespace, tests: list[Problem], trained: dict[str,
         told(name, run.traces(system(name)), alone)
     for step, path in trained.items():
         told(f"step {step}, no calls", run.traces(system(f"teacher-free:student={path}")), alone)
-        traces = run.traces(system(f"relay:student={path},call_end=line"))
+        traces = run.traces(system(f"relay:student={path}"))
         told(f"step {step}", traces, alone)
         relay = Relay(models.engine(str(path)), models.teacher, config, batch_size=64)
         judged(folder / f"effects-{step}.csv", traces, relay)

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -20,7 +21,7 @@ from relaylab.engine.load import embedded, load_engine, load_model
 from relaylab.relay.api_teacher import APITeacher
 from relaylab.relay.call_rules import CallAt
 from relaylab.relay.config import RelayConfig
-from relaylab.relay.pair import Pair, load_pair, load_teacher, notice, relay_config
+from relaylab.relay.pair import Pair, load_pair, load_teacher, relay_config
 from relaylab.relay.teachers import NoTeacher, ScriptedTeacher, TeacherOutput
 from relaylab.tasks.grading import grade
 from relaylab.tasks.suites import SUITES, Problem, level_of, problem, problems
@@ -125,8 +126,11 @@ def test_a_folder_named_as_an_embedded_model_holds_another_student(tmp_path):
     shutil.copytree(embedded()["student"], mine)
     engine = load_engine(mine)
     assert engine.name == "relay"
-    assert notice(engine, "Why is the sky blue?") is None
-    assert "know nothing else" in (notice("relay", "Why is the sky blue?") or "")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Pair(engine, NoTeacher()).solve("Why is the sky blue?", max_tokens=2)
+    with pytest.warns(UserWarning, match="know nothing else"):
+        Pair(load_engine("relay"), NoTeacher()).solve("Why is the sky blue?", max_tokens=2)
 
 
 def test_a_policy_is_known_again_though_it_has_no_repr_of_its_own(student, tmp_path):
